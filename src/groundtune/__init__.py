@@ -1,0 +1,29 @@
+"""Fine-tune Grounding DINO on your own boxes.
+
+    import groundtune as gt
+    model = gt.load("nano")
+    run = gt.train(model, "data/cat", epochs=20)
+    detections = model.predict("cat.jpg", ["cat", "sofa"])
+
+The public names come from `groundtune.api` at their first use: `import groundtune` alone does not import torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundtune.api import Model, evaluate, load, train
+
+__version__ = "0.1.0"
+__all__ = ["Model", "evaluate", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'groundtune' has no attribute {name!r}")
+    from groundtune import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
