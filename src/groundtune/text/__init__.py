@@ -1,0 +1,1 @@
+"""Strings and tokens: class names, prompts, token inputs and which classes stand in a prompt."""

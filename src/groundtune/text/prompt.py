@@ -1,0 +1,119 @@
+"""Class names become one caption, and the caption knows where each name stands.
+
+Grounding DINO reads its classes as one sentence, `"cat. red blood cell. "`. The reference (IDEA `demo/`, MMDetection
+`GroundingDINO.get_tokens_positive_and_prompts`) cleans names in several places and searches the finished caption for
+them again. Two deviations, both against silent errors:
+
+- Spans are recorded while the caption is built. `caption.find("car")` lands in "carrot".
+- `.` and `?` inside a name become spaces: they separate phrases in the model and would cut the name in two.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from groundtune.errors import DataError
+
+_INNERMOST_PARENTHESES = re.compile(r"\([^()]*\)")
+_SEPARATOR = ". "
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and the place of every phrase in it.
+
+    Attributes:
+        caption: The text for the tokenizer. Every phrase is closed by `". "`, the last one too.
+        phrases: The cleaned names in the order of the prompt.
+        spans: For each phrase its character ranges [begin, end) in the caption, the closing separator left out.
+    """
+
+    caption: str
+    phrases: tuple[str, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def clean_name(name: str) -> str:
+    """Give the one form in which a class name is used everywhere.
+
+    `_`, `.` and `?` become spaces, text in parentheses (nested ones too) is dropped, white space is collapsed and
+    trimmed, letters are lower-cased. Nothing else changes: "/", "-", "," and "'" stay.
+
+    Args:
+        name: A class name as a data set or a user wrote it.
+
+    Returns:
+        The cleaned name. It is empty when nothing is left; the callers report that with the original name.
+    """
+    without, dropped = _INNERMOST_PARENTHESES.subn(" ", name)
+    while dropped:
+        without, dropped = _INNERMOST_PARENTHESES.subn(" ", without)
+    return " ".join(re.sub(r"[_.?]", " ", without).split()).lower()
+
+
+def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
+    """Clean names and make those that clean to the same text one class.
+
+    Args:
+        names: Class names as written, in the data set's order. May be empty, then everything returned is empty.
+
+    Returns:
+        The cleaned unique names in the order in which they were first seen; for each input name the index of its
+        class among them; and one message for every class that several names were merged into.
+
+    Raises:
+        DataError: Names are empty after cleaning. All of them are listed.
+    """
+    cleaned = [clean_name(name) for name in names]
+    _refuse_empty(names, cleaned)
+    index_of: dict[str, int] = {}
+    for name in cleaned:
+        index_of.setdefault(name, len(index_of))
+    index = [index_of[name] for name in cleaned]
+    written: list[list[str]] = [[] for _ in index_of]
+    for name, class_index in zip(names, index, strict=True):
+        written[class_index].append(name)
+    messages = [
+        f"{len(group)} class names ({', '.join(map(repr, group))}) read {unique!r} after cleaning: they are one class."
+        for unique, group in zip(index_of, written, strict=True)
+        if len(group) > 1
+    ]
+    return list(index_of), index, messages
+
+
+def class_prompt(names: Sequence[str]) -> Prompt:
+    """Build the caption `"name1. name2. "` of some classes together with the character spans.
+
+    Args:
+        names: Class names in the order of the prompt. They are cleaned here (which changes nothing when they are clean
+            already). No names give an empty caption.
+
+    Returns:
+        The prompt; phrase i is `names[i]`.
+
+    Raises:
+        DataError: A name is empty after cleaning, or two names clean to the same text. All are listed.
+    """
+    phrases = tuple(clean_name(name) for name in names)
+    _refuse_empty(names, phrases)
+    if len(set(phrases)) < len(phrases):
+        twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+        raise DataError(
+            f"The prompt has {', '.join(map(repr, twice))} more than once (after cleaning), and the model cannot tell "
+            "equal phrases apart. Name every class once."
+        )
+    caption = ""
+    spans = []
+    for phrase in phrases:
+        spans.append(((len(caption), len(caption) + len(phrase)),))
+        caption += phrase + _SEPARATOR
+    return Prompt(caption, phrases, tuple(spans))
+
+
+def _refuse_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
+    empty = [name for name, clean in zip(names, cleaned, strict=True) if not clean]
+    if empty:
+        raise DataError(
+            f"Class names with no text left after cleaning: {', '.join(map(repr, empty))}. Text in parentheses and the "
+            "characters '_', '.' and '?' do not count; rename these classes."
+        )

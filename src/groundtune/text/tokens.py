@@ -1,0 +1,262 @@
+"""Prompts become token ids, the phrase-block mask, and the map from phrases to tokens.
+
+A token attends only to the tokens of its own phrase and to the separator that closes it, and positions start again in
+each phrase (Grounding DINO, section 3.4, "sub-sentence level" text). A phrase therefore reads the same in every prompt.
+
+Deviations from the reference (IDEA `bertwarper.generate_masks_with_special_tokens_and_transfer_map`):
+
+- Separators are looked for among real tokens only, and [SEP] is always a block of its own. In the reference the last
+  phrase of a caption without a final "." joins [SEP] if and only if the caption happens to be padded. For a caption
+  that ends with "." the result is the same as the reference's for that caption alone.
+- The search for a character that has a token goes over the whole span and never leaves it. The reference tries two
+  neighbours: for an invisible one-letter name it would mark the separator.
+- A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an all-zero row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding, BertTokenizer
+
+from groundtune.errors import CheckpointError, DataError
+from groundtune.text.prompt import Prompt
+
+MAX_TEXT_LEN = 256
+_SEPARATOR_IDS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # of the bert-base-uncased vocabulary
+
+Spans = Iterable[tuple[int, int]]
+
+
+@dataclass
+class TextInput:
+    """What the language model and the text mask need, for B prompts padded to the longest (T tokens).
+
+    Attributes:
+        input_ids: (B, T) long, BERT token ids.
+        text_token_mask: (B, T) bool, True = real token, False = padding.
+        position_ids: (B, T) long, the place of a token in its phrase; 0 on padding.
+        phrase_mask: (B, T, T) bool, True = row token may attend to column token. Padding attends to itself alone.
+    """
+
+    input_ids: Tensor
+    text_token_mask: Tensor
+    position_ids: Tensor
+    phrase_mask: Tensor
+
+    def to(self, device: torch.device | str) -> "TextInput":
+        """Give the same input with all tensors on `device`."""
+        return TextInput(
+            self.input_ids.to(device),
+            self.text_token_mask.to(device),
+            self.position_ids.to(device),
+            self.phrase_mask.to(device),
+        )
+
+
+def build_tokenizer(vocab_file: Path) -> BertTokenizer:
+    """Make the lower-casing WordPiece tokenizer of a BERT vocabulary.
+
+    Args:
+        vocab_file: A `vocab.txt`, one token per line.
+
+    Returns:
+        A fast tokenizer, so that `char_to_token` exists.
+
+    Raises:
+        CheckpointError: The file is missing, or its ids of [CLS], [SEP], "." and "?" are not those of
+            bert-base-uncased, by which phrases are separated.
+    """
+    if not vocab_file.is_file():
+        raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
+    # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK] (transformers 5.23)
+    tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
+    if found != _SEPARATOR_IDS:
+        raise CheckpointError(
+            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {found}, "
+            f"expected {_SEPARATOR_IDS}."
+        )
+    return tokenizer
+
+
+def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the phrases and say which token may attend to which.
+
+    Args:
+        input_ids: (B, T) long.
+        text_token_mask: (B, T) bool, True = real token.
+
+    Returns:
+        The phrase mask (B, T, T) bool and the position ids (B, T) long, both as in `TextInput`. One image's part does
+        not depend on its padding nor on the other images.
+    """
+    length = input_ids.shape[1]
+    index = torch.arange(length, device=input_ids.device)
+    separators = torch.tensor(list(_SEPARATOR_IDS.values()), device=input_ids.device)
+    closes = torch.isin(input_ids, separators)
+    begins = torch.ones_like(closes)  # a block begins after every separator ...
+    begins[:, 1:] = closes[:, :-1]
+    begins |= input_ids == _SEPARATOR_IDS["[SEP]"]  # ... and [SEP] never belongs to a phrase
+    first = torch.where(begins, index, 0).cummax(dim=1).values
+    same_block = first.unsqueeze(2) == first.unsqueeze(1)
+    real = text_token_mask.unsqueeze(2) & text_token_mask.unsqueeze(1)
+    phrase_mask = (same_block & real) | torch.eye(length, dtype=torch.bool, device=input_ids.device)
+    position_ids = torch.where(text_token_mask, index - first, 0)
+    return phrase_mask, position_ids
+
+
+def tokenize(
+    tokenizer: BertTokenizer, prompts: Sequence[Prompt], max_text_len: int = MAX_TEXT_LEN
+) -> tuple[TextInput, list[Tensor]]:
+    """Tokenise one prompt per image, pad to the longest, and map phrases to tokens.
+
+    Args:
+        tokenizer: From `build_tokenizer`.
+        prompts: One prompt per image, at least one image. A prompt without phrases gives [CLS] [SEP] and (0, 256).
+        max_text_len: Most tokens of a prompt with [CLS] and [SEP], and the columns of the maps.
+
+    Returns:
+        The text input (on the CPU) and for each image a (C, max_text_len) bool map, True on the tokens of phrase c.
+
+    Raises:
+        DataError: A prompt has more than `max_text_len` tokens (it is never cut), or phrases have no token at all (for
+            instance only zero-width characters). All of a kind are listed.
+    """
+    tokenized = tokenizer([prompt.caption for prompt in prompts], padding="longest", return_tensors="pt")
+    input_ids, text_token_mask = tokenized["input_ids"], tokenized["attention_mask"].bool()
+    too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len]
+    if too_long:
+        raise DataError(
+            f"The model reads at most {max_text_len} tokens of text; found {', '.join(too_long)}. Use fewer classes "
+            "per prompt, or split them into chunks (text.sampling.chunk_names)."
+        )
+    maps, silent = [], []
+    for image, prompt in enumerate(prompts):
+        rows, without_token = _positive_rows(tokenized, prompt.spans, max_text_len, image)
+        maps.append(rows)
+        silent += [prompt.phrases[row] for row, _ in without_token]
+    if silent:
+        raise DataError(
+            f"Class names in which the tokenizer finds no token: {', '.join(map(repr, dict.fromkeys(silent)))}. They "
+            "have no visible character; rename these classes."
+        )
+    phrase_mask, position_ids = phrase_mask_and_positions(input_ids, text_token_mask)
+    return TextInput(input_ids, text_token_mask, position_ids, phrase_mask), maps
+
+
+def create_positive_map(
+    tokenized: BatchEncoding,
+    tokens_positive: Sequence[Spans],
+    max_num_entities: int = MAX_TEXT_LEN,
+    batch_index: int = 0,
+) -> Tensor:
+    """Map phrases (or boxes) to tokens.
+
+    Args:
+        tokenized: What the fast tokenizer returned.
+        tokens_positive: For each row its character spans [begin, end) in the caption.
+        max_num_entities: Columns of the map.
+        batch_index: Which text of `tokenized` the spans belong to.
+
+    Returns:
+        (N, max_num_entities) float, 1 on every token from the first to the last one of each span and 0 elsewhere.
+        N = 0 gives (0, max_num_entities). This binary map is the training target.
+
+    Raises:
+        DataError: A span has no token, or a token of it lies past the last column. All such spans are listed.
+    """
+    rows, without_token = _positive_rows(tokenized, tokens_positive, max_num_entities, batch_index)
+    if without_token:
+        places = ", ".join(f"row {row} characters [{begin}, {end})" for row, (begin, end) in without_token)
+        raise DataError(f"Phrases without a token among the first {max_num_entities} of text {batch_index}: {places}.")
+    return rows.float()
+
+
+def create_positive_map_from_span(
+    tokenized: BatchEncoding,
+    token_span_per_class: Sequence[Spans],
+    max_text_len: int = MAX_TEXT_LEN,
+    batch_index: int = 0,
+) -> Tensor:
+    """Give the row-normalised form of `create_positive_map`, for averaging token scores into class scores.
+
+    Args:
+        tokenized: What the fast tokenizer returned.
+        token_span_per_class: For each class its character spans [begin, end) in the caption.
+        max_text_len: Columns of the map.
+        batch_index: Which text of `tokenized` the spans belong to.
+
+    Returns:
+        (C, max_text_len) float, each row divided by (its sum + 1e-6). Never a training target: with 1/n as target the
+        best reachable probability of a name falls with its number of tokens.
+
+    Raises:
+        DataError: As `create_positive_map`.
+    """
+    rows = create_positive_map(tokenized, token_span_per_class, max_text_len, batch_index)
+    return rows / (rows.sum(-1, keepdim=True) + 1e-6)
+
+
+def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
+    """Count what each name costs in a prompt.
+
+    Args:
+        tokenizer: From `build_tokenizer`.
+        names: Cleaned class names.
+
+    Returns:
+        For each name its number of tokens with the "." that closes it. Counts add up: WordPiece never joins tokens
+        over white space or punctuation. A prompt needs their sum + 2 for [CLS] and [SEP].
+    """
+    if not names:
+        return []
+    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False)
+    return [len(ids) for ids in tokenized["input_ids"]]
+
+
+def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
+    """Split each prompt into the blocks that the language model can read one by one.
+
+    Args:
+        text: B prompts.
+
+    Returns:
+        For each image, in order, the token range and the token ids of every block: [CLS], each phrase with its closing
+        separator, [SEP]. The ranges cover the real tokens; padding is in none. The position ids of a block are
+        0, 1, 2, ..., so that its ids alone determine its language-model features.
+    """
+    images = []
+    for ids, real, positions in zip(
+        text.input_ids.tolist(), text.text_token_mask.tolist(), text.position_ids.tolist(), strict=True
+    ):
+        length = sum(real)
+        begins = [i for i in range(length) if positions[i] == 0]
+        ends = [*begins[1:], length]
+        images.append([(slice(b, e), tuple(ids[b:e])) for b, e in zip(begins, ends, strict=True)])
+    return images
+
+
+def _positive_rows(
+    tokenized: BatchEncoding, row_spans: Sequence[Spans], columns: int, batch_index: int
+) -> tuple[Tensor, list[tuple[int, tuple[int, int]]]]:
+    """Give the (N, columns) bool map, and (row, span) of every span without a token inside the columns."""
+    rows = torch.zeros(len(row_spans), columns, dtype=torch.bool)
+    without_token = []
+    for row, spans in enumerate(row_spans):
+        for begin, end in spans:
+            first = _first_token(tokenized, batch_index, range(begin, end))
+            last = _first_token(tokenized, batch_index, range(end - 1, begin - 1, -1))
+            if first is None or last is None or last >= columns:
+                without_token.append((row, (begin, end)))
+            else:
+                rows[row, first : last + 1] = True
+    return rows, without_token
+
+
+def _first_token(tokenized: BatchEncoding, batch_index: int, characters: range) -> int | None:
+    # accents, control and zero-width characters are dropped by the tokenizer and have no token of their own
+    tokens = (tokenized.char_to_token(batch_index, character) for character in characters)
+    return next((token for token in tokens if token is not None), None)
