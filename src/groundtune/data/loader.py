@@ -1,0 +1,317 @@
+"""Batches of pictures, prompts and targets, the same ones for the same seed.
+
+Every random choice has a generator of its own, seeded by what it belongs to: the order by (seed, epoch), the view of a
+picture by (seed, picture, view), its prompt and denoising noise by (seed, epoch, picture). So nothing depends on the
+batch size, on the number of worker threads, or on where training was interrupted.
+
+With `cache_views = K` a picture has K fixed views that are cycled, so that a frozen backbone's features can be computed
+once and kept: a picture is not even decoded where `needs_pixels` says no. Geometry, prompts and targets never need it.
+
+Boxes of a target are relative to the resized picture WITHOUT the padding of its batch (semantics 8, pitfall 7), and classes
+go by name and place in the prompt; original category ids do not occur here (semantics 22).
+
+Deviation from the reference: classes that the picture has, but that this view has no box of (all cropped away, or only
+crowd boxes), are left out of the prompt. They would be taught as absent while they may be seen.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BertTokenizer
+
+from groundtune.data.batch import Batch, EvalBatch
+from groundtune.data.prefetch import in_background
+from groundtune.data.sample import Dataset, Sample
+from groundtune.data.targets import Target
+from groundtune.data.transforms import (
+    PictureFormat,
+    PictureView,
+    draw_view,
+    flip,
+    load_picture,
+    resize_keep_ratio,
+    to_tensor,
+)
+from groundtune.errors import DataError
+from groundtune.text.prompt import class_prompt
+from groundtune.text.sampling import sample_prompt
+from groundtune.text.tokens import MAX_TEXT_LEN, count_tokens, tokenize
+
+_WINDOW_BATCHES = 4  # pictures of so many batches are sorted by shape: little padding, and still random company
+
+NeedsPixels = Callable[[int, int], bool]
+"""(sample index, view) -> whether the picture is to be decoded."""
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How training batches are drawn. The fields are those of `TrainConfig` of the same names."""
+
+    batch_size: int = 4  # pictures per step, over all processes
+    seed: int = 0
+    flip: float = 0.5  # how often left and right are swapped
+    multi_scale: tuple[float, ...] = ()  # factors on the picture size, one drawn per view
+    crop: float = 0.0  # how often only a part of the picture is shown
+    shuffle_classes: bool = True
+    negative_probability: float = 0.5
+    max_text_len: int = MAX_TEXT_LEN
+    cache_views: int = 0  # K fixed views per picture; 0 draws a new one in every epoch
+    workers: int = 0  # threads that decode pictures ahead; 0 decodes when the batch is asked for
+    rank: int = 0  # of this process; each takes its share of every batch,
+    processes: int = 1  # so that any number of processes sees the batches of one
+
+
+class TrainLoader:
+    """Training batches of a data set, epoch by epoch."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenizer: BertTokenizer,
+        picture: PictureFormat,
+        *,
+        options: LoaderOptions | None = None,
+        needs_pixels: NeedsPixels | None = None,
+    ) -> None:
+        """Count the tokens of the class names; no picture is opened yet.
+
+        Args:
+            dataset: at least one picture and one class.
+            tokenizer: of the model.
+            picture: the model's picture format.
+            options: None for the defaults.
+            needs_pixels: None decodes every picture. It is asked when a picture is put on its way, with `workers` up to
+                `workers` batches before the batch is given out.
+
+        Raises:
+            DataError: the data set has no pictures.
+        """
+        if not dataset.samples:
+            raise DataError(f"The split {dataset.name!r} of {dataset.root} has no pictures to train on.")
+        self.dataset = dataset
+        self.tokenizer = tokenizer
+        self.picture = picture
+        self.options = options or LoaderOptions()
+        self.needs_pixels = needs_pixels
+        self.token_counts = count_tokens(tokenizer, dataset.class_names)
+
+    def __len__(self) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return math.ceil(len(self.dataset.samples) / self.options.batch_size)
+
+    @property
+    def num_views(self) -> int:
+        """How many different views a picture has with `cache_views`; 0 without.
+
+        No more than the augmentation can tell apart: 1 without any, 2 where it only flips.
+        """
+        options = self.options
+        if options.crop or options.multi_scale:
+            return options.cache_views
+        return min(options.cache_views, 2 if options.flip else 1)
+
+    def view_of(self, index: int, epoch: int) -> int:
+        """Say which view of picture `index` is shown in an epoch: one of `num_views` in turn, or the epoch's own."""
+        return (epoch + index) % self.num_views if self.num_views else epoch
+
+    def geometry(self, index: int, view: int) -> PictureView:
+        """Give a view of a picture; the same one for the same arguments, without opening the picture.
+
+        With `cache_views`, view 0 is the whole picture and view 1 the same flipped (if flipping is on), so that two views
+        are as different as they can be; higher ones are drawn. Without, every view is drawn.
+        """
+        sample, options = self.dataset.samples[index], self.options
+        if options.cache_views and view == 0:
+            return resize_keep_ratio(sample.size_hw, self.picture)
+        if options.cache_views and view == 1 and options.flip:
+            return flip(resize_keep_ratio(sample.size_hw, self.picture))
+        return draw_view(
+            sample.size_hw,
+            sample.boxes_xyxy[~sample.crowd],
+            self.picture,
+            _rng(options.seed, "view", index, view),
+            flip_probability=options.flip,
+            crop_probability=options.crop,
+            scales=options.multi_scale,
+        )
+
+    def batch_plan(self, epoch: int) -> list[list[int]]:
+        """Choose the pictures of each batch: every picture once, those of like aspect ratio together where possible.
+
+        Returns:
+            Indices into `Dataset.samples` by batch; all batches but one have `batch_size` of them.
+        """
+        rng = _rng(self.options.seed, "order", epoch)
+        size = self.options.batch_size
+        order = list(range(len(self.dataset.samples)))
+        rng.shuffle(order)
+        plan = []
+        for begin in range(0, len(order), size * _WINDOW_BATCHES):
+            window = order[begin : begin + size * _WINDOW_BATCHES]
+            window.sort(key=lambda index: self._aspect_ratio(index, epoch))  # stable: equal shapes stay shuffled
+            plan += [window[i : i + size] for i in range(0, len(window), size)]
+        rng.shuffle(plan)
+        return plan
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Give the batches of an epoch; any epoch, any number of times.
+
+        A picture whose classes do not fit into one prompt stands in its batch once per prompt (semantics 6), each time
+        with the boxes of that prompt, so the batch can be larger than `batch_size`.
+
+        Args:
+            epoch: counted from 0.
+            first_batch: leave out so many batches, to go on within an epoch.
+
+        Raises:
+            DataError: a picture cannot be decoded; the message names it.
+        """
+        rank, processes = self.options.rank, self.options.processes
+        # a process for which the last batch has no picture repeats one: every process must take every step
+        plan = [batch[rank::processes] or batch[:1] for batch in self.batch_plan(epoch)[first_batch:]]
+        jobs = ([(index, self.view_of(index, epoch)) for index in batch] for batch in plan)
+        for batch, pictures in zip(plan, in_background(self._pixels, jobs, self.options.workers), strict=True):
+            yield self._collate(batch, pictures, epoch)
+
+    def _aspect_ratio(self, index: int, epoch: int) -> float:
+        height, width = self.geometry(index, self.view_of(index, epoch)).size_hw
+        return float(width / height)
+
+    def _pixels(self, job: tuple[int, int]) -> Callable[[], Tensor] | None:
+        index, view = job
+        if self.needs_pixels is not None and not self.needs_pixels(index, view):
+            return None
+        sample, geometry = self.dataset.samples[index], self.geometry(index, view)
+        return lambda: to_tensor(geometry.picture(load_picture(sample.image_path, sample.size_hw)), self.picture)
+
+    def _collate(self, indices: list[int], pictures: Sequence[Tensor | None], epoch: int) -> Batch:
+        """Put a batch together; here and not in the threads, because a fast tokenizer is not safe to share."""
+        entries = []  # (place in the batch's pictures, geometry, prompt classes, noise seed)
+        for place, index in enumerate(indices):
+            geometry = self.geometry(index, self.view_of(index, epoch))
+            rng = _rng(self.options.seed, "prompt", index, epoch)
+            for classes in self._prompt_classes(self.dataset.samples[index], geometry, rng):
+                entries.append((place, geometry, classes, rng.getrandbits(62)))
+        prompt_classes = [classes for _, _, classes, _ in entries]
+        names = self.dataset.class_names
+        prompts = [class_prompt([names[c] for c in classes]) for classes in prompt_classes]
+        text, phrase_maps = tokenize(self.tokenizer, prompts, self.options.max_text_len)
+        samples = [self.dataset.samples[indices[place]] for place, _, _, _ in entries]
+        targets = [
+            make_target(sample, geometry, classes, phrase_map, noise_seed)
+            for sample, phrase_map, (_, geometry, classes, noise_seed) in zip(
+                samples, phrase_maps, entries, strict=True
+            )
+        ]
+        return Batch(
+            pictures=[pictures[place] for place, _, _, _ in entries],
+            sizes_hw=[geometry.size_hw for _, geometry, _, _ in entries],
+            text=text,
+            phrase_maps=phrase_maps,
+            prompts=prompts,
+            prompt_classes=prompt_classes,
+            targets=targets,
+            samples=samples,
+            indices=[indices[place] for place, _, _, _ in entries],
+            views=[self.view_of(indices[place], epoch) for place, _, _, _ in entries],
+        )
+
+    def _prompt_classes(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[list[int]]:
+        """Draw the classes of the picture's prompts; see the module about those that are left out."""
+        positives = {int(c) for c in sample.class_ids[_trained(sample, geometry)]}
+        unsure = {int(c) for c in sample.class_ids} - positives
+        names, counts = self.dataset.class_names, self.token_counts
+        # a prompt needs a class: where all are unsure they stand in it after all
+        allowed = [c for c in range(len(names)) if c not in unsure] or list(range(len(names)))
+        place = {c: i for i, c in enumerate(allowed)}
+        prompts = sample_prompt(
+            [names[c] for c in allowed],
+            [counts[c] for c in allowed],
+            {place[c] for c in positives},
+            rng,
+            shuffle=self.options.shuffle_classes,
+            negative_probability=self.options.negative_probability,
+            max_text_len=self.options.max_text_len,
+        )
+        return [[allowed[i] for i in prompt] for prompt in prompts]
+
+
+def make_target(
+    sample: Sample, geometry: PictureView, prompt_classes: Sequence[int], phrase_map: Tensor, noise_seed: int
+) -> Target:
+    """Say what is to be found in a view of a picture under a prompt.
+
+    Args:
+        sample: the picture; crowd boxes are left out.
+        geometry: the view.
+        prompt_classes: for each of the C phrases its class. Boxes of other classes are left out.
+        phrase_map: (C, max_text_len) bool.
+        noise_seed: passed on.
+
+    Returns:
+        The N boxes that are left; N = 0 gives empty tensors of the right widths.
+    """
+    label_of = {c: label for label, c in enumerate(prompt_classes)}
+    wanted = _trained(sample, geometry) & np.isin(sample.class_ids, list(label_of))
+    boxes_xyxy, _ = geometry.boxes(sample.boxes_xyxy[wanted])
+    height, width = geometry.size_hw  # of this picture alone, not of the batch's canvas
+    corners = (boxes_xyxy.astype(np.float64) / [width, height, width, height]).clip(0.0, 1.0)
+    boxes_cxcywh = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    class_ids = sample.class_ids[wanted]
+    labels = torch.tensor([label_of[int(c)] for c in class_ids], dtype=torch.long)
+    return Target(
+        boxes_cxcywh=torch.from_numpy(boxes_cxcywh.astype(np.float32)),
+        labels=labels,
+        class_ids=torch.from_numpy(class_ids.astype(np.int64)),
+        positive_map=phrase_map[labels],
+        noise_seed=noise_seed,
+    )
+
+
+def evaluation_pictures(
+    dataset: Dataset,
+    picture: PictureFormat,
+    batch_size: int,
+    needs_pixels: Callable[[int], bool] | None = None,
+    workers: int = 0,
+) -> Iterator[EvalBatch]:
+    """Give all pictures in the order of the data set, whole and at the model's size.
+
+    Args:
+        dataset: no pictures give no batches.
+        picture: the model's picture format.
+        batch_size: pictures per batch; the last one may be smaller.
+        needs_pixels: sample index -> whether to decode the picture. None decodes all.
+        workers: threads that decode ahead.
+
+    Raises:
+        DataError: a picture cannot be decoded; the message names it.
+    """
+    every = range(len(dataset.samples))
+    plan = [list(every[begin : begin + batch_size]) for begin in range(0, len(every), batch_size)]
+    views = [resize_keep_ratio(sample.size_hw, picture) for sample in dataset.samples]
+
+    def pixels(index: int) -> Callable[[], Tensor] | None:
+        if needs_pixels is not None and not needs_pixels(index):
+            return None
+        sample, view = dataset.samples[index], views[index]
+        return lambda: to_tensor(view.picture(load_picture(sample.image_path, sample.size_hw)), picture)
+
+    for indices, pictures in zip(plan, in_background(pixels, plan, workers), strict=True):
+        yield EvalBatch([dataset.samples[i] for i in indices], pictures, [views[i].size_hw for i in indices], indices)
+
+
+def _trained(sample: Sample, geometry: PictureView) -> np.ndarray:
+    """(N,) bool: the boxes that are trained on in this view."""
+    trained: np.ndarray = geometry.boxes(sample.boxes_xyxy)[1] & ~sample.crowd
+    return trained
+
+
+def _rng(seed: int, purpose: str, *numbers: int) -> random.Random:
+    # seeded by text, which Python hashes the same way everywhere; a seed made by arithmetic would collide
+    return random.Random(f"{seed}/{purpose}/{'/'.join(map(str, numbers))}")

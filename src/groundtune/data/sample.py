@@ -1,0 +1,130 @@
+"""The one record that every annotation format becomes, and class names as the one identity of a class.
+
+Boxes are in pixels of the picture *as its annotation file states it* (`Sample.size_hw`). `transforms.load_picture` gives
+the picture in exactly that frame, so that nothing later has to think about EXIF orientation or rescaled files.
+
+Deviation from the peers: original category ids stay outside. A class is its cleaned name; `Dataset.category_ids` exists
+only so that prediction files can be written with the ids that the user's other tools know.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from groundtune.errors import DataError
+from groundtune.text.prompt import clean_name
+
+_LISTED = 5  # examples in a message; the count says how many there are
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture with its N boxes; N = 0 is a picture without objects, and a valid training picture.
+
+    Attributes:
+        image_path: the picture's file. It existed when the annotations were read; it has not been opened.
+        image_id: unique in its data set.
+        size_hw: height and width in pixels as the annotations state them; the frame of the boxes.
+        boxes_xyxy: (N, 4) float32 pixels, inside the picture, every box with an area above 0.
+        class_ids: (N,) int64 index into `Dataset.class_names`.
+        crowd: (N,) bool, True where the box stands for a group: left out of training, ignored in evaluation.
+    """
+
+    image_path: Path
+    image_id: int
+    size_hw: tuple[int, int]
+    boxes_xyxy: np.ndarray
+    class_ids: np.ndarray
+    crowd: np.ndarray
+
+
+@dataclass
+class Dataset:
+    """One split of a data set.
+
+    Attributes:
+        name: "train", "valid", "test", or the name that the reader was given.
+        root: the folder that the picture files lie in, directly or deeper.
+        class_names: C cleaned, unique names; the same list in every split of a data set.
+        samples: the pictures in the order of the file.
+        category_ids: for each class the id that the file gives it (a free one where this split does not list it).
+        messages: what was dropped, clipped, merged or decided while reading, with counts, for people.
+    """
+
+    name: str
+    root: Path
+    class_names: list[str]
+    samples: list[Sample]
+    category_ids: list[int]
+    messages: list[str] = field(default_factory=list)
+
+
+def listed(examples: Sequence[str], limit: int = _LISTED) -> str:
+    """Join the first few of many examples and say how many there are beyond them."""
+    more = f", … ({len(examples)} in all)" if len(examples) > limit else ""
+    return ", ".join(examples[:limit]) + more
+
+
+def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
+    """Find classes by name.
+
+    Args:
+        wanted: names as a user wrote them; they are cleaned as all class names are.
+        available: the data set's cleaned names.
+
+    Returns:
+        For each wanted name its index in `available`, without repeats. No names give an empty list.
+
+    Raises:
+        DataError: names that do not exist. All are listed, each with the nearest one that does.
+    """
+    index_of = {name: index for index, name in enumerate(available)}
+    cleaned = [clean_name(name) for name in wanted]
+    unknown = []
+    for name, clean in zip(wanted, cleaned, strict=True):
+        if clean not in index_of:
+            near = difflib.get_close_matches(clean, available, n=1)
+            unknown.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if unknown:
+        raise DataError(
+            f"Unknown class {listed(unknown, 20)}. The data set has: {listed([repr(n) for n in available], 30)}."
+        )
+    return list(dict.fromkeys(index_of[name] for name in cleaned))
+
+
+def unify_classes(datasets: Sequence[Dataset]) -> None:
+    """Give all splits one class list, by name, in place: the first split's classes, then what later ones add.
+
+    COCO files number their categories on their own, so the same id may be another class in the next split. A class that
+    a split's file does not list gets the id it has in another split, or the next free one where that id is taken.
+
+    Args:
+        datasets: the splits, the training split first. None changes nothing.
+    """
+    names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
+    known_ids: dict[str, int] = {}
+    for dataset in datasets:
+        for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
+            known_ids.setdefault(name, category_id)
+    for dataset in datasets:
+        if dataset.class_names == names:
+            continue
+        index = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
+        own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+        taken = set(own.values())
+        for name in names:
+            if name not in own:
+                own[name] = known_ids[name] if known_ids[name] not in taken else max(taken) + 1
+                taken.add(own[name])
+        absent = [repr(name) for name in names if name not in dataset.class_names]
+        if absent:
+            dataset.messages.append(f"{dataset.name}: its file does not list the class {listed(absent)}.")
+        dataset.samples = [
+            Sample(s.image_path, s.image_id, s.size_hw, s.boxes_xyxy, index[s.class_ids], s.crowd)
+            for s in dataset.samples
+        ]
+        dataset.class_names = list(names)
+        dataset.category_ids = [own[name] for name in names]

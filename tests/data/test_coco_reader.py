@@ -1,0 +1,243 @@
+"""One COCO file: what is kept, what is dropped and said, and what is refused."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coco_files import coco, picture, write
+from PIL import Image
+
+from groundtune.data.formats.coco import read_coco
+from groundtune.errors import DataError
+
+
+def read(tmp_path: Path, content, **kwargs):
+    return read_coco(write(tmp_path / "a.json", content, tmp_path), tmp_path, "train", **kwargs)
+
+
+def test_boxes_become_xyxy_in_stated_pixels(tmp_path):
+    dataset = read(tmp_path, coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, [0.5, 0, 1.25, 30])]))
+    (sample,) = dataset.samples
+    assert sample.boxes_xyxy.tolist() == [[2, 3, 12, 15], [0.5, 0, 1.75, 30]]
+    assert (sample.boxes_xyxy.dtype, sample.class_ids.dtype, sample.crowd.dtype) == (np.float32, np.int64, bool)
+    assert sample.size_hw == (30, 40) and sample.image_path == tmp_path / "a.png" and not dataset.messages
+
+
+def test_pitfall_25_28_category_ids_with_gaps_in_any_order_are_mapped_by_name(tmp_path):
+    content = coco(
+        names=["a.png", "b.png"],
+        boxes=[(1, 90, [0, 0, 5, 5]), (2, 7, [0, 0, 5, 5]), (2, 0, [1, 1, 5, 5])],
+        categories=[(90, "Red_Blood cell"), (7, "dog"), (0, "cat")],
+    )
+    dataset = read(tmp_path, content)
+    assert dataset.class_names == ["red blood cell", "dog", "cat"]
+    assert dataset.category_ids == [90, 7, 0]
+    assert [s.class_ids.tolist() for s in dataset.samples] == [[0], [1, 2]]
+
+
+def test_placeholder_root_is_ignored_but_a_used_category_0_stays(tmp_path):
+    content = coco(categories=[(0, "animals"), (1, "cat"), (2, "dog")])
+    for category, parent in zip(content["categories"], ["none", "animals", "animals"], strict=True):
+        category["supercategory"] = parent
+    dataset = read(tmp_path, content)
+    assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [1, 2]  # dog has no box and stays
+    assert "'animals'" in dataset.messages[0]
+    content["annotations"][0]["category_id"] = 0
+    assert read(tmp_path, content).class_names == ["animals", "cat", "dog"]
+
+
+def test_placeholder_of_the_same_name_as_a_class(tmp_path):
+    content = coco(categories=[(0, "cat"), (1, "cat")])
+    content["categories"][0]["supercategory"], content["categories"][1]["supercategory"] = "none", "cat"
+    dataset = read(tmp_path, content)
+    assert dataset.class_names == ["cat"] and dataset.category_ids == [1]
+
+
+def test_names_that_clean_to_the_same_text_are_one_class_with_a_message(tmp_path):
+    boxes = [(1, 1, [0, 0, 5, 5]), (1, 2, [5, 5, 5, 5])]
+    dataset = read(tmp_path, coco(boxes=boxes, categories=[(1, "Fire_Truck"), (2, "fire truck")]))
+    assert dataset.class_names == ["fire truck"] and dataset.category_ids == [1]
+    assert dataset.samples[0].class_ids.tolist() == [0, 0]
+    assert "one class" in dataset.messages[0]
+
+
+def test_crowd_boxes_are_marked_and_empty_pictures_kept(tmp_path):
+    content = coco(names=["a.png", "b.png"], boxes=[(1, 1, [0, 0, 5, 5]), (1, 1, [1, 1, 20, 20])])
+    content["annotations"][1]["iscrowd"] = 1
+    full, empty = read(tmp_path, content).samples
+    assert full.crowd.tolist() == [False, True]
+    assert empty.boxes_xyxy.shape == (0, 4) and empty.class_ids.shape == (0,) and empty.crowd.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([5, 5, 0, 9], "no area"),
+        ([5, 5, 9, 0.0], "no area"),
+        ([5, 5, -3, 9], "negative"),
+        ([5, 5, float("nan"), 9], "finite"),
+        ([float("-inf"), 5, 5, 9], "finite"),
+        ([5, 10**400, 5, 9], "finite"),
+        ([41, 5, 5, 5], "outside"),
+        ([40 - 1e-7, 5, 5, 5], "outside"),  # nothing of it is left in float32
+        ([-9, -9, 9, 9], "outside"),
+        ([1, 2, 3], "four numbers"),
+        ([1, 2, 3, "4"], "four numbers"),
+        ([1, 2, 3, True], "four numbers"),
+        (None, "four numbers"),
+    ],
+)
+def test_pitfall_31_a_bad_box_costs_that_box_only(tmp_path, bbox, reason):
+    dataset = read(tmp_path, coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, bbox)]))
+    assert dataset.samples[0].boxes_xyxy.tolist() == [[2, 3, 12, 15]]
+    (message,) = dataset.messages
+    assert message.startswith("train: 1 boxes dropped") and reason in message and "annotations[1]" in message
+
+
+def test_pitfall_31_rows_of_unknown_pictures_and_categories_are_counted(tmp_path):
+    content = coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 5, [0, 0, 1, 1]), (9, 1, [0, 0, 1, 1]), (8, 1, [0, 0, 1, 1])])
+    content["annotations"].append("text")
+    dataset = read(tmp_path, content)
+    assert len(dataset.samples[0].boxes_xyxy) == 1
+    text = "\n".join(dataset.messages)
+    assert (
+        "1 boxes dropped, its category" in text and "2 boxes dropped, its picture" in text and "not an object" in text
+    )
+
+
+def test_a_box_beyond_the_edge_is_clipped_and_said(tmp_path):
+    dataset = read(tmp_path, coco(boxes=[(1, 1, [-4, 20, 10, 30]), (1, 1, [30, 20, 10.2, 10])]))
+    assert dataset.samples[0].boxes_xyxy.tolist() == [[0, 20, 6, 30], [30, 20, 40, 30]]
+    assert "1 boxes reached beyond" in dataset.messages[0]  # the second by rounding only
+
+
+def test_no_usable_box_at_all_is_an_error_but_no_boxes_are_legal(tmp_path):
+    with pytest.raises(DataError, match="none of its boxes can be used.*2 boxes dropped, no area"):
+        read(tmp_path, coco(boxes=[(1, 1, [2, 3, 0, 0])] * 2))
+    assert len(read(tmp_path, coco(boxes=[])).samples) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("[1, 2]", "holds a JSON list.*COCO"),
+        ('{"info": {}, "shapes": []}', "'images' is missing.*found 'info', 'shapes'"),
+        ('{"images": {}, "annotations": [], "categories": []}', "'images' is a dict"),
+        ('{"images": [], "annotations": [], "categories": []}', "no pictures"),
+    ],
+)
+def test_files_that_are_not_coco_are_one_clear_error(tmp_path, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_coco(write(tmp_path / "a.json", content), tmp_path, "train")
+    assert str(tmp_path / "a.json") in str(caught.value)
+
+
+def test_unreadable_files_are_data_errors(tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'{"images": "\xff\xfe"}')
+    for path in (tmp_path / "latin.json", tmp_path / "absent.json", tmp_path):
+        with pytest.raises(DataError):
+            read_coco(path, tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("images", [3], r"images\[0\] has no usable"),
+        ("images", [{"id": 1}], r"images\[0\] has no usable"),
+        ("images", [{"id": [1], "file_name": "a.png"}], r"images\[0\] has no usable"),
+        ("images", [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "repeats the id 1 of a.png"),
+        ("categories", [], "no categories"),
+        ("categories", [{"id": 1}], r"categories\[0\] has no usable"),
+        ("categories", [{"id": 1, "name": "\ud800"}], r"categories\[0\] has no usable"),
+        ("categories", [{"id": 1, "name": "(x)"}], "no text left"),
+        ("categories", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "id 1 is both 'a' and 'b'"),
+    ],
+)
+def test_ambiguous_or_broken_entries_are_refused(tmp_path, key, value, message):
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match=message):
+        read_coco(write(tmp_path / "a.json", {**coco(), key: value}), tmp_path, "train")
+
+
+def test_text_ids_are_numbered(tmp_path):
+    content = coco(names=["a.png", "b.png"], boxes=[("left", "c1", [0, 0, 5, 5]), ("right", "c2", [0, 0, 6, 6])])
+    content["images"][0]["id"], content["images"][1]["id"] = "left", "right"
+    content["categories"] = [{"id": "c2", "name": "dog"}, {"id": "c1", "name": "cat"}]
+    dataset = read(tmp_path, content)
+    assert [s.image_id for s in dataset.samples] == [1, 2] and dataset.category_ids == [1, 2]
+    assert [s.class_ids.tolist() for s in dataset.samples] == [[1], [0]]
+    assert len(dataset.messages) == 2
+
+
+def test_number_and_text_of_a_number_are_the_same_id(tmp_path):
+    content = coco(boxes=[("1", 1.0, [0, 0, 5, 5])])
+    assert len(read(tmp_path, content).samples[0].boxes_xyxy) == 1
+
+
+def test_missing_pictures_are_listed_with_their_number(tmp_path):
+    content = coco(names=[f"{i}.png" for i in range(9)])
+    write(tmp_path / "a.json", content, tmp_path)
+    for i in range(1, 9):
+        (tmp_path / f"{i}.png").unlink()
+    with pytest.raises(DataError, match=r"8 of 9 pictures .* missing: '1.png', .*'5.png', … \(8 in all\)"):
+        read_coco(tmp_path / "a.json", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "sub/../../outside.png", "/etc/outside.png", "..\\outside.png", "a\0b"]
+)
+def test_paths_that_leave_the_data_folder_are_refused(tmp_path, name):
+    picture(tmp_path / "outside.png")
+    (tmp_path / "data/sub").mkdir(parents=True)
+    with pytest.raises(DataError, match="lead out of the data folder"):
+        read_coco(write(tmp_path / "data/a.json", coco(names=[name])), tmp_path / "data", "train")
+
+
+def test_paths_that_stay_inside_may_have_dots(tmp_path):
+    for name in ("sub/../a..b.png", "sub\\c.png"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        content = coco(names=[name])
+        picture(tmp_path / name.replace("\\", "/"))
+        assert read_coco(write(tmp_path / "a.json", content), tmp_path, "train").samples[0].image_path.is_file()
+
+
+@pytest.mark.parametrize("side", [None, 0, -5, "40", 40.5, float("nan"), True])
+def test_a_size_that_is_not_stated_is_read_from_the_picture(tmp_path, side):
+    content = coco()
+    picture(tmp_path / "a.png", 50, 20)
+    content["images"][0]["width"] = side
+    dataset = read_coco(write(tmp_path / "a.json", content), tmp_path, "train")
+    assert dataset.samples[0].size_hw == (20, 50) and "taken from the pictures" in dataset.messages[0]
+
+
+def test_grounding_data_is_not_taken_for_classes(tmp_path):
+    content = coco()
+    content["annotations"][0]["tokens_positive"] = [[0, 3]]
+    with pytest.raises(DataError, match="grounding data"):
+        read(tmp_path, content)
+
+
+def test_reads_many_annotations_quickly(tmp_path):
+    names = [f"{i}.png" for i in range(2000)]
+    content = coco(names=names, boxes=[(1 + i % 2000, 1, [i % 30, 1, 5, 5]) for i in range(50_000)])
+    for name in names:
+        (tmp_path / name).touch()
+    path = write(tmp_path / "a.json", json.dumps(content))
+    begin = time.perf_counter()
+    dataset = read_coco(path, tmp_path, "train")
+    assert sum(len(s.boxes_xyxy) for s in dataset.samples) == 50_000
+    assert time.perf_counter() - begin < 5
+
+
+def test_stored_size_ignores_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 20)).save(tmp_path / "a.jpg", exif=exif)
+    content = coco(names=["a.jpg"])
+    del content["images"][0]["width"]
+    assert read_coco(write(tmp_path / "a.json", content), tmp_path, "train").samples[0].size_hw == (20, 50)
