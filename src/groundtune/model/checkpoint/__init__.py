@@ -1,0 +1,1 @@
+"""Weights of other projects: rename tables and what goes with them."""

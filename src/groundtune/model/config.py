@@ -1,0 +1,48 @@
+"""Sizes and variants of one network, as plain data.
+
+A `ModelConfig` is what a preset, a checkpoint directory and the builder in `bundle.py` have in common. It never enters
+a module: the builder hands every module its own numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Everything that decides the shapes and the arithmetic of a `GroundingDINO`.
+
+    The defaults are the published Grounding DINO tiny (Swin-T, BERT-base). `backbone_config` and `language_config` are
+    keyword arguments of transformers' `SwinConfig` and `BertConfig`; the nano towers take none, they are files.
+    """
+
+    backbone: str = "swin"  # "swin" or "efficientnet-lite0"
+    backbone_config: dict[str, Any] = field(default_factory=dict)
+    language_model: str = "bert"  # "bert" or "minilm"
+    language_config: dict[str, Any] = field(default_factory=dict)
+    d_model: int = 256
+    num_heads: int = 8
+    num_levels: int = 4
+    encoder_points: int = 4  # sampled per head and level
+    decoder_points: int = 4
+    num_queries: int = 900
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    ffn_dim: int = 2048
+    fusion_dim: int = 1024  # width of the vision-language attention
+    fusion_heads: int = 4  # heads of the fusion and of the text enhancer
+    fusion_droppath: float = 0.1
+    fusion_gamma: float = 1e-4  # initial value of the layer scale of the fusion
+    text_ffn_dim: int = 1024
+    dropout: float = 0.0
+    query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the selected positions)
+    share_box_head: bool = True  # IDEA shares one box head over the decoder layers, MM-Grounding-DINO does not
+    contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))
+    contrastive_bias: bool = False
+    decoder_eps: float = 1e-5  # of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5
+    head_eps: float = 1e-5  # IDEA 1e-3, MMDetection and transformers 1e-5
+    position_temperature: float = 20.0
+    max_text_len: int = 256
+    num_labels: int = 256  # rows of the denoising label embedding

@@ -1,0 +1,166 @@
+"""The cross-modality decoder and the proposals that it starts from.
+
+Paper sections 3.3–3.4; reference MMDetection `GroundingDinoTransformerDecoder` and Deformable DETR's two-stage proposals.
+Each layer: self-attention of the queries, attention to the tokens, deformable attention to the picture, feed-forward.
+Boxes are refined layer by layer; each layer's box is predicted from the previous layer's undetached reference
+(look-forward-twice), the copy that the next layer samples from is detached.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from groundtune.model.attention import FeedForward, MultiheadAttention
+from groundtune.model.deformable_attention import DeformableAttention
+from groundtune.model.encoder import Memory
+from groundtune.model.head import MLP
+from groundtune.model.positions import inverse_sigmoid, sine_position_boxes
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer.
+
+    Args:
+        d_model: width D.
+        num_heads: heads of all three attentions.
+        num_levels: feature levels L.
+        num_points: points per head and level.
+        ffn_dim: inner width of the feed-forward block.
+        dropout: after each sub-layer while training.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
+        self.cross_attn_text = MultiheadAttention(d_model, num_heads, dropout)
+        self.cross_attn = DeformableAttention(d_model, num_heads, num_levels, num_points)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm3, self.norm4 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, ffn_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, queries: Tensor, positions: Tensor, references: Tensor, memory: Memory, allowed: Tensor | None
+    ) -> Tensor:
+        """Update the queries.
+
+        Args:
+            queries: (B, Q, D).
+            positions: (B, Q, D) encoding of the reference boxes.
+            references: (B, Q, L, 4) boxes cxcywh on each level's canvas.
+            memory: both modalities.
+            allowed: bool, broadcastable to (B, heads, Q, Q), True = may attend; None: everyone may.
+
+        Returns:
+            (B, Q, D).
+        """
+        query = queries + positions
+        queries = self.norm1(queries + self.dropout(self.self_attn(query, query, queries, allowed)))
+        real = memory.text_token_mask[:, None, None]
+        attended = self.cross_attn_text(queries + positions, memory.text, memory.text, real)
+        queries = self.norm2(queries + self.dropout(attended))
+        attended = self.cross_attn(
+            queries + positions, references, memory.vision, memory.level_shapes, memory.padding_mask
+        )
+        queries = self.norm3(queries + self.dropout(attended))
+        return self.norm4(self.ffn(queries))
+
+
+class Decoder(nn.Module):
+    """Query selection's projection, the query and label embeddings, and the stack of layers.
+
+    Args:
+        layers: the decoder layers.
+        d_model: width D.
+        num_queries: Q.
+        learned_queries: content of the queries learned (the reference) or taken from the selected positions.
+        num_labels: rows of the denoising label embedding.
+        eps: of the inverse sigmoid between layers.
+    """
+
+    def __init__(
+        self,
+        layers: list[DecoderLayer],
+        d_model: int,
+        num_queries: int,
+        learned_queries: bool,
+        num_labels: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.num_queries, self.eps, self.d_model = num_queries, eps, d_model
+        self.memory_trans_fc, self.memory_trans_norm = nn.Linear(d_model, d_model), nn.LayerNorm(d_model)
+        self.query_embedding = nn.Embedding(num_queries, d_model) if learned_queries else None
+        self.label_embedding = nn.Embedding(num_labels, d_model)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(d_model)
+        self.ref_point_head = MLP([2 * d_model, d_model, d_model])
+
+    def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """A candidate at every position (Deformable DETR, appendix A.4).
+
+        Args:
+            memory: of the encoder.
+
+        Returns:
+            Features (B, S, D), made of 0 at padding and within 1 % of the border, and the candidates' boxes (B, S, 4) as
+            logits of cxcywh relative to the unpadded picture: the position, 0.05·2^level wide and high; +inf where the
+            features are 0.
+        """
+        boxes = []
+        for level, (h, w) in enumerate(memory.level_shapes):
+            like = memory.valid_ratios
+            y, x = torch.meshgrid(
+                torch.arange(h, dtype=like.dtype, device=like.device) + 0.5,
+                torch.arange(w, dtype=like.dtype, device=like.device) + 0.5,
+                indexing="ij",
+            )
+            real_wh = like[:, None, level] * torch.tensor([w, h], dtype=like.dtype, device=like.device)
+            centres = torch.stack((x, y), -1).view(1, -1, 2) / real_wh
+            boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**level)), dim=-1))
+        boxes_cxcywh = torch.cat(boxes, dim=1)
+        invalid = ~((boxes_cxcywh > 0.01) & (boxes_cxcywh < 0.99)).all(-1, keepdim=True)
+        if memory.padding_mask is not None:
+            invalid = invalid | memory.padding_mask[..., None]
+        logits = torch.log(boxes_cxcywh / (1 - boxes_cxcywh)).masked_fill(invalid, float("inf"))
+        features = self.memory_trans_norm(self.memory_trans_fc(memory.vision.masked_fill(invalid, 0.0)))
+        return features, logits
+
+    def forward(
+        self,
+        queries: Tensor,
+        boxes_cxcywh: Tensor,
+        memory: Memory,
+        allowed: Tensor | None,
+        reg_branches: nn.ModuleList,
+        canvas_positions: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Refine queries and boxes.
+
+        Args:
+            queries: (B, Q, D) content.
+            boxes_cxcywh: (B, Q, 4) starting boxes in [0, 1], relative to the unpadded picture, detached.
+            memory: both modalities.
+            allowed: self-attention mask as in `DecoderLayer.forward`.
+            reg_branches: box branches of the head, one per layer.
+            canvas_positions: encode boxes relative to the padded canvas, as the reference does, which makes the result
+                depend on the padding.
+
+        Returns:
+            Per layer the normalised queries (B, Q, D) and the boxes (B, Q, 4) that the layer's prediction starts from.
+        """
+        ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
+        hidden, starts = [], [boxes_cxcywh]
+        for layer, reg_branch in zip(self.layers, reg_branches, strict=False):
+            references = boxes_cxcywh[:, :, None] * ratios
+            encoded = references[:, :, 0] if canvas_positions else boxes_cxcywh
+            positions = self.ref_point_head(sine_position_boxes(encoded, self.d_model))
+            queries = layer(queries, positions, references, memory, allowed)
+            refined = (reg_branch(queries) + inverse_sigmoid(boxes_cxcywh, self.eps)).sigmoid()
+            starts.append(refined)
+            boxes_cxcywh = refined.detach()
+            hidden.append(self.norm(queries))
+        return hidden, starts[:-1]

@@ -1,0 +1,94 @@
+"""Contrastive denoising queries (Zhang et al., 2023, DINO section 3.3; MMDetection `CdnQueryGenerator`).
+
+In training the decoder gets extra queries that start at noised ground-truth boxes: positives, moved by less than half a
+side, must come back to their box; negatives, moved by more, must predict nothing. Groups repeat this with new noise.
+Layout within a group: M positives, then M negatives, M = the most boxes in a picture of the batch; query i belongs to
+box i, and slots past a picture's own boxes are background.
+
+Deviation: the noise of a picture comes from the picture's own seed rather than from one stream over the batch, so that it
+does not depend on which pictures share the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from groundtune.data.targets import Target
+
+LABEL_FLIP_PROBABILITY = 0.25
+NUM_DENOISING = 100
+
+
+@dataclass
+class DenoisingQueries:
+    """Queries that are put before the matching queries.
+
+    Attributes:
+        content: (B, G·2M, D).
+        boxes_cxcywh: (B, G·2M, 4) in [0, 1].
+        num_groups: G.
+        group_size: 2M.
+    """
+
+    content: Tensor
+    boxes_cxcywh: Tensor
+    num_groups: int
+    group_size: int
+
+
+def denoising_queries(targets: list[Target], label_embedding: nn.Embedding) -> DenoisingQueries | None:
+    """Noised copies of the ground truth.
+
+    Args:
+        targets: of B pictures; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
+        label_embedding: one row per class of the data set; class ids past its end wrap around.
+
+    Returns:
+        The queries; None if no picture of the batch has a box.
+    """
+    most = max(len(target.boxes_cxcywh) for target in targets)
+    if most == 0:
+        return None
+    groups = max(1, NUM_DENOISING // most)
+    device, dtype = label_embedding.weight.device, label_embedding.weight.dtype
+    labels = torch.zeros(len(targets), groups, 2, most, dtype=torch.long)
+    boxes = torch.full((len(targets), groups, 2, most, 4), 0.5)
+    used = torch.zeros(len(targets), 1, 1, most, dtype=torch.bool)
+    for row, target in enumerate(targets):
+        count = len(target.boxes_cxcywh)
+        generator = torch.Generator().manual_seed(target.noise_seed)
+        noised = _noised(target, groups, label_embedding.num_embeddings, generator)
+        labels[row, ..., :count], boxes[row, ..., :count, :] = noised
+        used[row, ..., :count] = True
+    content = label_embedding(labels.to(device)) * used[..., None].to(device)
+    return DenoisingQueries(content.flatten(1, 3), boxes.to(device, dtype).flatten(1, 3), groups, 2 * most)
+
+
+def _noised(target: Target, groups: int, num_labels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Labels (G, 2, N), a quarter of them flipped, and boxes (G, 2, N, 4) cxcywh, positives first, on the CPU."""
+    shape = (groups, 2, len(target.boxes_cxcywh))
+    labels = (target.class_ids.cpu() % num_labels).expand(shape)
+    flip = torch.rand(shape, generator=generator) < LABEL_FLIP_PROBABILITY
+    labels = torch.where(flip, torch.randint(num_labels, shape, generator=generator), labels)
+    boxes = target.boxes_cxcywh.cpu().float()
+    half_sides = (boxes[:, 2:] / 2).repeat(1, 2)  # of both corners
+    amount = torch.rand((*shape, 4), generator=generator)
+    amount[:, 1] += 1.0  # negatives
+    sign = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
+    corners = (cxcywh_to_xyxy(boxes) + sign * amount * half_sides).clamp(0, 1)
+    return labels, xyxy_to_cxcywh(corners)
+
+
+def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: torch.device) -> Tensor:
+    """Who may attend to whom: (Qdn + Q, Qdn + Q) bool, True = may.
+
+    Matching queries never see denoising queries, groups never see each other; denoising queries see the matching ones.
+    """
+    total_denoising = denoising.num_groups * denoising.group_size
+    group = torch.arange(total_denoising + num_queries, device=device) // denoising.group_size
+    matching = torch.arange(total_denoising + num_queries, device=device) >= total_denoising
+    return matching[None] | (~matching[:, None] & (group[:, None] == group[None]))

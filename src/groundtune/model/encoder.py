@@ -1,0 +1,178 @@
+"""The feature enhancer: fusion, text self-attention and deformable self-attention in each layer.
+
+Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`. The text projection and
+the level embedding live here, so that every parameter of the network stands under one of its six modules.
+Deviation: the text mask is broadcast over heads per picture (the reference repeats it in an order that mixes pictures).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from groundtune.model.attention import FeedForward, MultiheadAttention
+from groundtune.model.deformable_attention import DeformableAttention
+from groundtune.model.fusion import FusionLayer
+from groundtune.model.positions import sine_position_2d, sine_position_text
+from groundtune.text.tokens import TextInput
+
+
+@dataclass
+class Memory:
+    """What the encoder hands to the decoder.
+
+    Attributes:
+        vision: (B, S, D) positions of all levels, one level after another.
+        text: (B, T, D) tokens.
+        text_token_mask: (B, T) bool, True = real.
+        level_shapes: (h, w) of each of the L levels.
+        padding_mask: (B, S) bool, True = padding; None if nothing is padded.
+        valid_ratios: (B, L, 2) xy, the share of each level's canvas that is picture; all 1 without padding.
+    """
+
+    vision: Tensor
+    text: Tensor
+    text_token_mask: Tensor
+    level_shapes: list[tuple[int, int]]
+    padding_mask: Tensor | None
+    valid_ratios: Tensor
+
+
+class TextLayer(nn.Module):
+    """Self-attention of the tokens within their phrase."""
+
+    def __init__(self, d_model: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, num_heads, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, ffn_dim, dropout)
+
+    def forward(self, text: Tensor, positions: Tensor, phrase_mask: Tensor) -> Tensor:
+        """(B, T, D) tokens and positions, (B, T, T) bool True = may attend → (B, T, D)."""
+        query = text + positions
+        text = self.norm1(text + self.self_attn(query, query, text, phrase_mask[:, None]))
+        return self.norm2(self.ffn(text))
+
+
+class DeformableLayer(nn.Module):
+    """Deformable self-attention of the picture positions over all levels."""
+
+    def __init__(
+        self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attn = DeformableAttention(d_model, num_heads, num_levels, num_points)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, ffn_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        vision: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        level_shapes: list[tuple[int, int]],
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        """(B, S, D) features and positions, (B, S, L, 2) own locations on each level's canvas → (B, S, D)."""
+        attended = self.self_attn(vision + positions, references, vision, level_shapes, padding_mask)
+        return self.norm2(self.ffn(self.norm1(vision + self.dropout(attended))))
+
+
+class Encoder(nn.Module):
+    """Stack of (fusion, text layer, deformable layer).
+
+    Args:
+        text_width: width of the language model's features.
+        layers: one (fusion, text layer, deformable layer) per encoder layer.
+        d_model: width D.
+        num_levels: number L of feature levels.
+        position_temperature: of the picture's sine encoding.
+    """
+
+    def __init__(
+        self,
+        text_width: int,
+        layers: list[tuple[FusionLayer, TextLayer, DeformableLayer]],
+        d_model: int,
+        num_levels: int,
+        position_temperature: float,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.position_temperature = d_model, position_temperature
+        self.text_projection = nn.Linear(text_width, d_model)
+        nn.init.xavier_uniform_(self.text_projection.weight)
+        nn.init.zeros_(self.text_projection.bias)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, d_model).normal_())
+        self.fusion_layers = nn.ModuleList(fusion for fusion, _, _ in layers)
+        self.text_layers = nn.ModuleList(text for _, text, _ in layers)
+        self.layers = nn.ModuleList(deformable for _, _, deformable in layers)
+
+    def forward(self, maps: list[Tensor], masks: list[Tensor] | None, text_features: Tensor, text: TextInput) -> Memory:
+        """Enhance picture and text features by each other.
+
+        Args:
+            maps: L neck maps (B, D, h_l, w_l).
+            masks: L padding masks (B, h_l, w_l), True = padding; None if nothing is padded.
+            text_features: (B, T, text width) of the language model.
+            text: the tokens' masks and positions.
+
+        Returns:
+            The memory of both modalities.
+        """
+        level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
+        vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        positions, valid_ratios = self._picture_positions(maps, masks)
+        references = reference_points(level_shapes, valid_ratios)
+        padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1) if masks is not None else None
+        tokens = self.text_projection(text_features)
+        token_positions = sine_position_text(text.position_ids, self.d_model, tokens.dtype)
+        for fusion, text_layer, layer in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
+            vision, tokens = fusion(vision, tokens, padding_mask, text.text_token_mask)
+            tokens = text_layer(tokens, token_positions, text.phrase_mask)
+            vision = layer(vision, positions, references, level_shapes, padding_mask)
+        return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
+
+    def _picture_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Sine encoding plus level embedding (B or 1, S, D), and the valid ratios (B, L, 2)."""
+        dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
+        if masks is None:
+            level_masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
+            valid_ratios = torch.ones(len(maps[0]), len(maps), 2, dtype=dtype, device=maps[0].device)
+        else:
+            level_masks = masks
+            valid_ratios = torch.stack([valid_ratio(mask, dtype) for mask in masks], dim=1)
+        positions = [
+            sine_position_2d(mask, self.d_model, self.position_temperature).to(dtype) + embedding
+            for mask, embedding in zip(level_masks, self.level_embed, strict=True)
+        ]
+        return torch.cat(positions, dim=1), valid_ratios
+
+
+def valid_ratio(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, h, w) bool, True = padding → (B, 2) xy share of the canvas that is picture."""
+    real = (~padding_mask).to(dtype)
+    return torch.stack((real[:, 0].mean(-1), real[:, :, 0].mean(-1)), dim=-1)
+
+
+def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
+    """Centre of every position, seen on every level's canvas.
+
+    Args:
+        level_shapes: (h, w) of each level.
+        valid_ratios: (B, L, 2) xy.
+
+    Returns:
+        (B, S, L, 2) xy; [0, 1] is the canvas.
+    """
+    centres = []
+    for level, (h, w) in enumerate(level_shapes):
+        y, x = torch.meshgrid(
+            (torch.arange(h, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5) / h,
+            (torch.arange(w, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5) / w,
+            indexing="ij",
+        )
+        centres.append(torch.stack((x, y), -1).view(1, -1, 2) / valid_ratios[:, None, level])
+    return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]

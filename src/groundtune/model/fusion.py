@@ -1,0 +1,103 @@
+"""Vision-language fusion: attention between picture positions and tokens in both directions.
+
+Paper section 3.2 (feature enhancer); reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`. The
+plain version, with the three projections of all picture positions written out.
+
+Deviations: the reference's text padding mask does nothing in MMDetection (a bool tensor filled with −9e15 is True
+everywhere); here padded tokens and padded positions get weight 0. The reference's shift by the global maximum and its
+clamps at ±50000 are left out: softmax is invariant to the first, and the second changes nothing before overflow.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BiAttention(nn.Module):
+    """One score matrix, read along its rows for vision → text and along its columns for text → vision.
+
+    Args:
+        d_model: width D of both streams.
+        fusion_dim: inner width, divisible by `num_heads`.
+        num_heads: number of heads.
+    """
+
+    def __init__(self, d_model: int, fusion_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = num_heads, (fusion_dim // num_heads) ** -0.5
+        self.vision_proj, self.text_proj = nn.Linear(d_model, fusion_dim), nn.Linear(d_model, fusion_dim)
+        self.values_vision_proj, self.values_text_proj = nn.Linear(d_model, fusion_dim), nn.Linear(d_model, fusion_dim)
+        self.out_vision_proj, self.out_text_proj = nn.Linear(fusion_dim, d_model), nn.Linear(fusion_dim, d_model)
+        for projection in self.children():
+            assert isinstance(projection, nn.Linear)
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Updates of both streams.
+
+        Args:
+            vision: (B, S, D), normalised.
+            text: (B, T, D), normalised.
+            padding_mask: (B, S) bool, True = padding; None if nothing is padded.
+            text_token_mask: (B, T) bool, True = real token.
+
+        Returns:
+            (B, S, D) from the tokens and (B, T, D) from the positions.
+        """
+        queries, keys = self._heads(self.vision_proj(vision) * self.scale), self._heads(self.text_proj(text))
+        vision_values = self._heads(self.values_vision_proj(vision))
+        text_values = self._heads(self.values_text_proj(text))
+        scores = queries @ keys.transpose(-1, -2)  # (B, heads, S, T)
+        to_text = scores.masked_fill(~text_token_mask[:, None, None], float("-inf")).softmax(-1)
+        to_vision = scores.transpose(-1, -2)
+        if padding_mask is not None:
+            to_vision = to_vision.masked_fill(padding_mask[:, None, None], float("-inf"))
+        to_vision = to_vision.softmax(-1)
+        vision_update = self.out_vision_proj((to_text @ text_values).transpose(1, 2).flatten(2))
+        text_update = self.out_text_proj((to_vision @ vision_values).transpose(1, 2).flatten(2))
+        return vision_update, text_update
+
+
+class FusionLayer(nn.Module):
+    """Layer norm, bi-attention, layer scale and stochastic depth; the residual is the normalised stream.
+
+    Args:
+        d_model: width D.
+        fusion_dim: inner width of the attention.
+        num_heads: number of heads.
+        drop_path: probability that a picture's update is dropped while training.
+        gamma: initial value of the layer scale, 1e-4 in the reference.
+    """
+
+    def __init__(self, d_model: int, fusion_dim: int, num_heads: int, drop_path: float, gamma: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.layer_norm_vision, self.layer_norm_text = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attn = BiAttention(d_model, fusion_dim, num_heads)
+        self.gamma_vision = nn.Parameter(torch.full((d_model,), gamma))
+        self.gamma_text = nn.Parameter(torch.full((d_model,), gamma))
+
+    def _drop(self, update: Tensor) -> Tensor:
+        """Stochastic depth, one draw a picture, rescaled so that the expectation stays."""
+        if self.drop_path == 0.0 or not self.training:
+            return update
+        keep = 1.0 - self.drop_path
+        kept = torch.rand(len(update), 1, 1, dtype=update.dtype, device=update.device) < keep
+        return update * kept / keep
+
+    def forward(
+        self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse: shapes and masks as in `BiAttention.forward`, returns the two updated streams."""
+        vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
+        vision_update, text_update = self.attn(vision, text, padding_mask, text_token_mask)
+        vision = vision + self._drop(self.gamma_vision * vision_update)
+        text = text + self._drop(self.gamma_text * text_update)
+        return vision, text

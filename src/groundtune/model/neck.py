@@ -1,0 +1,124 @@
+"""The neck: backbone maps of different widths → L maps of width D (MMDetection `ChannelMapper`).
+
+1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the first of them on the
+backbone's last map; a group norm after each. Deviation: with padding the group norm takes its statistics over the real
+positions of each picture and padding is 0 afterwards, so that a picture's features do not depend on its batch. The
+reference lets the padding into the statistics; that behaviour is `masks=None`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _ConvNorm(nn.Module):
+    """Convolution and group norm of 32 groups, whose statistics leave padding out."""
+
+    def __init__(self, inputs: int, d_model: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, d_model, kernel, stride, padding=kernel // 2)
+        self.gn = nn.GroupNorm(32, d_model)
+        nn.init.xavier_uniform_(self.conv.weight)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, C, h, w) and (B, h', w') bool of the output, True = padding → (B, D, h', w')."""
+        x = self.conv(x)
+        return self.gn(x) if padding_mask is None else masked_group_norm(x, padding_mask, self.gn)
+
+
+def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Group norm over the real positions of each picture.
+
+    Args:
+        x: (B, D, h, w).
+        padding_mask: (B, h, w) bool, True = padding.
+        norm: its groups, eps, weight and bias.
+
+    Returns:
+        (B, D, h, w), 0 on padding; equal to `norm` on the cropped picture elsewhere.
+    """
+    real = (~padding_mask)[:, None, None].to(x.dtype)  # (B, 1, 1, h, w)
+    groups = x.unflatten(1, (norm.num_groups, -1))
+    count = real.sum((2, 3, 4), keepdim=True) * groups.shape[2]
+    mean = (groups * real).sum((2, 3, 4), keepdim=True) / count
+    variance = (((groups - mean) * real) ** 2).sum((2, 3, 4), keepdim=True) / count
+    normalised = ((groups - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    return (normalised * norm.weight[:, None, None] + norm.bias[:, None, None]) * real[:, 0]
+
+
+class Neck(nn.Module):
+    """Maps the backbone's feature maps to `num_levels` maps of width D.
+
+    Args:
+        channels: widths of the backbone's maps, fine to coarse.
+        d_model: width D.
+        num_levels: number L of maps that come out, at least `len(channels)`.
+    """
+
+    def __init__(self, channels: list[int], d_model: int, num_levels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(_ConvNorm(width, d_model, 1, 1) for width in channels)
+        extra = num_levels - len(channels)
+        self.extra_convs = nn.ModuleList(
+            _ConvNorm(channels[-1] if index == 0 else d_model, d_model, 3, 2) for index in range(extra)
+        )
+
+    def forward(self, maps: list[Tensor], masks: list[Tensor] | None) -> list[Tensor]:
+        """Map.
+
+        Args:
+            maps: backbone maps (B, C_l, h_l, w_l), 0 on padding.
+            masks: L padding masks (B, h_l, w_l), True = padding; None: nothing is padded, or padding takes part.
+
+        Returns:
+            L maps (B, D, h_l, w_l); an extra level has half the size of the one before, rounded up.
+        """
+        level_masks: list[Tensor | None] = list(masks) if masks is not None else [None] * self.num_levels
+        outputs = [conv(x, mask) for conv, x, mask in zip(self.convs, maps, level_masks, strict=False)]
+        source = maps[-1]
+        for conv, mask in zip(self.extra_convs, level_masks[len(self.convs) :], strict=True):
+            source = conv(source, mask)
+            outputs.append(source)
+        return outputs
+
+    @property
+    def num_levels(self) -> int:
+        """Number of maps that come out."""
+        return len(self.convs) + len(self.extra_convs)
+
+
+def pad_features(features: list[list[Tensor]], num_levels: int) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Batch the feature maps of single pictures.
+
+    Args:
+        features: for each of the B pictures its backbone maps (C_l, h_l, w_l).
+        num_levels: number L of levels that the neck makes of them.
+
+    Returns:
+        Zero-padded maps (B, C_l, H_l, W_l), and for each of the L neck levels the mask (B, H_l, W_l) bool, True = padding,
+        or None where all pictures have the same size.
+    """
+    if all(maps[0].shape == features[0][0].shape for maps in features):
+        return [torch.stack(level) for level in zip(*features, strict=True)], None
+    batched, sizes = [], []
+    for level in zip(*features, strict=True):
+        sizes.append([(x.shape[-2], x.shape[-1]) for x in level])
+        height, width = (max(size[axis] for size in sizes[-1]) for axis in (0, 1))
+        batched.append(torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level]))
+    while len(sizes) < num_levels:
+        sizes.append([((h + 1) // 2, (w + 1) // 2) for h, w in sizes[-1]])
+    return batched, [padding_mask_of(level, batched[0].device) for level in sizes]
+
+
+def padding_mask_of(sizes_hw: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """Sizes of B pictures → (B, max h, max w) bool, True = padding right of and below the picture."""
+    sizes = torch.tensor(sizes_hw, device=device)
+    rows = torch.arange(max(h for h, _ in sizes_hw), device=device)
+    columns = torch.arange(max(w for _, w in sizes_hw), device=device)
+    outside_rows = rows[None] >= sizes[:, :1]
+    outside_columns = columns[None] >= sizes[:, 1:]
+    return outside_rows[:, :, None] | outside_columns[:, None, :]

@@ -1,0 +1,67 @@
+"""Sine encodings of positions and of boxes, and the inverse sigmoid.
+
+Reference: MMDetection `SinePositionalEncoding(normalize=True, offset=0)` and `coordinate_to_encoding`; IDEA
+`PositionEmbeddingSineHW` and `gen_sineembed_for_position`. As in the reference the wavelengths and the picture positions
+are float32 numbers, also in a float64 network; in bfloat16 they would lose the position.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
+    """Logit of a probability, finite at 0 and 1.
+
+    Args:
+        x: any shape, values in [0, 1].
+        eps: lower clamp of x and of 1 − x; it belongs to the weights (semantics 9).
+    """
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def _interleaved_sine(angles: Tensor) -> Tensor:
+    """(…, F) angles → (…, F): sine of the even entries and cosine of the odd ones, interleaved."""
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+def _frequencies(num_features: int, temperature: float, like: Tensor) -> Tensor:
+    index = torch.arange(num_features, dtype=torch.float32, device=like.device)
+    return temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
+
+
+def sine_position_2d(padding_mask: Tensor, d_model: int, temperature: float) -> Tensor:
+    """Position encoding of a feature map whose padding does not count.
+
+    Args:
+        padding_mask: (B, h, w) bool, True = padding (right and bottom).
+        d_model: width D; the first D/2 features encode y, the others x.
+        temperature: 20 in the Grounding DINO family.
+
+    Returns:
+        (B, h·w, D) float32, the coordinates scaled to (0, 2π] over the unpadded part of each picture.
+    """
+    valid = (~padding_mask).float()
+    y, x = valid.cumsum(1), valid.cumsum(2)
+    y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+    x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    frequencies = _frequencies(d_model // 2, temperature, y)
+    encoded = [_interleaved_sine(coordinate[..., None] / frequencies) for coordinate in (y, x)]
+    return torch.cat(encoded, dim=-1).flatten(1, 2)
+
+
+def sine_position_text(position_ids: Tensor, d_model: int, dtype: torch.dtype) -> Tensor:
+    """Position encoding of tokens: (B, T) integers, 0 at the start of each phrase → (B, T, D)."""
+    angles = position_ids[..., None].to(dtype) * 2 * math.pi
+    return _interleaved_sine(angles / _frequencies(d_model, 10000.0, angles))
+
+
+def sine_position_boxes(boxes_cxcywh: Tensor, d_model: int) -> Tensor:
+    """Encoding of reference boxes: (B, Q, 4) in [0, 1] → (B, Q, 2·D), in the order y, x, w, h of the reference."""
+    angles = boxes_cxcywh[..., None] * 2 * math.pi / _frequencies(d_model // 2, 10000.0, boxes_cxcywh)
+    x, y, w, h = _interleaved_sine(angles).unbind(-2)
+    return torch.cat((y, x, w, h), dim=-1)
