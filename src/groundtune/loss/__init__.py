@@ -1,0 +1,1 @@
+"""Targets and losses: focal loss, bipartite matching and the Grounding DINO criterion."""

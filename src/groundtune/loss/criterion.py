@@ -1,0 +1,197 @@
+"""The training loss of Grounding DINO: class, L1 and GIoU terms for every head (paper, section 3.5).
+
+Heads are the decoder layers, the encoder's selected proposals and, in training, the denoising queries of each decoder
+layer. Three rules that re-implementations miss:
+
+- Positions outside the text mask (logit -inf) are filtered out with `masked_select` BEFORE the focal loss.
+- All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach background.
+- Targets are binary on the tokens of the phrase.
+
+Deviations from the reference (MMDetection 3.3 `GroundingDINOHead`; all else gives its numbers): GIoU is computed on
+shares of the image, not pixels (it has no unit, only its eps differs); `loss_iou` is called `loss_giou`; the class
+weight is 2 by default, MMDetection's own configs use 1. The counts of all heads are averaged over processes at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from groundtune.boxes import cxcywh_to_xyxy, paired_giou
+from groundtune.loss.focal import sigmoid_focal_loss
+from groundtune.loss.matcher import Head, Match, MatchingCost, Target, match
+
+Normalise = Callable[[Tensor], Tensor]
+
+
+class _Truth(NamedTuple):
+    """The boxes of all images, concatenated (N of them), and the text mask: what every head is compared with."""
+
+    boxes_cxcywh: Tensor  # (N, 4) float32
+    positive_map: Tensor  # (N, T) bool
+    text_token_mask: Tensor  # (B, T) bool
+
+
+@dataclass(frozen=True)
+class GroundingDINOCriterion:
+    """Compare the network's output with the boxes of the batch.
+
+    Attributes:
+        loss_cls: Weight of the class terms.
+        loss_bbox: Weight of the L1 terms.
+        loss_giou: Weight of the GIoU terms.
+        focal_alpha: Weight of positive tokens in the focal loss and the focal cost.
+        focal_gamma: Focusing exponent of both.
+        cost_cls: Weight of the focal cost in the matching.
+        cost_bbox: Weight of the L1 cost.
+        cost_giou: Weight of the GIoU cost.
+    """
+
+    loss_cls: float = 2.0
+    loss_bbox: float = 5.0
+    loss_giou: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    cost_cls: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+
+    def __call__(
+        self, outputs: Mapping[str, Any], targets: Sequence[Target], normalise: Normalise | None = None
+    ) -> dict[str, Tensor]:
+        """Match, and compute every term in float32 (also under autocast).
+
+        Args:
+            outputs: The network's output: `pred_logits` (B, Q, 256) with -inf outside the text mask, `pred_boxes`
+                (B, Q, 4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool, optionally
+                `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
+            targets: One per image. Images without boxes, and batches without any, are valid.
+            normalise: Averages a float vector of counts over processes. The vector has the same length on all of them.
+
+        Returns:
+            Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last layer, with the prefix `d{i}.` of
+            decoder layer i, `enc_` of the encoder, `dn_` of denoising queries. `total` adds them up. Beside them,
+            detached: `class_error`, 100 - percentage of valid (query, token) positions on the right side of 0.5, and
+            `matched_boxes`, the pairs of the last layer on this process.
+
+        Raises:
+            NonFiniteCost: Predictions or boxes of an image are not finite.
+        """
+        truth = _truth(targets, outputs["text_token_mask"])
+        heads = _matching_heads(outputs)
+        cost = MatchingCost(self.cost_cls, self.cost_bbox, self.cost_giou, self.focal_alpha, self.focal_gamma)
+        matches = dict(zip(heads, match(list(heads.values()), truth.text_token_mask, targets, cost), strict=True))
+        denoising, dn_match = _denoising_heads(outputs, targets)
+        counts = _counts([*matches.values(), dn_match], truth.boxes_cxcywh.device, normalise)
+        normaliser = dict(zip(matches, counts, strict=False))
+        heads |= denoising
+        matches |= dict.fromkeys(denoising, dn_match)
+        normaliser |= dict.fromkeys(denoising, counts[-1])
+
+        terms = {}
+        with torch.autocast(truth.boxes_cxcywh.device.type, enabled=False):
+            for name, head in heads.items():
+                terms[f"{name}loss_cls"] = self.loss_labels(head, matches[name], truth) / normaliser[name]
+                l1, giou = self.loss_boxes(head, matches[name], truth)
+                terms[f"{name}loss_bbox"] = l1 / normaliser[name]
+                terms[f"{name}loss_giou"] = giou / normaliser[name]
+            terms["class_error"] = _class_error(heads[""], matches[""], truth)
+        terms["matched_boxes"] = torch.tensor(float(len(matches[""].query)), device=truth.boxes_cxcywh.device)
+        return terms
+
+    def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
+        """Give the weighted, unnormalised class loss of one head: the focal loss of every query and valid token."""
+        logits, labels = _valid_positions(head, matched, truth)
+        return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
+
+    def loss_boxes(self, head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
+        """Give the weighted, unnormalised L1 and GIoU losses of one head's pairs; no pairs give 0, gradient too."""
+        predicted = head.boxes_cxcywh[matched.image, matched.query].float()
+        true = truth.boxes_cxcywh[matched.box]
+        l1 = (predicted - true).abs().sum()
+        giou = (1 - paired_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))).sum()
+        return self.loss_bbox * l1, self.loss_giou * giou
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Add up the loss terms, leaving out what is only logged."""
+    return torch.stack([value for name, value in terms.items() if "loss_" in name]).sum()
+
+
+def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
+    length = text_token_mask.shape[1]
+    boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
+    # > 0: the target is the binary map, whatever form it came in
+    positive_map = torch.cat([target.positive_map for target in targets])[:, :length] > 0
+    return _Truth(boxes, positive_map, text_token_mask)
+
+
+def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
+    """Give the heads that are matched, by the prefix of their terms; the last decoder layer has none."""
+    heads = {"": _head(outputs)}
+    heads |= {f"d{layer}.": _head(aux) for layer, aux in enumerate(outputs.get("aux_outputs") or [])}
+    if outputs.get("enc_outputs") is not None:
+        heads["enc_"] = _head(outputs["enc_outputs"])
+    return heads
+
+
+def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> tuple[dict[str, Head], Match]:
+    """Give the denoising heads and the pairs they share, which their layout says (contrastive denoising, DINO).
+
+    Group g has 2M queries: M positives, of which the i-th belongs to the image's i-th box, and M negatives. Positives
+    past an image's own number of boxes belong to nothing; like negatives they have zero targets and full weight.
+    """
+    counts = [len(target.boxes_cxcywh) for target in targets]
+    device = outputs["text_token_mask"].device
+    layers = outputs.get("dn_outputs") or []
+    if not layers:
+        return {}, Match(*torch.zeros(3, 0, dtype=torch.long, device=device))
+    num_groups, group_size = outputs["dn_meta"]["num_groups"], outputs["dn_meta"]["group_size"]
+    num_queries, most = layers[-1]["pred_boxes"].shape[1], max(counts)
+    if num_queries != num_groups * group_size or most > group_size // 2:
+        raise ValueError(
+            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to {most} boxes"
+        )
+    heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])} | {"dn_": _head(layers[-1])}
+    groups = torch.arange(num_groups) * group_size
+    pairs = []
+    first_box = 0
+    for image, count in enumerate(counts):
+        boxes = torch.arange(count)
+        query = (groups.unsqueeze(1) + boxes).flatten()
+        pairs.append(torch.stack([torch.full_like(query, image), query, boxes.repeat(num_groups) + first_box]))
+        first_box += count
+    return heads, Match(*torch.cat(pairs, dim=1).to(device))
+
+
+def _head(output: Mapping[str, Tensor]) -> Head:
+    return Head(output["pred_logits"], output["pred_boxes"])
+
+
+def _counts(matches: Sequence[Match], device: torch.device, normalise: Normalise | None) -> list[Tensor]:
+    """Give each head's number of pairs, averaged over processes, at least 1."""
+    counts = torch.tensor([float(len(matched.query)) for matched in matches], device=device)
+    if normalise is not None:
+        counts = normalise(counts)
+    return list(counts.clamp(min=1).unbind())
+
+
+def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
+    """Select the logits and the binary targets of all queries at valid tokens, both (V,) float32.
+
+    The text mask padded to 256 is False past T, so cutting to T columns first selects the same positions.
+    """
+    length = truth.text_token_mask.shape[1]
+    logits = head.logits[..., :length]
+    labels = torch.zeros_like(logits, dtype=torch.float32)
+    labels[matched.image, matched.query] = truth.positive_map[matched.box].float()
+    valid = truth.text_token_mask.unsqueeze(1).expand_as(logits)
+    return torch.masked_select(logits, valid).float(), torch.masked_select(labels, valid)
+
+
+@torch.no_grad()
+def _class_error(head: Head, matched: Match, truth: _Truth) -> Tensor:
+    logits, labels = _valid_positions(head, matched, truth)
+    return 100 - 100 * ((logits > 0) == (labels > 0)).float().mean()

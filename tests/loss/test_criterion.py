@@ -1,0 +1,288 @@
+"""The criterion's rules: all queries, valid tokens only, binary targets, one normaliser, always finite."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundtune.loss.criterion import GroundingDINOCriterion, total
+from groundtune.text.prompt import class_prompt
+from groundtune.text.tokens import create_positive_map_from_span, tokenize
+
+criterion = GroundingDINOCriterion()
+
+
+def _predictions(generator, mask, queries, scale=3.0):
+    images, length = mask.shape
+    logits = torch.full((images, queries, 256), -math.inf)
+    valid = scale * torch.randn(images, queries, length, generator=generator)
+    logits[..., :length] = valid.masked_fill(~mask.unsqueeze(1), -math.inf)
+    boxes = (torch.rand(images, queries, 4, generator=generator) * 4 - 2).sigmoid()
+    return {"pred_logits": logits.requires_grad_(), "pred_boxes": boxes.requires_grad_()}
+
+
+def _batch(seed, counts, queries=5, layers=3, length=7, groups=2):
+    """Random outputs of all heads and random targets; one box in four has no width."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(length) < torch.randint(1, length + 1, (len(counts), 1), generator=generator)
+    decoder = [_predictions(generator, mask, queries) for _ in range(layers)]
+    outputs = {
+        **decoder[-1],
+        "aux_outputs": decoder[:-1],
+        "enc_outputs": _predictions(generator, mask, max(1, queries - 1)),
+        "text_token_mask": mask,
+    }
+    if max(counts) > 0:
+        group_size = 2 * max(counts)
+        outputs["dn_outputs"] = [_predictions(generator, mask, groups * group_size) for _ in range(layers)]
+        outputs["dn_meta"] = {"num_groups": groups, "group_size": group_size}
+    targets = []
+    for image, count in enumerate(counts):
+        boxes = torch.rand(count, 4, generator=generator) * 0.5 + 0.2
+        boxes[::4, 2] = 0
+        positive_map = torch.zeros(count, 256, dtype=torch.bool)
+        positive_map[:, 0] = True
+        positive_map[1:, : mask[image].sum()] = (
+            torch.rand(max(count - 1, 0), int(mask[image].sum()), generator=generator) < 0.5
+        )
+        targets.append(SimpleNamespace(boxes_cxcywh=boxes, positive_map=positive_map))
+    return outputs, targets
+
+
+def _heads(outputs):
+    return [
+        outputs,
+        *outputs["aux_outputs"],
+        outputs["enc_outputs"],
+        *outputs.get("dn_outputs", []),
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.integers(0, 8), min_size=1, max_size=4),
+    queries=st.integers(1, 6),
+)
+def test_always_finite_with_finite_gradients(seed, counts, queries):
+    """Also pitfall 22: fewer queries than boxes, in the decoder or in the encoder alone."""
+    outputs, targets = _batch(seed, counts, queries)
+    terms = criterion(outputs, targets)
+    loss = total(terms)
+    loss.backward()
+    assert all(torch.isfinite(value) and value.ndim == 0 for value in terms.values())
+    for head in _heads(outputs):
+        for tensor in (head["pred_logits"], head["pred_boxes"]):
+            assert tensor.grad is not None and torch.isfinite(tensor.grad).all()
+        outside = ~torch.isfinite(head["pred_logits"])
+        assert (head["pred_logits"].grad[outside] == 0).all()
+    assert terms["matched_boxes"] == sum(min(count, queries) for count in counts)
+    assert not terms["class_error"].requires_grad and not terms["matched_boxes"].requires_grad
+    expected = sum(value for name, value in terms.items() if name not in ("class_error", "matched_boxes"))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_names_of_the_terms():
+    outputs, targets = _batch(0, [1, 2])
+    heads = ["", "d0.", "d1.", "enc_", "d0.dn_", "d1.dn_", "dn_"]
+    expected = {f"{head}loss_{term}" for head in heads for term in ("cls", "bbox", "giou")}
+    assert set(criterion(outputs, targets)) == expected | {"class_error", "matched_boxes"}
+    minimal = {name: outputs[name] for name in ("pred_logits", "pred_boxes", "text_token_mask")}
+    assert len(criterion(minimal, targets)) == 3 + 2
+
+
+def _one_query(logits_of_tokens, box=(0.5, 0.5, 0.2, 0.2), padded=0):
+    """One image, one box, its phrase on token 1; -inf past the tokens as the head gives it."""
+    logits = torch.full((1, len(logits_of_tokens), 256), -math.inf)
+    logits[0, :, : len(logits_of_tokens[0])] = torch.tensor(logits_of_tokens)
+    mask = torch.ones(1, len(logits_of_tokens[0]) + padded, dtype=torch.bool)
+    mask[:, len(logits_of_tokens[0]) :] = False
+    positive_map = torch.zeros(1, 256, dtype=torch.bool)
+    positive_map[0, 1] = True
+    boxes = torch.tensor(box).expand(1, len(logits_of_tokens), 4)
+    target = SimpleNamespace(boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), positive_map=positive_map)
+    return {"pred_logits": logits, "pred_boxes": boxes, "text_token_mask": mask}, [target]
+
+
+@pytest.mark.parametrize("padded", [0, 5])
+def test_pitfall_01_infinite_logits_are_filtered_before_the_loss(padded):
+    outputs, targets = _one_query([[0.0, 0.0, 0.0]], padded=padded)
+    terms = criterion(outputs, targets)
+    ln2 = math.log(2)
+    # p = 1/2 everywhere: one positive token and two negative ones; nothing from 253 masked columns
+    assert terms["loss_cls"].item() == pytest.approx(2 * (0.25 * 0.25 * ln2 + 2 * 0.75 * 0.25 * ln2), rel=1e-5)
+    assert terms["loss_bbox"].item() == 0
+    assert terms["loss_giou"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_terms_of_a_shifted_box_by_hand():
+    outputs, targets = _one_query([[0.0, 0.0, 0.0]], box=(0.6, 0.5, 0.2, 0.4))
+    terms = criterion(outputs, targets)
+    assert terms["loss_bbox"].item() == pytest.approx(5 * 0.3, rel=1e-5)
+    overlap, union, enclosing = 0.1 * 0.2, 0.08 + 0.04 - 0.02, 0.3 * 0.4
+    assert terms["loss_giou"].item() == pytest.approx(
+        2 * (1 - overlap / union + (enclosing - union) / enclosing), rel=1e-4
+    )
+
+
+def test_class_error_counts_valid_positions_only():
+    outputs, targets = _one_query([[-1.0, 2.0, -1.0, 0.5], [-3.0, -3.0, -3.0, -3.0]], padded=4)
+    assert criterion(outputs, targets)["class_error"].item() == pytest.approx(100 / 8)
+
+
+def test_pitfall_02_unmatched_queries_and_images_without_boxes_are_pushed_down():
+    outputs, targets = _batch(5, [2, 0], queries=6)
+    total(criterion(outputs, targets)).backward()
+    for head in _heads(outputs):
+        gradient, finite = head["pred_logits"].grad, torch.isfinite(head["pred_logits"])
+        assert (gradient[finite] != 0).all(), "every query, matched or not"
+        assert (gradient[1][finite[1]] > 0).all(), "an image without boxes is all background"
+    quiet, _ = _batch(5, [2, 0], queries=6)
+    with torch.no_grad():
+        quiet["pred_logits"][1] -= 5
+    assert criterion(quiet, targets)["loss_cls"] < criterion(outputs, targets)["loss_cls"]
+
+
+def test_denoising_negatives_and_spare_slots_have_zero_targets_and_full_weight():
+    outputs, targets = _batch(6, [1, 2], groups=2)  # M = 2: groups [+ + - -] [+ + - -]
+    total(criterion(outputs, targets)).backward()
+    raised = {(0, 0), (0, 4), (1, 0), (1, 1), (1, 4), (1, 5)}
+    for head in outputs["dn_outputs"]:
+        for image in range(2):
+            for query in range(8):
+                first_token = head["pred_logits"].grad[image, query, 0]  # positive for box 0; box 1 is random
+                box = head["pred_boxes"].grad[image, query]
+                if (image, query) in raised:
+                    assert (box != 0).any()
+                else:
+                    assert first_token > 0 and (box == 0).all()
+        assert (head["pred_logits"].grad[:, [0, 4], 0] < 0).all()
+
+
+def test_denoising_that_does_not_fit_its_layout_is_refused():
+    outputs, targets = _batch(6, [1, 2])
+    outputs["dn_meta"]["group_size"] = 2
+    with pytest.raises(ValueError, match="denoising"):
+        criterion(outputs, targets)
+
+
+def _train_one_query(tokenizer, names, make_map):
+    prompt = class_prompt(names)
+    text, _ = tokenize(tokenizer, [prompt])
+    box = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    targets = [SimpleNamespace(boxes_cxcywh=box, positive_map=make_map(prompt)[:1])]
+    logits = torch.zeros(1, 1, 256, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    for _ in range(150):
+        outputs = {"pred_logits": logits, "pred_boxes": box[None], "text_token_mask": text.text_token_mask}
+        optimizer.zero_grad()
+        total(criterion(outputs, targets)).backward()
+        optimizer.step()
+    phrase = tokenize(tokenizer, [prompt])[1][0][0]
+    return logits.detach().sigmoid()[0, 0, phrase]
+
+
+def test_pitfall_03_a_name_of_any_length_reaches_a_high_probability(tokenizer):
+    """With soft 1/n targets the optimum of these names is 1, .5, .16, .08."""
+    for name, tokens in [("cat", 1), ("hair dryer", 3), ("red blood cell count", 4)]:
+        reached = _train_one_query(tokenizer, [name, "dog"], lambda p: tokenize(tokenizer, [p])[1][0])
+        assert len(reached) == tokens and reached.min() > 0.85
+    normalised = _train_one_query(
+        tokenizer,
+        ["red blood cell count", "dog"],
+        lambda p: create_positive_map_from_span(tokenizer([p.caption]), p.spans),
+    )
+    assert normalised.min() > 0.85, "the criterion makes the target binary whatever it is given"
+
+
+def _detached(outputs, image=None):
+    pick = slice(None) if image is None else slice(image, image + 1)
+    head = {name: outputs[name][pick].detach() for name in ("pred_logits", "pred_boxes")}
+    return head
+
+
+def test_pitfall_06_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone():
+    counts = [3, 0, 1, 2]
+    outputs, targets = _batch(8, counts)
+    together = criterion(outputs, targets)
+    sums = {"loss_cls": 0.0, "loss_bbox": 0.0, "loss_giou": 0.0, "enc_loss_cls": 0.0}
+    for image, target in enumerate(targets):
+        mask = outputs["text_token_mask"][image : image + 1]
+        alone = {
+            **_detached(outputs, image),
+            "enc_outputs": _detached(outputs["enc_outputs"], image),
+            "text_token_mask": mask[:, : int(mask.sum())],
+        }
+        terms = criterion(alone, [target])
+        for name in sums:
+            sums[name] += terms[name].item() * max(counts[image], 1)
+    for name, value in sums.items():
+        assert value / sum(counts) == pytest.approx(together[name].item(), rel=1e-4)
+
+
+def test_pitfall_26_every_layer_is_compared_with_the_original_targets():
+    outputs, targets = _batch(9, [3, 2], layers=4)
+    terms = criterion(outputs, targets)
+    prefixes = ["d0.", "d1.", "d2.", "enc_"]
+    for prefix, head in zip(prefixes, [*outputs["aux_outputs"], outputs["enc_outputs"]], strict=True):
+        alone = criterion({**_detached(head), "text_token_mask": outputs["text_token_mask"]}, targets)
+        for term in ("loss_cls", "loss_bbox", "loss_giou"):
+            assert alone[term].item() == pytest.approx(terms[prefix + term].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.2])
+def test_pitfall_11_a_zero_area_box_is_finite_even_where_the_prediction_equals_it(extra):
+    outputs, targets = _one_query([[0.0, 1.0, 0.0]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.0, extra]]], requires_grad=True)
+    outputs["pred_boxes"] = boxes
+    targets[0].boxes_cxcywh = torch.tensor([[0.5, 0.5, 0.0, extra]])
+    loss = total(criterion(outputs, targets))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(boxes.grad).all()
+
+
+def test_normaliser_is_averaged_over_processes_and_two_processes_equal_one():
+    """Pitfall 8: the mean of the gradients of two processes is the gradient of one with both batches."""
+    outputs, targets = _batch(10, [4, 1, 0, 2])
+    whole = criterion(outputs, targets)
+    parts, lengths = [], []
+    for process in (slice(0, 2), slice(2, 4)):
+        heads = _slice_outputs(outputs, process)
+
+        def mean_over_processes(counts):
+            lengths.append(len(counts))
+            matched, denoising = 7.0, 14.0  # boxes of both processes, and times two groups
+            return torch.tensor([matched] * (len(counts) - 1) + [denoising]) / 2
+
+        parts.append(criterion(heads, targets[process], normalise=mean_over_processes))
+    assert lengths == [5, 5], "one vector of the same length on every process: 3 layers, encoder, denoising"
+    for name, value in whole.items():
+        if "loss_" in name and not name.startswith("enc_"):
+            assert (parts[0][name] + parts[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-4), name
+
+
+def _slice_outputs(outputs, images):
+    def cut(head):
+        return {name: head[name][images].detach() for name in ("pred_logits", "pred_boxes")}
+
+    return {
+        **cut(outputs),
+        "aux_outputs": [cut(head) for head in outputs["aux_outputs"]],
+        "enc_outputs": cut(outputs["enc_outputs"]),
+        "dn_outputs": [cut(head) for head in outputs["dn_outputs"]],
+        "dn_meta": outputs["dn_meta"],
+        "text_token_mask": outputs["text_token_mask"][images],
+    }
+
+
+def test_same_numbers_under_autocast_and_from_bfloat16_in_float32():
+    outputs, targets = _batch(11, [3, 1])
+    plain = criterion(outputs, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = criterion(outputs, targets)
+    assert all(torch.equal(plain[name], mixed[name]) for name in plain)
+    low = {**outputs, "pred_logits": outputs["pred_logits"].bfloat16(), "pred_boxes": outputs["pred_boxes"].bfloat16()}
+    assert all(value.dtype == torch.float32 for value in criterion(low, targets).values())
