@@ -1,0 +1,217 @@
+"""The parts of a training run, put together from its options, its data and a model.
+
+Everything that can be wrong with the options comes up here, before the run folder exists.
+"""
+
+import dataclasses
+import math
+import random
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from groundtune.config import TrainConfig, to_yaml
+from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
+from groundtune.data.sample import Dataset
+from groundtune.data.transforms import resize_keep_ratio
+from groundtune.engine.features import FeatureCache
+from groundtune.engine.inference import pick_device
+from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
+from groundtune.engine.record import Progress, RunFolder
+from groundtune.environment import describe
+from groundtune.errors import ConfigError, DataError
+from groundtune.loss.criterion import GroundingDINOCriterion
+from groundtune.model.bundle import ModelBundle
+from groundtune.model.detector import GroundingDINO, Output
+
+Metrics = dict[str, float | None]
+
+
+@dataclass
+class Place:
+    """How far a run has come; saved with every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    bad_steps: int = 0  # in a row
+    best_ap: float = -math.inf
+    best: dict[str, Any] = field(default_factory=dict)
+    final: Metrics = field(default_factory=dict)
+    zero_shot: Metrics = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """The parts of a run, which do not change while it runs."""
+
+    config: TrainConfig
+    bundle: ModelBundle
+    folder: RunFolder
+    progress: Progress
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LambdaLR
+    parameters: list[Tensor]
+    average: WeightAverage | None
+    criterion: GroundingDINOCriterion
+    loader: TrainLoader
+    train_features: FeatureCache | None
+    valid: Dataset
+    valid_features: FeatureCache | None
+
+    @property
+    def network(self) -> GroundingDINO:
+        return self.bundle.network
+
+    def say(self, text: str) -> None:
+        self.folder.log(text)
+        if self.accelerator.is_main_process:
+            self.progress.message(text)
+
+
+class _Forward(nn.Module):
+    """The one module that accelerate wraps: both ways into the network must pass through it to be reduced and cast."""
+
+    def __init__(self, network: GroundingDINO) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, features: list[list[Tensor]] | None) -> Output:
+        if features is not None:
+            return self.network.forward_features(features, batch.text, batch.targets)
+        return self.network(batch.images(), batch.sizes_hw, batch.text, batch.targets)
+
+
+def training_data(config: TrainConfig, splits: dict[str, Dataset]) -> tuple[Dataset, Dataset]:
+    """The training and the validation split, cut to their limits."""
+    for name, use in (("train", "to train on"), ("valid", "to choose the best weights by")):
+        if name not in splits:
+            have = ", ".join(splits) or "none"
+            raise DataError(f"{config.data}: there is no split {name!r} {use}; found: {have}. Add one to the data set.")
+    limits = {"train": config.limit_train, "valid": config.limit_valid}
+    training, valid = (
+        dataclasses.replace(splits[n], samples=splits[n].samples[: limits[n]]) for n in ("train", "valid")
+    )
+    for dataset in (training, valid):
+        if not any(len(sample.boxes_xyxy) > int(sample.crowd.sum()) for sample in dataset.samples):
+            raise DataError(
+                f"{config.data}: the split {dataset.name!r} has no boxes in its {len(dataset.samples)} pictures."
+            )
+    return training, valid
+
+
+def set_up(
+    config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, out: Path, progress: Progress
+) -> Run:
+    """Builds every part. What can be wrong with the options comes up here, before the run folder exists."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    _seed(config.seed + accelerator.process_index)
+
+    network = bundle.network.to(accelerator.device)
+    network.denoising = config.denoising
+    if bundle.classes != training.class_names:  # otherwise the rows are those of a run on the same classes
+        network.init_label_embedding(training.class_names, bundle.tokenizer)
+        bundle.classes = list(training.class_names)
+    frozen = freeze(network, config.param_groups)
+    optimizer, parameters = build_optimizer(network, config.optimizer, config.param_groups)
+    bundle.picture = dataclasses.replace(
+        bundle.picture,
+        short_side=config.short_side or bundle.picture.short_side,
+        max_side=config.max_side or bundle.picture.max_side,
+    )
+    caches = [FeatureCache(network), FeatureCache(network)] if config.cache_features else [None, None]
+    loader = _loader(config, bundle, training, accelerator, caches[0])
+    schedule = build_schedule(optimizer, config, config.epochs * len(loader))
+    folder = RunFolder(out, resume=config.resume is not None, writes=accelerator.is_main_process)
+    folder.text("config.yaml", to_yaml(config))
+    folder.json("env.json", describe() | {"trains on": str(accelerator.device), "command": shlex.join(sys.argv)})
+    run = Run(
+        config=config,
+        bundle=bundle,
+        folder=folder,
+        progress=progress,
+        accelerator=accelerator,
+        model=accelerator.prepare_model(_Forward(network)),
+        optimizer=optimizer,
+        schedule=schedule,
+        parameters=parameters,
+        average=WeightAverage(network, config.ema) if config.ema > 0 else None,
+        criterion=GroundingDINOCriterion(
+            config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
+        ),
+        loader=loader,
+        train_features=caches[0],
+        valid=valid,
+        valid_features=caches[1],
+    )
+    _announce(run, training, frozen)
+    return run
+
+
+def _loader(
+    config: TrainConfig, bundle: ModelBundle, training: Dataset, accelerator: Accelerator, cache: FeatureCache | None
+) -> TrainLoader:
+    if config.batch_size < accelerator.num_processes:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} pictures are too few for {accelerator.num_processes} processes."
+        )
+    options = LoaderOptions(
+        batch_size=config.batch_size,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        seed=config.seed,
+        flip=config.flip,
+        multi_scale=tuple(config.multi_scale),
+        crop=config.crop,
+        shuffle_classes=config.shuffle_classes,
+        negative_probability=config.negative_probability,
+        max_text_len=bundle.config.max_text_len,
+        cache_views=config.cache_views if cache is not None else 0,
+        workers=config.workers,
+    )
+    needs_pixels = None if cache is None else cache.needs_pixels
+    return TrainLoader(training, bundle.tokenizer, bundle.picture, options=options, needs_pixels=needs_pixels)
+
+
+def _announce(run: Run, training: Dataset, frozen: list[str]) -> None:
+    """Says what is about to happen, the memory of the feature cache first of all."""
+    trained = sum(parameter.numel() for parameter in run.parameters)
+    run.say(
+        f"Training {trained / 1e6:.1f} M parameters on {len(training.samples)} pictures, {len(training.class_names)} classes, "
+        f"{run.accelerator.device}, {run.config.precision}; frozen: {', '.join(frozen) or 'nothing'}."
+    )
+    if run.train_features is not None:
+        device, fmt = run.accelerator.device, run.bundle.picture
+        size = 0
+        for dataset, views in ((training, run.loader.num_views), (run.valid, 1)):
+            sizes_hw = [resize_keep_ratio(sample.size_hw, fmt).size_hw for sample in dataset.samples]
+            size += run.train_features.estimate_bytes(sizes_hw, views, device)
+        run.say(
+            f"Keeping the backbone's features of {run.loader.num_views} views per picture: {size / 2**20:,.0f} MB of memory."
+        )
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

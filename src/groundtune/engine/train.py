@@ -1,0 +1,301 @@
+"""Training: one loop that reads top to bottom.
+
+`accelerate` gives device, precision and processes; the loop is ours. A step is forward, loss in float32, backward, clip,
+AdamW, schedule. The losses are those of `loss.criterion`, what trains is decided in `optim.freeze`, the parts are put
+together in `run.set_up`. The host waits for the device once per step, for the loss and the gradient norm: a step that
+is not finite must not reach the optimiser (semantics 17). The best weights are chosen by AP on the validation split,
+never on the test split (pitfall 28).
+
+A run can be resumed from the end of an epoch. The order of the data follows from seed and epoch, and the state has every
+random generator, so a resumed run on the CPU equals the uninterrupted one bit for bit. Evaluation is in float32 with one
+process, whatever trains: its numbers are those of `groundtune evaluate`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from groundtune.config import TrainConfig
+from groundtune.data.batch import Batch
+from groundtune.data.sample import Dataset
+from groundtune.engine import checkpoint
+from groundtune.engine.diagnosis import describe_bad_step
+from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.record import Progress
+from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
+from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
+from groundtune.loss.criterion import total
+from groundtune.loss.matcher import NonFiniteCost
+from groundtune.model.bundle import ModelBundle, save_bundle
+
+# Options that a resumed run may change: where and how fast it runs, not what it computes.
+_FREE_OPTIONS = {"data", "model", "out", "resume", "device", "workers", "threads", "log_every", "max_bad_steps"}
+
+
+@dataclass
+class RunResult:
+    """What a run came to. Keys of the numbers are "valid/AP", "valid/AP50" and so on, shares between 0 and 1.
+
+    Attributes:
+        folder: the run folder.
+        zero_shot: before the first step.
+        metrics: of the best weights, which are in the folder's `model/` and in the bundle.
+        final: of the last weights.
+        per_class: AP and AP50 of the best weights for each class.
+        seconds: wall time, with the time before a resume.
+    """
+
+    folder: Path
+    zero_shot: Metrics
+    metrics: Metrics
+    final: Metrics
+    per_class: dict[str, Metrics]
+    seconds: float
+
+
+def train(
+    config: TrainConfig, bundle: ModelBundle, splits: dict[str, Dataset], out: Path, progress: Progress
+) -> RunResult:
+    """Fine-tunes the bundle's network on the split "train", and keeps what is best on the split "valid".
+
+    Args:
+        config: resolved options; `config.resume` names a run folder to go on with, usually `out` itself.
+        bundle: changed in place; afterwards it has the best weights, and the data set's classes.
+        splits: of one data set, with the same class names in all of them.
+        out: run folder, new or empty unless resuming.
+        progress: told about steps, evaluations and messages.
+
+    Raises:
+        ConfigError: options, modules or the run folder are not usable, or a resumed run's options were changed; nothing
+            has been written.
+        DataError: a split is missing or has nothing in it, or a picture cannot be read.
+        CheckpointError: the state to resume from cannot be read, or belongs to another model.
+        TrainingDiverged: `config.max_bad_steps` steps in a row were not finite.
+    """
+    training, valid = training_data(config, splits)
+    state = checkpoint.load_state(Path(config.resume) / "checkpoints" / "last.pt") if config.resume else None
+    if state is not None:
+        _refuse_changes(config, training, state)
+    run, started = set_up(config, bundle, training, valid, out, progress), time.perf_counter()
+    place = Place()
+    try:
+        progress.start(config.epochs * len(run.loader))
+        if state is None:
+            place.zero_shot = _prefixed(_evaluate(run, place, averaged=False).metrics)
+        else:
+            _restore(run, place, state)
+        before = place.seconds
+        while place.epoch < config.epochs:
+            _train_epoch(run, place)
+            place.epoch += 1
+            if place.epoch % config.eval_every == 0 or place.epoch == config.epochs:
+                _evaluate_and_keep_best(run, place)
+            place.seconds = before + time.perf_counter() - started
+            _save_last(run, place)
+        return _finish(run, place)
+    finally:
+        progress.close()
+        run.accelerator.free_memory()
+        if run.accelerator.num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)  # the next run may want another device or precision
+
+
+def _refuse_changes(config: TrainConfig, training: Dataset, state: checkpoint.State) -> None:
+    """A resumed run must compute what the uninterrupted one would have."""
+    was, now = state["config"], asdict(config)
+    problems = [
+        f"resume: {name} was {was.get(name)!r} and is now {now[name]!r}."
+        for name in now
+        if name not in _FREE_OPTIONS and was.get(name) != now[name]
+    ]
+    if state["classes"] != training.class_names:
+        problems.append(f"resume: the classes were {state['classes']} and are now {training.class_names}.")
+    if state["pictures"] != len(training.samples):
+        problems.append(f"resume: there were {state['pictures']} training pictures, now {len(training.samples)}.")
+    if problems:
+        raise ConfigError("\n  ".join([*problems, "Go on with the same options and data, or start a new run."]))
+
+
+def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
+    """Takes up the state that `_save_last` wrote."""
+    source = f"The checkpoint of {run.config.resume}"
+    checkpoint.load_trained_state(run.network, state["network"], source)
+    try:
+        run.optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise CheckpointError(f"{source} has another optimiser's state: {error}.") from error
+    run.schedule.load_state_dict(state["schedule"])
+    if run.average is not None:
+        run.average.restore(state["average"], state["average_updates"])
+    for name, value in state["place"].items():
+        setattr(place, name, value)
+    checkpoint.set_random_state(state["random"])
+    run.folder.forget_after(place.step)
+    run.say(f"Going on after epoch {place.epoch} of {run.config.epochs}, step {place.step}.")
+
+
+def _train_epoch(run: Run, place: Place) -> None:
+    run.model.train()
+    sums: dict[str, Tensor] = {}
+    running: float | None = None
+    counted = 0
+    for batch in run.loader.epoch(place.epoch):
+        rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
+        values = _step(run, batch.to(run.accelerator.device), place)
+        place.step += 1
+        if values is None:
+            continue
+        loss, norm, terms = values
+        running = loss if running is None else 0.95 * running + 0.05 * loss
+        run.progress.step(place.step, running, max(rates.values()))
+        for name, value in terms.items():
+            sums[name] = sums[name] + value if name in sums else value
+        counted += 1
+        if place.step % run.config.log_every == 0:
+            means = dict(zip(sums, (torch.stack(list(sums.values())) / counted).tolist(), strict=True))
+            line = {"step": place.step, "epoch": place.epoch, "loss": running, "grad_norm": norm, "lr": rates}
+            run.folder.metrics(line | means)
+            sums, counted = {}, 0
+
+
+def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str, Tensor]] | None:
+    """One optimiser step.
+
+    Returns:
+        Loss, norm of the gradient before clipping, and the detached terms; None when the step was skipped.
+    """
+    features = None
+    if run.train_features is not None:
+        features = run.train_features.get(batch.pictures, batch.indices, batch.views, run.accelerator.device)
+    try:
+        outputs = run.model(batch, features)
+        terms = run.criterion(outputs, batch.targets, _normaliser(run.accelerator))
+    except NonFiniteCost as error:
+        _skip(run, batch, features, place, str(error))
+        return None
+    loss = total(terms)
+    run.accelerator.backward(loss)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
+    loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        _skip(run, batch, features, place, f"loss {loss_value:g}, gradient norm {norm_value:g}")
+        return None
+    if run.config.clip_grad > 0:
+        torch.nn.utils.clip_grads_with_norm_(run.parameters, run.config.clip_grad, norm)
+    run.optimizer.step()
+    run.schedule.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.average is not None:
+        run.average.update()
+    place.bad_steps = 0
+    return loss_value, norm_value, {name: term.detach() for name, term in terms.items()}
+
+
+def _normaliser(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:
+    """The mean over processes for the criterion's box counts; DDP then averages the gradients (pitfall 8)."""
+    if accelerator.num_processes == 1:
+        return None
+    return lambda counts: accelerator.reduce(counts, reduction="mean")
+
+
+def _skip(run: Run, batch: Batch, features: list[list[Tensor]] | None, place: Place, reason: str) -> None:
+    """Leaves a step out that was not finite, says where it began, and gives up after too many."""
+    place.bad_steps += 1
+    paths = [sample.image_path for sample in batch.samples]
+    run.say(describe_bad_step(run.network, lambda: run.model(batch, features), paths, reason))
+    run.optimizer.zero_grad(set_to_none=True)
+    if place.bad_steps >= run.config.max_bad_steps:
+        raise TrainingDiverged(
+            f"{place.bad_steps} steps in a row were not finite, at step {place.step + 1} of epoch {place.epoch + 1} "
+            f"({reason}). A lower learning rate or precision fp32 may help; the pictures and modules are in "
+            f"{run.folder.path / 'train.log'}."
+        )
+
+
+def _evaluate(run: Run, place: Place, averaged: bool = True) -> Evaluation:
+    """Evaluates on the validation split, with the averaged weights if there are any, and writes the numbers down."""
+    with run.average.applied() if averaged and run.average is not None else nullcontext():
+        found = evaluate(
+            run.bundle,
+            run.valid,
+            batch_size=run.config.batch_size,
+            device=run.accelerator.device,
+            progress=run.progress,
+            features=run.valid_features,
+        )
+    run.folder.metrics({"step": place.step, "epoch": place.epoch} | _prefixed(found.metrics))
+    run.folder.log(f"step {place.step}: " + ", ".join(f"{name} {value}" for name, value in found.metrics.items()))
+    return found
+
+
+def _evaluate_and_keep_best(run: Run, place: Place) -> None:
+    found = _evaluate(run, place)
+    ap = found.metrics["AP"]
+    assert ap is not None  # the validation split has boxes
+    place.final = _prefixed(found.metrics)
+    if ap > place.best_ap:
+        place.best_ap = ap
+        place.best = {
+            "epoch": place.epoch,
+            "step": place.step,
+            "metrics": place.final,
+            "per_class": found.per_class,
+        }
+        with run.average.applied() if run.average is not None else nullcontext():
+            weights = checkpoint.trained_state(run.network)
+        if run.accelerator.is_main_process:
+            checkpoint.save_state({"network": weights, **place.best}, run.folder.checkpoint("best"))
+        run.folder.json("predictions_valid.json", found.predictions, indent=None)
+    run.progress.metrics(ap, place.best_ap)
+
+
+def _save_last(run: Run, place: Place) -> None:
+    if not run.accelerator.is_main_process:
+        return
+    state = {
+        "config": asdict(run.config),
+        "classes": run.bundle.classes,
+        "pictures": len(run.loader.dataset.samples),
+        "epoch": place.epoch,
+        "place": asdict(place),
+        "network": checkpoint.trained_state(run.network),
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "average": None if run.average is None else run.average.average,
+        "average_updates": 0 if run.average is None else run.average.updates,
+        "random": checkpoint.random_state(),
+    }
+    checkpoint.save_state(state, run.folder.checkpoint("last"))
+
+
+def _finish(run: Run, place: Place) -> RunResult:
+    """Takes the best weights back into the network, and writes the model and the summary."""
+    run.accelerator.wait_for_everyone()  # the main process has written the file
+    best_file = run.folder.checkpoint("best")
+    checkpoint.load_trained_state(run.network, checkpoint.load_state(best_file)["network"], str(best_file))
+    run.network.eval()
+    if run.accelerator.is_main_process:
+        save_bundle(run.bundle, run.folder.path / "model")
+    numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
+    where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
+    run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
+    return RunResult(
+        folder=run.folder.path,
+        zero_shot=place.zero_shot,
+        metrics=place.best["metrics"],
+        final=place.final,
+        per_class=place.best["per_class"],
+        seconds=place.seconds,
+    )
+
+
+def _prefixed(metrics: Metrics) -> Metrics:
+    return {f"valid/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,147 @@
+"""Finding objects by name in pictures, and showing them: pictures with boxes drawn, and a JSON file.
+
+The path through the network is that of evaluation (`engine.inference`); only the score threshold is added.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import supervision as sv
+import torch
+from PIL import Image
+from supervision import Detections
+
+from groundtune.data.transforms import load_picture, resize_keep_ratio, to_tensor
+from groundtune.engine.features import extract
+from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
+from groundtune.errors import ConfigError, DataError
+from groundtune.model.bundle import ModelBundle
+from groundtune.postprocess import PictureDetections
+from groundtune.text.prompt import unique_names
+
+Picture = Path | Image.Image | np.ndarray
+
+
+def predict(
+    bundle: ModelBundle,
+    images: Sequence[Picture],
+    classes: Sequence[str],
+    *,
+    threshold: float,
+    device: torch.device,
+    batch_size: int,
+) -> list[Detections]:
+    """Find objects by name.
+
+    Args:
+        bundle: the model.
+        images: files, PIL pictures, or (H, W, 3) uint8 RGB arrays; none gives none. Files are turned as viewers show them.
+        classes: names to look for, at least one. Names that clean to the same text are looked for once.
+        threshold: smallest score, in [0, 1].
+        device: where to compute; the network is moved there.
+        batch_size: pictures at a time.
+
+    Returns:
+        Per picture its detections, best first: `xyxy` in pixels of the picture, `confidence`, `class_id` the index into
+        `classes`, `data["class_name"]` the names as they were given.
+
+    Raises:
+        DataError: a picture cannot be read, or a name cannot be used.
+    """
+    names, index, _ = unique_names(classes)
+    first_of = [index.index(place) for place in range(len(names))]
+    network = bundle.network.to(device)
+    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).to(device)
+    found: list[Detections] = []
+    with inference_mode(network):
+        for start in range(0, len(images), batch_size):
+            pictures = [_rgb(image) for image in images[start : start + batch_size]]
+            sizes_hw = [(picture.height, picture.width) for picture in pictures]
+            views = [resize_keep_ratio(size_hw, bundle.picture) for size_hw in sizes_hw]
+            tensors = [to_tensor(v.picture(p), bundle.picture) for v, p in zip(views, pictures, strict=True)]
+            detected = detect_batch(network, extract(network, tensors, device), prompts, sizes_hw)
+            found += [_detections(part, classes, first_of, threshold) for part in detected]
+    return found
+
+
+def save_predictions(paths: Sequence[Path], found: Sequence[Detections], classes: Sequence[str], folder: Path) -> None:
+    """Draw the boxes into copies of the pictures, and write `predictions.json`.
+
+    Files of one name from different folders are numbered, so that none is lost.
+
+    Args:
+        paths: the pictures' files.
+        found: per picture its detections.
+        classes: the names that `class_id` counts.
+        folder: made where it does not exist.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    colours, letters = sv.ColorPalette.DEFAULT, sv.ColorLookup.CLASS
+    records = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, name, detections in zip(paths, _file_names(paths), found, strict=True):
+            picture = load_picture(path)
+            thickness = sv.calculate_optimal_line_thickness(picture.size)
+            scale = sv.calculate_optimal_text_scale(picture.size)
+            drawn = sv.BoxAnnotator(colours, thickness, color_lookup=letters).annotate(picture.copy(), detections)
+            labels = [f"{one['class']} {one['score']:.2f}" for one in records_of(detections)]
+            label = sv.LabelAnnotator(
+                colours, text_scale=scale, text_padding=4, color_lookup=letters, smart_position=True
+            )
+            label.annotate(drawn, detections, labels).save(folder / name)
+            records.append({"image": str(path), "drawn": name, "detections": records_of(detections)})
+        content = {"classes": list(classes), "images": records}
+        (folder / "predictions.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"save: cannot write to {folder}: {error.strerror or error}.") from error
+
+
+def records_of(found: Detections) -> list[dict[str, Any]]:
+    """Detections as plain values: class, score, and box xyxy in pixels."""
+    names = found.data.get("class_name", [])
+    scores = [] if found.confidence is None else found.confidence.tolist()
+    return [
+        {"class": str(name), "score": score, "box_xyxy": box}
+        for name, score, box in zip(names, scores, found.xyxy.tolist(), strict=True)
+    ]
+
+
+def _rgb(image: Picture) -> Image.Image:
+    if isinstance(image, Path):
+        return load_picture(image)
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"An array must be (H, W, 3) uint8 in RGB order, found {image.shape} {image.dtype}.")
+    return Image.fromarray(image)
+
+
+def _detections(
+    part: PictureDetections, classes: Sequence[str], first_of: Sequence[int], threshold: float
+) -> Detections:
+    kept = part.scores >= threshold
+    class_id = np.array([first_of[place] for place in part.class_indices[kept].tolist()], dtype=int)
+    return Detections(
+        xyxy=part.boxes_xyxy[kept].numpy().reshape(-1, 4),
+        confidence=part.scores[kept].numpy(),
+        class_id=class_id,
+        data={"class_name": np.array([classes[place] for place in class_id], dtype=object)},
+    )
+
+
+def _file_names(paths: Iterable[Path]) -> list[str]:
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        name, number = f"{path.stem}.png", 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}.png", number + 1
+        taken.add(name)
+        names.append(name)
+    return names
