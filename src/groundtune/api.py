@@ -1,0 +1,303 @@
+"""The Python interface: `load`, `Model`, `train`, `evaluate`; the command line stands on the same functions.
+
+Keyword options of `train` are those of the command line and of the YAML file, and are checked like them.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from groundtune.config import TrainConfig, train_config
+from groundtune.errors import ConfigError, DataError
+from groundtune.options import suggestion
+from groundtune.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from supervision import Detections
+
+    from groundtune.data.sample import Dataset
+    from groundtune.engine.evaluate import Evaluation
+    from groundtune.engine.train import RunResult
+    from groundtune.model.bundle import ModelBundle
+
+    Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass
+class Model:
+    """A loaded model.
+
+    Attributes:
+        bundle: network, tokenizer, picture format.
+        device: where it computes: auto, cpu, cuda, …
+    """
+
+    bundle: "ModelBundle"
+    device: str = "auto"
+
+    @property
+    def classes(self) -> list[str]:
+        """The names that it was fine-tuned on; empty before."""
+        return list(self.bundle.classes)
+
+    @overload
+    def predict(
+        self, images: "Picture", classes: Sequence[str] | None = None, threshold: float = 0.3, batch_size: int = 4
+    ) -> "Detections": ...
+    @overload
+    def predict(
+        self, images: "list[Picture]", classes: Sequence[str] | None = None, threshold: float = 0.3, batch_size: int = 4
+    ) -> "list[Detections]": ...
+    def predict(
+        self,
+        images: "Picture | list[Picture]",
+        classes: Sequence[str] | None = None,
+        threshold: float = 0.3,
+        batch_size: int = 4,
+    ) -> "Detections | list[Detections]":
+        """Find objects by name.
+
+        Args:
+            images: a picture (path, PIL picture, or (H, W, 3) uint8 RGB array), or a list of them.
+            classes: names to look for; None takes those of the fine-tuning.
+            threshold: smallest score, in [0, 1].
+            batch_size: pictures at a time.
+
+        Returns:
+            Per picture its detections, best first: boxes xyxy in pixels of the picture, `class_id` the index into the
+            names, `data["class_name"]` the names. A list gives a list, an empty one an empty one.
+
+        Raises:
+            ConfigError: there are no names to look for.
+            DataError: a picture cannot be read, or a name cannot be used.
+        """
+        from groundtune.engine.inference import pick_device
+        from groundtune.predict import predict
+
+        several = images if isinstance(images, list) else [images]
+        pictures = [Path(picture) if isinstance(picture, str) else picture for picture in several]
+        names = prompt_names(classes, self.bundle)
+        device = pick_device(self.device)
+        found = predict(self.bundle, pictures, names, threshold=threshold, device=device, batch_size=batch_size)
+        return found if isinstance(images, list) else found[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder that `load` reads. It appears whole or not at all; an existing one is replaced."""
+        from groundtune.model.bundle import save_bundle
+
+        save_bundle(self.bundle, Path(folder))
+
+
+def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
+    """Load a model.
+
+    Args:
+        source: a preset ("nano"), a model folder or a run folder.
+        seed: of the weights that the source leaves untrained.
+        device: where it will compute: auto, cpu, cuda, …
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be read.
+    """
+    from groundtune.model.bundle import load_bundle
+
+    return Model(load_bundle(model_source(source), seed=seed), device)
+
+
+def train(
+    model: Model | str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> "RunResult":
+    """Fine-tune a model on a folder of pictures with boxes.
+
+    Args:
+        model: a loaded model, which is trained in place and has the best weights afterwards; or a source for `load`.
+        data: the folder, or a COCO JSON file.
+        out: run folder, new or empty; None takes runs/DATA-MODEL, the first free number.
+        config: YAML file of options.
+        quiet: show no progress on stderr.
+        options: any other option of `groundtune train`, such as epochs=20 or lr=1e-4; stronger than the file.
+
+    Returns:
+        The run: `folder`, `zero_shot["valid/AP"]`, `metrics["valid/AP"]` of the best weights, `per_class`.
+
+    Raises:
+        ConfigError: options are unknown or unusable (all are listed), or the run folder is not empty.
+        DataError: the data cannot be used.
+        TrainingDiverged: the loss stayed non-finite.
+    """
+    bundle = model.bundle if isinstance(model, Model) else None
+    given = {"data": data, "model": (bundle.source or "model") if bundle else model, **options}
+    if isinstance(model, Model) and model.device != "auto":
+        given.setdefault("device", model.device)
+    if out is not None:
+        given["out"] = out
+    resolved = resolve_training(given, Path(config) if config else None, where="train()", bundle=bundle)
+    return run_training(resolved, Progress(quiet=quiet), bundle=bundle)
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: str | Path,
+    *,
+    split: str = "valid",
+    classes: Sequence[str] | None = None,
+    batch_size: int = 8,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> "Evaluation":
+    """Measure a model's COCO AP.
+
+    Args:
+        model: a loaded model, or a source for `load`.
+        data: folder of pictures with boxes, or a COCO JSON file.
+        split: "train", "valid" or "test".
+        classes: names to ask for and to count; None takes all of the data set.
+        batch_size: pictures at a time.
+        device: None takes the model's.
+        progress: told about the pictures done.
+
+    Returns:
+        `metrics["AP"]`, `["AP50"]` …; `per_class[name]["AP"]`; `predictions` in COCO's result format.
+
+    Raises:
+        DataError: the data cannot be used, or has no such split or class.
+    """
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.data.sample import match_class_names
+
+    splits = load_splits(Path(data))
+    if split not in splits:
+        raise DataError(f"{data}: there is no split {split!r}; found: {', '.join(splits)}.{suggestion(split, splits)}")
+    dataset = splits[split]
+    indices = match_class_names(classes, dataset.class_names) if classes else None
+    from groundtune.engine.evaluate import evaluate as measure
+    from groundtune.engine.inference import pick_device
+
+    loaded = model if isinstance(model, Model) else load(model)
+    return measure(
+        loaded.bundle,
+        dataset,
+        class_indices=indices,
+        batch_size=batch_size,
+        device=pick_device(device or loaded.device),
+        progress=progress,
+    )
+
+
+def model_source(source: str | Path) -> str:
+    """What to load for what a user named: a run folder means its model."""
+    inside = Path(source) / "model"
+    return str(inside) if (inside / "groundtune.json").is_file() else str(source)
+
+
+def prompt_names(classes: Sequence[str] | None, bundle: "ModelBundle") -> list[str]:
+    """The names to look for: those given, otherwise those of the fine-tuning.
+
+    Raises:
+        ConfigError: there are neither.
+    """
+    if isinstance(classes, str):
+        classes = classes.split(",")
+    names = [name.strip() for name in classes or bundle.classes]
+    if not names:
+        raise ConfigError(f"classes: the model {bundle.source} has no classes of its own; name those to look for.")
+    return names
+
+
+def resolve_training(
+    options: dict[str, Any], config_file: Path | None, *, where: str, bundle: "ModelBundle | None" = None
+) -> TrainConfig:
+    """Options of a training run, with the model's recipe below them.
+
+    A run to go on with brings its own config.yaml, where no other file is given.
+
+    Args:
+        options: by name; the strongest.
+        config_file: YAML file, or None.
+        where: what `options` is called in messages.
+        bundle: the model where it is loaded already.
+
+    Raises:
+        ConfigError: options are unknown or unusable, or the run to go on with is none.
+    """
+    if options.get("resume") and config_file is None:
+        config_file = Path(options["resume"]) / "config.yaml"
+        if not config_file.is_file():
+            raise ConfigError(
+                f"resume: {options['resume']} has no config.yaml; name the folder of a run that was started."
+            )
+        options = {"out": options["resume"], **options}
+    if bundle is not None:
+        return train_config(options, config_file, bundle.recipe, where=where)
+    config = train_config(options, config_file, {}, where=where)  # mistakes are told before torch is imported
+    from groundtune.model.bundle import load_recipe
+
+    source = model_source(config.model)
+    return train_config({**options, "model": source}, config_file, load_recipe(source), where=where)
+
+
+def run_training(
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    bundle: "ModelBundle | None" = None,
+    announce: Callable[[Path, "dict[str, Dataset]"], None] | None = None,
+) -> "RunResult":
+    """Read the data, load the model, train. Nothing is written before training starts.
+
+    Args:
+        config: resolved options.
+        progress: told about everything.
+        bundle: the model where it is loaded already.
+        announce: called with the run folder and the splits before training starts.
+
+    Raises:
+        GroundtuneError: as `train`.
+    """
+    out = _run_folder(config)
+    from groundtune.data.formats.detect import load_splits
+
+    splits = load_splits(Path(config.data))
+    from groundtune.engine.inference import class_prompts
+    from groundtune.engine.train import train as train_loop
+    from groundtune.model.bundle import load_bundle
+
+    bundle = bundle or load_bundle(config.model, seed=config.seed)
+    names = next(iter(splits.values())).class_names
+    class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
+    if announce is not None:
+        announce(out, splits)
+    return train_loop(replace(config, out=str(out)), bundle, splits, out, progress)
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    """The run folder: as named, or the first free runs/DATA-MODEL.
+
+    Raises:
+        ConfigError: the named one is a file, or holds something and is not the run to go on with.
+    """
+    if config.out is None:
+        source = Path(config.model)
+        model = source.parent.name if source.name == "model" else source.name
+        data = Path(config.data).resolve()
+        base = f"{data.stem if data.is_file() else data.name}-{model}"
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder.")
+    if config.resume is None and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"out: the folder {out} is not empty. Name another with --out, or go on with that run by --resume {out}."
+        )
+    return out

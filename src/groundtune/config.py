@@ -1,0 +1,201 @@
+"""Options of the verbs: one dataclass each; the command line, the YAML file and the help text come from its fields.
+
+A training run is resolved as defaults < the model's recipe < YAML file < command line. `options.py` reads and
+checks them. Nothing here imports torch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundtune.options import COMMAND_LINE, check, fail, option, read_yaml, resolve, suggestion
+
+MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
+"""The names that `param_groups` knows, the reference's vocabulary (semantics 19). Paths go deeper: encoder.layers.0."""
+
+_DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
+_THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
+_MODEL_HELP = "a preset (see `groundtune models`), a model folder or a run folder"
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser."""
+
+    type: str = option("AdamW", "the optimiser", choices=("AdamW",), flag=False)
+    lr: float = option(1e-4, "learning rate of a module with lr_mult 1", low=0, above=True, group="training")
+    weight_decay: float = option(1e-4, "decoupled weight decay", low=0, group="training")
+
+
+@dataclass
+class ParamGroup:
+    """Modules by their paths, and the factor of their learning rate; 0 freezes them."""
+
+    modules: list[str] = option(help="paths of modules")
+    lr_mult: float = option(1.0, "factor of the learning rate; 0 freezes", low=0)
+
+
+def _default_groups() -> list[ParamGroup]:
+    trained = [name for name in MODULES if name not in ("backbone", "language_model")]
+    return [ParamGroup(["backbone"], 0.0), ParamGroup(["language_model"], 0.0), ParamGroup(trained, 1.0)]
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tune a model on a folder of pictures with boxes."""
+
+    data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
+    model: str = option("nano", _MODEL_HELP, group="run")
+    out: str | None = option(None, "run folder; otherwise runs/DATA-MODEL, the first free number", group="run")
+    resume: str | None = option(None, "run folder to go on with; its own options are taken up", group="run")
+    seed: int = option(0, "of every random choice", low=0, high=2**32 - 1, group="run")
+    limit_train: int | None = option(None, "pictures of train to use, the first ones", low=1, group="run")
+    limit_valid: int | None = option(None, "pictures of valid to use, the first ones", low=1, group="run")
+
+    epochs: int = option(20, "passes over the training pictures", low=1, group="training")
+    batch_size: int = option(4, "pictures per optimiser step, over all devices", low=1, group="training")
+    eval_every: int = option(1, "epochs between evaluations", low=1, group="training")
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    param_groups: list[ParamGroup] = dataclasses.field(default_factory=_default_groups)
+    clip_grad: float = option(0.1, "largest norm of the gradient; 0 does not clip", low=0, group="training")
+    warmup_steps: int = option(50, "steps of linear warm-up", low=0, group="training")
+    lr_drop_at: float = option(
+        0.7, "share of training after which the learning rate drops", low=0, high=1, group="training"
+    )
+    lr_drop_factor: float = option(0.1, "factor of that drop", low=0, high=1, group="training")
+    ema: float = option(
+        0.0,
+        "decay per step of the moving average of the weights; 0 is off",
+        low=0,
+        high=1,
+        below=True,
+        group="training",
+    )
+    denoising: bool = option(True, "contrastive denoising queries", group="training")
+
+    loss_cls: float = option(2.0, "weight of the class loss", low=0, group="loss")
+    loss_bbox: float = option(5.0, "weight of the L1 loss of the boxes", low=0, group="loss")
+    loss_giou: float = option(2.0, "weight of the GIoU loss of the boxes", low=0, group="loss")
+    focal_alpha: float = option(0.25, "weight of the positive tokens in the focal loss", low=0, high=1, group="loss")
+    focal_gamma: float = option(2.0, "focusing exponent of the focal loss", low=0, group="loss")
+
+    short_side: int | None = option(
+        None, "pixels of a picture's short side; the model's own otherwise", low=32, group="pictures"
+    )
+    max_side: int | None = option(
+        None, "most pixels of its long side; the model's own otherwise", low=32, group="pictures"
+    )
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, group="pictures")
+    multi_scale: list[float] = option(
+        [], "factors of the short side to draw from, as 0.8,1,1.2", low=0.1, high=10, group="pictures"
+    )
+    crop: float = option(0.0, "probability of a random crop", low=0, high=1, group="pictures")
+    cache_features: bool = option(
+        False, "compute the features of a frozen backbone once and keep them", group="pictures"
+    )
+    cache_views: int = option(2, "augmented views of each picture that are kept", low=1, group="pictures")
+
+    shuffle_classes: bool = option(True, "another order of the class names in every prompt", group="prompts")
+    negative_probability: float = option(
+        0.5, "how often only a sample of the absent classes is in the prompt", low=0, high=1, group="prompts"
+    )
+
+    device: str = option("auto", _DEVICE_HELP, group="machine")
+    precision: str = option("fp32", "fp32, or bf16 where the device has it", choices=("fp32", "bf16"), group="machine")
+    workers: int = option(0, "processes that load pictures; 0 loads in the main one", low=0, group="machine")
+    threads: int = option(0, _THREADS_HELP, low=0, group="machine")
+    max_bad_steps: int = option(
+        5, "steps in a row with a non-finite loss before training stops", low=1, group="machine"
+    )
+    log_every: int = option(10, "steps between lines of metrics.jsonl", low=1, group="machine")
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure a model's COCO AP on a data set."""
+
+    model: str = option(help=_MODEL_HELP, positional=True)
+    data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
+    split: str = option("valid", "train, valid or test")
+    classes: list[str] = option([], "names to ask for and to count, as a,b; all otherwise")
+    out: str | None = option(None, "file for the detections, in COCO's result format")
+    json: bool = option(False, "print JSON")
+    batch_size: int = option(8, "pictures at a time", low=1)
+    device: str = option("auto", _DEVICE_HELP)
+    threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class PredictConfig:
+    """Find objects by name in pictures."""
+
+    model: str = option(help=_MODEL_HELP, positional=True)
+    images: list[str] = option(help="pictures, or folders of them", positional=True)
+    classes: list[str] = option([], "names to look for, as 'cat, remote control'; otherwise those of the fine-tuning")
+    threshold: float = option(0.3, "smallest score of a detection", low=0, high=1)
+    save: str | None = option(None, "folder for the pictures with boxes drawn, and predictions.json")
+    json: bool = option(False, "print JSON")
+    batch_size: int = option(4, "pictures at a time", low=1)
+    device: str = option("auto", _DEVICE_HELP)
+    threads: int = option(0, _THREADS_HELP, low=0)
+
+
+def train_config(
+    cli: Mapping[str, Any], yaml_path: Path | None, recipe: Mapping[str, Any], *, where: str = COMMAND_LINE
+) -> TrainConfig:
+    """Resolve a training run's options: defaults < recipe < YAML file < command line.
+
+    Args:
+        cli: options by name, the optimiser's with or without its name ("lr"). Strings are converted.
+        yaml_path: a YAML file, or None.
+        recipe: training defaults of the model.
+        where: what `cli` is called in messages.
+
+    Raises:
+        ConfigError: the file cannot be read, or options are unknown or unusable; all of them are listed.
+    """
+    optimizer = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    cli = {f"optimizer.{name}" if name in optimizer else name: value for name, value in cli.items()}
+    layers = [("the model's recipe", recipe), (str(yaml_path), read_yaml(yaml_path) if yaml_path else {}), (where, cli)]
+    config = resolve(TrainConfig, layers)
+    validate(config)
+    return config
+
+
+def validate(config: TrainConfig) -> None:
+    """Check a training configuration, also one that was put together by hand.
+
+    Raises:
+        ConfigError: values out of range, unknown modules, options that contradict each other; all of them are listed.
+    """
+    problems = check(config) + _group_problems(config.param_groups)
+    if config.short_side and config.max_side and config.short_side > config.max_side:
+        problems.append(f"short_side: {config.short_side} is more than max_side {config.max_side}.")
+    fail(problems)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """All options as YAML, which `train --config` reads back to the same configuration."""
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _group_problems(groups: list[ParamGroup]) -> list[str]:
+    """What is wrong with the names of modules. Whether a deeper path exists is known to the network only."""
+    paths = [path for group in groups for path in group.modules]
+    problems = [
+        f"param_groups[{index}].modules: empty; name a module." for index, g in enumerate(groups) if not g.modules
+    ]
+    for path in dict.fromkeys(paths):
+        top = path.split(".")[0]
+        if top not in MODULES:
+            problems.append(
+                f"param_groups: no module is called {path!r}; there are {', '.join(MODULES)} and paths inside them."
+                + suggestion(top, MODULES)
+            )
+        if paths.count(path) > 1:
+            problems.append(f"param_groups: {path!r} stands in more than one group; keep one of them.")
+    return problems
