@@ -124,7 +124,7 @@ def test_values_are_read_as_their_type(name: str, text: object, value: object) -
         ("epochs: 0", "DIR/c.yaml: epochs: expected a number of at least 1, got 0."),
         ("ema: 1", "DIR/c.yaml: ema: expected a number of at least 0 and below 1, got 1.0."),
         ("denoising: maybe", "DIR/c.yaml: denoising: expected true or false, got 'maybe'."),
-        ("precision: fp16", "DIR/c.yaml: precision: expected fp32 or bf16, got 'fp16'."),
+        ("precision: fp16", "DIR/c.yaml: precision: expected auto or fp32 or bf16, got 'fp16'."),
         ("multi_scale: [1, big]", "DIR/c.yaml: multi_scale: expected a list, each a number, got [1, 'big']."),
         (
             "multi_scale: [1, 0]",
@@ -207,7 +207,7 @@ OPTIONAL: dict[str, st.SearchStrategy] = {
     "denoising": st.booleans(),
     "flip": PROBABILITY,
     "multi_scale": st.lists(st.floats(0.1, 10), max_size=4),
-    "precision": st.sampled_from(["fp32", "bf16"]),
+    "precision": st.sampled_from(["auto", "fp32", "bf16"]),
 }
 
 

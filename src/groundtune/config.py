@@ -103,7 +103,12 @@ class TrainConfig:
     )
 
     device: str = option("auto", _DEVICE_HELP, group="machine")
-    precision: str = option("fp32", "fp32, or bf16 where the device has it", choices=("fp32", "bf16"), group="machine")
+    precision: str = option(
+        "auto",
+        "fp32 or bf16 (the losses stay fp32); auto takes bf16 where the device computes in it",
+        choices=("auto", "fp32", "bf16"),
+        group="machine",
+    )
     workers: int = option(0, "processes that load pictures; 0 loads in the main one", low=0, group="machine")
     threads: int = option(0, _THREADS_HELP, low=0, group="machine")
     max_bad_steps: int = option(

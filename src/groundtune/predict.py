@@ -6,15 +6,16 @@ The path through the network is that of evaluation (`engine.inference`); only th
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import matplotlib
 import numpy as np
 import supervision as sv
 import torch
 from PIL import Image
 from supervision import Detections
 
-from groundtune.data.transforms import load_picture, resize_keep_ratio, to_tensor
+from groundtune.data.transforms import load_picture, resize_keep_ratio, to_rgb, to_tensor
 from groundtune.engine.features import extract
 from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
 from groundtune.errors import ConfigError, DataError
@@ -23,6 +24,11 @@ from groundtune.postprocess import PictureDetections
 from groundtune.text.prompt import unique_names
 
 Picture = Path | Image.Image | np.ndarray
+
+_COLOURS = sv.ColorPalette.DEFAULT
+_LETTERS = sv.ColorPalette(  # dark on the light colours
+    [sv.Color.BLACK if 0.3 * c.r + 0.59 * c.g + 0.11 * c.b > 140 else sv.Color.WHITE for c in _COLOURS.colors]
+)
 
 
 def predict(
@@ -79,22 +85,17 @@ def save_predictions(paths: Sequence[Path], found: Sequence[Detections], classes
         folder: made where it does not exist.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or the drawn pictures would replace the pictures themselves.
     """
-    colours, letters = sv.ColorPalette.DEFAULT, sv.ColorLookup.CLASS
+    names = _file_names(paths)
+    replaced = {(folder / name).resolve() for name in names} & {path.resolve() for path in paths}
+    if replaced:
+        raise ConfigError(f"save: {min(replaced)} would be replaced by its drawn copy; name another folder.")
     records = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, name, detections in zip(paths, _file_names(paths), found, strict=True):
-            picture = load_picture(path)
-            thickness = sv.calculate_optimal_line_thickness(picture.size)
-            scale = sv.calculate_optimal_text_scale(picture.size)
-            drawn = sv.BoxAnnotator(colours, thickness, color_lookup=letters).annotate(picture.copy(), detections)
-            labels = [f"{one['class']} {one['score']:.2f}" for one in records_of(detections)]
-            label = sv.LabelAnnotator(
-                colours, text_scale=scale, text_padding=4, color_lookup=letters, smart_position=True
-            )
-            label.annotate(drawn, detections, labels).save(folder / name)
+        for path, name, detections in zip(paths, names, found, strict=True):
+            _drawn(load_picture(path), detections).save(folder / name)
             records.append({"image": str(path), "drawn": name, "detections": records_of(detections)})
         content = {"classes": list(classes), "images": records}
         (folder / "predictions.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -112,11 +113,36 @@ def records_of(found: Detections) -> list[dict[str, Any]]:
     ]
 
 
+def _drawn(picture: Image.Image, detections: Detections) -> Image.Image:
+    """The picture with boxes and labels; the best ones lie on top."""
+    shown = cast(Detections, detections[::-1])
+    labels = [f"{one['class']} {one['score']:.2f}" for one in records_of(shown)]
+    by_class = sv.ColorLookup.CLASS
+    thickness = max(2, round(min(picture.size) / 300))
+    picture = sv.BoxAnnotator(_COLOURS, thickness, color_lookup=by_class).annotate(picture, shown)
+    # not LabelAnnotator: with OpenCV installed it draws "?" for every letter beyond ASCII
+    annotator = sv.RichLabelAnnotator(
+        _COLOURS,
+        text_color=_LETTERS,
+        font_path=str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"),
+        font_size=max(11, round(min(picture.size) / 45)),
+        text_padding=max(3, round(min(picture.size) / 250)),
+        color_lookup=by_class,
+        smart_position=True,
+    )
+    return annotator.annotate(picture, shown, labels)
+
+
 def _rgb(image: Picture) -> Image.Image:
     if isinstance(image, Path):
         return load_picture(image)
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return to_rgb(image)
+        except OSError as error:  # its file is read only now
+            raise DataError(f"Cannot read the picture {getattr(image, 'filename', '')}: {error}.") from error
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"A picture must be a Path, a PIL picture or an array, found {type(image).__name__}.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError(f"An array must be (H, W, 3) uint8 in RGB order, found {image.shape} {image.dtype}.")
     return Image.fromarray(image)

@@ -36,6 +36,7 @@ _COLOURS = {
 }
 _OVERSAMPLING = 3  # shapes are drawn larger and scaled down, for smooth edges
 _TALLEST = 0.75  # of the longer side, for the pictures that are not square
+_SMALLEST_SIZE = 32
 _MOST_SHAPES = 6
 _MOST_OVERLAP = 0.12  # of the smaller box
 
@@ -95,12 +96,16 @@ def write_scenes(
         train: pictures in `train/`; one in twelve or so has no shape.
         valid: pictures in `valid/`.
         classes: names out of `scene_classes()`; None takes `DEFAULT_CLASSES`.
-        size: the longer side of a picture in pixels.
+        size: the longer side of a picture in pixels, at least 32.
         seed: of everything.
 
     Raises:
-        DataError: a class cannot be drawn, or the folder is not empty.
+        DataError: a class cannot be drawn, the pictures are too small for shapes, or the folder is not empty.
     """
+    if size < _SMALLEST_SIZE:
+        raise DataError(
+            f"size: pictures of {size} pixels are too small for shapes; expected at least {_SMALLEST_SIZE}."
+        )
     drawable = scene_classes()
     names = [drawable[index] for index in match_class_names(classes or DEFAULT_CLASSES, drawable)]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -224,7 +224,7 @@ def load_picture(path: Path, stated_size_hw: tuple[int, int] | None = None) -> I
         with Image.open(path) as opened:
             _refuse_bomb(path, opened.size)
             opened.load()
-            picture = _to_rgb(opened)
+            picture = to_rgb(opened)
             orientation = _orientation(opened)
     except DataError:
         raise
@@ -238,6 +238,21 @@ def load_picture(path: Path, stated_size_hw: tuple[int, int] | None = None) -> I
         _refuse_bomb(path, stated_size_hw[::-1])
         picture = picture.resize(stated_size_hw[::-1], Image.Resampling.BILINEAR)
     return picture
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Give a copy of a picture of any mode in 8-bit RGB, as `load_picture` says."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, dtype=np.float64)
+        # integers are 16-bit pictures (Pillow's own conversion cuts them at 255); floating point has no agreed white
+        white = 65535.0 if picture.mode != "F" else max(float(np.nanmax(values)), 1e-12)
+        grey = np.nan_to_num(np.clip(values / white, 0.0, 1.0)) * 255
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        opaque = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(opaque, picture.convert("RGBA")).convert("RGB")
+    # a copy even of an RGB picture: the file behind `picture` is about to be closed
+    return picture.convert("RGB")
 
 
 def to_tensor(picture: Image.Image, fmt: PictureFormat) -> Tensor:
@@ -276,17 +291,3 @@ def _refuse_bomb(path: Path, size: tuple[int, int]) -> None:
             f"The picture {path} would have {size[0]} × {size[1]} pixels. At most {MAX_PIXELS:,} are read "
             "(it may be a decompression bomb); make it smaller."
         )
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, dtype=np.float64)
-        # integers are 16-bit pictures (Pillow's own conversion cuts them at 255); floating point has no agreed white
-        white = 65535.0 if picture.mode != "F" else max(float(np.nanmax(values)), 1e-12)
-        grey = np.nan_to_num(np.clip(values / white, 0.0, 1.0)) * 255
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        opaque = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(opaque, picture.convert("RGBA")).convert("RGB")
-    # a copy even of an RGB picture: the file behind `picture` is about to be closed
-    return picture.convert("RGB")

@@ -25,7 +25,7 @@ def first_non_finite_module(network: nn.Module, run: Callable[[], object]) -> st
 
     def watch(path: str) -> None:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and any(_is_broken(tensor) for tensor in _tensors(output)):
+            if not found and has_non_finite(output):
                 found.append(path)
 
         handles.append(network.get_submodule(path).register_forward_hook(hook))
@@ -58,6 +58,11 @@ def describe_bad_step(network: nn.Module, run: Callable[[], object], paths: Sequ
         where = f"all outputs are finite, the gradient of {broken[-1]} is not" if broken else "all outputs are finite"
     files = ", ".join(str(path) for path in dict.fromkeys(paths))
     return f"Step skipped: {reason}; {where}. Pictures: {files}"
+
+
+def has_non_finite(value: object) -> bool:
+    """Whether a tensor anywhere inside is NaN or plus infinity."""
+    return any(_is_broken(tensor) for tensor in _tensors(value))
 
 
 def _is_broken(tensor: Tensor) -> bool:

@@ -43,6 +43,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """ "bf16" or "fp32": "auto" is bf16 on devices with arithmetic of their own for it, such as AMX and AVX-512 BF16."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+
+
 @dataclass
 class Prompts:
     """The prompts that together hold every class name.

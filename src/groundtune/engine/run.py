@@ -26,7 +26,7 @@ from groundtune.data.transforms import resize_keep_ratio
 from groundtune.engine.features import FeatureCache
 from groundtune.engine.inference import pick_device
 from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
-from groundtune.engine.record import Progress, RunFolder
+from groundtune.engine.record import Progress, RunFolder, Silent
 from groundtune.environment import describe
 from groundtune.errors import ConfigError, DataError
 from groundtune.loss.criterion import GroundingDINOCriterion
@@ -76,8 +76,7 @@ class Run:
 
     def say(self, text: str) -> None:
         self.folder.log(text)
-        if self.accelerator.is_main_process:
-            self.progress.message(text)
+        self.progress.message(text)
 
 
 class _Forward(nn.Module):
@@ -149,7 +148,7 @@ def set_up(
         config=config,
         bundle=bundle,
         folder=folder,
-        progress=progress,
+        progress=progress if accelerator.is_main_process else Silent(),
         accelerator=accelerator,
         model=accelerator.prepare_model(_Forward(network)),
         optimizer=optimizer,

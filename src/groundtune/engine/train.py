@@ -15,26 +15,29 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from groundtune.config import TrainConfig
 from groundtune.data.batch import Batch
 from groundtune.data.sample import Dataset
 from groundtune.engine import checkpoint
-from groundtune.engine.diagnosis import describe_bad_step
+from groundtune.engine.diagnosis import describe_bad_step, has_non_finite
 from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.inference import class_prompts, inference_mode, pick_device, pick_precision
 from groundtune.engine.record import Progress
 from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
 from groundtune.loss.criterion import total
 from groundtune.loss.matcher import NonFiniteCost
 from groundtune.model.bundle import ModelBundle, save_bundle
+from groundtune.model.detector import Output
 
 # Options that a resumed run may change: where and how fast it runs, not what it computes.
 _FREE_OPTIONS = {"data", "model", "out", "resume", "device", "workers", "threads", "log_every", "max_bad_steps"}
@@ -81,17 +84,19 @@ def train(
         TrainingDiverged: `config.max_bad_steps` steps in a row were not finite.
     """
     training, valid = training_data(config, splits)
+    config = replace(config, precision=pick_precision(config.precision, pick_device(config.device)))
     state = checkpoint.load_state(Path(config.resume) / "checkpoints" / "last.pt") if config.resume else None
     if state is not None:
-        _refuse_changes(config, training, state)
-    run, started = set_up(config, bundle, training, valid, out, progress), time.perf_counter()
-    place = Place()
+        _refuse_changes(config, training, state, out)
+    place, started = Place(), time.perf_counter()
     try:
-        progress.start(config.epochs * len(run.loader))
+        run = set_up(config, bundle, training, valid, out, progress)
+        run.progress.start(config.epochs * len(run.loader))
+        if state is not None:
+            _restore(run, place, state)
+        _encode_classes(run)
         if state is None:
             place.zero_shot = _prefixed(_evaluate(run, place, averaged=False).metrics)
-        else:
-            _restore(run, place, state)
         before = place.seconds
         while place.epoch < config.epochs:
             _train_epoch(run, place)
@@ -103,13 +108,18 @@ def train(
         return _finish(run, place)
     finally:
         progress.close()
-        run.accelerator.free_memory()
-        if run.accelerator.num_processes == 1:
+        bundle.network.eval()
+        if PartialState._shared_state and PartialState().num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)  # the next run may want another device or precision
 
 
-def _refuse_changes(config: TrainConfig, training: Dataset, state: checkpoint.State) -> None:
-    """A resumed run must compute what the uninterrupted one would have."""
+def _refuse_changes(config: TrainConfig, training: Dataset, state: checkpoint.State, out: Path) -> None:
+    """A resumed run must compute what the uninterrupted one would have, and go on in the same folder."""
+    assert config.resume is not None
+    if Path(config.resume).resolve() != out.resolve():
+        raise ConfigError(f"resume: a run goes on in its own folder {config.resume}, not in {out}. Leave out away.")
+    if "config" not in state:
+        raise CheckpointError(f"resume: last.pt of {config.resume} has weights only, not the state of a run.")
     was, now = state["config"], asdict(config)
     problems = [
         f"resume: {name} was {was.get(name)!r} and is now {now[name]!r}."
@@ -140,6 +150,15 @@ def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
     checkpoint.set_random_state(state["random"])
     run.folder.forget_after(place.step)
     run.say(f"Going on after epoch {place.epoch} of {run.config.epochs}, step {place.step}.")
+
+
+def _encode_classes(run: Run) -> None:
+    """Has a frozen language model remember the class names, as float32 and in one way whether resumed or not."""
+    language_model, device = run.network.language_model, run.accelerator.device
+    language_model.to(device)  # forgets what it knew: the last bits depend on the names that it met together
+    prompts = class_prompts(run.bundle.tokenizer, run.bundle.classes, run.bundle.config.max_text_len)
+    with inference_mode(run.network):
+        language_model(prompts.text.to(device))
 
 
 def _train_epoch(run: Run, place: Place) -> None:
@@ -175,8 +194,11 @@ def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str,
     features = None
     if run.train_features is not None:
         features = run.train_features.get(batch.pictures, batch.indices, batch.views, run.accelerator.device)
+    outputs = run.model(batch, features)
+    if not _finite_everywhere(run.accelerator, outputs):
+        _skip(run, batch, features, place, "predictions of a process are not finite")
+        return None
     try:
-        outputs = run.model(batch, features)
         terms = run.criterion(outputs, batch.targets, _normaliser(run.accelerator))
     except NonFiniteCost as error:
         _skip(run, batch, features, place, str(error))
@@ -184,7 +206,10 @@ def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str,
     loss = total(terms)
     run.accelerator.backward(loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+    values = torch.stack([loss.detach(), norm])
+    if run.accelerator.num_processes > 1:  # the norm is the same in all of them already
+        values = run.accelerator.reduce(values, reduction="mean")
+    loss_value, norm_value = values.tolist()
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         _skip(run, batch, features, place, f"loss {loss_value:g}, gradient norm {norm_value:g}")
         return None
@@ -206,11 +231,21 @@ def _normaliser(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:
     return lambda counts: accelerator.reduce(counts, reduction="mean")
 
 
+def _finite_everywhere(accelerator: Accelerator, outputs: Output) -> bool:
+    """False if any process has a NaN: one that raised in the loss would leave the others waiting for its counts."""
+    if accelerator.num_processes == 1:
+        return True
+    broken = torch.tensor(float(has_non_finite(outputs)), device=accelerator.device)
+    return float(accelerator.reduce(broken, reduction="sum")) == 0
+
+
 def _skip(run: Run, batch: Batch, features: list[list[Tensor]] | None, place: Place, reason: str) -> None:
     """Leaves a step out that was not finite, says where it began, and gives up after too many."""
     place.bad_steps += 1
     paths = [sample.image_path for sample in batch.samples]
-    run.say(describe_bad_step(run.network, lambda: run.model(batch, features), paths, reason))
+    text = describe_bad_step(run.network, lambda: run.model(batch, features), paths, reason)
+    for line in gather_object([text]):  # of every process
+        run.say(line)
     run.optimizer.zero_grad(set_to_none=True)
     if place.bad_steps >= run.config.max_bad_steps:
         raise TrainingDiverged(

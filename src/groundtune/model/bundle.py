@@ -50,6 +50,7 @@ class ModelBundle:
         classes: names that it was fine-tuned on, cleaned; empty before.
         recipe: training defaults of this model, names as in `TrainConfig`.
         source: what it was loaded from.
+        own_towers: towers of the nano packages that were fine-tuned: their weights are stored though they may be frozen.
     """
 
     network: GroundingDINO
@@ -59,6 +60,7 @@ class ModelBundle:
     classes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    own_towers: set[str] = field(default_factory=set)
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -97,10 +99,12 @@ def build_network(config: ModelConfig, seed: int = 0, packaged_weights: bool = T
             head_eps=config.head_eps,
             max_text_len=config.max_text_len,
         )
-    network.freeze(
-        [tower for name, tower in _PACKAGED_TOWERS.items() if name in (config.backbone, config.language_model)]
-    )
+    network.freeze(_packaged_towers(config))
     return network.eval()
+
+
+def _packaged_towers(config: ModelConfig) -> list[str]:
+    return [tower for name, tower in _PACKAGED_TOWERS.items() if name in (config.backbone, config.language_model)]
 
 
 def _build_backbone(config: ModelConfig, packaged_weights: bool) -> Swin | EfficientNetLite0:
@@ -214,24 +218,37 @@ def _bundle_of_folder(folder: Path) -> ModelBundle:
         raise CheckpointError(f"{folder / 'groundtune.json'} is not complete: {error!r}.") from error
     try:
         weights = load_file(folder / "model.safetensors")
+        if not (folder / "tokenizer.json").is_file():  # transformers would make a tokenizer without a vocabulary
+            raise FileNotFoundError("tokenizer.json does not exist")
         tokenizer = BertTokenizer.from_pretrained(folder)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"Cannot read the weights or the tokenizer in {folder}: {error}.") from error
     network = build_network(config)
-    load_weights(network, weights, folder)
-    return ModelBundle(network, tokenizer, config, picture, classes, recipe, str(folder))
+    own_towers = {tower for tower in _packaged_towers(config) if any(key.startswith(f"{tower}.") for key in weights)}
+    absent = set(_packaged_towers(config)) - own_towers
+    load_weights(network, weights, folder, tuple(f"{tower}." for tower in absent))
+    return ModelBundle(network, tokenizer, config, picture, classes, recipe, str(folder), own_towers)
 
 
-def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:
-    """Fill the network; towers that come from an installed package may be absent, nothing else.
+def load_weights(
+    network: nn.Module, weights: dict[str, torch.Tensor], where: Path, may_be_absent: tuple[str, ...] = ()
+) -> None:
+    """Fill the network.
+
+    Args:
+        network: to fill.
+        weights: by name.
+        where: they come from, for the message.
+        may_be_absent: prefixes of names that may be missing, the towers that come from an installed package.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen weights, the first few named and all counted.
     """
     expected = network.state_dict()
     shared = set(expected) - set(_unique_state(network))
-    towers = tuple(f"{tower}." for tower in _PACKAGED_TOWERS.values())
-    missing = [key for key in expected if key not in weights and key not in shared and not key.startswith(towers)]
+    missing = [
+        key for key in expected if key not in weights and key not in shared and not key.startswith(may_be_absent)
+    ]
     unexpected = [key for key in weights if key not in expected]
     misshapen = [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
     for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
@@ -263,12 +280,9 @@ def save_bundle(bundle: ModelBundle, folder: Path) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    packaged = {
-        tower
-        for name, tower in _PACKAGED_TOWERS.items()
-        if name in (bundle.config.backbone, bundle.config.language_model)
-    }
-    left_out = tuple(f"{tower}." for tower in packaged & bundle.network.frozen)
+    packaged = set(_packaged_towers(bundle.config))
+    bundle.own_towers |= packaged - bundle.network.frozen
+    left_out = tuple(f"{tower}." for tower in packaged - bundle.own_towers)
     weights = {
         name: w.cpu().contiguous() for name, w in _unique_state(bundle.network).items() if not name.startswith(left_out)
     }
@@ -289,10 +303,23 @@ def save_bundle(bundle: ModelBundle, folder: Path) -> None:
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             bundle.tokenizer.save_pretrained(staging)
             staging.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(staging, folder)
+            _swap(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write the model to {folder}: {error}.") from error
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    """Put `staging` in the place of `folder`; if that fails, the old one is back."""
+    if not folder.exists():
+        os.replace(staging, folder)
+        return
+    previous = staging.with_name(f"{staging.name}.previous")
+    os.replace(folder, previous)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        os.replace(previous, folder)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundtune.model.positions import at_least_float32
+
 
 def sample_levels(value: Tensor, level_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted bilinear samples of all levels.
@@ -107,4 +109,5 @@ class DeformableAttention(nn.Module):
             locations = points + offsets / cells_wh[:, None]
         else:
             locations = points[..., :2] + offsets * (points[..., 2:] * (0.5 / self.num_points))
-        return self.output_proj(sample_levels(value, level_shapes, locations.to(value.dtype), weights))
+        # under autocast the values are bfloat16, in which a coordinate would lose the cell: sampling is in float32
+        return self.output_proj(sample_levels(at_least_float32(value), level_shapes, locations, weights))

@@ -80,7 +80,7 @@ def _noised(target: Target, groups: int, num_labels: int, generator: torch.Gener
     amount[:, 1] += 1.0  # negatives
     sign = torch.randint(2, (*shape, 4), generator=generator) * 2 - 1
     corners = (cxcywh_to_xyxy(boxes) + sign * amount * half_sides).clamp(0, 1)
-    return labels, xyxy_to_cxcywh(corners)
+    return labels, xyxy_to_cxcywh(corners).clamp(min=0)  # corners of a negative may pass each other
 
 
 def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: torch.device) -> Tensor:

@@ -24,10 +24,10 @@ from groundtune.data.targets import Target
 from groundtune.model.decoder import Decoder
 from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
 from groundtune.model.encoder import Encoder, Memory
-from groundtune.model.head import BoxHead, at_least_float32, pad_logits
+from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
-from groundtune.model.positions import inverse_sigmoid
+from groundtune.model.positions import at_least_float32, inverse_sigmoid
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 

@@ -1,7 +1,11 @@
 """Vision-language fusion: attention between picture positions and tokens in both directions.
 
-Paper section 3.2 (feature enhancer); reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`. The
-plain version, with the three projections of all picture positions written out.
+Paper section 3.2 (feature enhancer); reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`.
+
+The reference projects every picture position to the inner width three times. There are some thousand positions and a
+dozen tokens, so here the three weights are folded into the token side, which gives the same numbers (the tests hold the
+plain form beside it): scores `(X Wq + bq) Kᵀ = X (Wq Kᵀ) + bq Kᵀ`; the vision update `Σ_h P_h (V_h Wo_h)`; and the text
+update `(P_hᵀ X) Wv_h + bv_h`, because the weights of a row add up to 1. No tensor of positions × inner width exists.
 
 Deviations: the reference's text padding mask does nothing in MMDetection (a bool tensor filled with −9e15 is True
 everywhere); here padded tokens and padded positions get weight 0. The reference's shift by the global maximum and its
@@ -35,7 +39,12 @@ class BiAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, inner) → (B, heads, T, c)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _of_heads(self, weight: Tensor) -> Tensor:
+        """(inner, …) → (heads, c, …)."""
+        return weight.unflatten(0, (self.num_heads, -1))
 
     def forward(
         self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
@@ -51,18 +60,22 @@ class BiAttention(nn.Module):
         Returns:
             (B, S, D) from the tokens and (B, T, D) from the positions.
         """
-        queries, keys = self._heads(self.vision_proj(vision) * self.scale), self._heads(self.text_proj(text))
-        vision_values = self._heads(self.values_vision_proj(vision))
+        keys = self._heads(self.text_proj(text)) * self.scale  # (B, heads, T, c)
         text_values = self._heads(self.values_text_proj(text))
-        scores = queries @ keys.transpose(-1, -2)  # (B, heads, S, T)
-        to_text = scores.masked_fill(~text_token_mask[:, None, None], float("-inf")).softmax(-1)
-        to_vision = scores.transpose(-1, -2)
+        into_scores = keys @ self._of_heads(self.vision_proj.weight)  # (B, heads, T, D)
+        shift = keys @ self._of_heads(self.vision_proj.bias[:, None])  # (B, heads, T, 1)
+        scores = into_scores.flatten(1, 2) @ vision.transpose(1, 2)  # (B, heads·T, S)
+        scores = scores.unflatten(1, keys.shape[1:3]) + shift
+        out_weight = self._of_heads(self.out_vision_proj.weight.T)  # (heads, c, D)
+        to_text = scores.masked_fill(~text_token_mask[:, None, :, None], float("-inf")).softmax(2)
+        vision_update = to_text.flatten(1, 2).transpose(1, 2) @ (text_values @ out_weight).flatten(1, 2)
+        vision_update = vision_update + self.out_vision_proj.bias
         if padding_mask is not None:
-            to_vision = to_vision.masked_fill(padding_mask[:, None, None], float("-inf"))
-        to_vision = to_vision.softmax(-1)
-        vision_update = self.out_vision_proj((to_text @ text_values).transpose(1, 2).flatten(2))
-        text_update = self.out_text_proj((to_vision @ vision_values).transpose(1, 2).flatten(2))
-        return vision_update, text_update
+            scores = scores.masked_fill(padding_mask[:, None, None], float("-inf"))
+        seen = (scores.softmax(-1).flatten(1, 2) @ vision).unflatten(1, keys.shape[1:3])  # (B, heads, T, D)
+        seen_values = seen @ self._of_heads(self.values_vision_proj.weight).transpose(1, 2)
+        seen_values = seen_values + self._of_heads(self.values_vision_proj.bias[:, None]).transpose(1, 2)
+        return vision_update, self.out_text_proj(seen_values.transpose(1, 2).flatten(2))
 
 
 class FusionLayer(nn.Module):

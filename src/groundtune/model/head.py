@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundtune.model.positions import at_least_float32
+
 
 class ContrastiveEmbed(nn.Module):
     """Class logit of a query for a token: their dot product, optionally scaled and shifted (semantics 7).
@@ -50,11 +52,6 @@ class ContrastiveEmbed(nn.Module):
             if self.bias is not None:
                 logits = logits + self.bias
         return logits.masked_fill(~text_token_mask[:, None], float("-inf"))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """bfloat16 and float16 widened to float32; float32 and float64 as they are."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 and float16 widened to float32; float32 and float64 as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """Logit of a probability, finite at 0 and 1.
 

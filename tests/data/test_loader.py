@@ -1,0 +1,270 @@
+"""Training batches: the right boxes under the right phrases, and the same ones for the same seed."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from coco_files import coco, write
+from loader_files import FORMAT, NAMES, dataset_of, loader_of, sample, seven_pictures
+
+from groundtune.data.formats.coco import read_coco
+from groundtune.data.loader import evaluation_pictures
+from groundtune.errors import DataError
+
+
+@pytest.fixture()
+def pictures(tmp_path):
+    return seven_pictures(tmp_path)
+
+
+def entries(batches, pixels=True):
+    """What stands in batches apart from the padding, one comparable tuple per entry."""
+    return [
+        (
+            batch.indices[i],
+            batch.views[i],
+            batch.sizes_hw[i],
+            batch.prompts[i],
+            tuple(batch.prompt_classes[i]),
+            batch.targets[i].boxes_cxcywh.numpy().tobytes(),
+            tuple(batch.targets[i].labels.tolist()),
+            tuple(batch.targets[i].class_ids.tolist()),
+            batch.targets[i].noise_seed,
+            batch.pictures[i].numpy().tobytes() if pixels else None,
+        )
+        for batch in batches
+        for i in range(len(batch.indices))
+    ]
+
+
+def test_pitfall_07_boxes_are_relative_to_the_resized_picture_without_its_padding(tmp_path, tokenizer):
+    box = (10, 6, 30, 26)
+    dataset = dataset_of(sample(tmp_path, i, [box], [i]) for i in range(4))
+    (batch,) = loader_of(dataset, tokenizer, batch_size=4).epoch(0)
+    canvas = batch.images()
+    assert len(set(batch.sizes_hw)) == 4 and canvas.shape == (4, 3, 96, 96)
+    for picture, (h, w), target in zip(canvas, batch.sizes_hw, batch.targets, strict=True):
+        bright = picture[0] > 0.5
+        xs, ys = bright.any(0).nonzero().flatten(), bright.any(1).nonzero().flatten()
+        found = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
+        cx, cy, bw, bh = (target.boxes_cxcywh[0] * torch.tensor([w, h, w, h])).tolist()
+        assert [cx - bw / 2, cy - bh / 2, cx + bw / 2, cy + bh / 2] == pytest.approx(found.tolist(), abs=1)
+
+
+def test_a_target_by_hand(tmp_path, tokenizer):
+    dataset = dataset_of([sample(tmp_path, 0, [(8, 10, 24, 30)], [4], size_hw=(40, 80))])
+    (batch,) = loader_of(dataset, tokenizer, flip=0.0, shuffle_classes=False, negative_probability=0.0).epoch(0)
+    assert batch.targets[0].boxes_cxcywh.tolist() == [pytest.approx([0.2, 0.5, 0.2, 0.5])]
+    assert batch.targets[0].labels.tolist() == [4] and batch.targets[0].class_ids.tolist() == [4]
+    assert batch.prompts[0].caption == "cat. red blood cell. tv monitor. zebra. car. carrot. "
+
+
+@pytest.mark.parametrize("ids", [[7, 900, 3], [0, -5, 1], ["x", "9", "1"]])
+def test_pitfall_25_and_28_category_ids_do_not_reach_the_batches(tmp_path, tokenizer, ids):
+    def batches(category_ids):
+        boxes = [(1 + i % 4, category_ids[i % 3], [i, 2, 10 + i, 20]) for i in range(9)]
+        names = zip(category_ids, ["cat", "zebra", "tv monitor"], strict=True)
+        content = coco([f"{i}.png" for i in range(4)], boxes, list(names))
+        path = write(tmp_path / "a.json", content, tmp_path)
+        dataset = read_coco(path, tmp_path, "train")
+        return [b for e in range(3) for b in loader_of(dataset, tokenizer, batch_size=3).epoch(e)]
+
+    contiguous, arbitrary = batches([1, 2, 3]), batches(ids)
+    assert entries(arbitrary) == entries(contiguous)
+    for target, prompt in ((t, p) for b in arbitrary for t, p in zip(b.targets, b.prompts, strict=True)):
+        phrases = [prompt.phrases[label] for label in target.labels.tolist()]
+        assert phrases == [["cat", "zebra", "tv monitor"][c] for c in target.class_ids.tolist()]
+
+
+def test_pitfall_16_positives_are_always_in_the_prompt_and_never_negatives(pictures, tokenizer):
+    loader = loader_of(pictures, tokenizer, batch_size=7)
+    counts = set()
+    for epoch in range(40):
+        (batch,) = loader.epoch(epoch)
+        for own, classes, prompt, target in zip(
+            batch.samples, batch.prompt_classes, batch.prompts, batch.targets, strict=True
+        ):
+            assert set(own.class_ids.tolist()) <= set(classes) and len(set(classes)) == len(classes) >= 1
+            assert prompt.phrases == tuple(NAMES[c] for c in classes)
+            assert sorted(target.class_ids.tolist()) == sorted(own.class_ids.tolist())
+            assert [classes[label] for label in target.labels.tolist()] == target.class_ids.tolist()
+            counts.add(len(classes) - len(set(own.class_ids.tolist())))
+    assert counts == {0, 1, 2, 3, 4, 5, 6}  # negatives: none to all, 6 in the empty picture
+
+
+def test_the_positive_map_marks_the_tokens_of_the_phrase(pictures, tokenizer):
+    seen = set()
+    for batch in loader_of(pictures, tokenizer, batch_size=3).epoch(0):
+        for ids, target, phrase_map in zip(batch.text.input_ids, batch.targets, batch.phrase_maps, strict=True):
+            assert target.positive_map.dtype == torch.bool and target.positive_map.shape[1] == 256
+            for row, class_id, label in zip(
+                target.positive_map, target.class_ids.tolist(), target.labels.tolist(), strict=True
+            ):
+                assert tokenizer.decode(ids[row[: len(ids)]]) == NAMES[class_id]
+                assert torch.equal(row, phrase_map[label])
+                seen.add(class_id)
+    assert len(seen) == 6
+
+
+def test_crowd_boxes_are_left_out_and_their_class_is_not_shown_as_absent(tmp_path, tokenizer):
+    boxes = [(2, 2, 20, 20), (4, 4, 30, 30), (6, 6, 36, 36)]
+    mixed = sample(tmp_path, 0, boxes, [0, 1, 0], [False, True, True])
+    only_crowd = sample(tmp_path, 1, boxes[:1], [2], [True])
+    loader = loader_of(dataset_of([mixed, only_crowd]), tokenizer, batch_size=1)
+    for epoch in range(20):
+        for batch in loader.epoch(epoch):
+            target, classes = batch.targets[0], batch.prompt_classes[0]
+            assert target.class_ids.tolist() == ([0] if batch.indices == [0] else [])
+            assert (1 if batch.indices == [0] else 2) not in classes and classes
+    (batch,) = loader_of(dataset_of([only_crowd], NAMES[:3]), tokenizer).epoch(0)
+    assert batch.targets[0].boxes_cxcywh.shape == (0, 4)
+    dataset = dataset_of([dataclasses.replace(only_crowd, class_ids=np.array([0]))], NAMES[:1])
+    (batch,) = loader_of(dataset, tokenizer).epoch(0)
+    assert batch.prompt_classes == [[0]] and len(batch.targets[0].labels) == 0  # a prompt needs a class
+
+
+def test_a_class_that_was_cropped_away_is_not_shown_as_absent(tmp_path, tokenizer):
+    corners = [(0, 0, 10, 10), (70, 0, 80, 10), (0, 70, 10, 80), (70, 70, 80, 80)]
+    dataset = dataset_of([sample(tmp_path, 0, corners, [0, 1, 2, 3], size_hw=(80, 80))])
+    loader = loader_of(dataset, tokenizer, crop=1.0, multi_scale=(0.75, 1.25), negative_probability=0.0)
+    seen = Counter()
+    for epoch in range(40):
+        (batch,) = loader.epoch(epoch)
+        target = batch.targets[0]
+        present = set(target.class_ids.tolist())
+        assert present and set(batch.prompt_classes[0]) == present | {4, 5}
+        corners = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:] / 2
+        assert (corners[0] - corners[1]).min() >= -1e-6 and (corners[0] + corners[1]).max() <= 1 + 1e-6
+        assert batch.pictures[0].shape[1:] == batch.sizes_hw[0]
+        seen[len(present)] += 1
+    assert seen[1] and len(seen) > 1
+
+
+def test_empty_pictures_are_kept(pictures, tokenizer):
+    batch = next(b for b in loader_of(pictures, tokenizer, batch_size=2).epoch(0) if 3 in b.indices)
+    target = batch.targets[batch.indices.index(3)]
+    assert target.boxes_cxcywh.shape == (0, 4) and target.labels.shape == target.class_ids.shape == (0,)
+    assert target.positive_map.shape == (0, 256) and batch.prompt_classes[batch.indices.index(3)]
+
+
+def test_the_same_seed_gives_the_same_batches_with_any_number_of_workers(pictures, tokenizer):
+    def run(**options):
+        loader = loader_of(pictures, tokenizer, **{"batch_size": 3, "crop": 0.5, "multi_scale": (0.5, 1.0), **options})
+        return entries(batch for epoch in (0, 1) for batch in loader.epoch(epoch))
+
+    first = run()
+    assert run() == first and run(workers=2) == first
+    assert run(seed=1) != first and first[:7] != first[7:]
+    assert sorted(run(batch_size=1)) == sorted(run(batch_size=7)) == sorted(first)  # each entry, not their order
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
+def test_every_picture_once_per_epoch(pictures, tokenizer, size):
+    loader = loader_of(pictures, tokenizer, batch_size=size)
+    plans = [loader.batch_plan(epoch) for epoch in range(6)]
+    for epoch, plan in enumerate(plans):
+        assert sorted(sum(plan, [])) == list(range(7)) and len(plan) == len(loader) == -(-7 // size)
+        assert sum(len(batch) != size for batch in plan) <= 1
+        assert [batch.indices for batch in loader.epoch(epoch)] == plan
+    assert size >= 7 or len({str(plan) for plan in plans}) > 1
+
+
+def test_pictures_of_like_shape_share_a_batch(tmp_path, tokenizer):
+    dataset = dataset_of(sample(tmp_path, i, size_hw=[(40, 80), (80, 40)][i % 2]) for i in range(16))
+    for plan in (loader_of(dataset, tokenizer, batch_size=4).batch_plan(epoch) for epoch in range(5)):
+        assert all(len({index % 2 for index in batch}) == 1 for batch in plan)
+
+
+@pytest.mark.parametrize(("size", "processes"), [(4, 2), (3, 2), (2, 2), (6, 4), (1, 3)])
+def test_the_shares_of_the_processes_are_the_batches_of_one(pictures, tokenizer, size, processes):
+    whole = list(loader_of(pictures, tokenizer, batch_size=size).epoch(2))
+    shares = [
+        list(loader_of(pictures, tokenizer, batch_size=size, rank=rank, processes=processes).epoch(2))
+        for rank in range(processes)
+    ]
+    assert {len(share) for share in shares} == {len(whole)}
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert set(entries(parts)) == set(entries([batch]))
+        assert all(part.indices for part in parts)
+        if len(batch.indices) >= processes:  # otherwise one has to repeat a picture
+            assert sum(len(part.indices) for part in parts) == len(batch.indices)
+
+
+def test_a_picture_whose_classes_need_several_prompts_stands_once_per_prompt(tmp_path, tokenizer):
+    names = [f"number {n}" for n in range(100, 220)]  # three tokens each, 360 in all
+    boxes = [(i % 40, i % 30, i % 40 + 5, i % 30 + 6) for i in range(120)]
+    dataset = dataset_of([sample(tmp_path, 0, boxes, range(120)), sample(tmp_path, 1, boxes[:1], [7])], names)
+    (batch,) = loader_of(dataset, tokenizer, batch_size=2).epoch(0)
+    places = [i for i, index in enumerate(batch.indices) if index == 0]
+    assert len(places) == 2 and len(batch.indices) == 3 and batch.text.input_ids.shape[1] <= 256
+    found = [batch.targets[i].class_ids.tolist() for i in places]
+    assert sorted(sum(found, [])) == list(range(120))
+    assert all(set(ids) <= set(batch.prompt_classes[i]) for ids, i in zip(found, places, strict=True))
+    assert all(set(own) & set(batch.prompt_classes[i]) == set() for own, i in zip(found, places[::-1], strict=True))
+    assert len({batch.targets[i].noise_seed for i in places}) == 2
+    assert batch.pictures[places[0]] is batch.pictures[places[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "views"),
+    [
+        ({"cache_views": 0}, 0),
+        ({"cache_views": 1}, 1),
+        ({"cache_views": 5}, 2),
+        ({"cache_views": 5, "flip": 0.0}, 1),
+        ({"cache_views": 5, "crop": 1.0}, 5),
+        ({"cache_views": 5, "multi_scale": (0.5, 1.0), "flip": 0.0}, 5),
+    ],
+)
+def test_cached_views_are_cycled(pictures, tokenizer, options, views):
+    loader = loader_of(pictures, tokenizer, **options)
+    assert loader.num_views == views
+    shown = {loader.view_of(3, epoch) for epoch in range(12)}
+    assert shown == set(range(views or 12))
+    first, second = loader.geometry(0, 0), loader.geometry(0, 1)
+    if views:
+        assert first.crop_xyxy == (0, 0, 80, 40) and first.size_hw == (48, 96) and not first.flipped
+    if views > 1 and loader.options.flip:
+        assert second == dataclasses.replace(first, flipped=True)
+    if loader.options.crop:
+        assert len({loader.geometry(0, view) for view in range(views)}) == views
+
+
+def test_pictures_that_are_not_needed_are_not_opened(pictures, tokenizer):
+    whole = list(loader_of(pictures, tokenizer, batch_size=7, cache_views=2).epoch(1))
+    pictures.samples[2].image_path.unlink()
+    asked = []
+
+    def needs(index, view):
+        asked.append((index, view))
+        return index != 2
+
+    loader = loader_of(pictures, tokenizer, needs, batch_size=7, cache_views=2)
+    batches = list(loader.epoch(1))
+    assert entries(batches[:1], pixels=False) == entries(whole, pixels=False)
+    assert [p is None for p in batches[0].pictures] == [i == 2 for i in batches[0].indices]
+    assert sorted(asked) == [(index, (index + 1) % 2) for index in range(7)]
+    with pytest.raises(ValueError, match="not decoded"):
+        batches[0].images()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_taken_up_where_it_was_left(pictures, tokenizer, workers):
+    loader = loader_of(pictures, tokenizer, batch_size=2, workers=workers)
+    whole = entries(loader.epoch(3))
+    assert entries(loader.epoch(3, first_batch=2)) == entries(list(loader.epoch(3))[2:])
+    assert len(entries(loader.epoch(3, first_batch=2))) in (3, 4) and list(loader.epoch(3, first_batch=4)) == []
+    assert entries(loader.epoch(3, first_batch=0)) == whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_is_named(pictures, tokenizer, workers):
+    pictures.samples[4].image_path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="4.png"):
+        list(loader_of(pictures, tokenizer, batch_size=2, workers=workers).epoch(0))
+    with pytest.raises(DataError, match="4.png"):
+        list(evaluation_pictures(pictures, FORMAT, 2, workers=workers))
+    with pytest.raises(DataError, match="'train'.*no pictures"):
+        loader_of(dataset_of([]), tokenizer)

@@ -1,0 +1,128 @@
+"""Generated pictures: what is drawn is what the boxes say, and the folder is a data set like any other."""
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from groundtune.data import scenes
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.scenes import DEFAULT_CLASSES, draw_scene, scene_classes, write_scenes
+from groundtune.errors import DataError
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_seed_gives_the_same_files_and_more_pictures_begin_alike(tmp_path):
+    for name, options in {"a": {}, "b": {}, "longer": {"train": 5}, "other": {"seed": 1}}.items():
+        write_scenes(tmp_path / name, **{"train": 3, "valid": 2, "size": 64, **options})
+    first, longer, other = files(tmp_path / "a"), files(tmp_path / "longer"), files(tmp_path / "other")
+    assert first == files(tmp_path / "b") and len(first) == 5 + 2
+    pictures = [path for path in first if path.suffix == ".jpg"]
+    assert all(longer[path] == first[path] for path in pictures)
+    assert all(other[path] != first[path] for path in pictures)
+    assert first[pictures[0]] != first[pictures[3]], "train and valid begin with the same picture"
+
+
+@pytest.mark.parametrize("shape", sorted({name.split()[1] for name in scene_classes()}))
+def test_boxes_span_exactly_the_pixels(monkeypatch, shape):
+    """White shapes (216 to 255 by their light) on black, shadows below 60 × 0.35: bright pixels are covered by half."""
+    monkeypatch.setattr(scenes, "_background", lambda width, height, rng: Image.new("RGB", (width, height)))
+    monkeypatch.setattr(scenes, "_grain", lambda picture, rng: picture)
+    count = 0
+    for seed in range(6):
+        picture, found = draw_scene([f"white {shape}"], 160, random.Random(seed))
+        pixels = np.asarray(picture).max(axis=2)
+        inside = np.zeros(pixels.shape, dtype=bool)
+        for name, (x0, y0, x1, y1) in found:
+            assert name == f"white {shape}" and 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
+            inside[y0:y1, x0:x1] = True
+            sides = pixels[y0, x0:x1], pixels[y1 - 1, x0:x1], pixels[y0:y1, x0], pixels[y0:y1, x1 - 1]
+            assert all(side.max() >= 216 * 0.5 for side in sides)  # half covered at every side
+            count += 1
+        assert pixels[~inside].max() <= 255 * 0.5
+    assert count > 6
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "green"])
+def test_a_shape_has_the_colour_of_its_name(colour):
+    channel = {"red": 0, "green": 1, "blue": 2}[colour]
+    checked = 0
+    for seed in range(10):
+        picture, found = draw_scene([f"{colour} square"], 128, random.Random(seed))
+        for _, (x0, y0, x1, y1) in found[-1:]:  # nothing lies over the last one
+            centre = np.asarray(picture)[(y0 + y1) // 2, (x0 + x1) // 2]
+            assert centre.argmax() == channel
+            checked += 1
+    assert checked > 5
+
+
+def test_the_written_set_is_read_by_load_splits(tmp_path):
+    write_scenes(tmp_path / "out", train=40, valid=3, size=96)
+    splits = load_splits(tmp_path / "out")
+    assert {name: len(d.samples) for name, d in splits.items()} == {"train": 40, "valid": 3}
+    dataset = splits["train"]
+    assert dataset.class_names == DEFAULT_CLASSES and "placeholder category 'shapes'" in dataset.messages[0]
+    assert len(dataset.messages) == 1  # no box was clipped or dropped
+    counts = [len(sample.boxes_xyxy) for sample in dataset.samples]
+    assert min(counts) == 0 and max(counts) > 3
+    assert {int(c) for sample in dataset.samples for c in sample.class_ids} == set(range(6))
+    for sample in dataset.samples:
+        with Image.open(sample.image_path) as picture:
+            assert picture.size == sample.size_hw[::-1] and max(picture.size) == 96
+    assert len({sample.size_hw for sample in dataset.samples}) > 1
+
+
+def test_classes_are_taken_in_the_order_and_form_of_the_user(tmp_path):
+    write_scenes(tmp_path / "out", train=2, valid=1, size=64, classes=["Pink_Hexagon", "black cross", "pink hexagon"])
+    assert load_splits(tmp_path / "out")["train"].class_names == ["pink hexagon", "black cross"]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    real, calls = scenes.draw_scene, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(scenes, "draw_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "deep/out", train=2, valid=2, size=64)
+    assert len(calls) == 3 and list((tmp_path / "deep").iterdir()) == []
+
+
+def test_an_empty_folder_is_used_and_one_with_content_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    write_scenes(tmp_path / "out", train=1, valid=1, size=64)
+    before = files(tmp_path / "out")
+    with pytest.raises(DataError, match="out is not empty"):
+        write_scenes(tmp_path / "out", train=1, valid=1, size=64)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file is not empty"):
+        write_scenes(tmp_path / "file", train=1, valid=1, size=64)
+    assert files(tmp_path / "out") == before
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["red cirle"]}, "'red cirle' .did you mean 'red circle'?"),
+        ({"classes": ["red circle", "zebra"]}, "Unknown class 'zebra'"),
+        ({"size": 31}, "31 pixels are too small.*at least 32"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_and_nothing_is_made(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        write_scenes(tmp_path / "out", **{"train": 1, "valid": 1, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_smallest_pictures_can_be_drawn():
+    for seed in range(40):
+        draw_scene(scene_classes(), 32, random.Random(seed))

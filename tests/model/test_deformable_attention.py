@@ -1,0 +1,133 @@
+"""Multi-scale deformable attention against a plain loop with bilinear interpolation by hand, and against transformers."""
+
+import math
+
+import pytest
+import torch
+from transformers import GroundingDinoConfig
+from transformers.models.grounding_dino.modeling_grounding_dino import (
+    GroundingDinoEncoder,
+    GroundingDinoMultiscaleDeformableAttention,
+)
+
+from groundtune.model.deformable_attention import DeformableAttention, sample_levels
+from groundtune.model.encoder import reference_points
+
+LEVELS = [(5, 7), (3, 4), (1, 2)]
+POSITIONS = sum(h * w for h, w in LEVELS)
+
+
+def bilinear(feature_map, x, y):
+    """Value at (x, y) of a map (h, w, C) whose cell (column i, row j) has its centre at (i + .5, j + .5); 0 outside."""
+    h, w, width = feature_map.shape
+    left, top = math.floor(x - 0.5), math.floor(y - 0.5)
+    value = feature_map.new_zeros(width)
+    for column in (left, left + 1):
+        for row in (top, top + 1):
+            if 0 <= column < w and 0 <= row < h:
+                value += (1 - abs(x - 0.5 - column)) * (1 - abs(y - 0.5 - row)) * feature_map[row, column]
+    return value
+
+
+def loop(value, locations, weights):
+    """`sample_levels` with a loop for each axis."""
+    batch, _, heads, width = value.shape
+    output = value.new_zeros(batch, locations.shape[1], heads, width)
+    starts = [sum(h * w for h, w in LEVELS[:level]) for level in range(len(LEVELS))]
+    for b in range(batch):
+        for query in range(locations.shape[1]):
+            for head in range(heads):
+                for level, (h, w) in enumerate(LEVELS):
+                    feature_map = value[b, starts[level] : starts[level] + h * w, head].view(h, w, width)
+                    for point in range(locations.shape[4]):
+                        x, y = locations[b, query, head, level, point].tolist()
+                        output[b, query, head] += weights[b, query, head, level, point] * bilinear(
+                            feature_map, x * w, y * h
+                        )
+    return output.flatten(2)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0], ids=["inside", "over the border", "far outside"])
+def test_sampling_equals_a_loop(spread):
+    generator = torch.Generator().manual_seed(int(spread))
+    value = torch.randn(2, POSITIONS, 2, 3, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64)
+    locations = uniform * (1 + spread) - spread / 2
+    weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(sample_levels(value, LEVELS, locations, weights), loop(value, locations, weights))
+
+
+def test_centre_and_corner_of_a_cell_by_hand():
+    value = torch.zeros(1, POSITIONS, 1, 1)
+    value[0, 35:47, 0, 0] = torch.arange(12.0)  # the middle level, 3 × 4
+    weights = torch.zeros(1, 1, 1, 3, 1)
+    weights[..., 1, 0] = 1.0
+    for (x, y), expected in {
+        (0.5 / 4, 0.5 / 3): 0.0,
+        (2.5 / 4, 1.5 / 3): 6.0,
+        (2.0 / 4, 1.0 / 3): (1 + 2 + 5 + 6) / 4,
+        (1.0, 1.0): 11 / 4,  # the canvas' corner: three of four neighbours are outside
+        (1.2, 0.5): 0.0,
+    }.items():
+        locations = torch.tensor([x, y]).expand(1, 1, 1, 3, 1, 2)
+        assert sample_levels(value, LEVELS, locations, weights).item() == pytest.approx(expected, abs=1e-5)
+
+
+def pair(points=3, seed=0):
+    """Our module and transformers', with the same random weights."""
+    torch.manual_seed(seed)
+    config = GroundingDinoConfig(d_model=32, num_feature_levels=3)
+    theirs = GroundingDinoMultiscaleDeformableAttention(config, num_heads=4, n_points=points)
+    ours = DeformableAttention(32, 4, 3, points)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours.load_state_dict(theirs.state_dict())
+    return ours.double(), theirs.double()
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_transformers(coordinates, padded):
+    ours, theirs = pair()
+    query = torch.randn(2, 6, 32, dtype=torch.float64)
+    memory = torch.randn(2, POSITIONS, 32, dtype=torch.float64)
+    references = torch.rand(2, 6, 3, coordinates, dtype=torch.float64)
+    padding_mask = torch.rand(2, POSITIONS) < 0.3 if padded else None
+    expected, _ = theirs(
+        hidden_states=query,
+        attention_mask=None if padding_mask is None else ~padding_mask,
+        encoder_hidden_states=memory,
+        reference_points=references,
+        spatial_shapes=torch.tensor(LEVELS),
+        spatial_shapes_list=LEVELS,
+        level_start_index=torch.tensor([0, 35, 47]),
+    )
+    torch.testing.assert_close(ours(query, references, memory, LEVELS, padding_mask), expected)
+
+
+def test_values_of_padding_are_never_read():
+    ours, _ = pair()
+    query = torch.randn(1, 6, 32, dtype=torch.float64)
+    memory = torch.randn(1, POSITIONS, 32, dtype=torch.float64)
+    references = torch.rand(1, 6, 3, 4, dtype=torch.float64)
+    padding_mask = torch.rand(1, POSITIONS) < 0.3
+    expected = ours(query, references, memory, LEVELS, padding_mask)
+    memory[padding_mask] = 1e6
+    torch.testing.assert_close(ours(query, references, memory, LEVELS, padding_mask), expected)
+
+
+def test_initial_points_lie_on_rays_one_to_p_cells_away():
+    """Deformable DETR, appendix A.4: with 4 heads the rays point right, down, left and up."""
+    module = DeformableAttention(32, 4, 3, 2)
+    offsets = module.sampling_offsets(torch.randn(1, 32)).view(4, 3, 2, 2)
+    rays = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    expected = torch.stack([rays, 2 * rays], dim=1)[:, None].expand(4, 3, 2, 2)
+    torch.testing.assert_close(offsets, expected, rtol=0, atol=1e-6)
+    weights = module.attention_weights(torch.randn(1, 32)).view(4, 6).softmax(-1)
+    torch.testing.assert_close(weights, torch.full((4, 6), 1 / 6))
+
+
+def test_reference_points_equal_transformers():
+    ratios = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[4 / 7, 0.6], [0.5, 2 / 3], [0.5, 1.0]]])
+    expected = GroundingDinoEncoder.get_reference_points(LEVELS, ratios, "cpu")
+    torch.testing.assert_close(reference_points(LEVELS, ratios), expected)

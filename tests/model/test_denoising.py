@@ -1,0 +1,159 @@
+"""Denoising queries: how many, how noisy, who sees whom, and that they teach something (semantics 10)."""
+
+import pytest
+import torch
+from torch import nn
+
+from groundtune.data.targets import Target
+from groundtune.loss.criterion import GroundingDINOCriterion, total
+from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
+
+CRITERION = GroundingDINOCriterion()
+LABELS = 10
+
+
+def target(count, seed=0, class_id=3):
+    """Boxes far enough from the border that no noise is clipped: centres 0.5, sides at most 0.2."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.cat((torch.full((count, 2), 0.5), 0.05 + 0.15 * torch.rand(count, 2, generator=generator)), dim=-1)
+    labels = torch.full((count,), class_id)
+    return Target(boxes, labels, labels, torch.ones(count, 256, dtype=torch.bool), seed)
+
+
+def one_hot_embedding():
+    """Content tells the label: row i is the i-th unit vector."""
+    embedding = nn.Embedding(LABELS, LABELS)
+    embedding.weight.data = torch.eye(LABELS)
+    return embedding
+
+
+def by_group(denoising, values):
+    """(B, G·2M, …) → (B, G, 2, M, …): positives first, then negatives."""
+    return values.unflatten(1, (denoising.num_groups, 2, denoising.group_size // 2))
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups", "size"),
+    [([1], 100, 2), ([3, 1, 0], 33, 6), ([7], 14, 14), ([100], 1, 200), ([130, 2], 1, 260), ([0, 34], 2, 68)],
+)
+def test_groups_follow_the_most_boxes_of_a_picture(counts, groups, size):
+    denoising = denoising_queries([target(count) for count in counts], one_hot_embedding())
+    assert (denoising.num_groups, denoising.group_size) == (groups, size)
+    assert denoising.content.shape == (len(counts), groups * size, LABELS)
+    assert denoising.boxes_cxcywh.shape == (len(counts), groups * size, 4)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_no_box_in_the_batch_gives_none(batch):
+    assert denoising_queries([target(0)] * batch, one_hot_embedding()) is None
+
+
+def test_corners_move_by_up_to_half_a_side_for_positives_and_up_to_a_whole_one_for_negatives():
+    """The corners of a negative pass each other where both move inwards; its side is then 0, as the reference clamps it."""
+    targets = [target(10, seed) for seed in range(30)]
+    denoising = denoising_queries(targets, one_hot_embedding())
+    centre, side = by_group(denoising, denoising.boxes_cxcywh).split(2, dim=-1)
+    truth = torch.stack([target.boxes_cxcywh for target in targets])[:, None, None]
+    corners = torch.stack((centre - side / 2, centre + side / 2))
+    true_corners = torch.stack((truth[..., :2] - truth[..., 2:] / 2, truth[..., :2] + truth[..., 2:] / 2))
+    moved = (corners - true_corners) / (truth[..., 2:] / 2)  # (corner, B, G, positive or negative, M, xy)
+    collapsed = side <= 1e-6
+    assert not (side < 0).any()
+    assert collapsed.float().mean((0, 1, 3, 4)).tolist() == pytest.approx([0.0, 0.25], abs=0.02)
+    positive, negative = (moved[:, :, :, part][:, ~collapsed[:, :, part]] for part in (0, 1))
+    for amount, low in ((positive.abs(), 0), (negative.abs(), 1)):
+        assert low - 1e-4 <= amount.min() < low + 0.01 and low + 0.99 < amount.max() < low + 1 + 1e-4
+        assert amount.mean().item() == pytest.approx(low + 0.5, abs=0.02)
+    assert (positive > 0).float().mean(1).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    # of the four pairs of directions the one with both inwards is gone
+    assert (negative > 0).float().mean(1).tolist() == pytest.approx([1 / 3, 2 / 3], abs=0.02)
+
+
+def test_boxes_stay_in_the_picture_and_a_box_without_area_is_finite():
+    truth = target(3)
+    truth.boxes_cxcywh = torch.tensor([[0.02, 0.98, 0.04, 0.04], [0.5, 0.5, 1.0, 1.0], [0.3, 0.3, 0.0, 0.0]])
+    denoising = denoising_queries([truth], one_hot_embedding())
+    assert ((denoising.boxes_cxcywh >= 0) & (denoising.boxes_cxcywh <= 1)).all()
+    flat = by_group(denoising, denoising.boxes_cxcywh)[0, :, :, 2]
+    torch.testing.assert_close(flat, torch.tensor([0.3, 0.3, 0.0, 0.0]).expand_as(flat))
+
+
+def test_a_quarter_of_the_labels_is_drawn_anew_and_spare_slots_are_empty():
+    denoising = denoising_queries([target(5, seed) for seed in range(100)] + [target(2)], one_hot_embedding())
+    content = by_group(denoising, denoising.content)
+    assert (content[:100].sum(-1) == 1).all()
+    drawn = content[:100].argmax(-1).flatten()
+    # one draw in LABELS gives the label that it had
+    assert (drawn != 3).float().mean().item() == pytest.approx(0.25 * (1 - 1 / LABELS), abs=0.01)
+    assert drawn.bincount(minlength=LABELS).min() > 0
+    assert (content[100, :, :, :2].sum(-1) == 1).all() and (content[100, :, :, 2:] == 0).all()
+
+
+def test_class_ids_past_the_embedding_wrap_around():
+    denoising = denoising_queries([target(5, class_id=LABELS + 4)], one_hot_embedding())
+    assert denoising.content.argmax(-1).flatten().bincount().argmax() == 4
+
+
+def test_noise_of_a_picture_depends_on_its_seed_and_not_on_its_batch():
+    own, embedding = target(4, seed=5), one_hot_embedding()
+    state = torch.get_rng_state()
+    single = denoising_queries([own], embedding)
+    batched = denoising_queries([target(2, seed=1), own, target(4, seed=9)], embedding)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(batched.boxes_cxcywh[1], single.boxes_cxcywh[0])
+    assert torch.equal(batched.content[1], single.content[0])
+    own.noise_seed = 6
+    assert not torch.equal(denoising_queries([own], embedding).boxes_cxcywh, single.boxes_cxcywh)
+
+
+def test_attention_mask_by_hand():
+    denoising = DenoisingQueries(torch.empty(0), torch.empty(0), num_groups=2, group_size=2)
+    expected = [
+        # group 1 | group 2 | matching
+        [1, 1, 0, 0, 1, 1, 1],
+        [1, 1, 0, 0, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1],
+    ]
+    assert denoising_attention(denoising, 3, torch.device("cpu")).long().tolist() == expected
+
+
+def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_case):
+    """Through the whole network, with a picture of fewer positions than queries beside."""
+    network = tiny("swin", dropout=0.0).train()
+    case = make_case([["cat", "dog"], ["zebra"]], [(64, 96), (16, 16)], [3, 2])
+    with torch.no_grad():
+        noisy = case.run(network)
+        group = noisy["dn_meta"]["group_size"]
+        changed = denoising_queries(case.targets, network.decoder.label_embedding)
+        changed.boxes_cxcywh[:, group:] = 0.9
+        network._denoising = lambda targets: changed
+        other = case.run(network)
+        network._denoising = lambda targets: None
+        without = case.run(network)
+    for output in (other, without):
+        torch.testing.assert_close(output["pred_boxes"], noisy["pred_boxes"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(output["pred_logits"], noisy["pred_logits"], rtol=0, atol=1e-4)
+    for first, second in zip(noisy["dn_outputs"], other["dn_outputs"], strict=True):
+        torch.testing.assert_close(first["pred_boxes"][:, :group], second["pred_boxes"][:, :group], rtol=0, atol=1e-5)
+        assert (first["pred_boxes"][:, group:] - second["pred_boxes"][:, group:]).abs().max() > 0.01
+
+
+def test_pitfall_25_denoising_is_alive(tiny, make_case):
+    network = tiny("swin").train()
+    case = make_case([["cat", "dog"], ["zebra"]], [(64, 96), (48, 48)], [3, 2])
+    terms, gradient = {}, {}
+    for on in (False, True):
+        network.denoising = on
+        network.zero_grad()
+        terms[on] = CRITERION(case.run(network), case.targets)
+        total(terms[on]).backward()
+        gradient[on] = network.decoder.label_embedding.weight.grad
+    extra = set(terms[True]) - set(terms[False])
+    assert extra == {f"{layer}dn_loss_{term}" for layer in ("d0.", "") for term in ("cls", "bbox", "giou")}
+    assert all(terms[True][name] > 0 for name in extra)
+    assert gradient[False] is None and (gradient[True] != 0).any(dim=1).all(), "every label, those drawn by a flip too"
+    assert total(terms[True]) > total(terms[False])
