@@ -71,12 +71,12 @@ class Engine:
 @pytest.fixture()
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any) -> Engine:
     """The fake engine, in an empty working folder."""
-    import groundtune.model.bundle as bundle
+    import groundtune.model.checkpoint.load as loading
     import groundtune.predict as predict
 
     fake = Engine(tokenizer)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bundle, "load_bundle", fake.load_bundle)
+    monkeypatch.setattr(loading, "load_bundle", fake.load_bundle)
     monkeypatch.setitem(sys.modules, "groundtune.engine.train", SimpleNamespace(train=fake.train))
     monkeypatch.setitem(sys.modules, "groundtune.engine.evaluate", SimpleNamespace(evaluate=fake.evaluate))
     monkeypatch.setattr(predict, "predict", fake.predict)
@@ -267,7 +267,7 @@ def test_train_shows_the_classes_and_prints_the_table(
 
 
 def test_the_recipe_of_the_model_stands_below_the_command_line(engine: Engine, scenes: Path) -> None:
-    from groundtune.model.bundle import load_recipe
+    from groundtune.model.checkpoint.load import load_recipe
 
     recipe = load_recipe("nano")
     assert recipe["batch_size"] != TrainConfig("x").batch_size

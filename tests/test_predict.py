@@ -24,7 +24,7 @@ VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colours of
 
 @pytest.fixture(scope="module")
 def nano():
-    from groundtune.model.bundle import load_bundle
+    from groundtune.model.checkpoint.load import load_bundle
 
     return load_bundle("nano")
 
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_written_is_a_config_error(tmp_path, name):
 
 
 def test_the_command_line_draws_and_says_errors_in_one_line(stub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("groundtune.model.bundle.load_bundle", lambda source, seed=0: stub)
+    monkeypatch.setattr("groundtune.model.checkpoint.load.load_bundle", lambda source, seed=0: stub)
     Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
     line = ["predict", "stub", str(tmp_path / "a.jpg"), "--classes", "Red_Circle,dog", "--device", "cpu", "--save"]
     assert main([*line, str(tmp_path / "out")]) == 0

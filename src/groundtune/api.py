@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from groundtune.config import TrainConfig, train_config
-from groundtune.errors import ConfigError, DataError
+from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import suggestion
 from groundtune.progress import Progress
 
@@ -87,7 +87,7 @@ class Model:
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder that `load` reads. It appears whole or not at all; an existing one is replaced."""
-        from groundtune.model.bundle import save_bundle
+        from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(self.bundle, Path(folder))
 
@@ -96,16 +96,71 @@ def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
     """Load a model.
 
     Args:
-        source: a preset ("nano"), a model folder or a run folder.
+        source: a preset ("nano"), a model folder or a run folder, a Hugging Face directory or Hub id such as
+            "IDEA-Research/grounding-dino-tiny", or a .pth of IDEA or MMDetection.
         seed: of the weights that the source leaves untrained.
         device: where it will compute: auto, cpu, cuda, …
 
     Raises:
         CheckpointError: there is no such model, or it cannot be read.
     """
-    from groundtune.model.bundle import load_bundle
+    from groundtune.model.checkpoint.load import load_bundle
 
     return Model(load_bundle(model_source(source), seed=seed), device)
+
+
+def export(model: Model | str | Path, path: str | Path, *, format: str = "hf") -> None:
+    """Write a model in a form that other tools read.
+
+    Args:
+        model: a loaded model, or a source for `load`.
+        path: folder ("hf") or file ("idea"); replaced when the new one is whole.
+        format: "hf", a Hugging Face directory that transformers opens; "idea", a .pth for IDEA's own code.
+
+    Raises:
+        ConfigError: there is no such format.
+        CheckpointError: the format cannot express the model (every reason is given), or the path cannot be written.
+    """
+    from groundtune.model.checkpoint.save import beyond_transformers, save_bundle, save_idea
+
+    if format not in ("hf", "idea"):
+        raise ConfigError(f"format: expected hf or idea, got {format!r}.")
+    bundle = (model if isinstance(model, Model) else load(model)).bundle
+    if format == "idea":
+        save_idea(bundle, Path(path))
+        return
+    reasons = beyond_transformers(bundle.config)
+    if reasons:
+        raise CheckpointError(
+            f"The model {bundle.source!r} cannot be written for transformers: {'; '.join(reasons)}. "
+            "Model.save writes it as a folder that groundtune opens."
+        )
+    save_bundle(bundle, Path(path))
+
+
+def push_to_hub(model: Model | str | Path, name: str, *, private: bool = False) -> str:
+    """Upload a model folder to the Hugging Face Hub; HF_TOKEN must allow it.
+
+    Args:
+        model: a loaded model, or a source for `load`.
+        name: "owner/model"; created where it does not exist.
+        private: whether it is created as a private one.
+
+    Returns:
+        The address of the upload.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached or refuses.
+    """
+    import tempfile
+
+    from groundtune.model.checkpoint.hub import upload
+    from groundtune.model.checkpoint.save import save_bundle
+
+    bundle = (model if isinstance(model, Model) else load(model)).bundle
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(bundle, Path(folder) / "model")
+        return upload(Path(folder) / "model", name, private)
 
 
 def train(
@@ -240,7 +295,7 @@ def resolve_training(
     if bundle is not None:
         return train_config(options, config_file, bundle.recipe, where=where)
     config = train_config(options, config_file, {}, where=where)  # mistakes are told before torch is imported
-    from groundtune.model.bundle import load_recipe
+    from groundtune.model.checkpoint.load import load_recipe
 
     source = model_source(config.model)
     return train_config({**options, "model": source}, config_file, load_recipe(source), where=where)
@@ -270,7 +325,7 @@ def run_training(
     splits = load_splits(Path(config.data))
     from groundtune.engine.inference import class_prompts
     from groundtune.engine.train import train as train_loop
-    from groundtune.model.bundle import load_bundle
+    from groundtune.model.checkpoint.load import load_bundle
 
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     names = next(iter(splits.values())).class_names

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from groundtune import __version__
-from groundtune.config import EvaluateConfig, PredictConfig, TrainConfig
+from groundtune.config import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from groundtune.errors import ConfigError, DataError, GroundtuneError
 from groundtune.options import COMMAND_LINE, flag_of, leaf_fields, resolve, suggestion
 from groundtune.progress import Progress
@@ -262,6 +262,22 @@ def _picture_paths(images: Sequence[str]) -> list[Path]:
     return paths
 
 
+def _export(values: dict[str, Any]) -> None:
+    config = resolve(ExportConfig, [(COMMAND_LINE, values)])
+    if config.out is None and config.push_to_hub is None:
+        raise ConfigError("out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub.")
+    if config.push_to_hub is not None and config.format != "hf":
+        raise ConfigError("push_to_hub: only --format hf can be uploaded.")
+    from groundtune import api
+
+    model = api.load(config.model)
+    if config.out is not None:
+        api.export(model, config.out, format=config.format)
+        print(config.out)
+    if config.push_to_hub is not None:
+        print(api.push_to_hub(model, config.push_to_hub, private=config.private))
+
+
 def _models(_: dict[str, Any]) -> None:
     from groundtune.model.bundle import presets
 
@@ -332,6 +348,9 @@ _VERBS = {
     ),
     "evaluate": _Verb(_evaluate, "measure a model's COCO AP on a data set", " MODEL DATA [options]", EvaluateConfig),
     "predict": _Verb(_predict, "find objects by name in pictures", " MODEL IMAGES... [options]", PredictConfig),
+    "export": _Verb(
+        _export, "write a model for other tools", " MODEL --format hf|idea --out PATH [options]", ExportConfig
+    ),
     "models": _Verb(_models, "list the built-in models"),
     "env": _Verb(_env, "show versions and the machine, for results and bug reports"),
 }

@@ -17,7 +17,7 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
 _THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
-_MODEL_HELP = "a preset (see `groundtune models`), a model folder or a run folder"
+_MODEL_HELP = "a preset (see `groundtune models`), a model or run folder, a .pth, or a Hub id"
 
 
 @dataclass
@@ -145,6 +145,17 @@ class PredictConfig:
     batch_size: int = option(4, "pictures at a time", low=1)
     device: str = option("auto", _DEVICE_HELP)
     threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class ExportConfig:
+    """Write a model in a form that other tools read."""
+
+    model: str = option(help=_MODEL_HELP, positional=True)
+    format: str = option("hf", "hf: a Hugging Face directory; idea: a .pth for IDEA's own code", choices=("hf", "idea"))
+    out: str | None = option(None, "folder (hf) or file (idea) to write")
+    push_to_hub: str | None = option(None, "owner/name of a model on the Hub, to upload the folder to")
+    private: bool = option(False, "make the model on the Hub a private one")
 
 
 def train_config(

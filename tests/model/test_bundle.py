@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from groundtune.data.transforms import PictureFormat
 from groundtune.errors import CheckpointError
-from groundtune.model import bundle as room
-from groundtune.model.bundle import ModelBundle, build_network, load_bundle, load_recipe, presets, save_bundle
+from groundtune.model.bundle import ModelBundle, build_network, presets
+from groundtune.model.checkpoint import save as room
+from groundtune.model.checkpoint.load import load_bundle, load_recipe
+from groundtune.model.checkpoint.save import save_bundle
 
 PICTURE = PictureFormat(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), short_side=64, max_side=96)
 PROMPTS = [["cat", "red blood cell"], ["zebra"]]

@@ -128,9 +128,9 @@ def set_up(
 
     network = bundle.network.to(accelerator.device)
     network.denoising = config.denoising
-    if bundle.classes != training.class_names:  # otherwise the rows are those of a run on the same classes
+    if bundle.config.class_labels and bundle.classes != training.class_names:
         network.init_label_embedding(training.class_names, bundle.tokenizer)
-        bundle.classes = list(training.class_names)
+    bundle.classes = list(training.class_names)
     frozen = freeze(network, config.param_groups)
     optimizer, parameters = build_optimizer(network, config.optimizer, config.param_groups)
     bundle.picture = dataclasses.replace(

@@ -36,7 +36,8 @@ from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
 from groundtune.loss.criterion import total
 from groundtune.loss.matcher import NonFiniteCost
-from groundtune.model.bundle import ModelBundle, save_bundle
+from groundtune.model.bundle import ModelBundle
+from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.detector import Output
 
 # Options that a resumed run may change: where and how fast it runs, not what it computes.

@@ -48,6 +48,7 @@ class Swin(nn.Module):
         super().__init__()
         settings = {"out_indices": [2, 3, 4], **config}
         self.body = TransformersSwin(SwinConfig(**settings))
+        self.body.swin.register_module("layernorm", nn.Identity())  # of the pooled features, which no map reads
         self.channels: list[int] = list(self.body.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -39,6 +39,7 @@ class ModelConfig:
     dropout: float = 0.0
     query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the selected positions)
     share_box_head: bool = True  # IDEA shares one box head over the decoder layers, MM-Grounding-DINO does not
+    share_class_head: bool = True  # the same for the class head, which has weights only with a scale or a bias
     contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))
     contrastive_bias: bool = False
     decoder_eps: float = 1e-5  # of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5
@@ -46,3 +47,4 @@ class ModelConfig:
     position_temperature: float = 20.0
     max_text_len: int = 256
     num_labels: int = 256  # rows of the denoising label embedding
+    class_labels: bool = True  # the rows belong to the classes of a data set; MMDetection's belong to none

@@ -7,6 +7,7 @@ to `max_text_len` happens once, in `pad_logits`. Logits are computed in float32 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -88,17 +89,22 @@ class BoxHead(nn.Module):
     Args:
         d_model: width D.
         decoder_layers: number of decoder layers.
-        share: one branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO). The encoder has its own.
+        share_box: one box branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO). The encoder has its own.
+        share_class: the same for the class branch.
         scale: of `ContrastiveEmbed`.
         bias: of `ContrastiveEmbed`.
     """
 
-    def __init__(self, d_model: int, decoder_layers: int, share: bool, scale: str, bias: bool) -> None:
+    def __init__(
+        self, d_model: int, decoder_layers: int, share_box: bool, share_class: bool, scale: str, bias: bool
+    ) -> None:
         super().__init__()
-        self.share = share
-        count = 1 if share else decoder_layers
-        classifiers = [ContrastiveEmbed(scale, bias) for _ in range(count + 1)]
-        regressors = [MLP([d_model, d_model, d_model, 4], zero_last=True) for _ in range(count + 1)]
-        per_layer = [0] * decoder_layers if share else list(range(decoder_layers))
-        self.cls_branches = nn.ModuleList(classifiers[i] for i in [*per_layer, count])
-        self.reg_branches = nn.ModuleList(regressors[i] for i in [*per_layer, count])
+        classifiers = [ContrastiveEmbed(scale, bias) for _ in range(decoder_layers + 1)]
+        regressors = [MLP([d_model, d_model, d_model, 4], zero_last=True) for _ in range(decoder_layers + 1)]
+        self.cls_branches = nn.ModuleList(_shared(classifiers) if share_class else classifiers)
+        self.reg_branches = nn.ModuleList(_shared(regressors) if share_box else regressors)
+
+
+def _shared(branches: Sequence[nn.Module]) -> list[nn.Module]:
+    """One branch for all decoder layers, and the last one, the encoder's, as it is."""
+    return [branches[0]] * (len(branches) - 1) + [branches[-1]]

@@ -1,0 +1,104 @@
+"""Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn pictures, and a recording watcher."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.scenes import write_scenes
+from groundtune.data.transforms import PictureFormat
+from groundtune.engine.train import RunResult, train
+from groundtune.model.bundle import ModelBundle, build_network
+from groundtune.model.config import ModelConfig
+
+CPU = torch.device("cpu")
+CLASSES = ["red circle", "blue star", "green triangle"]
+TOWERS = [ParamGroup(["backbone"], 0.0), ParamGroup(["language_model"], 0.0)]
+SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES: dict[str, Any] = {
+    "d_model": 64,
+    "num_heads": 2,
+    "encoder_points": 2,
+    "decoder_points": 2,
+    "num_queries": 20,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "ffn_dim": 64,
+    "fusion_dim": 32,
+    "fusion_heads": 2,
+    "fusion_droppath": 0.0,
+    "fusion_gamma": 0.1,
+    "text_ffn_dim": 32,
+    "query_content": "selected",
+    "contrastive_scale": "auto",
+    "contrastive_bias": True,
+    "num_labels": 1,
+}
+
+
+class Recorder:
+    """A `Progress` that remembers what it was told, and raises `stop` when that step is done."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.stop_at = stop_at
+
+    def start(self, total_steps: int) -> None:
+        self.events.append(("start", total_steps))
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        self.events.append(("step", done))
+        if done == self.stop_at:
+            raise KeyboardInterrupt
+
+    def evaluation(self, done: int, total: int) -> None:
+        self.events.append(("evaluation", done))
+
+    def metrics(self, ap: float | None, best: float | None) -> None:
+        self.events.append(("metrics", (ap, best)))
+
+    def message(self, text: str) -> None:
+        self.events.append(("message", text))
+
+    def close(self) -> None:
+        self.events.append(("close", None))
+
+
+def tiny_bundle(tokenizer, **sizes: Any) -> ModelBundle:
+    config = ModelConfig(backbone_config=SWIN, language_config=BERT, **(SIZES | sizes))
+    picture = PictureFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
+    return ModelBundle(build_network(config), tokenizer, config, picture)
+
+
+def scenes(folder: Path, train: int = 5, valid: int = 3, size: int = 64, classes: list[str] = CLASSES) -> Path:
+    write_scenes(folder, train=train, valid=valid, classes=classes, size=size)
+    return folder
+
+
+def options(data: Path, **changed: Any) -> TrainConfig:
+    lr = changed.pop("lr", 1e-3)
+    values = {
+        "epochs": 2,
+        "batch_size": 2,
+        "warmup_steps": 2,
+        "log_every": 1,
+        "device": "cpu",
+        "precision": "fp32",
+    } | changed
+    return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
+
+
+def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:
+    return train(config, bundle, load_splits(Path(config.data)), out, progress or Recorder())
+
+
+def weights(bundle: ModelBundle) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in bundle.network.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]

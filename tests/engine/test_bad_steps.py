@@ -1,0 +1,142 @@
+"""Steps that are not finite (semantics 17): skipped, explained in train.log, and the end of the run after too many."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import Recorder, differing, options, run, scenes, tiny_bundle, weights
+from torch import Tensor
+
+from groundtune.engine import train as engine
+from groundtune.errors import TrainingDiverged
+from groundtune.loss.criterion import GroundingDINOCriterion
+from groundtune.model.bundle import ModelBundle
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes(tmp_path_factory.mktemp("bad") / "data")
+
+
+@pytest.fixture
+def bundle(tokenizer) -> ModelBundle:
+    return tiny_bundle(tokenizer)
+
+
+def break_loss(monkeypatch, bad_calls: set[int], value: float = float("nan")) -> None:
+    """Multiplies the loss of these calls, counted from 1."""
+    calls = 0
+
+    class Broken(GroundingDINOCriterion):
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            nonlocal calls
+            calls += 1
+            terms = super().__call__(*args, **kwargs)
+            return terms | {"loss_cls": terms["loss_cls"] * value} if calls in bad_calls else terms
+
+    monkeypatch.setattr("groundtune.engine.run.GroundingDINOCriterion", Broken)
+
+
+def bad_lines(out: Path) -> list[str]:
+    return [line for line in (out / "train.log").read_text().splitlines() if "Step skipped" in line]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_stops_after_too_many_with_the_weights_unharmed(
+    tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch, value: float
+) -> None:
+    at_start: dict[str, Tensor] = {}
+
+    class Watcher(Recorder):
+        def start(self, total_steps: int) -> None:
+            at_start.update(weights(bundle))
+
+    break_loss(monkeypatch, set(range(1, 100)), value)
+    with pytest.raises(TrainingDiverged, match=r"(?s)4 steps in a row .*step 4 of epoch 2 .*train\.log") as error:
+        run(options(data, epochs=9, max_bad_steps=4), bundle, tmp_path / "run", Watcher())
+    assert error.value.exit_code == 5
+    assert differing(at_start, weights(bundle)) == [] and not bundle.network.training
+    assert all(parameter.grad is None for parameter in bundle.network.parameters())
+    assert len(bad_lines(tmp_path / "run")) == 4
+
+
+def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch) -> None:
+    """Three epochs of three steps, of which two in a row are bad three times; the schedule waits for good ones."""
+    break_loss(monkeypatch, {1, 2, 4, 5, 7, 8})
+    watcher = Recorder()
+    run(options(data, epochs=3, max_bad_steps=3), bundle, tmp_path / "run", watcher)
+    assert [value for name, value in watcher.events if name == "step"] == [3, 6, 9]
+    assert len(bad_lines(tmp_path / "run")) == 6
+    said = [value for name, value in watcher.events if name == "message" and "Step skipped" in value]
+    assert len(said) == 6
+    assert all(tensor.isfinite().all() for tensor in weights(bundle).values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("neck.convs.1.conv", "neck.convs.1.conv"), ("decoder.norm", "decoder.norm")],
+)
+def test_names_the_pictures_and_the_first_module(
+    tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch, module: str, expected: str
+) -> None:
+    """NaN in the network reaches the matcher's costs first, which raises (NonFiniteCost)."""
+
+    class Breaker(Recorder):
+        def start(self, total_steps: int) -> None:
+            with torch.no_grad():
+                bundle.network.get_submodule(module).weight.view(-1)[0] = float("nan")
+
+    seen: list[list[str]] = []
+    step = engine._step
+
+    def watched(run: Any, batch: Any, place: Any) -> Any:
+        seen.append([str(sample.image_path) for sample in batch.samples])
+        return step(run, batch, place)
+
+    monkeypatch.setattr(engine, "_step", watched)
+    monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+    with pytest.raises(TrainingDiverged):
+        run(options(data, max_bad_steps=2), bundle, tmp_path / "run", Breaker())
+    found = bad_lines(tmp_path / "run")
+    assert len(found) == len(seen) == 2
+    for line, paths in zip(found, seen, strict=True):
+        assert f"first module whose output is not finite is {expected}." in line + "."  # to the end of the path
+        assert line.endswith("Pictures: " + ", ".join(paths))
+
+
+def test_a_gradient_that_is_not_finite(tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch) -> None:
+    """The loss itself is finite: the root has an infinite slope at 0."""
+
+    class Broken(GroundingDINOCriterion):
+        def __call__(self, outputs: Any, *args: Any) -> dict[str, Tensor]:
+            terms = super().__call__(outputs, *args)
+            return terms | {"loss_bbox": terms["loss_bbox"] + (outputs["pred_boxes"].sum() * 0).sqrt()}
+
+    monkeypatch.setattr("groundtune.engine.run.GroundingDINOCriterion", Broken)
+    with pytest.raises(TrainingDiverged, match="gradient norm nan"):
+        run(options(data, max_bad_steps=1), bundle, tmp_path / "run")
+    line = bad_lines(tmp_path / "run")[0]
+    assert "all outputs are finite, the gradient of " in line and "is not. Pictures: " in line
+
+
+def test_bad_steps_are_counted_over_the_end_of_an_epoch_and_a_resume(
+    tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, monkeypatch
+) -> None:
+    """Steps 3 and 4 are bad and two are too many; between them the run was stopped and resumed."""
+    config = options(data, epochs=3, max_bad_steps=2)
+
+    class Stop(Recorder):
+        def metrics(self, ap: float | None, best: float | None) -> None:
+            if self.events.count(("stop", None)):
+                raise KeyboardInterrupt
+            self.events.append(("stop", None))
+
+    break_loss(monkeypatch, {3})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, bundle, tmp_path / "run", Stop())
+    break_loss(monkeypatch, {1})
+    again = dataclasses.replace(config, resume=str(tmp_path / "run"))
+    with pytest.raises(TrainingDiverged, match="step 4 of epoch 2"):
+        run(again, tiny_bundle(tokenizer), tmp_path / "run")

@@ -1,0 +1,183 @@
+"""Asking for classes in pictures: prompts as batches, one ranking per picture, boxes in the original's pixels."""
+
+import math
+
+import pytest
+import torch
+from engine_fakes import FakeNetwork
+from engine_runs import CPU, TOWERS, tiny_bundle
+
+from groundtune.engine.features import extract
+from groundtune.engine.inference import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode, pick_device
+from groundtune.engine.optim import freeze
+from groundtune.errors import ConfigError
+
+COLOURS = ["red", "green", "blue", "white", "black", "brown"]
+THINGS = ["cat", "dog", "horse", "chair", "bottle", "traffic light", "aeroplane"]
+NAMES = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+SIZES = [(64, 48), (32, 64), (64, 64)]
+
+
+def pictures() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, *size, generator=generator) for size in SIZES]
+
+
+def ranking_by_hand(network: FakeNetwork, picture: torch.Tensor, names: list[str], tokenizer) -> list[tuple]:
+    """(score, class, query) of all pairs, best first, from one prompt per class: the fake answers each token alone."""
+    maps = network.extract_features(picture[None], [tuple(picture.shape[1:])])
+    pairs = []
+    for index, name in enumerate(names):
+        prompts = class_prompts(tokenizer, [name])
+        logits = network.forward_features(maps, prompts.text)["pred_logits"][0]
+        ids = tokenizer.convert_ids_to_tokens(prompts.text.input_ids[0].tolist())
+        tokens = [place for place, token in enumerate(ids) if token not in ("[CLS]", "[SEP]", ".")]
+        for query, row in enumerate(logits.tolist()):
+            pairs.append((sum(1 / (1 + math.exp(-row[t])) for t in tokens) / len(tokens), index, query))
+    return sorted(pairs, reverse=True)
+
+
+def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
+    network, batch = FakeNetwork().eval(), pictures()
+    prompts = class_prompts(tokenizer, NAMES, 40)
+    count = len(prompts.phrase_maps)
+    assert count >= 4 and sum(prompts.class_indices, []) == list(range(len(NAMES)))
+    assert all(int(row.sum()) <= 40 for row in prompts.text.text_token_mask)
+    with torch.no_grad():
+        found = detect_batch(network, extract(network, batch, CPU), prompts, SIZES)
+        assert [pairs for pairs, _ in network.passes][:-1] == [PAIRS_AT_ONCE] * (3 * count // PAIRS_AT_ONCE)
+        assert sum(pairs for pairs, _ in network.passes) == 3 * count
+        assert network.extracted == 3  # the picture's features meet every prompt
+        for detections, picture in zip(found, batch, strict=True):
+            expected = ranking_by_hand(network, picture, NAMES, tokenizer)[:300]
+            assert len(expected) == len(detections.scores) == 300 < len(NAMES) * 16
+            assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
+            assert len(set(detections.class_indices.tolist())) > len(prompts.class_indices[0])  # of several prompts
+            gaps = [one[0] - other[0] > 1e-6 for one, other in zip(expected, expected[1:], strict=False)]
+            clear = [i for i in range(1, 299) if gaps[i - 1] and gaps[i]]  # the others may change places
+            assert len(clear) > 200
+            assert all(int(detections.class_indices[i]) == expected[i][1] for i in clear)
+
+
+def test_pitfall_22_fewer_pairs_than_300(tokenizer) -> None:
+    network = FakeNetwork().eval()
+    with torch.no_grad():
+        found = detect_batch(
+            network, extract(network, pictures(), CPU), class_prompts(tokenizer, ["cat", "dog"]), SIZES
+        )
+        assert [len(detections.scores) for detections in found] == [2 * 16] * 3
+        assert detect_batch(network, [], class_prompts(tokenizer, ["cat"]), []) == []
+
+
+def test_pitfall_23_a_batch_gives_what_each_picture_gives_alone(tokenizer) -> None:
+    """The real network, whose classes see each other within a prompt; prompts of several lengths."""
+    network = tiny_bundle(tokenizer).network
+    prompts = class_prompts(tokenizer, NAMES[:20], 40)
+    with torch.no_grad():
+        together = detect_batch(network, extract(network, pictures(), CPU), prompts, SIZES)
+        for picture, size, batched in zip(pictures(), SIZES, together, strict=True):
+            (alone,) = detect_batch(network, extract(network, [picture], CPU), prompts, [size])
+            assert torch.allclose(alone.scores, batched.scores, atol=1e-5)
+            same = alone.class_indices == batched.class_indices  # near equals may change places
+            assert same.float().mean() > 0.9
+            assert (alone.boxes_xyxy - batched.boxes_xyxy).abs().amax(1)[same].median() < 1e-3
+
+
+def test_pitfall_23_the_language_model_reads_each_phrase_once(tokenizer, monkeypatch) -> None:
+    network = tiny_bundle(tokenizer).network
+    freeze(network, TOWERS)
+    rows = []
+    forward = type(network.language_model.bert).forward
+    monkeypatch.setattr(
+        type(network.language_model.bert),
+        "forward",
+        lambda self, input_ids, **rest: (rows.append(len(input_ids)), forward(self, input_ids, **rest))[1],
+    )
+    prompts = class_prompts(tokenizer, NAMES, 40)
+    for picture, size in zip(pictures(), SIZES, strict=True):
+        with torch.no_grad():
+            detect_batch(network, extract(network, [picture], CPU), prompts, [size])
+    assert sum(rows) == len(NAMES) + 2  # and [CLS] and [SEP]
+
+
+def test_rows_are_cut_to_the_longest_of_the_batch(tokenizer) -> None:
+    prompts = class_prompts(tokenizer, ["traffic light", "red traffic light", "cat"], 6)
+    lengths = prompts.text.text_token_mask.sum(1).tolist()
+    assert lengths == [5, 6, 4]  # [CLS] … . [SEP]
+    for chosen in ([0], [2, 0], [1, 2, 2]):
+        text = prompts.rows(chosen)
+        longest = max(lengths[i] for i in chosen)
+        assert text.input_ids.shape == (len(chosen), longest)
+        assert text.phrase_mask.shape == (len(chosen), longest, longest)
+        assert text.text_token_mask.sum(1).tolist() == [lengths[i] for i in chosen]
+
+
+class FixedBoxes(FakeNetwork):
+    """Answers with the boxes that it is given, in falling order of score."""
+
+    def __init__(self, boxes_cxcywh: list[list[float]]) -> None:
+        super().__init__()
+        self.boxes = torch.tensor(boxes_cxcywh)
+
+    def forward_features(self, features, text, targets=None):
+        output = super().forward_features(features, text)
+        output["pred_boxes"] = self.boxes.expand(len(features), -1, -1)
+        falling = -torch.arange(float(len(self.boxes)))[:, None]
+        output["pred_logits"] = output["pred_logits"][:, : len(self.boxes)].clamp(max=0) * 0 + falling
+        return output
+
+
+def test_semantics_24_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
+    """Pictures of 40 x 200 and 100 x 50 pixels (height x width), whatever size the network saw."""
+    network = FixedBoxes([[0.5, 0.5, 0.5, 0.5], [0.1, 0.5, 0.4, 1.0], [0.9, 0.95, 0.4, 0.2]]).eval()
+    with torch.no_grad():
+        maps = extract(network, pictures()[:2], CPU)
+        wide, tall = detect_batch(network, maps, class_prompts(tokenizer, ["cat"]), [(40, 200), (100, 50)])
+    assert wide.boxes_xyxy.flatten().tolist() == pytest.approx([50, 10, 150, 30, 0, 0, 60, 40, 140, 34, 200, 40])
+    assert tall.boxes_xyxy.flatten().tolist() == pytest.approx([12.5, 25, 37.5, 75, 0, 0, 15, 100, 35, 85, 50, 100])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_inference_mode_puts_every_module_back(fails: bool) -> None:
+    network = FakeNetwork()
+    freeze(network, TOWERS)
+    network.train()
+    network.encoder[1].eval()
+    before = {name: module.training for name, module in network.named_modules()}
+    assert set(before.values()) == {True, False}
+    try:
+        with inference_mode(network):
+            assert not any(module.training for module in network.modules()) and not torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            if fails:
+                raise ValueError
+    except ValueError:
+        pass
+    assert {name: module.training for name, module in network.named_modules()} == before and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu please", "'gpu please' is not a device; expected auto, cpu, cuda"),
+        ("cuda", "'cuda' is not available here; torch sees only the CPU. Use --device auto"),
+        ("cuda:3", "'cuda:3' is not available here"),
+        ("mps", "'mps' is not available here"),
+    ],
+)
+def test_pick_device_refuses(name: str, message: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    with pytest.raises(ConfigError, match="^device: " + message) as error:
+        pick_device(name)
+    assert error.value.exit_code == 2
+
+
+def test_pick_device(monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    assert pick_device("auto") == pick_device("cpu") == CPU
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("cpu") == CPU
+    with pytest.raises(ConfigError, match=r"'cuda:2' is not available here; torch sees cuda \(2\)"):
+        pick_device("cuda:2")
