@@ -221,3 +221,12 @@ def test_any_options_come_back_from_yaml(tmp_path_factory: pytest.TempPathFactor
     some = {name: value for name, value in dataclasses.asdict(config).items() if name in values}
     path.write_text(yaml.safe_dump(some), encoding="utf-8")
     assert train_config({}, path, {}) == config
+
+
+def test_epochs_that_are_asked_for_are_not_raised_by_the_recipe(tmp_path: Path) -> None:
+    recipe = {"min_steps": 480, "epochs": 30}
+    assert train_config({"data": "x"}, None, recipe).min_steps == 480
+    assert train_config({"data": "x", "epochs": "2"}, None, recipe).min_steps == 0
+    (tmp_path / "c.yaml").write_text("epochs: 2")
+    assert train_config({"data": "x"}, tmp_path / "c.yaml", recipe).min_steps == 0
+    assert train_config({"data": "x", "epochs": "2", "min_steps": "9"}, None, recipe).min_steps == 9

@@ -55,6 +55,9 @@ class TrainConfig:
     limit_valid: int | None = option(None, "pictures of valid to use, the first ones", low=1, group="run")
 
     epochs: int = option(20, "passes over the training pictures", low=1, group="training")
+    min_steps: int = option(
+        0, "steps to take at least, by more epochs on a small data set; 0 where epochs are given", low=0, group="training"
+    )
     batch_size: int = option(4, "pictures per optimiser step, over all devices", low=1, group="training")
     eval_every: int = option(1, "epochs between evaluations", low=1, group="training")
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -172,9 +175,13 @@ def train_config(
     Raises:
         ConfigError: the file cannot be read, or options are unknown or unusable; all of them are listed.
     """
+    file = read_yaml(yaml_path) if yaml_path else {}
     optimizer = {field.name for field in dataclasses.fields(OptimizerConfig)}
     cli = {f"optimizer.{name}" if name in optimizer else name: value for name, value in cli.items()}
-    layers = [("the model's recipe", recipe), (str(yaml_path), read_yaml(yaml_path) if yaml_path else {}), (where, cli)]
+    own = {**file, **cli}
+    if "epochs" in own and "min_steps" not in own:  # who says how many epochs means it
+        recipe = {name: value for name, value in recipe.items() if name != "min_steps"}
+    layers = [("the model's recipe", recipe), (str(yaml_path), file), (where, cli)]
     config = resolve(TrainConfig, layers)
     validate(config)
     return config

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.model.detector import GroundingDINO, Output
 
 Metrics = dict[str, float | None]
+
+_CACHE_SHARE = 0.4  # of the free memory that cached features may take; training needs some too
 
 
 @dataclass
@@ -138,8 +141,13 @@ def set_up(
         short_side=config.short_side or bundle.picture.short_side,
         max_side=config.max_side or bundle.picture.max_side,
     )
-    caches = [FeatureCache(network), FeatureCache(network)] if config.cache_features else [None, None]
-    loader = _loader(config, bundle, training, accelerator, caches[0])
+    loader = _loader(config, bundle, training, accelerator)
+    caches, cache_says = _feature_caches(config, network, loader, valid)
+    if config.cache_features and caches is None:
+        config = dataclasses.replace(config, cache_features=False)
+        loader = _loader(config, bundle, training, accelerator)
+    epochs = max(config.epochs, math.ceil(config.min_steps / len(loader)))
+    config = dataclasses.replace(config, epochs=epochs)
     schedule = build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, resume=config.resume is not None, writes=accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
@@ -159,17 +167,42 @@ def set_up(
             config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
         ),
         loader=loader,
-        train_features=caches[0],
+        train_features=caches[0] if caches else None,
         valid=valid,
-        valid_features=caches[1],
+        valid_features=caches[1] if caches else None,
     )
-    _announce(run, training, frozen)
+    trained = sum(parameter.numel() for parameter in parameters)
+    run.say(
+        f"Training {trained / 1e6:.1f} M parameters on {len(training.samples)} pictures, {len(training.class_names)} "
+        f"classes, {epochs} epochs, {accelerator.device}, {config.precision}; frozen: {', '.join(frozen) or 'nothing'}."
+        + cache_says
+    )
     return run
 
 
-def _loader(
-    config: TrainConfig, bundle: ModelBundle, training: Dataset, accelerator: Accelerator, cache: FeatureCache | None
-) -> TrainLoader:
+def _feature_caches(
+    config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
+) -> tuple[tuple[FeatureCache, FeatureCache] | None, str]:
+    """Caches for the training and the validation pictures, and what to say of them; none where memory is short."""
+    if not config.cache_features:
+        return None, ""
+    caches = FeatureCache(network), FeatureCache(network)
+    device, needed = next(network.parameters()).device, 0
+    for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
+        sizes_hw = [resize_keep_ratio(sample.size_hw, loader.picture).size_hw for sample in dataset.samples]
+        needed += caches[0].estimate_bytes(sizes_hw, views, device)
+    what = f"the backbone's features of {loader.num_views} views per picture: {needed / 2**20:,.0f} MB of memory"
+    available = psutil.virtual_memory().available
+    if needed > _CACHE_SHARE * available:
+        return (
+            None,
+            f" Not keeping {what}, of {available / 2**20:,.0f} MB that are free; they are computed in every epoch.",
+        )
+    loader.needs_pixels = caches[0].needs_pixels
+    return caches, f" Keeping {what}."
+
+
+def _loader(config: TrainConfig, bundle: ModelBundle, training: Dataset, accelerator: Accelerator) -> TrainLoader:
     if config.batch_size < accelerator.num_processes:
         raise ConfigError(
             f"batch_size: {config.batch_size} pictures are too few for {accelerator.num_processes} processes."
@@ -185,29 +218,10 @@ def _loader(
         shuffle_classes=config.shuffle_classes,
         negative_probability=config.negative_probability,
         max_text_len=bundle.config.max_text_len,
-        cache_views=config.cache_views if cache is not None else 0,
+        cache_views=config.cache_views if config.cache_features else 0,
         workers=config.workers,
     )
-    needs_pixels = None if cache is None else cache.needs_pixels
-    return TrainLoader(training, bundle.tokenizer, bundle.picture, options=options, needs_pixels=needs_pixels)
-
-
-def _announce(run: Run, training: Dataset, frozen: list[str]) -> None:
-    """Says what is about to happen, the memory of the feature cache first of all."""
-    trained = sum(parameter.numel() for parameter in run.parameters)
-    run.say(
-        f"Training {trained / 1e6:.1f} M parameters on {len(training.samples)} pictures, {len(training.class_names)} classes, "
-        f"{run.accelerator.device}, {run.config.precision}; frozen: {', '.join(frozen) or 'nothing'}."
-    )
-    if run.train_features is not None:
-        device, fmt = run.accelerator.device, run.bundle.picture
-        size = 0
-        for dataset, views in ((training, run.loader.num_views), (run.valid, 1)):
-            sizes_hw = [resize_keep_ratio(sample.size_hw, fmt).size_hw for sample in dataset.samples]
-            size += run.train_features.estimate_bytes(sizes_hw, views, device)
-        run.say(
-            f"Keeping the backbone's features of {run.loader.num_views} views per picture: {size / 2**20:,.0f} MB of memory."
-        )
+    return TrainLoader(training, bundle.tokenizer, bundle.picture, options=options)
 
 
 def _seed(seed: int) -> None:

@@ -92,17 +92,17 @@ def train(
     place, started = Place(), time.perf_counter()
     try:
         run = set_up(config, bundle, training, valid, out, progress)
-        run.progress.start(config.epochs * len(run.loader))
+        run.progress.start(run.config.epochs * len(run.loader))
         if state is not None:
             _restore(run, place, state)
         _encode_classes(run)
         if state is None:
             place.zero_shot = _prefixed(_evaluate(run, place, averaged=False).metrics)
         before = place.seconds
-        while place.epoch < config.epochs:
+        while place.epoch < run.config.epochs:
             _train_epoch(run, place)
             place.epoch += 1
-            if place.epoch % config.eval_every == 0 or place.epoch == config.epochs:
+            if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
                 _evaluate_and_keep_best(run, place)
             place.seconds = before + time.perf_counter() - started
             _save_last(run, place)
