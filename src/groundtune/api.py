@@ -4,14 +4,14 @@ Keyword options of `train` are those of the command line and of the YAML file, a
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from groundtune.config import TrainConfig, train_config
+from groundtune.config import CheckConfig, TrainConfig, train_config
 from groundtune.errors import CheckpointError, ConfigError, DataError
-from groundtune.options import suggestion
+from groundtune.options import resolve, suggestion
 from groundtune.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from supervision import Detections
 
+    from groundtune.data.check.report import Report
+    from groundtune.data.check.run import Limits
     from groundtune.data.sample import Dataset
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
@@ -34,10 +36,12 @@ class Model:
     Attributes:
         bundle: network, tokenizer, picture format.
         device: where it computes: auto, cpu, cuda, …
+        precision: of `predict`: fp32, bf16, or auto, which is bf16 where the device computes in it.
     """
 
     bundle: "ModelBundle"
     device: str = "auto"
+    precision: str = "auto"
 
     @property
     def classes(self) -> list[str]:
@@ -75,14 +79,22 @@ class Model:
             ConfigError: there are no names to look for.
             DataError: a picture cannot be read, or a name cannot be used.
         """
-        from groundtune.engine.inference import pick_device
+        from groundtune.device import pick_device, pick_precision
         from groundtune.predict import predict
 
         several = images if isinstance(images, list) else [images]
         pictures = [Path(picture) if isinstance(picture, str) else picture for picture in several]
         names = prompt_names(classes, self.bundle)
         device = pick_device(self.device)
-        found = predict(self.bundle, pictures, names, threshold=threshold, device=device, batch_size=batch_size)
+        found = predict(
+            self.bundle,
+            pictures,
+            names,
+            threshold=threshold,
+            device=device,
+            batch_size=batch_size,
+            precision=pick_precision(self.precision, device),
+        )
         return found if isinstance(images, list) else found[0]
 
     def save(self, folder: str | Path) -> None:
@@ -109,26 +121,29 @@ def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
     return Model(load_bundle(model_source(source), seed=seed), device)
 
 
-def export(model: Model | str | Path, path: str | Path, *, format: str = "hf") -> None:
+def export(model: Model | str | Path, path: str | Path, *, format: str = "hf") -> list[str]:
     """Write a model in a form that other tools read.
 
     Args:
         model: a loaded model, or a source for `load`.
-        path: folder ("hf") or file ("idea"); replaced when the new one is whole.
+        path: folder ("hf") or file ("idea"); one written before is replaced when the new one is whole.
         format: "hf", a Hugging Face directory that transformers opens; "idea", a .pth for IDEA's own code.
+
+    Returns:
+        What the other tool does otherwise, or has to be told, in sentences.
 
     Raises:
         ConfigError: there is no such format.
         CheckpointError: the format cannot express the model (every reason is given), or the path cannot be written.
     """
-    from groundtune.model.checkpoint.save import beyond_transformers, save_bundle, save_idea
+    from groundtune.model.checkpoint.hf import beyond_transformers
+    from groundtune.model.checkpoint.save import save_bundle, save_idea
 
     if format not in ("hf", "idea"):
         raise ConfigError(f"format: expected hf or idea, got {format!r}.")
     bundle = (model if isinstance(model, Model) else load(model)).bundle
     if format == "idea":
-        save_idea(bundle, Path(path))
-        return
+        return save_idea(bundle, Path(path))
     reasons = beyond_transformers(bundle.config)
     if reasons:
         raise CheckpointError(
@@ -136,6 +151,7 @@ def export(model: Model | str | Path, path: str | Path, *, format: str = "hf") -
             "Model.save writes it as a folder that groundtune opens."
         )
     save_bundle(bundle, Path(path))
+    return []
 
 
 def push_to_hub(model: Model | str | Path, name: str, *, private: bool = False) -> str:
@@ -200,14 +216,54 @@ def train(
     return run_training(resolved, Progress(quiet=quiet), bundle=bundle)
 
 
+def check(data: str | Path, *, quiet: bool = True, **options: Any) -> "Report":
+    """Look for what is wrong with a data set.
+
+    Args:
+        data: a folder of pictures with boxes, or a COCO JSON file.
+        quiet: show no progress on stderr.
+        options: any option of `groundtune check`, such as model="nano" or fast=True.
+
+    Returns:
+        The report: `findings`, errors first; `count("error")`; `as_dict()` for JSON.
+
+    Raises:
+        ConfigError: options are unknown or unusable.
+        DataError: there is no such folder or file. One that cannot be read is a finding.
+    """
+    return run_check(resolve(CheckConfig, [("check()", {"data": data, **options})]), Progress(quiet=quiet))
+
+
+def convert(data: str | Path, out: str | Path, *, format: str, link: bool = False) -> dict[str, int]:
+    """Write a data set in another format; all its splits, the pictures with them.
+
+    Args:
+        data: a folder of pictures with boxes, or an annotation file.
+        out: new or empty folder. It appears whole or not at all.
+        format: "coco", "yolo", "voc" or "odvg".
+        link: link the pictures in place of copying them.
+
+    Returns:
+        How many pictures each split has.
+
+    Raises:
+        DataError: the data cannot be read or the folder not be written, or the format cannot express the data.
+    """
+    from groundtune.data.formats.convert import convert as write
+
+    return write(Path(data), Path(out), format, link=link).pictures
+
+
 def evaluate(
     model: Model | str | Path,
     data: str | Path,
     *,
     split: str = "valid",
     classes: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
     batch_size: int = 8,
     device: str | None = None,
+    precision: str = "fp32",
     progress: Progress | None = None,
 ) -> "Evaluation":
     """Measure a model's COCO AP.
@@ -217,8 +273,10 @@ def evaluate(
         data: folder of pictures with boxes, or a COCO JSON file.
         split: "train", "valid" or "test".
         classes: names to ask for and to count; None takes all of the data set.
+        rename: what the model reads for a class, by the class's name in the data set.
         batch_size: pictures at a time.
         device: None takes the model's.
+        precision: fp32, bf16, or auto, which is bf16 where the device computes in it.
         progress: told about the pictures done.
 
     Returns:
@@ -228,15 +286,17 @@ def evaluate(
         DataError: the data cannot be used, or has no such split or class.
     """
     from groundtune.data.formats.detect import load_splits
+    from groundtune.data.rename import rename_classes
     from groundtune.data.sample import match_class_names
 
     splits = load_splits(Path(data))
+    rename_classes(list(splits.values()), rename or {})
     if split not in splits:
         raise DataError(f"{data}: there is no split {split!r}; found: {', '.join(splits)}.{suggestion(split, splits)}")
     dataset = splits[split]
     indices = match_class_names(classes, dataset.class_names) if classes else None
+    from groundtune.device import pick_device, pick_precision
     from groundtune.engine.evaluate import evaluate as measure
-    from groundtune.engine.inference import pick_device
 
     loaded = model if isinstance(model, Model) else load(model)
     return measure(
@@ -245,6 +305,7 @@ def evaluate(
         class_indices=indices,
         batch_size=batch_size,
         device=pick_device(device or loaded.device),
+        precision=pick_precision(precision, pick_device(device or loaded.device)),
         progress=progress,
     )
 
@@ -306,7 +367,7 @@ def run_training(
     progress: Progress,
     *,
     bundle: "ModelBundle | None" = None,
-    announce: Callable[[Path, "dict[str, Dataset]"], None] | None = None,
+    announce: Callable[[Path, "dict[str, Dataset]", "ModelBundle"], None] | None = None,
 ) -> "RunResult":
     """Read the data, load the model, train. Nothing is written before training starts.
 
@@ -314,25 +375,87 @@ def run_training(
         config: resolved options.
         progress: told about everything.
         bundle: the model where it is loaded already.
-        announce: called with the run folder and the splits before training starts.
+        announce: called with the run folder, the splits and the model before training starts.
 
     Raises:
         GroundtuneError: as `train`.
     """
     out = _run_folder(config)
     from groundtune.data.formats.detect import load_splits
+    from groundtune.data.mix import mix_in, parse_mix
 
+    others = [parse_mix(text) for text in config.mix]
     splits = load_splits(Path(config.data))
+    mix_in(splits, others)
+    from groundtune.data.check.run import refuse_errors
+    from groundtune.data.rename import rename_classes
+
+    rename_classes(list(splits.values()), config.classes)
     from groundtune.engine.inference import class_prompts
     from groundtune.engine.train import train as train_loop
     from groundtune.model.checkpoint.load import load_bundle
 
     bundle = bundle or load_bundle(config.model, seed=config.seed)
+    warnings = refuse_errors(splits, _limits(bundle, config.short_side, config.max_side))
     names = next(iter(splits.values())).class_names
-    class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
+    if names:
+        class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
     if announce is not None:
-        announce(out, splits)
+        announce(out, splits, bundle)
+    if warnings:
+        told = ", ".join(dict.fromkeys(warnings))
+        progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
     return train_loop(replace(config, out=str(out)), bundle, splits, out, progress)
+
+
+def run_check(config: CheckConfig, progress: Progress) -> "Report":
+    """Read a data set and run its checks.
+
+    Raises:
+        GroundtuneError: as `check`.
+    """
+    from groundtune.data.check.report import unreadable
+    from groundtune.data.check.run import check_data, known_checks
+
+    known_checks(config.ignore)
+    if not Path(config.data).exists():
+        raise DataError(f"The data {config.data} does not exist. Expected a folder with pictures and boxes.")
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.data.rename import rename_classes
+    from groundtune.model.checkpoint.load import load_bundle
+
+    limits = _limits(load_bundle(model_source(config.model)), config.short_side, config.max_side)
+    try:
+        splits = load_splits(Path(config.data), keep_going=True)
+    except DataError as error:
+        return unreadable(config.data, error)
+    rename_classes(list(splits.values()), config.rename)
+    try:
+        report = check_data(
+            config.data,
+            splits,
+            limits,
+            files=not config.fast,
+            workers=config.workers,
+            progress=lambda done, total: progress.evaluation(done, total, "checking"),
+        )
+    finally:
+        progress.close()
+    report.leave_out(config.ignore)
+    return report
+
+
+def _limits(bundle: "ModelBundle", short_side: int | None, max_side: int | None) -> "Limits":
+    from groundtune.data.check.run import Limits
+
+    picture, sizes = bundle.picture, bundle.config
+    return Limits(
+        bundle.tokenizer,
+        sizes.max_text_len,
+        sizes.num_queries,
+        short_side or picture.short_side,
+        max_side or picture.max_side,
+    )
 
 
 def _run_folder(config: TrainConfig) -> Path:

@@ -8,27 +8,29 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from groundtune import __version__
-from groundtune.config import EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
+from groundtune.config import CheckConfig, ConvertConfig, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig
 from groundtune.errors import ConfigError, DataError, GroundtuneError
 from groundtune.options import COMMAND_LINE, flag_of, leaf_fields, resolve, suggestion
 from groundtune.progress import Progress
 
 if TYPE_CHECKING:
+    from groundtune.data.check.report import Report
     from groundtune.data.sample import Dataset
     from groundtune.engine.train import RunResult
+    from groundtune.model.bundle import ModelBundle
 
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class _Verb:
-    run: Callable[[dict[str, Any]], None]
+    run: Callable[[dict[str, Any]], int | None]  # an exit code, None is 0
     help: str
     usage: str = ""
     options: type | None = None
@@ -71,9 +73,9 @@ def _run(arguments: list[str]) -> int:
         verb, values = _parse(arguments, parser, verbs)
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
-    _VERBS[verb].run(values)
+    code = _VERBS[verb].run(values)
     sys.stdout.flush()
-    return 0
+    return code or 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,47 +146,94 @@ def _add_options(parser: _Parser, options: type) -> None:
             add(name, metavar=name.upper(), nargs=nargs, help=help_text, default=argparse.SUPPRESS)
         elif isinstance(field.default, bool):
             switch = argparse.BooleanOptionalAction
-            add(flag_of(name), dest=name, action=switch, help=help_text, default=argparse.SUPPRESS)
+            add(flag_of(name, field), dest=name, action=switch, help=help_text, default=argparse.SUPPRESS)
+        elif "dict" in kind:
+            metavar, action = "NAME=OTHER", "append"  # one pair for each use of the option
+            add(
+                flag_of(name, field),
+                dest=name,
+                metavar=metavar,
+                action=action,
+                help=help_text,
+                default=argparse.SUPPRESS,
+            )
         else:
             metavar = next((letter for word, letter in _METAVARS.items() if word in kind), "VALUE")
-            add(flag_of(name), dest=name, metavar=metavar, help=help_text, default=argparse.SUPPRESS)
+            add(flag_of(name, field), dest=name, metavar=metavar, help=help_text, default=argparse.SUPPRESS)
 
 
 def _train(values: dict[str, Any]) -> None:
     from groundtune.api import resolve_training, run_training
+    from groundtune.data.check.run import describe_classes
 
     file = values.pop("config", None)
     config = resolve_training(values, Path(file) if file else None, where=COMMAND_LINE)
     progress = Progress()
 
-    def announce(out: Path, splits: dict[str, "Dataset"]) -> None:
+    def announce(out: Path, splits: dict[str, "Dataset"], bundle: "ModelBundle") -> None:
         for dataset in splits.values():
             for message in dataset.messages:
                 progress.message(message)
-        progress.message(_class_table(splits))
+        progress.message(_class_table(describe_classes(splits, bundle.tokenizer)))
         progress.message(f"Run folder: {out}")
 
     _print_run(run_training(config, progress, announce=announce))
 
 
-def _class_table(splits: dict[str, "Dataset"]) -> str:
-    """The classes as the model will read them: original id, name in the prompt, boxes in each split."""
-    from groundtune.text.prompt import class_prompt
+def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
+    """The classes as the model will read them: id and name in the data set, name in the prompt, tokens, boxes."""
+    from groundtune.data.check.text import class_rows, prompt_line
 
-    first = next(iter(splits.values()))
-    rows = [["id", "name in the prompt", *(f"boxes in {name}" for name in splits)]]
-    for index, name in enumerate(first.class_names):
-        counts = [sum(int((s.class_ids == index).sum()) for s in dataset.samples) for dataset in splits.values()]
-        rows.append([str(first.category_ids[index]), name, *map(str, counts)])
-    return f"{_table(rows)}\nPrompt: {class_prompt(first.class_names).caption.strip()}"
+    return f"{_table(list(class_rows(classes)))}\n{prompt_line(classes)}" if classes else "No classes, but captions."
+
+
+def _check(values: dict[str, Any]) -> int:
+    config = resolve(CheckConfig, [(COMMAND_LINE, values)])
+    from groundtune.api import run_check
+
+    report = run_check(config, Progress())
+    if config.json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_report(report)
+    failed = report.count("error") or (config.strict and report.count("warning"))
+    return DataError.exit_code if failed else 0
+
+
+def _convert(values: dict[str, Any]) -> None:
+    config = resolve(ConvertConfig, [(COMMAND_LINE, values)])
+    from groundtune.data.formats.convert import convert
+
+    done = convert(Path(config.data), Path(config.out), config.format, link=config.link)
+    for message in done.messages:
+        print(message, file=sys.stderr)
+    rows = [[split, str(count), str(done.boxes[split])] for split, count in done.pictures.items()]
+    print(_table([[config.format, "pictures", "boxes"], *rows]))
+    print(config.out)
+
+
+def _print_report(report: "Report") -> None:
+    from rich.console import Console
+
+    from groundtune.data.check.text import class_rows, print_findings, print_prompt, print_summary, verdict
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if report.pictures:
+        print_summary(report, console)
+    if report.classes:
+        print(f"\n{_table(list(class_rows(report.classes)))}")
+        print_prompt(report, console)
+    print_findings(report, console)
+    print(verdict(report))
 
 
 def _print_run(run: "RunResult") -> None:
     rows = [["valid", "zero-shot", "best"]]
-    rows += [[k, _share(run.zero_shot.get(f"valid/{k}")), _share(run.metrics.get(f"valid/{k}"))] for k in _MAIN_METRICS]
+    measured = [name for name in _MAIN_METRICS if f"valid/{name}" in run.metrics]
+    rows += [[k, _share(run.zero_shot.get(f"valid/{k}")), _share(run.metrics.get(f"valid/{k}"))] for k in measured]
     print(_table(rows))
-    print()
-    print(_per_class(run.per_class))
+    if run.per_class:
+        print(f"\n{_per_class(run.per_class)}")
     print(f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}.")
 
 
@@ -203,8 +252,10 @@ def _evaluate(values: dict[str, Any]) -> None:
             config.data,
             split=config.split,
             classes=config.classes or None,
+            rename=config.rename,
             batch_size=config.batch_size,
             device=config.device,
+            precision=config.precision,
             progress=progress,
         )
     finally:
@@ -215,8 +266,8 @@ def _evaluate(values: dict[str, Any]) -> None:
         print(json.dumps({"split": config.split, "metrics": found.metrics, "per_class": found.per_class}, indent=2))
         return
     print(_table([[config.split, ""], *([name, _share(value)] for name, value in found.metrics.items())]))
-    print()
-    print(_per_class(found.per_class))
+    if found.per_class:
+        print(f"\n{_per_class(found.per_class)}")
 
 
 def _predict(values: dict[str, Any]) -> None:
@@ -227,6 +278,7 @@ def _predict(values: dict[str, Any]) -> None:
 
     _set_threads(config.threads)
     model = api.load(config.model, device=config.device)
+    model.precision = config.precision
     names = api.prompt_names(config.classes, model.bundle)
     found = model.predict(list(paths), names, config.threshold, config.batch_size)
     if config.save is not None:
@@ -272,7 +324,8 @@ def _export(values: dict[str, Any]) -> None:
 
     model = api.load(config.model)
     if config.out is not None:
-        api.export(model, config.out, format=config.format)
+        for note in api.export(model, config.out, format=config.format):
+            print(f"Note: {note}", file=sys.stderr)
         print(config.out)
     if config.push_to_hub is not None:
         print(api.push_to_hub(model, config.push_to_hub, private=config.private))
@@ -341,12 +394,16 @@ def _is_number(cell: str) -> bool:
 
 
 _METAVARS = {"list": "A,B", "int": "N", "float": "X"}
-_MAIN_METRICS = ("AP", "AP50", "AP75")
+_MAIN_METRICS = ("AP", "AP50", "AP75", "recall@1", "recall@5", "recall@10")
 _VERBS = {
     "train": _Verb(
         _train, "fine-tune a model on a folder of pictures with boxes", " DATA [--model MODEL] [options]", TrainConfig
     ),
     "evaluate": _Verb(_evaluate, "measure a model's COCO AP on a data set", " MODEL DATA [options]", EvaluateConfig),
+    "check": _Verb(_check, "look for what is wrong with a data set", " DATA [options]", CheckConfig),
+    "convert": _Verb(
+        _convert, "write a data set in another format", " DATA OUT --format coco|yolo|voc|odvg [--link]", ConvertConfig
+    ),
     "predict": _Verb(_predict, "find objects by name in pictures", " MODEL IMAGES... [options]", PredictConfig),
     "export": _Verb(
         _export, "write a model for other tools", " MODEL --format hf|idea --out PATH [options]", ExportConfig

@@ -16,7 +16,9 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 """The names that `param_groups` knows, the reference's vocabulary (semantics 19). Paths go deeper: encoder.layers.0."""
 
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
+_PRECISIONS = ("auto", "fp32", "bf16")
 _THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
+_RENAME_HELP = "what the model reads for a class, as 'rbc=red blood cell'; may be given several times"
 _MODEL_HELP = "a preset (see `groundtune models`), a model or run folder, a .pth, or a Hub id"
 
 
@@ -48,6 +50,11 @@ class TrainConfig:
 
     data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
     model: str = option("nano", _MODEL_HELP, group="run")
+    mix: list[str] = option(
+        [],
+        "more training data, as PATH or PATH=WEIGHT,PATH=WEIGHT; a weight is how often a picture is shown per epoch",
+        group="run",
+    )
     out: str | None = option(None, "run folder; otherwise runs/DATA-MODEL, the first free number", group="run")
     resume: str | None = option(None, "run folder to go on with; its own options are taken up", group="run")
     seed: int = option(0, "of every random choice", low=0, high=2**32 - 1, group="run")
@@ -56,7 +63,10 @@ class TrainConfig:
 
     epochs: int = option(20, "passes over the training pictures", low=1, group="training")
     min_steps: int = option(
-        0, "steps to take at least, by more epochs on a small data set; 0 where epochs are given", low=0, group="training"
+        0,
+        "steps to take at least, by more epochs on a small data set; 0 where epochs are given",
+        low=0,
+        group="training",
     )
     batch_size: int = option(4, "pictures per optimiser step, over all devices", low=1, group="training")
     eval_every: int = option(1, "epochs between evaluations", low=1, group="training")
@@ -101,6 +111,7 @@ class TrainConfig:
     cache_views: int = option(2, "augmented views of each picture that are kept", low=1, group="pictures")
 
     shuffle_classes: bool = option(True, "another order of the class names in every prompt", group="prompts")
+    classes: dict[str, str] = option({}, _RENAME_HELP, flag="--rename", group="prompts")
     negative_probability: float = option(
         0.5, "how often only a sample of the absent classes is in the prompt", low=0, high=1, group="prompts"
     )
@@ -109,8 +120,14 @@ class TrainConfig:
     precision: str = option(
         "auto",
         "fp32 or bf16 (the losses stay fp32); auto takes bf16 where the device computes in it",
-        choices=("auto", "fp32", "bf16"),
+        choices=_PRECISIONS,
         group="machine",
+    )
+    compile: bool = option(
+        False, "compiled sampling: faster steps after half a minute for each picture size", group="machine"
+    )
+    recompute: bool = option(
+        False, "compute the encoder's activations again in the backward pass: less memory, more time", group="machine"
     )
     workers: int = option(0, "processes that load pictures; 0 loads in the main one", low=0, group="machine")
     threads: int = option(0, _THREADS_HELP, low=0, group="machine")
@@ -128,11 +145,39 @@ class EvaluateConfig:
     data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
     split: str = option("valid", "train, valid or test")
     classes: list[str] = option([], "names to ask for and to count, as a,b; all otherwise")
+    rename: dict[str, str] = option({}, _RENAME_HELP)
     out: str | None = option(None, "file for the detections, in COCO's result format")
     json: bool = option(False, "print JSON")
     batch_size: int = option(8, "pictures at a time", low=1)
     device: str = option("auto", _DEVICE_HELP)
+    precision: str = option("fp32", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
     threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class CheckConfig:
+    """Look for what is wrong with a data set."""
+
+    data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
+    model: str = option("nano", _MODEL_HELP + "; its limits are checked against")
+    rename: dict[str, str] = option({}, _RENAME_HELP)
+    ignore: list[str] = option([], "checks to leave out, as near-duplicate,object-tiny")
+    fast: bool = option(False, "run only the checks that open no picture")
+    json: bool = option(False, "print JSON")
+    strict: bool = option(False, "exit with code 3 on warnings too")
+    short_side: int | None = option(None, "pixels of a picture's short side; the model's own otherwise", low=32)
+    max_side: int | None = option(None, "most pixels of its long side; the model's own otherwise", low=32)
+    workers: int = option(0, "threads that decode pictures; 0 takes one per core", low=0)
+
+
+@dataclass
+class ConvertConfig:
+    """Write a data set in another format."""
+
+    data: str = option(help="a folder with pictures and boxes, or an annotation file", positional=True)
+    out: str = option(help="folder to write, new or empty", positional=True)
+    format: str = option(help="coco, yolo, voc or odvg", choices=("coco", "yolo", "voc", "odvg"))
+    link: bool = option(False, "link the pictures in place of copying them")
 
 
 @dataclass
@@ -147,6 +192,7 @@ class PredictConfig:
     json: bool = option(False, "print JSON")
     batch_size: int = option(4, "pictures at a time", low=1)
     device: str = option("auto", _DEVICE_HELP)
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
     threads: int = option(0, _THREADS_HELP, low=0)
 
 

@@ -28,7 +28,11 @@ _OPTIONAL = {
 
 def describe() -> dict[str, str]:
     """Names and values, in the order in which people look for them. Imports torch."""
+    import shutil
+
     import torch
+
+    from groundtune.device import bf16_arithmetic, pick_device
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     found = {"groundtune": groundtune.__version__, "python": platform.python_version(), "system": platform.platform()}
@@ -38,6 +42,10 @@ def describe() -> dict[str, str]:
         found["device"] += f" ({torch.cuda.get_device_name()}, {torch.accelerator.device_count()} of them)"
     found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
     found["threads"] = str(torch.get_num_threads())
+    bf16 = bf16_arithmetic(pick_device("auto"))
+    found["precision auto"] = f"bf16, computed by {bf16}" if bf16 else "fp32: bf16 would be emulated here"
+    compiler = accelerator is not None or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    found["--compile"] = "possible" if compiler else "not possible: torch.compile needs a C++ compiler on a CPU"
     for name, use in _OPTIONAL.items():
         found[name] = package_version(name) or f"not installed ({use})"
     return found

@@ -36,23 +36,23 @@ def option(
     below: bool = False,
     choices: Sequence[str] = (),
     positional: bool = False,
-    flag: bool = True,
+    flag: bool | str = True,
     group: str = "",
 ) -> Any:
     """A dataclass field with what is known about it.
 
     Args:
-        default: its value where nobody gives one; a list is copied; none makes the option required.
+        default: its value where nobody gives one; a list or dict is copied; none makes the option required.
         help: one line, with the unit.
         low: smallest number; excluded if `above`.
         high: largest number; excluded if `below`.
         choices: the only strings that it may be; none allows any.
         positional: whether the command line takes it by its place.
-        flag: whether the command line has it at all.
+        flag: whether the command line has it at all; or what it is called there, such as "--rename".
         group: heading in the help text; the general one where empty.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -131,9 +131,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def flag_of(name: str) -> str:
-    """An option's name on the command line: optimizer.weight_decay is --weight-decay."""
-    return "--" + name.rpartition(".")[2].replace("_", "-")
+def flag_of(name: str, field: dataclasses.Field[Any]) -> str:
+    """An option's name on the command line: optimizer.weight_decay is --weight-decay, unless its field says otherwise."""
+    own = field.metadata.get("flag")
+    return own if isinstance(own, str) else "--" + name.rpartition(".")[2].replace("_", "-")
 
 
 def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
     failed: set[str] = set()
     for where, layer in layers:
         for name, value in _flatten(options, layer):
-            place = flag_of(name) if where == COMMAND_LINE and name in leaves else f"{where}: {name}"
+            place = flag_of(name, leaves[name]) if where == COMMAND_LINE and name in leaves else f"{where}: {name}"
             if name not in leaves:
                 problems.append(_unknown(name, place, options))
                 continue
@@ -221,6 +222,8 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
         return None if value is None or (value == "none" and inner is not str) else _convert(value, inner, place)
     if typing.get_origin(hint) is list:
         return _convert_list(value, typing.get_args(hint)[0], place)
+    if typing.get_origin(hint) is dict:
+        return _read_pairs(value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             value = dataclasses.asdict(value)
@@ -239,6 +242,18 @@ def _convert_list(value: Any, item: Any, place: str) -> list[Any]:
         return [_convert(part, item, f"{place}[{index}]") for index, part in enumerate(value)]
     except _Unfit as expected:
         raise _Unfit(f"a list, each {expected}") from None
+
+
+def _read_pairs(value: Any) -> dict[str, str]:
+    """A mapping of texts, or a list of "name=text" from the command line."""
+    if isinstance(value, list) and all(isinstance(part, str) and "=" in part for part in value):
+        value = {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in value)}
+    if not isinstance(value, Mapping):
+        raise _Unfit("NAME=OTHER NAME" if isinstance(value, list) else "a mapping of names, as {rbc: red blood cell}")
+    try:
+        return {_read_str(name): _read_str(text) for name, text in value.items()}
+    except _Unfit:
+        raise _Unfit("a text for every name, as {rbc: red blood cell}") from None
 
 
 def _read_bool(value: Any) -> bool:

@@ -53,7 +53,8 @@ def class_scores(pred_logits: Tensor, phrase_map: Tensor, how: Literal["mean", "
     phrase_map = phrase_map[:, :used].to(probabilities.device)
     if how == "mean":
         weights = phrase_map / phrase_map.sum(1, keepdim=True).clamp(min=1)
-        return probabilities @ weights.T
+        with torch.autocast(probabilities.device.type, enabled=False):
+            return probabilities @ weights.T
     columns = [probabilities[..., row].amax(-1) if row.any() else probabilities.new_zeros(()) for row in phrase_map]
     shape = pred_logits.shape[:-1]
     return (

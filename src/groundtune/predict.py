@@ -39,6 +39,7 @@ def predict(
     threshold: float,
     device: torch.device,
     batch_size: int,
+    precision: str = "fp32",
 ) -> list[Detections]:
     """Find objects by name.
 
@@ -49,6 +50,7 @@ def predict(
         threshold: smallest score, in [0, 1].
         device: where to compute; the network is moved there.
         batch_size: pictures at a time.
+        precision: "fp32" or "bf16".
 
     Returns:
         Per picture its detections, best first: `xyxy` in pixels of the picture, `confidence`, `class_id` the index into
@@ -62,7 +64,7 @@ def predict(
     network = bundle.network.to(device)
     prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).to(device)
     found: list[Detections] = []
-    with inference_mode(network):
+    with inference_mode(network, precision):
         for start in range(0, len(images), batch_size):
             pictures = [_rgb(image) for image in images[start : start + batch_size]]
             sizes_hw = [(picture.height, picture.width) for picture in pictures]

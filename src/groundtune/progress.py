@@ -58,18 +58,18 @@ class Progress:
         elif now - self._last_line >= _LINE_EVERY or done == self._total:
             self._line(f"step {done}/{self._total}  {state}")
 
-    def evaluation(self, done: int, total: int) -> None:
-        """So many pictures of an evaluation are done."""
+    def evaluation(self, done: int, total: int, doing: str = "evaluating") -> None:
+        """So many pictures of an evaluation, or of something else that is called `doing`, are done."""
         bar = self._live_bar()
         if bar is not None:
             if self._evaluating is None:
-                self._evaluating = bar.add_task("evaluating", total=total)
+                self._evaluating = bar.add_task(doing, total=total)
             bar.update(self._evaluating, completed=done)
             if done == total:
                 bar.remove_task(self._evaluating)
                 self._evaluating = None
         elif time.monotonic() - self._last_line >= _LINE_EVERY:
-            self._line(f"evaluated {done}/{total} pictures")
+            self._line(f"{doing} {done}/{total} pictures")
 
     def metrics(self, ap: float | None, best: float | None) -> None:
         """An evaluation has given the AP, a share between 0 and 1; None where there was nothing to count."""
@@ -82,7 +82,7 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
 

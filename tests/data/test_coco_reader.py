@@ -224,7 +224,7 @@ def test_grounding_data_is_not_taken_for_classes(tmp_path):
 
 def test_reads_many_annotations_quickly(tmp_path):
     names = [f"{i}.png" for i in range(2000)]
-    content = coco(names=names, boxes=[(1 + i % 2000, 1, [i % 30, 1, 5, 5]) for i in range(50_000)])
+    content = coco(names=names, boxes=[(1 + i % 2000, 1, [i // 2000, 1, 5, 5]) for i in range(50_000)])
     for name in names:
         (tmp_path / name).touch()
     path = write(tmp_path / "a.json", json.dumps(content))

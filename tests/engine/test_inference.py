@@ -7,8 +7,9 @@ import torch
 from engine_fakes import FakeNetwork
 from engine_runs import CPU, TOWERS, tiny_bundle
 
+from groundtune.device import pick_device, pick_precision
 from groundtune.engine.features import extract
-from groundtune.engine.inference import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode, pick_device
+from groundtune.engine.inference import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode
 from groundtune.engine.optim import freeze
 from groundtune.errors import ConfigError
 
@@ -181,3 +182,12 @@ def test_pick_device(monkeypatch) -> None:
     assert pick_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"'cuda:2' is not available here; torch sees cuda \(2\)"):
         pick_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "fp32"), ("", "fp32")]
+)
+def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(capability: str, wanted: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx512_bf16 ": True})
+    assert pick_precision("auto", CPU) == wanted
+    assert (pick_precision("fp32", CPU), pick_precision("bf16", CPU)) == ("fp32", "bf16")

@@ -151,15 +151,15 @@ def _edit_weights(folder, change):
 DAMAGES = {
     "no groundtune.json": lambda f: (f / "groundtune.json").unlink(),
     "Cannot read .*groundtune.json": lambda f: (f / "groundtune.json").write_text("{"),
-    "expected an object, found list": lambda f: (f / "groundtune.json").write_text("[]"),
+    "must hold an object, found list": lambda f: (f / "groundtune.json").write_text("[]"),
     "not complete: KeyError.*classes": lambda f: _edit(f, lambda meta: meta.pop("classes")),
     "not complete: TypeError.*colour": lambda f: _edit(f, lambda meta: meta["config"].update(colour=1)),
     "not complete: KeyError.*mean": lambda f: _edit(f, lambda meta: meta["picture"].pop("mean")),
     "Unknown backbone 'resnet'": lambda f: _edit(f, lambda meta: meta["config"].update(backbone="resnet")),
-    "Cannot read the weights.*model.safetensors": lambda f: (f / "model.safetensors").unlink(),
-    "Cannot read the weights or": lambda f: (f / "model.safetensors").write_bytes(b"garbage"),
-    "Cannot read the weights or the tokenizer": lambda f: [p.unlink() for p in f.glob("*token*")],
-    "Cannot read the weights or the": lambda f: (f / "tokenizer.json").write_text("{"),
+    "Cannot read the weights.*no model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    "Cannot read the weights .*Is the file whole": lambda f: (f / "model.safetensors").write_bytes(b"garbage"),
+    "Cannot read the tokenizer .* exists": lambda f: [p.unlink() for p in f.glob("*token*")],
+    "Cannot read the tokenizer": lambda f: (f / "tokenizer.json").write_text("{"),
     "1 missing, for example decoder.norm.bias": lambda f: _edit_weights(f, lambda w: w.pop("decoder.norm.bias")),
     "1 unexpected, for example extra": lambda f: _edit_weights(f, lambda w: w.update(extra=torch.zeros(1))),
     "of another shape": lambda f: _edit_weights(f, lambda w: w.update({"decoder.norm.bias": torch.zeros(3)})),
@@ -180,12 +180,25 @@ def test_a_damaged_folder_is_refused_with_the_reason(message, saved):
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("source", ["nano2", "missing/folder", ""])
+@pytest.mark.parametrize("source", ["nano2", "a/missing/folder", ""])
 def test_an_unknown_source_lists_the_presets(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="Expected a preset .*nano.* or a model folder"):
+    with pytest.raises(CheckpointError, match="Expected a preset .*nano.*, a model folder or run folder"):
         load_bundle(source)
     assert load_recipe(source) == {}
+
+
+def test_a_folder_of_something_else_is_never_replaced(saved, make_bundle, tmp_path):
+    """Saving replaces a model; a folder of pictures that was named by mistake stays as it is."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "cat.jpg").write_text("dear")
+    with pytest.raises(CheckpointError, match="pictures is not empty and no model of groundtune; name another"):
+        save_bundle(make_bundle(), pictures)
+    assert [path.read_text() for path in pictures.iterdir()] == ["dear"]
+    (pictures / "cat.jpg").unlink()
+    save_bundle(make_bundle(), pictures)
+    assert load_bundle(pictures).classes == ["cat", "zebra"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_checkpoint_error(make_bundle, tmp_path):

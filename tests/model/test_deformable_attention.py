@@ -10,7 +10,7 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
-from groundtune.model.deformable_attention import DeformableAttention, sample_levels
+from groundtune.model.deformable_attention import DeformableAttention, compile_sampling, gather_levels, sample_levels
 from groundtune.model.encoder import reference_points
 
 LEVELS = [(5, 7), (3, 4), (1, 2)]
@@ -55,6 +55,44 @@ def test_sampling_equals_a_loop(spread):
     locations = uniform * (1 + spread) - spread / 2
     weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(sample_levels(value, LEVELS, locations, weights), loop(value, locations, weights))
+
+
+def gradients(sample, value, locations, weights):
+    inputs = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
+    output = sample(inputs[0], LEVELS, inputs[1], inputs[2])
+    return output, *torch.autograd.grad((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), inputs)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0], ids=["inside", "over the border", "far outside"])
+def test_gathering_gives_the_numbers_and_all_gradients_of_grid_sample(spread):
+    generator = torch.Generator().manual_seed(7 + int(spread))
+    value = torch.randn(2, POSITIONS, 2, 3, generator=generator, dtype=torch.float64)
+    locations = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64) * (1 + spread) - spread / 2
+    weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
+    plain, gathered = (gradients(sample, value, locations, weights) for sample in (sample_levels, gather_levels))
+    for ours, theirs in zip(gathered, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_compiled_gathering_in_a_module_gives_the_same_output_and_gradients():
+    torch.manual_seed(0)
+    module = DeformableAttention(16, 2, len(LEVELS), 2)
+    torch.nn.init.normal_(module.sampling_offsets.weight, std=0.5)
+    query, memory = torch.randn(2, 4, 16), torch.randn(2, POSITIONS, 16)
+    references = torch.rand(2, 4, len(LEVELS), 2)
+    padding = torch.arange(POSITIONS) >= torch.tensor([[POSITIONS], [POSITIONS - 5]])
+
+    def run():
+        module.zero_grad()
+        output = module(query, references, memory, LEVELS, padding)
+        output.square().sum().backward()
+        return [output.detach(), *(parameter.grad.clone() for parameter in module.parameters())]
+
+    plain = run()
+    compile_sampling(module)
+    for ours, theirs in zip(run(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_centre_and_corner_of_a_cell_by_hand():

@@ -23,7 +23,7 @@ class Batch:
         text: the B prompts, padded to the longest.
         phrase_maps: (C_b, max_text_len) bool each, the tokens of each phrase.
         prompts: the prompts as text.
-        prompt_classes: for each phrase its index in the data set's class list.
+        prompt_classes: for each phrase its index in the data set's class list; of a caption its number in the caption.
         targets: boxes, labels and noise seeds.
         samples: the records that the entries were made from.
         indices: their places in `Dataset.samples`.
@@ -35,7 +35,7 @@ class Batch:
     text: TextInput
     phrase_maps: list[Tensor]
     prompts: list[Prompt]
-    prompt_classes: list[list[int]]
+    prompt_classes: list[Sequence[int]]
     targets: list[Target]
     samples: list[Sample]
     indices: list[int]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
 
@@ -37,6 +38,47 @@ class Finding:
             self.examples.append(example)
 
     def __str__(self) -> str:
-        more = f", … ({self.count} in all)" if self.count > len(self.examples) else ""
+        more = f", … ({self.count} in all)" if self.count > len(self.examples) and self.examples else ""
         places = f" {', '.join(self.examples)}{more}." if self.examples else ""
         return f"{self.message}{places}"
+
+
+class Kind(NamedTuple):
+    """What is known about a check before it finds anything; `{n}` in the message becomes the count."""
+
+    severity: Severity
+    message: str
+    fix: str
+
+
+class Collector:
+    """Collects the places of problems by check, in the order in which the checks first found something.
+
+    Args:
+        kinds: the checks that there are.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+        self._kinds = kinds
+        self._found: dict[str, Finding] = {}
+
+    def add(self, check: str, example: str = "", count: int = 1) -> None:
+        """Count one more, or `count` more, of a kind; without an example only the number is told."""
+        finding = self._found.get(check)
+        if finding is None:
+            kind = self._kinds[check]
+            finding = self._found[check] = Finding(check, kind.severity, kind.message, kind.fix)
+        finding.count += count
+        if example and len(finding.examples) < _EXAMPLES:
+            finding.examples.append(example)
+
+    def count(self, check: str) -> int:
+        """How often a check has found something so far."""
+        return self._found[check].count if check in self._found else 0
+
+    def findings(self) -> list[Finding]:
+        """Everything so far, the numbers filled into the messages."""
+        return [
+            Finding(f.check, f.severity, f.message.replace("{n}", str(f.count)), f.fix, f.count, list(f.examples))
+            for f in self._found.values()
+        ]

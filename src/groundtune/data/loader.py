@@ -10,24 +10,28 @@ once and kept: a picture is not even decoded where `needs_pixels` says no. Geome
 Boxes of a target are relative to the resized picture WITHOUT the padding of its batch (semantics 8, pitfall 7), and classes
 go by name and place in the prompt; original category ids do not occur here (semantics 22).
 
+A picture with a caption has it as its one prompt, and its phrases as classes. It is never cropped ("the left cup" may be cut
+away), and where it is mirrored its caption is too. Pictures of several sources have weights: how often each is shown in an
+epoch, on average over its source; which of them, where that is not a whole number, is drawn anew for each epoch.
+
 Deviation from the reference: classes that the picture has, but that this view has no box of (all cropped away, or only
 crowd boxes), are left out of the prompt. They would be taught as absent while they may be seen.
 """
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
 from groundtune.data.batch import Batch, EvalBatch
+from groundtune.data.captions import grounding_prompt, refuse_unreadable_captions
 from groundtune.data.prefetch import in_background
 from groundtune.data.sample import Dataset, Sample
-from groundtune.data.targets import Target
+from groundtune.data.targets import make_target, trained_boxes
 from groundtune.data.transforms import (
     PictureFormat,
     PictureView,
@@ -38,7 +42,7 @@ from groundtune.data.transforms import (
     to_tensor,
 )
 from groundtune.errors import DataError
-from groundtune.text.prompt import class_prompt
+from groundtune.text.prompt import Prompt, class_prompt
 from groundtune.text.sampling import sample_prompt
 from groundtune.text.tokens import MAX_TEXT_LEN, count_tokens, tokenize
 
@@ -78,7 +82,7 @@ class TrainLoader:
         options: LoaderOptions | None = None,
         needs_pixels: NeedsPixels | None = None,
     ) -> None:
-        """Count the tokens of the class names; no picture is opened yet.
+        """Count the tokens of class names and captions; no picture is opened yet.
 
         Args:
             dataset: at least one picture and one class.
@@ -89,7 +93,7 @@ class TrainLoader:
                 `workers` batches before the batch is given out.
 
         Raises:
-            DataError: the data set has no pictures.
+            DataError: the data set has no pictures, or captions that the model cannot read.
         """
         if not dataset.samples:
             raise DataError(f"The split {dataset.name!r} of {dataset.root} has no pictures to train on.")
@@ -99,10 +103,14 @@ class TrainLoader:
         self.options = options or LoaderOptions()
         self.needs_pixels = needs_pixels
         self.token_counts = count_tokens(tokenizer, dataset.class_names)
+        refuse_unreadable_captions(dataset, tokenizer, self.options.max_text_len)
+        self._by_weight: dict[float, list[int]] = defaultdict(list)
+        for index, sample in enumerate(dataset.samples):
+            self._by_weight[sample.weight].append(index)
 
     def __len__(self) -> int:
         """Batches per epoch; the last one may be smaller."""
-        return math.ceil(len(self.dataset.samples) / self.options.batch_size)
+        return math.ceil(len(self._shown(0)) / self.options.batch_size)
 
     @property
     def num_views(self) -> int:
@@ -136,19 +144,20 @@ class TrainLoader:
             self.picture,
             _rng(options.seed, "view", index, view),
             flip_probability=options.flip,
-            crop_probability=options.crop,
+            crop_probability=options.crop if sample.grounding is None else 0.0,
             scales=options.multi_scale,
         )
 
     def batch_plan(self, epoch: int) -> list[list[int]]:
-        """Choose the pictures of each batch: every picture once, those of like aspect ratio together where possible.
+        """Choose the pictures of each batch: each as often as its weight says (once, where nothing is mixed), those of like
+        aspect ratio together where possible.
 
         Returns:
             Indices into `Dataset.samples` by batch; all batches but one have `batch_size` of them.
         """
         rng = _rng(self.options.seed, "order", epoch)
         size = self.options.batch_size
-        order = list(range(len(self.dataset.samples)))
+        order = self._shown(epoch)
         rng.shuffle(order)
         plan = []
         for begin in range(0, len(order), size * _WINDOW_BATCHES):
@@ -178,6 +187,14 @@ class TrainLoader:
         for batch, pictures in zip(plan, in_background(self._pixels, jobs, self.options.workers), strict=True):
             yield self._collate(batch, pictures, epoch)
 
+    def _shown(self, epoch: int) -> list[int]:
+        """The pictures of an epoch, unordered; always the same number."""
+        shown = []
+        for weight, indices in self._by_weight.items():
+            whole, rest = divmod(max(1, round(weight * len(indices))), len(indices))
+            shown += indices * whole + _rng(self.options.seed, "shown", epoch).sample(indices, rest)
+        return shown
+
     def _aspect_ratio(self, index: int, epoch: int) -> float:
         height, width = self.geometry(index, self.view_of(index, epoch)).size_hw
         return float(width / height)
@@ -191,43 +208,49 @@ class TrainLoader:
 
     def _collate(self, indices: list[int], pictures: Sequence[Tensor | None], epoch: int) -> Batch:
         """Put a batch together; here and not in the threads, because a fast tokenizer is not safe to share."""
-        entries = []  # (place in the batch's pictures, geometry, prompt classes, noise seed)
+        entries = []  # (place in the batch's pictures, geometry, prompt, its classes, noise seed)
         for place, index in enumerate(indices):
             geometry = self.geometry(index, self.view_of(index, epoch))
             rng = _rng(self.options.seed, "prompt", index, epoch)
-            for classes in self._prompt_classes(self.dataset.samples[index], geometry, rng):
-                entries.append((place, geometry, classes, rng.getrandbits(62)))
-        prompt_classes = [classes for _, _, classes, _ in entries]
-        names = self.dataset.class_names
-        prompts = [class_prompt([names[c] for c in classes]) for classes in prompt_classes]
+            for prompt, classes in self._prompts(self.dataset.samples[index], geometry, rng):
+                entries.append((place, geometry, prompt, classes, rng.getrandbits(62)))
+        places, geometries, prompts, prompt_classes, _ = (list(column) for column in zip(*entries, strict=True))
         text, phrase_maps = tokenize(self.tokenizer, prompts, self.options.max_text_len)
-        samples = [self.dataset.samples[indices[place]] for place, _, _, _ in entries]
+        samples = [self.dataset.samples[indices[place]] for place in places]
         targets = [
             make_target(sample, geometry, classes, phrase_map, noise_seed)
-            for sample, phrase_map, (_, geometry, classes, noise_seed) in zip(
+            for sample, phrase_map, (_, geometry, _, classes, noise_seed) in zip(
                 samples, phrase_maps, entries, strict=True
             )
         ]
         return Batch(
-            pictures=[pictures[place] for place, _, _, _ in entries],
-            sizes_hw=[geometry.size_hw for _, geometry, _, _ in entries],
+            pictures=[pictures[place] for place in places],
+            sizes_hw=[geometry.size_hw for geometry in geometries],
             text=text,
             phrase_maps=phrase_maps,
             prompts=prompts,
             prompt_classes=prompt_classes,
             targets=targets,
             samples=samples,
-            indices=[indices[place] for place, _, _, _ in entries],
-            views=[self.view_of(indices[place], epoch) for place, _, _, _ in entries],
+            indices=[indices[place] for place in places],
+            views=[self.view_of(indices[place], epoch) for place in places],
         )
+
+    def _prompts(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[tuple[Prompt, Sequence[int]]]:
+        """Give the picture's prompts, and for each phrase its class; of a caption the number of the phrase."""
+        if sample.grounding is not None:
+            return [(grounding_prompt(sample.grounding, geometry.flipped), range(len(sample.grounding.spans)))]
+        names = self.dataset.class_names
+        return [(class_prompt([names[c] for c in cs]), cs) for cs in self._prompt_classes(sample, geometry, rng)]
 
     def _prompt_classes(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[list[int]]:
         """Draw the classes of the picture's prompts; see the module about those that are left out."""
-        positives = {int(c) for c in sample.class_ids[_trained(sample, geometry)]}
+        positives = {int(c) for c in sample.class_ids[trained_boxes(sample, geometry)]}
         unsure = {int(c) for c in sample.class_ids} - positives
         names, counts = self.dataset.class_names, self.token_counts
+        known = range(len(names)) if sample.annotated is None else sorted(sample.annotated)
         # a prompt needs a class: where all are unsure they stand in it after all
-        allowed = [c for c in range(len(names)) if c not in unsure] or list(range(len(names)))
+        allowed = [c for c in known if c not in unsure] or list(known)
         place = {c: i for i, c in enumerate(allowed)}
         prompts = sample_prompt(
             [names[c] for c in allowed],
@@ -239,38 +262,6 @@ class TrainLoader:
             max_text_len=self.options.max_text_len,
         )
         return [[allowed[i] for i in prompt] for prompt in prompts]
-
-
-def make_target(
-    sample: Sample, geometry: PictureView, prompt_classes: Sequence[int], phrase_map: Tensor, noise_seed: int
-) -> Target:
-    """Say what is to be found in a view of a picture under a prompt.
-
-    Args:
-        sample: the picture; crowd boxes are left out.
-        geometry: the view.
-        prompt_classes: for each of the C phrases its class. Boxes of other classes are left out.
-        phrase_map: (C, max_text_len) bool.
-        noise_seed: passed on.
-
-    Returns:
-        The N boxes that are left; N = 0 gives empty tensors of the right widths.
-    """
-    label_of = {c: label for label, c in enumerate(prompt_classes)}
-    wanted = _trained(sample, geometry) & np.isin(sample.class_ids, list(label_of))
-    boxes_xyxy, _ = geometry.boxes(sample.boxes_xyxy[wanted])
-    height, width = geometry.size_hw  # of this picture alone, not of the batch's canvas
-    corners = (boxes_xyxy.astype(np.float64) / [width, height, width, height]).clip(0.0, 1.0)
-    boxes_cxcywh = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
-    class_ids = sample.class_ids[wanted]
-    labels = torch.tensor([label_of[int(c)] for c in class_ids], dtype=torch.long)
-    return Target(
-        boxes_cxcywh=torch.from_numpy(boxes_cxcywh.astype(np.float32)),
-        labels=labels,
-        class_ids=torch.from_numpy(class_ids.astype(np.int64)),
-        positive_map=phrase_map[labels],
-        noise_seed=noise_seed,
-    )
 
 
 def evaluation_pictures(
@@ -304,12 +295,6 @@ def evaluation_pictures(
 
     for indices, pictures in zip(plan, in_background(pixels, plan, workers), strict=True):
         yield EvalBatch([dataset.samples[i] for i in indices], pictures, [views[i].size_hw for i in indices], indices)
-
-
-def _trained(sample: Sample, geometry: PictureView) -> np.ndarray:
-    """(N,) bool: the boxes that are trained on in this view."""
-    trained: np.ndarray = geometry.boxes(sample.boxes_xyxy)[1] & ~sample.crowd
-    return trained
 
 
 def _rng(seed: int, purpose: str, *numbers: int) -> random.Random:

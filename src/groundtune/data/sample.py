@@ -9,15 +9,35 @@ only so that prediction files can be written with the ids that the user's other 
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from groundtune.data.findings import Finding
 from groundtune.errors import DataError
 from groundtune.text.prompt import clean_name
 
 _LISTED = 5  # examples in a message; the count says how many there are
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What is said about a picture, and where in it the phrases stand whose boxes it has.
+
+    Attributes:
+        caption: as written.
+        spans: for each of P phrases its character ranges [begin, end) in the caption, at least one; a phrase may have no
+            box at all.
+    """
+
+    caption: str
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def phrases(self) -> list[str]:
+        """The words of each phrase; those of several ranges are joined by a space."""
+        return [" ".join(self.caption[begin:end] for begin, end in spans) for spans in self.spans]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +49,11 @@ class Sample:
         image_id: unique in its data set.
         size_hw: height and width in pixels as the annotations state them; the frame of the boxes.
         boxes_xyxy: (N, 4) float32 pixels, inside the picture, every box with an area above 0.
-        class_ids: (N,) int64 index into `Dataset.class_names`.
+        class_ids: (N,) int64 index into `Dataset.class_names`; of grounding data into the picture's own phrases.
         crowd: (N,) bool, True where the box stands for a group: left out of training, ignored in evaluation.
+        grounding: caption and phrases, in place of the data set's classes.
+        weight: how often the picture is shown per epoch, on average over its source (`--mix`).
+        annotated: classes that its source looked for, where that are not all (`--mix`): others are never negatives.
     """
 
     image_path: Path
@@ -39,6 +62,9 @@ class Sample:
     boxes_xyxy: np.ndarray
     class_ids: np.ndarray
     crowd: np.ndarray
+    grounding: Grounding | None = None
+    weight: float = 1.0
+    annotated: frozenset[int] | None = None
 
 
 @dataclass
@@ -48,10 +74,11 @@ class Dataset:
     Attributes:
         name: "train", "valid", "test", or the name that the reader was given.
         root: the folder that the picture files lie in, directly or deeper.
-        class_names: C cleaned, unique names; the same list in every split of a data set.
+        class_names: C cleaned, unique names; the same list in every split of a data set. Empty for grounding data.
         samples: the pictures in the order of the file.
         category_ids: for each class the id that the file gives it (a free one where this split does not list it).
-        messages: what was dropped, clipped, merged or decided while reading, with counts, for people.
+        findings: what was dropped, clipped, merged or decided while reading.
+        written_names: for each class its name as the files write it; empty where that is `class_names`.
     """
 
     name: str
@@ -59,7 +86,18 @@ class Dataset:
     class_names: list[str]
     samples: list[Sample]
     category_ids: list[int]
-    messages: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    written_names: list[str] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[str]:
+        """The findings as lines for people."""
+        return [f"{self.name}: {finding}" for finding in self.findings]
+
+    @property
+    def is_grounding(self) -> bool:
+        """Whether every picture has a caption; training data mixed of both kinds is not."""
+        return bool(self.samples) and all(sample.grounding is not None for sample in self.samples)
 
 
 def listed(examples: Sequence[str], limit: int = _LISTED) -> str:
@@ -106,10 +144,14 @@ def unify_classes(datasets: Sequence[Dataset]) -> None:
     """
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
     known_ids: dict[str, int] = {}
+    written: dict[str, str] = {}
     for dataset in datasets:
-        for name, category_id in zip(dataset.class_names, dataset.category_ids, strict=True):
+        as_written = dataset.written_names or dataset.class_names
+        for name, category_id, in_file in zip(dataset.class_names, dataset.category_ids, as_written, strict=True):
             known_ids.setdefault(name, category_id)
+            written.setdefault(name, in_file)
     for dataset in datasets:
+        dataset.written_names = [written[name] for name in names]
         if dataset.class_names == names:
             continue
         index = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
@@ -121,10 +163,12 @@ def unify_classes(datasets: Sequence[Dataset]) -> None:
                 taken.add(own[name])
         absent = [repr(name) for name in names if name not in dataset.class_names]
         if absent:
-            dataset.messages.append(f"{dataset.name}: its file does not list the class {listed(absent)}.")
+            message = f"its file does not list {len(absent)} classes of the other splits."
+            fix = "Nothing has to be done if they do not occur in it."
+            dataset.findings.append(Finding("category-not-listed", "note", message, fix, len(absent), absent[:_LISTED]))
         dataset.samples = [
-            Sample(s.image_path, s.image_id, s.size_hw, s.boxes_xyxy, index[s.class_ids], s.crowd)
-            for s in dataset.samples
+            sample if sample.grounding is not None else replace(sample, class_ids=index[sample.class_ids])
+            for sample in dataset.samples
         ]
         dataset.class_names = list(names)
         dataset.category_ids = [own[name] for name in names]

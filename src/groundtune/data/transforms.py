@@ -225,14 +225,14 @@ def load_picture(path: Path, stated_size_hw: tuple[int, int] | None = None) -> I
             _refuse_bomb(path, opened.size)
             opened.load()
             picture = to_rgb(opened)
-            orientation = _orientation(opened)
+            orientation = exif_orientation(opened)
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"The picture {path} does not exist.") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind for broken files
         raise DataError(f"Cannot read the picture {path}: {error}. Expected a whole JPEG, PNG or the like.") from error
-    if orientation in _UPRIGHT and _belongs_upright(picture.size, orientation, stated_size_hw):
+    if orientation in _UPRIGHT and belongs_upright(picture.size, orientation, stated_size_hw):
         picture = picture.transpose(_UPRIGHT[orientation])
     if stated_size_hw is not None and picture.size != stated_size_hw[::-1]:
         _refuse_bomb(path, stated_size_hw[::-1])
@@ -266,8 +266,8 @@ def to_tensor(picture: Image.Image, fmt: PictureFormat) -> Tensor:
     return ((pixels / 255.0 - mean) / std).contiguous()
 
 
-def _belongs_upright(size: tuple[int, int], orientation: int, stated_size_hw: tuple[int, int] | None) -> bool:
-    """Say whether the picture is to be turned as its EXIF orientation says."""
+def belongs_upright(size: tuple[int, int], orientation: int, stated_size_hw: tuple[int, int] | None) -> bool:
+    """Say whether a picture of (width, height) `size` is to be turned as its EXIF orientation says."""
     if stated_size_hw is None:
         return True
     if orientation in (2, 3, 4):  # mirrored or turned by 180°: both fit
@@ -277,7 +277,8 @@ def _belongs_upright(size: tuple[int, int], orientation: int, stated_size_hw: tu
     return abs(math.log(turned / wanted)) < abs(math.log(stored / wanted))
 
 
-def _orientation(picture: Image.Image) -> int:
+def exif_orientation(picture: Image.Image) -> int:
+    """Give the EXIF orientation of an opened picture, 1 where it has none."""
     try:
         value = picture.getexif().get(_EXIF_ORIENTATION)
     except Exception:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.errors import ConfigError
 from groundtune.model.detector import GroundingDINO
 from groundtune.postprocess import PictureDetections, class_scores, top_detections
 from groundtune.text.prompt import class_prompt
@@ -21,36 +20,6 @@ from groundtune.text.sampling import chunk_names
 from groundtune.text.tokens import TextInput, count_tokens, tokenize
 
 PAIRS_AT_ONCE = 8
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name as users write it: "auto" is the accelerator that is there, otherwise the CPU.
-
-    Raises:
-        ConfigError: torch does not know the name, or the machine does not have the device.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is not a device; expected auto, cpu, cuda, cuda:1 or mps.") from error
-    available = torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 0
-    if device.type != "cpu" and (device.index or 0) >= available:
-        here = f"{accelerator.type} ({torch.accelerator.device_count()})" if accelerator is not None else "only the CPU"
-        raise ConfigError(f"device: {name!r} is not available here; torch sees {here}. Use --device auto.")
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """ "bf16" or "fp32": "auto" is bf16 on devices with arithmetic of their own for it, such as AMX and AVX-512 BF16."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
 @dataclass
@@ -130,15 +99,18 @@ def detect_batch(
 
 
 @contextmanager
-def inference_mode(network: GroundingDINO) -> Iterator[None]:
-    """Eval mode and no autograd inside; afterwards every module is back in the mode that it was in.
+def inference_mode(network: GroundingDINO, precision: str = "fp32") -> Iterator[None]:
+    """Eval mode, no autograd and a precision inside; afterwards every module is back in the mode that it was in.
+
+    In "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32.
 
     `no_grad` and not torch's inference mode: what the network caches inside (phrase features) is used in training too.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with torch.no_grad():
+        device = next(network.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         for module, training in modes:

@@ -24,18 +24,20 @@ from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
+from groundtune.device import pick_device
 from groundtune.engine.features import FeatureCache
-from groundtune.engine.inference import pick_device
 from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
 from groundtune.engine.record import Progress, RunFolder, Silent
 from groundtune.environment import describe
 from groundtune.errors import ConfigError, DataError
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle
+from groundtune.model.deformable_attention import compile_sampling
 from groundtune.model.detector import GroundingDINO, Output
 
 Metrics = dict[str, float | None]
 
+_COMPILED_BUCKET = 4  # cells of stride 32: with sides up to 1333 px there are ten sizes of each side at most
 _CACHE_SHARE = 0.4  # of the free memory that cached features may take; training needs some too
 
 
@@ -131,7 +133,11 @@ def set_up(
 
     network = bundle.network.to(accelerator.device)
     network.denoising = config.denoising
-    if bundle.config.class_labels and bundle.classes != training.class_names:
+    network.encoder.recompute = config.recompute
+    if config.compile:
+        compile_sampling(network)
+        network.bucket = _COMPILED_BUCKET
+    if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
         network.init_label_embedding(training.class_names, bundle.tokenizer)
     bundle.classes = list(training.class_names)
     frozen = freeze(network, config.param_groups)

@@ -27,10 +27,11 @@ from torch import Tensor
 from groundtune.config import TrainConfig
 from groundtune.data.batch import Batch
 from groundtune.data.sample import Dataset
+from groundtune.device import pick_device, pick_precision
 from groundtune.engine import checkpoint
 from groundtune.engine.diagnosis import describe_bad_step, has_non_finite
 from groundtune.engine.evaluate import Evaluation, evaluate
-from groundtune.engine.inference import class_prompts, inference_mode, pick_device, pick_precision
+from groundtune.engine.inference import class_prompts, inference_mode
 from groundtune.engine.record import Progress
 from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -157,6 +158,8 @@ def _encode_classes(run: Run) -> None:
     """Has a frozen language model remember the class names, as float32 and in one way whether resumed or not."""
     language_model, device = run.network.language_model, run.accelerator.device
     language_model.to(device)  # forgets what it knew: the last bits depend on the names that it met together
+    if not run.bundle.classes:  # captions are encoded when they are met
+        return
     prompts = class_prompts(run.bundle.tokenizer, run.bundle.classes, run.bundle.config.max_text_len)
     with inference_mode(run.network):
         language_model(prompts.text.to(device))
@@ -274,7 +277,7 @@ def _evaluate(run: Run, place: Place, averaged: bool = True) -> Evaluation:
 
 def _evaluate_and_keep_best(run: Run, place: Place) -> None:
     found = _evaluate(run, place)
-    ap = found.metrics["AP"]
+    ap = found.score
     assert ap is not None  # the validation split has boxes
     place.final = _prefixed(found.metrics)
     if ap > place.best_ap:
@@ -290,7 +293,10 @@ def _evaluate_and_keep_best(run: Run, place: Place) -> None:
         if run.accelerator.is_main_process:
             checkpoint.save_state({"network": weights, **place.best}, run.folder.checkpoint("best"))
         run.folder.json("predictions_valid.json", found.predictions, indent=None)
-    run.progress.metrics(ap, place.best_ap)
+    if "AP" in found.metrics:
+        run.progress.metrics(ap, place.best_ap)
+    else:
+        run.progress.message(f"evaluation  recall@1 {ap:.3f} (best {place.best_ap:.3f})")
 
 
 def _save_last(run: Run, place: Place) -> None:
@@ -319,7 +325,8 @@ def _finish(run: Run, place: Place) -> RunResult:
     checkpoint.load_trained_state(run.network, checkpoint.load_state(best_file)["network"], str(best_file))
     run.network.eval()
     if run.accelerator.is_main_process:
-        save_bundle(run.bundle, run.folder.path / "model")
+        results = {"data": _data_in_words(run), "metrics": place.best["metrics"], "zero_shot": place.zero_shot}
+        save_bundle(run.bundle, run.folder.path / "model", results)
     numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
     where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
     run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
@@ -331,6 +338,13 @@ def _finish(run: Run, place: Place) -> RunResult:
         per_class=place.best["per_class"],
         seconds=place.seconds,
     )
+
+
+def _data_in_words(run: Run) -> str:
+    """For the model card; without the folder's path, which is nobody's business."""
+    samples = run.loader.dataset.samples
+    boxes = sum(len(sample.class_ids) for sample in samples)
+    return f"{Path(run.config.data).resolve().name}, {len(samples)} pictures with {boxes} boxes"
 
 
 def _prefixed(metrics: Metrics) -> Metrics:

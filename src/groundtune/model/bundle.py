@@ -6,6 +6,7 @@ from an installed package are part of no file of ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class ModelBundle:
         recipe: training defaults of this model, names as in `TrainConfig`.
         source: what it was loaded from.
         own_towers: towers of the nano packages that were fine-tuned: their weights are stored though they may be frozen.
+        base_model: what its weights first came from, through any number of fine-tunings: a preset, a Hub id, or the name
+            of a file or folder; "" if nothing is known.
     """
 
     network: GroundingDINO
@@ -54,6 +57,7 @@ class ModelBundle:
     recipe: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     own_towers: set[str] = field(default_factory=set)
+    base_model: str = ""
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -141,7 +145,11 @@ def _build_decoder(config: ModelConfig) -> Decoder:
 
 
 def load_weights(
-    network: nn.Module, weights: dict[str, torch.Tensor], where: Path, may_be_absent: tuple[str, ...] = ()
+    network: nn.Module,
+    weights: dict[str, torch.Tensor],
+    where: str,
+    may_be_absent: tuple[str, ...] = (),
+    named: Callable[[str], str] = str,
 ) -> None:
     """Fill the network.
 
@@ -149,7 +157,8 @@ def load_weights(
         network: to fill.
         weights: by name.
         where: they come from, for the message.
-        may_be_absent: prefixes of names that may be missing, the towers that come from an installed package.
+        may_be_absent: prefixes of names that may be missing, such as the towers that come from an installed package.
+        named: our name to the name in the file, for the message.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen weights, the first few named and all counted.
@@ -160,12 +169,18 @@ def load_weights(
         key for key in expected if key not in weights and key not in shared and not key.startswith(may_be_absent)
     ]
     unexpected = [key for key in weights if key not in expected]
-    misshapen = [key for key in weights if key in expected and weights[key].shape != expected[key].shape]
-    for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
-        if keys:
-            raise CheckpointError(
-                f"The weights in {where} do not fit the model: {len(keys)} {kind}, for example {', '.join(keys[:3])}."
-            )
+    misshapen = {
+        key: f" {list(weights[key].shape)}, expected {list(expected[key].shape)}"
+        for key in weights
+        if key in expected and weights[key].shape != expected[key].shape
+    }
+    problems = [
+        f"{len(keys)} {kind}, for example {', '.join(named(key) + misshapen.get(key, '') for key in keys[:3])}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", list(misshapen)))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"The weights in {where} do not fit the model: {'; '.join(problems)}.")
     network.load_state_dict(weights, strict=False)
 
 

@@ -106,6 +106,7 @@ class GroundingDINO(nn.Module):
         self.encoder, self.decoder, self.bbox_head = encoder, decoder, bbox_head
         self.head_eps, self.max_text_len = head_eps, max_text_len
         self.exact_padding = True
+        self.bucket = 1  # sides of the coarsest backbone map are padded to multiples of it, see `pad_features`
         self.denoising = True
         self.frozen: set[str] = set()
 
@@ -170,7 +171,7 @@ class GroundingDINO(nn.Module):
         Returns:
             The predictions.
         """
-        maps, masks = pad_features(features, self.neck.num_levels)
+        maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
         return self._detect(self.neck(maps, masks), masks, text, targets)
 
     def _detect(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from groundtune.model.attention import FeedForward, MultiheadAttention
 from groundtune.model.deformable_attention import DeformableAttention
@@ -102,6 +103,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.d_model, self.position_temperature = d_model, position_temperature
+        self.recompute = False  # layers in the backward pass, which keeps one layer's activations at a time
         self.text_projection = nn.Linear(text_width, d_model)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
@@ -130,9 +132,22 @@ class Encoder(nn.Module):
         tokens = self.text_projection(text_features)
         token_positions = sine_position_text(text.position_ids, self.d_model, tokens.dtype)
         for fusion, text_layer, layer in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
-            vision, tokens = fusion(vision, tokens, padding_mask, text.text_token_mask)
-            tokens = text_layer(tokens, token_positions, text.phrase_mask)
-            vision = layer(vision, positions, references, level_shapes, padding_mask)
+
+            def enhance(
+                vision: Tensor,
+                tokens: Tensor,
+                fusion: nn.Module = fusion,
+                text_layer: nn.Module = text_layer,
+                layer: nn.Module = layer,
+            ) -> tuple[Tensor, Tensor]:
+                vision, tokens = fusion(vision, tokens, padding_mask, text.text_token_mask)
+                tokens = text_layer(tokens, token_positions, text.phrase_mask)
+                return layer(vision, positions, references, level_shapes, padding_mask), tokens
+
+            if self.recompute and torch.is_grad_enabled():
+                vision, tokens = checkpoint(enhance, vision, tokens, use_reentrant=False)
+            else:
+                vision, tokens = enhance(vision, tokens)
         return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
 
     def _picture_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ class LanguageModel(nn.Module):
         return features
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
-        """Run each phrase alone (padded to the longest of the group) and remember its features."""
+        """Run each phrase alone (padded to the longest of the group) and remember its features, float32 always."""
         device = self.bert.embeddings.word_embeddings.weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
@@ -77,7 +77,8 @@ class LanguageModel(nn.Module):
         input_ids = torch.zeros_like(positions)
         input_ids[real] = torch.tensor([token for ids in phrases for token in ids])
         mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
-        features = self._run(input_ids.to(device), (positions * real).to(device), mask.to(device))
+        with torch.autocast(device.type, enabled=False):  # what is kept must not depend on who asked first
+            features = self._run(input_ids.to(device), (positions * real).to(device), mask.to(device))
         for ids, feature in zip(phrases, features, strict=True):
             self._phrase_features[ids] = feature[: len(ids)].clone()
 

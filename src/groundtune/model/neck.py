@@ -91,27 +91,36 @@ class Neck(nn.Module):
         return len(self.convs) + len(self.extra_convs)
 
 
-def pad_features(features: list[list[Tensor]], num_levels: int) -> tuple[list[Tensor], list[Tensor] | None]:
+def pad_features(
+    features: list[list[Tensor]], num_levels: int, bucket: int = 1
+) -> tuple[list[Tensor], list[Tensor] | None]:
     """Batch the feature maps of single pictures.
 
     Args:
         features: for each of the B pictures its backbone maps (C_l, h_l, w_l).
         num_levels: number L of levels that the neck makes of them.
+        bucket: sides of the coarsest backbone map are padded to a multiple of this, and the finer ones with them, so that
+            few different shapes occur.
 
     Returns:
         Zero-padded maps (B, C_l, H_l, W_l), and for each of the L neck levels the mask (B, H_l, W_l) bool, True = padding,
-        or None where all pictures have the same size.
+        or None where all pictures have the same size and fill it.
     """
-    if all(maps[0].shape == features[0][0].shape for maps in features):
+    sides = features[0][-1].shape[-2:]
+    fills = bucket == 1 or all(side % bucket == 0 for side in sides)
+    if fills and all(maps[0].shape == features[0][0].shape for maps in features):
         return [torch.stack(level) for level in zip(*features, strict=True)], None
-    batched, sizes = [], []
+    batched: list[Tensor] = []
+    sizes: list[list[tuple[int, int]]] = []  # for each level those of the pictures and, last, that of the canvas
     for level in zip(*features, strict=True):
-        sizes.append([(x.shape[-2], x.shape[-1]) for x in level])
-        height, width = (max(size[axis] for size in sizes[-1]) for axis in (0, 1))
+        own = [(x.shape[-2], x.shape[-1]) for x in level]
+        step = bucket * 2 ** (len(features[0]) - len(sizes) - 1) if bucket > 1 else 1
+        height, width = (-(-max(size[axis] for size in own) // step) * step for axis in (0, 1))
+        sizes.append([*own, (height, width)])
         batched.append(torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level]))
     while len(sizes) < num_levels:
         sizes.append([((h + 1) // 2, (w + 1) // 2) for h, w in sizes[-1]])
-    return batched, [padding_mask_of(level, batched[0].device) for level in sizes]
+    return batched, [padding_mask_of(level, batched[0].device)[:-1] for level in sizes]
 
 
 def padding_mask_of(sizes_hw: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Class names become one caption, and the caption knows where each name stands.
+"""Class names become one caption, and the caption knows where each name stands; or a picture's own caption is the prompt.
 
 Grounding DINO reads its classes as one sentence, `"cat. red blood cell. "`. The reference (IDEA `demo/`, MMDetection
 `GroundingDINO.get_tokens_positive_and_prompts`) cleans names in several places and searches the finished caption for
@@ -6,6 +6,9 @@ them again. Two deviations, both against silent errors:
 
 - Spans are recorded while the caption is built. `caption.find("car")` lands in "carrot".
 - `.` and `?` inside a name become spaces: they separate phrases in the model and would cut the name in two.
+
+A caption of grounding data stays as it is written. Only its end is closed by "." (open, the last phrase would be read with
+[SEP] or without it, by the padding of its batch), and left and right change places where the picture is mirrored.
 """
 
 import re
@@ -16,6 +19,9 @@ from groundtune.errors import DataError
 
 _INNERMOST_PARENTHESES = re.compile(r"\([^()]*\)")
 _SEPARATOR = ". "
+_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
+
+Spans = tuple[tuple[tuple[int, int], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Prompt:
 
     caption: str
     phrases: tuple[str, ...]
-    spans: tuple[tuple[tuple[int, int], ...], ...]
+    spans: Spans
 
 
 def clean_name(name: str) -> str:
@@ -108,6 +114,55 @@ def class_prompt(names: Sequence[str]) -> Prompt:
         spans.append(((len(caption), len(caption) + len(phrase)),))
         caption += phrase + _SEPARATOR
     return Prompt(caption, phrases, tuple(spans))
+
+
+def caption_prompt(caption: str, spans: Spans) -> Prompt:
+    """Make a prompt of a picture's caption, closed by a final "." where it is open.
+
+    Args:
+        caption: As written.
+        spans: For each phrase its character ranges [begin, end) in the caption. No phrases are legal.
+
+    Returns:
+        The prompt; phrase i is what `spans[i]` cover, joined by spaces.
+    """
+    closed = caption.rstrip()
+    cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in own) for own in spans)
+    phrases = tuple(" ".join(closed[begin:end] for begin, end in own) for own in cut)
+    return Prompt(closed if closed.endswith((".", "?")) else f"{closed}.", phrases, cut)
+
+
+def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
+    """Say of the mirrored picture what a caption says of the picture: left and right change places.
+
+    Whole words, and the beginnings of leftmost, left-hand, leftside, leftward; "upright" and "leftover" stay.
+
+    Args:
+        caption: As written.
+        spans: For each phrase its character ranges in it.
+
+    Returns:
+        The caption and the spans in it. Twice gives back the caption itself.
+    """
+    words = [match.span() for match in _SIDE.finditer(caption)]
+    grown = {span: (1 if span[1] - span[0] == 4 else -1) for span in words}  # left has four letters, right has five
+    mirrored = _SIDE.sub(lambda match: _other_side(match[0]), caption)
+
+    def moved(position: int, is_end: bool) -> int:
+        shift = 0
+        for (begin, end), letters in grown.items():
+            if end <= position:
+                shift += letters
+            elif begin < position:  # a span that begins or ends within the word takes all of it
+                return (end + shift + letters) if is_end else begin + shift
+        return position + shift
+
+    return mirrored, tuple(tuple((moved(begin, False), moved(end, True)) for begin, end in own) for own in spans)
+
+
+def _other_side(word: str) -> str:
+    other = "right" if word.lower() == "left" else "left"
+    return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
 
 
 def _refuse_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:

@@ -27,6 +27,9 @@ from groundtune.model.config import ModelConfig
 LABELS = "decoder.label_embedding.weight"
 """The denoising labels, which transformers and IDEA's published weights do not have."""
 
+IDEA_LABELS = "label_enc.weight"
+"""Their name in DINO, on which IDEA's code is built."""
+
 _LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}
 _POINTS = 4  # of every published model; a .pth tells only heads × points
 _BERT_HEAD = 64  # width of a head of every published BERT
@@ -50,39 +53,62 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str
         Tensors by our names, floating-point ones as float32 (float64 stays).
 
     Raises:
-        CheckpointError: names that no row knows, or two names for one tensor; the first few and their number are given.
+        CheckpointError: names that no row knows, two names for one tensor, copies of a tied tensor that differ from it, or
+            tensors that cannot be cut as their layout says; the first few and their number are given.
     """
-    dropped = [re.compile(pattern) for pattern in layout.dropped]
-    unfolded = [re.compile(pattern) for pattern in layout.unfolded]
-    scalars = [re.compile(pattern) for pattern in layout.scalars]
     ours: dict[str, Tensor] = {}
-    unknown, twice = [], []
+    unknown, twice, differing, misshapen = [], [], [], []
     for name, tensor in state.items():
-        if any(pattern.fullmatch(name) for pattern in dropped):
+        if _one_of(layout.dropped, name):
             continue
-        original = renamed(name, layout.copies)
-        if original is not None and original in state:
+        original = renamed(name, layout.copies) or name
+        if original != name and original in state:
+            differing += [] if torch.equal(tensor, state[original]) else [name]
             continue
-        name = original or name
-        value = tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.float()
-        if any(pattern.fullmatch(name) for pattern in unfolded):
-            value = _from_unfold(value)
-        if value.ndim == 0 and any(pattern.fullmatch(name) for pattern in scalars):
-            value = value.view(1)
-        parts = packed_match(name, layout.packed)
-        one = renamed(name, layout.rows)
-        if parts is not None:
-            pairs = list(zip(parts, value.chunk(3), strict=True))
-        elif one is not None:
-            pairs = [(one, value)]
-        else:
-            unknown.append(name)
-            continue
-        twice += [target for target, _ in pairs if target in ours]
-        ours |= dict(pairs)
-    _refuse(unknown, f"{where} has weights that groundtune does not know")
-    _refuse(twice, f"{where} has more than one tensor for")
+        targets = our_names(original, layout)
+        values = _cut(tensor, original, len(targets), layout)
+        unknown += [] if targets else [name]
+        misshapen += [] if values else [f"{name} {list(tensor.shape)}"]
+        twice += [name for target in targets if target in ours]
+        ours |= dict(zip(targets, values, strict=False))
+    _refuse(where, unknown, "weights that groundtune does not know")
+    _refuse(where, differing, "copies of a tied weight that differ from it")
+    _refuse(where, misshapen, "weights of a shape that their layout does not have")
+    _refuse(where, twice, "weights under more than one name")
     return ours
+
+
+def our_names(name: str, layout: Layout) -> tuple[str, ...]:
+    """Where a tensor of theirs goes: one name, three for a packed one, none for an unknown one."""
+    parts = packed_match(name, layout.packed)
+    if parts is not None:
+        return parts
+    one = renamed(name, layout.rows)
+    return () if one is None else (one,)
+
+
+def their_name(name: str, layout: Layout) -> str | None:
+    """What a tensor of ours is called there, or is a part of; None where it has no place."""
+    rows = [(ours, theirs) for theirs, ours in layout.rows]
+    return renamed(name, [*rows, *((part, theirs) for theirs, parts in layout.packed for part in parts)])
+
+
+def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
+    """Their tensor as ours: widened, in our order of channels, in as many parts; [] where its shape forbids it."""
+    value = tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.float()
+    if value.ndim == 0 and _one_of(layout.scalars, name):
+        value = value.view(1)
+    if _one_of(layout.unfolded, name):
+        if value.ndim == 0 or value.shape[-1] % 4:
+            return []
+        value = _from_unfold(value)
+    if parts <= 1:
+        return [value]
+    return list(value.chunk(parts)) if value.ndim and value.shape[0] % parts == 0 else []
+
+
+def _one_of(patterns: list[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -93,8 +119,6 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
     """
     rows = [(ours, theirs) for theirs, ours in layout.rows]
     into = [((parts[n], theirs), n) for theirs, parts in layout.packed for n in range(3)]
-    unfolded = [re.compile(pattern) for pattern in layout.unfolded]
-    scalars = [re.compile(pattern) for pattern in layout.scalars]
     theirs: dict[str, Tensor] = {}
     packed: dict[str, dict[int, Tensor]] = {}
     left = {}
@@ -106,9 +130,9 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
         elif target is None:
             left[name] = tensor
         else:
-            if any(pattern.fullmatch(target) for pattern in unfolded):
+            if _one_of(layout.unfolded, target):
                 tensor = _to_unfold(tensor)
-            if any(pattern.fullmatch(target) for pattern in scalars):
+            if _one_of(layout.scalars, target):
                 tensor = tensor.view(())
             theirs[target] = tensor.contiguous()
     theirs |= {name: torch.cat([parts[n] for n in range(3)]) for name, parts in packed.items()}
@@ -117,50 +141,64 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
     return theirs, left
 
 
-def config_of_pth(state: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
-    """Read the sizes off a .pth, which has no configuration beside it.
+def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
+    """The names of a .pth, which has no configuration beside it.
 
     Args:
         state: their tensors by their names.
         family: "idea" or "mmdetection".
-        bert_heads: attention heads of the language model, which no tensor tells; None: one for each 64 channels.
 
     Raises:
-        CheckpointError: tensors are missing from which the sizes are read.
+        KeyError: the level embedding is missing, which tells the number of feature levels.
     """
     stage = r"backbone\.0\.norm(\d+)\.weight" if family == "idea" else r"backbone\.norm(\d+)\.weight"
     stages = sorted(int(match.group(1)) + 1 for name in state if (match := re.fullmatch(stage, name)))
     prefix = "transformer." if family == "idea" else ""
-    levels = _tensor(state, f"{prefix}level_embed").shape[0]
-    decoder_layers = _count(state, rf"{re.escape(prefix)}decoder\.layers\.(\d+)\..*")
-    ours = to_ours(state, _LAYOUTS[family](stages, levels, decoder_layers), "The file")
-    points_and_heads = _tensor(ours, "encoder.layers.0.self_attn.attention_weights.weight").shape[0] // levels
-    heads = max(1, points_and_heads // _POINTS)
+    levels = len(state[f"{prefix}level_embed"])
+    return _LAYOUTS[family](stages, levels, _count(state, rf"{re.escape(prefix)}decoder\.layers\.(\d+)\..*"))
+
+
+def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
+    """Read the sizes off the weights of a .pth.
+
+    Args:
+        ours: tensors by our names.
+        family: "idea" or "mmdetection".
+        bert_heads: attention heads of the language model, which no tensor tells; None: one for each 64 channels.
+
+    Raises:
+        KeyError: a tensor is missing from which a size is read.
+        IndexError, ZeroDivisionError: such a tensor has another shape.
+    """
+    levels, width = ours["encoder.level_embed"].shape
+    decoder_layers = _count(ours, r"decoder\.layers\.(\d+)\..*")
+    heads = max(1, ours["encoder.layers.0.self_attn.attention_weights.weight"].shape[0] // levels // _POINTS)
     biased = "bbox_head.cls_branches.0.bias" in ours
     learnable = "bbox_head.cls_branches.0.log_scale" in ours
-    eps = 1e-3 if family == "idea" else 1e-5
+    # MM-Grounding-DINO trains a head for each layer; those of an untrained one are equal and must not be tied for it
+    shared = {kind: not biased and same_branches(ours, kind, decoder_layers) for kind in ("reg", "cls")}
     return ModelConfig(
-        backbone_config=_swin_config(ours, stages),
+        backbone_config=_swin_config(ours),
         language_config=_bert_config(ours, bert_heads),
-        d_model=_tensor(ours, "encoder.level_embed").shape[1],
+        d_model=width,
         num_heads=heads,
         num_levels=levels,
         encoder_points=_POINTS,
         decoder_points=_POINTS,
-        num_queries=_tensor(ours, "decoder.query_embedding.weight").shape[0],
+        num_queries=len(ours["decoder.query_embedding.weight"]),
         encoder_layers=_count(ours, r"encoder\.layers\.(\d+)\..*"),
         decoder_layers=decoder_layers,
-        ffn_dim=_tensor(ours, "encoder.layers.0.ffn.linear1.weight").shape[0],
-        fusion_dim=_tensor(ours, "encoder.fusion_layers.0.attn.vision_proj.weight").shape[0],
+        ffn_dim=len(ours["encoder.layers.0.ffn.linear1.weight"]),
+        fusion_dim=len(ours["encoder.fusion_layers.0.attn.vision_proj.weight"]),
         fusion_heads=max(1, heads // 2),
-        text_ffn_dim=_tensor(ours, "encoder.text_layers.0.ffn.linear1.weight").shape[0],
-        share_box_head=same_branches(ours, "reg", decoder_layers),
-        share_class_head=same_branches(ours, "cls", decoder_layers),
+        text_ffn_dim=len(ours["encoder.text_layers.0.ffn.linear1.weight"]),
+        share_box_head=shared["reg"],
+        share_class_head=shared["cls"],
         contrastive_scale="learnable" if learnable else "auto" if biased else "none",
         contrastive_bias=biased,
         decoder_eps=1e-3,
-        head_eps=eps,
-        num_labels=ours[LABELS].shape[0] if LABELS in ours else 1,
+        head_eps=1e-3 if family == "idea" else 1e-5,
+        num_labels=len(ours[LABELS]) if LABELS in ours else 1,
         class_labels=LABELS not in ours,
     )
 
@@ -176,42 +214,36 @@ def same_branches(ours: Mapping[str, Tensor], kind: str, decoder_layers: int) ->
     )
 
 
-def _swin_config(ours: Mapping[str, Tensor], stages: list[int]) -> dict[str, Any]:
-    layers = "backbone.body.swin.encoder.layers"
+def _swin_config(ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    layers, norms = "backbone.body.swin.encoder.layers", "backbone.body.hidden_states_norms"
     table = "attention.relative_position_bias.relative_position_bias_table"
     depths = [
         _count(ours, rf"{re.escape(layers)}\.{stage}\.blocks\.(\d+)\..*")
         for stage in range(_count(ours, rf"{re.escape(layers)}\.(\d+)\..*"))
     ]
-    tables = [_tensor(ours, f"{layers}.{stage}.blocks.0.{table}") for stage in range(len(depths))]
-    patches = _tensor(ours, "backbone.body.swin.embeddings.patch_embeddings.projection.weight")
+    tables = [ours[f"{layers}.{stage}.blocks.0.{table}"] for stage in range(len(depths))]
+    patches = ours["backbone.body.swin.embeddings.patch_embeddings.projection.weight"]
     return {
         "embed_dim": patches.shape[0],
         "patch_size": patches.shape[-1],
         "depths": depths,
         "num_heads": [entry.shape[1] for entry in tables],
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
-        "out_indices": stages,
+        "out_indices": [stage for stage in range(1, len(depths) + 1) if f"{norms}.stage{stage}.weight" in ours],
     }
 
 
 def _bert_config(ours: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
-    words = _tensor(ours, "language_model.bert.embeddings.word_embeddings.weight")
+    words = ours["language_model.bert.embeddings.word_embeddings.weight"]
     layer = "language_model.bert.encoder.layer"
     return {
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
         "num_hidden_layers": _count(ours, rf"{re.escape(layer)}\.(\d+)\..*"),
         "num_attention_heads": heads or max(1, words.shape[1] // _BERT_HEAD),
-        "intermediate_size": _tensor(ours, f"{layer}.0.intermediate.dense.weight").shape[0],
-        "max_position_embeddings": _tensor(ours, "language_model.bert.embeddings.position_embeddings.weight").shape[0],
+        "intermediate_size": len(ours[f"{layer}.0.intermediate.dense.weight"]),
+        "max_position_embeddings": len(ours["language_model.bert.embeddings.position_embeddings.weight"]),
     }
-
-
-def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise CheckpointError(f"The weights have no {name}, from which a size is read; is the file complete?")
-    return state[name]
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -228,7 +260,6 @@ def _to_unfold(tensor: Tensor) -> Tensor:
     return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
-def _refuse(names: list[str], problem: str) -> None:
+def _refuse(where: str, names: list[str], what: str) -> None:
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CheckpointError(f"{problem}: {', '.join(names[:3])}{more}.")
+        raise CheckpointError(f"{where} has {len(names)} {what}, for example {', '.join(names[:3])}.")

@@ -47,27 +47,36 @@ def snapshot(name: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=_FILES + _OLD_WEIGHTS))
         return folder
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise CheckpointError(
-            f"The model {name!r} is not in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is set). Connect once, "
-            "copy the model's folder here and name its path, or use the built-in --model nano."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        why = {
-            401: "it does not exist or needs a token (HF_TOKEN)",
-            403: "access is not granted",
-            404: "it does not exist",
-        }
-        raise CheckpointError(
-            f"Cannot download the model {name!r}: {why.get(status, f'the Hub answered {status}')}. A local folder or file "
-            "of this name does not exist either."
-        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        answered = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        status = answered.response.status_code if isinstance(answered, HfHubHTTPError) else None
+        raise CheckpointError(_reason(name, status)) from error
     except (HFValidationError, HTTPError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"Cannot download the model {name!r}: {reason}. Run the command again to go on."
+            f"Cannot download the model {name!r}: {_first_line(error)}. Run the command again; what is there already is kept."
         ) from error
+
+
+def _reason(name: str, status: int | None) -> str:
+    """Why a model cannot be had, by the Hub's answer; None: there was no answer."""
+    if status is None:
+        return (
+            f"The model {name!r} is not in the cache, or not wholly, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
+            "set). Connect once, copy the model's folder here and name its path, or use the built-in --model nano."
+        )
+    why = {
+        401: "it does not exist, or needs a token; set HF_TOKEN",
+        403: "access is not granted; ask for it on the model's page, and set HF_TOKEN",
+        404: "it does not exist on the Hub",
+    }
+    return (
+        f"Cannot download the model {name!r}: {why.get(status, f'the Hub answered {status}; try again later')}. A local "
+        "folder or file of this name does not exist either."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
@@ -84,7 +93,6 @@ def upload(folder: Path, name: str, private: bool) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model of groundtune"))
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"Cannot upload to {name!r}: {reason}. Is HF_TOKEN set, with the right to write?"
+            f"Cannot upload to {name!r}: {_first_line(error)}. Is HF_TOKEN set, with the right to write?"
         ) from error

@@ -22,18 +22,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GroundingDinoConfig, GroundingDinoProcessor, MMGroundingDinoConfig
+from transformers import GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.card import model_card
-from groundtune.model.checkpoint.convert import LABELS, from_ours, layout_of
-from groundtune.model.config import ModelConfig
+from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, from_ours, layout_of
+from groundtune.model.checkpoint.hf import beyond_transformers, transformers_config
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder; it appears whole or not at all, an existing one is replaced.
+    """Write a model folder; it appears whole or not at all, an existing one of ours is replaced.
 
     Args:
         bundle: the model.
@@ -41,8 +41,10 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         results: for the card: "data", "metrics", "zero_shot"; None leaves those parts out.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder holds something else than a model of ours, or cannot be written.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
+        raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
     bundle.config.num_labels = bundle.network.decoder.label_embedding.num_embeddings
     towers = set(packaged_towers(bundle.config))
     bundle.own_towers |= towers - bundle.network.frozen
@@ -52,6 +54,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "format": 1,
         "layout": "transformers" if in_transformers else "groundtune",
         "source": bundle.source,
+        "base_model": bundle.base_model,
         "config": asdict(bundle.config),
         "picture": asdict(bundle.picture),
         "classes": bundle.classes,
@@ -73,51 +76,36 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
     write_folder(folder, write)
 
 
-def beyond_transformers(config: ModelConfig) -> list[str]:
-    """What of a network transformers' two families cannot express, in words; empty where they can express it all."""
-    half = {
-        "fusion_dim": config.ffn_dim // 2,
-        "text_ffn_dim": config.ffn_dim // 2,
-        "fusion_heads": config.num_heads // 2,
-    }
-    reasons = [
-        f"{name} is {getattr(config, name)}, there it is always {value}"
-        for name, value in half.items()
-        if getattr(config, name) != value
-    ]
-    if config.backbone != "swin":
-        reasons.append(f"the backbone is {config.backbone}")
-    if config.language_model != "bert":
-        reasons.append(f"the language model is {config.language_model}")
-    if config.query_content != "learned":
-        reasons.append("the queries start from the selected positions")
-    if (config.contrastive_scale, config.contrastive_bias) not in (("none", False), ("auto", True)):
-        bias = "with" if config.contrastive_bias else "without"
-        reasons.append(f"the class logits are scaled {config.contrastive_scale!r} {bias} a bias")
-    return reasons
-
-
-def save_idea(bundle: ModelBundle, path: Path) -> None:
+def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     """Write a .pth that IDEA's own code loads (`model.load_state_dict(checkpoint["model"], strict=False)`).
-
-    The denoising labels are in it as `label_enc.weight`. BERT's pooler, which detection does not use, is not.
 
     Args:
         bundle: a network of IDEA's kind.
         path: file to write; an existing one is replaced when the new one is whole.
+
+    Returns:
+        What IDEA's code does otherwise, or has to be told, in sentences.
 
     Raises:
         CheckpointError: IDEA's code cannot express the network (every reason is given), or the file cannot be written.
     """
     config = bundle.config
     reasons = beyond_transformers(config)
-    if not config.share_box_head:
-        reasons.append("the decoder layers have box heads of their own, IDEA's code has one for all")
-    if config.contrastive_bias:
+    if config.contrastive_bias and config.contrastive_scale == "auto":
         reasons.append("the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product")
+    theirs, left = from_ours(_full_state(bundle.network), layout_of("idea", config))
+    if left and not reasons:
+        reasons.append(f"IDEA's code has no place for {len(left)} weights, for example {', '.join(list(left)[:3])}")
     if reasons:
         raise CheckpointError(f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}.")
-    theirs, _ = from_ours(_full_state(bundle.network), layout_of("idea", config))
+    notes = ["IDEA's file has no classes and no picture format in it."] if bundle.classes else []
+    if config.class_labels:  # they belong to this data set's classes, whose names the file does not have
+        del theirs[IDEA_LABELS]
+        notes.append("The denoising labels, which only training uses, are left out.")
+    if not config.share_box_head:
+        notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
+    if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
+        notes.append("IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little.")
     state = {f"module.{name}": tensor for name, tensor in theirs.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -128,6 +116,7 @@ def save_idea(bundle: ModelBundle, path: Path) -> None:
         raise CheckpointError(f"Cannot write {path}: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return notes
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -167,40 +156,12 @@ def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
         image_std=list(picture.std),
         size={"shortest_edge": picture.short_side, "longest_edge": picture.max_side},
     )
+    images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 look for
     GroundingDinoProcessor(images, bundle.tokenizer).save_pretrained(folder)
-    images.save_pretrained(folder)  # preprocessor_config.json too, which older versions look for
-
-
-def transformers_config(config: ModelConfig) -> GroundingDinoConfig | MMGroundingDinoConfig:
-    """transformers' configuration of a network that it can express."""
-    settings: dict[str, Any] = {
-        "backbone_config": {"model_type": "swin", **{"out_indices": [2, 3, 4], **config.backbone_config}},
-        "text_config": {"model_type": "bert", **config.language_config},
-        "d_model": config.d_model,
-        "encoder_attention_heads": config.num_heads,
-        "decoder_attention_heads": config.num_heads,
-        "num_feature_levels": config.num_levels,
-        "encoder_n_points": config.encoder_points,
-        "decoder_n_points": config.decoder_points,
-        "num_queries": config.num_queries,
-        "encoder_layers": config.encoder_layers,
-        "decoder_layers": config.decoder_layers,
-        "encoder_ffn_dim": config.ffn_dim,
-        "decoder_ffn_dim": config.ffn_dim,
-        "fusion_droppath": config.fusion_droppath,
-        "dropout": config.dropout,
-        "max_text_len": config.max_text_len,
-        "positional_embedding_temperature": int(config.position_temperature),
-        "decoder_bbox_embed_share": config.share_box_head,
-        "dtype": "float32",
-    }
-    if config.contrastive_bias:
-        return MMGroundingDinoConfig(
-            **settings,
-            decoder_cls_embed_share=config.share_class_head,
-            architectures=["MMGroundingDinoForObjectDetection"],
-        )
-    return GroundingDinoConfig(**settings, architectures=["GroundingDinoForObjectDetection"])
+    for name in ("preprocessor_config.json", "processor_config.json"):  # the name that every version knows
+        path = folder / name
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8")
 
 
 def _full_state(network: nn.Module) -> dict[str, Tensor]:

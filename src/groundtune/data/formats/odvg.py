@@ -1,0 +1,200 @@
+"""ODVG: one JSON object a line and picture, of Open-GroundingDino and MMDetection; classes or captions, even in one file.
+
+    {"filename": "a.jpg", "height": 4, "width": 4, "detection": {"instances": [
+        {"bbox": [x1, y1, x2, y2], "label": 0, "category": "cat"}]}}
+    {"filename": "b.jpg", "height": 4, "width": 4, "grounding": {"caption": "a cat .", "regions": [
+        {"bbox": [x1, y1, x2, y2], "phrase": "a cat", "tokens_positive": [[0, 5]]}]}}
+
+- Class names are the `category` of the boxes, or come from `label_map.json` ({"0": "cat"}) beside the file; its order is kept.
+- A region has one box, several, or none (an empty region is legal: the phrase is known to be there, or known to be absent,
+  without a box). Without `tokens_positive` its phrase is looked for in the caption as whole words, so that "car" is not found
+  in "carrot" (pitfalls 21 and 24); a phrase that stands there several times has several spans. Regions with the same spans
+  are one phrase.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from groundtune.data.findings import Collector
+from groundtune.data.formats.coco import read_json
+from groundtune.data.formats.raw import (
+    RawBox,
+    RawCaption,
+    RawClass,
+    RawData,
+    RawPicture,
+    Source,
+    classes_by_name,
+    collector,
+    is_text,
+    read_text,
+)
+from groundtune.data.sample import Dataset, Sample
+from groundtune.errors import DataError
+
+LABEL_MAP = "label_map.json"
+
+
+def odvg_source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
+    """A split of one file; its label map lies beside it or in the root."""
+    maps = [folder / LABEL_MAP for folder in dict.fromkeys((path.parent, root)) if (folder / LABEL_MAP).is_file()]
+    return Source(path, tuple(image_dirs), partial(raw_odvg, label_map=maps[0] if maps else None))
+
+
+def raw_odvg(path: Path, label_map: Path | None = None) -> RawData:
+    """Take the records out of an ODVG file.
+
+    Raises:
+        DataError: the file cannot be read, no line of it is ODVG, or the label map is none.
+    """
+    problems = collector()
+    known = _label_names(label_map) if label_map else {}
+    pictures = []
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        picture = _picture(row, where, known, numbers, problems) if isinstance(row, dict) else None
+        if picture is None:
+            problems.add("picture-broken", f"{where} is no ODVG object with 'filename' and 'detection' or 'grounding'")
+        else:
+            pictures.append(picture)
+    if not pictures and problems.count("picture-broken"):
+        raise DataError(
+            f"{path} is not ODVG: none of its {problems.count('picture-broken')} lines is an object with 'filename' and "
+            "'detection' or 'grounding'."
+        )
+    names = {box.label for picture in pictures for box in picture.boxes if isinstance(box.label, str)}
+    listed = list(known.values()) or sorted(numbers, key=lambda name: (numbers[name], name))
+    return RawData(path, "xyxy", pictures, _numbered(classes_by_name(names, listed), known, numbers), problems)
+
+
+def _numbered(classes: list[RawClass], known: dict[int, str], numbers: dict[str, int]) -> list[RawClass]:
+    """The classes with the file's label numbers as ids, where these are unique and complete."""
+    number_of = {name: number for number, name in known.items()} or numbers
+    found = [number_of.get(entry.key) for entry in classes]
+    if None in found or len(set(found)) < len(found):
+        return classes
+    return [RawClass(entry.key, entry.name, number_of[entry.key]) for entry in classes]
+
+
+def _label_names(path: Path) -> dict[int, str]:
+    content = read_json(path)
+    if isinstance(content, list):
+        content = {str(number): name for number, name in enumerate(content)}
+    usable = isinstance(content, dict) and all(k.isdecimal() and len(k) < 9 and is_text(v) for k, v in content.items())
+    if not usable or len({int(key) for key in content}) < len(content):
+        raise DataError(f'{path} is not a label map. Expected numbers and names, such as {{"0": "cat", "1": "dog"}}.')
+    return {int(key): content[key] for key in sorted(content, key=int)}
+
+
+def _picture(
+    row: dict[str, Any], where: str, known: dict[int, str], numbers: dict[str, int], problems: Collector
+) -> RawPicture | None:
+    name = row.get("filename", row.get("file_name"))
+    if not isinstance(name, str) or not name.strip() or not is_text(name):
+        return None
+    picture = RawPicture((name.replace("\\", "/"),), where, (row.get("height"), row.get("width")))
+    detection, grounding = row.get("detection"), row.get("grounding")
+    if isinstance(grounding, dict) and is_text(grounding.get("caption")):
+        _read_regions(picture, grounding, where, problems)
+        return picture
+    if not isinstance(detection, dict) or not isinstance(detection.get("instances", []), list):
+        return None
+    for place, instance in enumerate(detection.get("instances", [])):
+        at = f"{where} instance {place + 1}"
+        if not isinstance(instance, dict):
+            problems.add("annotation-broken", at)
+            continue
+        label, category = instance.get("label"), instance.get("category")
+        number = label if isinstance(label, int) and not isinstance(label, bool) and abs(label) < 2**31 else None
+        if not isinstance(category, str) or not is_text(category):
+            category = known.get(number) if number is not None else None
+        elif number is not None:
+            numbers.setdefault(category, number)
+        picture.boxes.append(RawBox(instance.get("bbox"), category, at))
+    return picture
+
+
+def _read_regions(picture: RawPicture, grounding: dict[str, Any], where: str, problems: Collector) -> None:
+    """Sort the regions by phrase and take their boxes."""
+    caption: str = grounding["caption"]
+    phrases: dict[str, int] = {}
+    spans_of: list[list[Any]] = []
+    regions = grounding.get("regions", [])
+    for place, region in enumerate(regions if isinstance(regions, list) else []):
+        at = f"{where} region {place + 1}"
+        if not isinstance(region, dict):
+            problems.add("annotation-broken", at)
+            continue
+        spans = region.get("tokens_positive")
+        if not isinstance(spans, list):
+            spans = phrase_spans(caption, region.get("phrase"))
+        if not spans:
+            problems.add(
+                "phrase-not-in-caption", f"{at} of {picture.file_names[0]} ({str(region.get('phrase'))[:40]!r})"
+            )
+            continue
+        spans = [spans] if len(spans) == 2 and all(isinstance(end, int) for end in spans) else spans
+        try:
+            key = json.dumps(spans)
+        except (ValueError, RecursionError):
+            problems.add("annotation-broken", at)
+            continue
+        phrase = phrases.setdefault(key, len(phrases))
+        if phrase == len(spans_of):
+            spans_of.append(spans)
+        box = region.get("bbox", [])
+        several = isinstance(box, list) and (not box or any(isinstance(item, list) for item in box))
+        picture.boxes += [RawBox(numbers, phrase, at) for numbers in (box if several else [box])]
+    picture.caption = RawCaption(caption, spans_of)
+
+
+def phrase_spans(caption: str, phrase: Any) -> list[list[int]]:
+    """Where a phrase, or each of several, stands in a caption as whole words, whatever the case; nowhere is []."""
+    found = []
+    for text in phrase if isinstance(phrase, list) else [phrase]:
+        if isinstance(text, str) and text.strip():
+            words = r"\s+".join(re.escape(word) for word in text.split())
+            found += [[m.start(), m.end()] for m in re.finditer(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE)]
+    return sorted(found)
+
+
+def write_odvg(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
+    """Write one split, and the label map beside it where it has classes; crowd boxes have no form here and are left out.
+
+    Args:
+        dataset: of classes, with captions, or of both.
+        file_names: the name of each sample's picture as the file states it.
+        path: the file to write.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        for sample, file_name in zip(dataset.samples, file_names, strict=True):
+            height, width = sample.size_hw
+            row = {"filename": file_name, "height": height, "width": width}
+            file.write(json.dumps(row | _content(sample, dataset.class_names)) + "\n")
+    if dataset.class_names:
+        names = {str(number): name for number, name in enumerate(dataset.class_names)}
+        (path.parent / LABEL_MAP).write_text(json.dumps(names), encoding="utf-8")
+
+
+def _content(sample: Sample, class_names: Sequence[str]) -> dict[str, Any]:
+    kept = ~sample.crowd
+    boxes = list(zip(sample.boxes_xyxy[kept].tolist(), sample.class_ids[kept].tolist(), strict=True))
+    if sample.grounding is None:
+        return {"detection": {"instances": [{"bbox": box, "label": c, "category": class_names[c]} for box, c in boxes]}}
+    regions = []
+    for number, (phrase, spans) in enumerate(zip(sample.grounding.phrases, sample.grounding.spans, strict=True)):
+        own = [box for box, c in boxes if c == number]
+        region = {"phrase": phrase, "tokens_positive": [list(span) for span in spans]}
+        regions += [{"bbox": box} | region for box in own] or [{"bbox": []} | region]
+    return {"grounding": {"caption": sample.grounding.caption, "regions": regions}}

@@ -1,0 +1,117 @@
+"""Finding the picture files that annotations name, and their sizes where the annotations do not state them.
+
+A picture's path must stay inside the data folder: `..` and absolute paths that leave it are refused. Whole folders are
+listed once, which is fast for 100,000 files. No picture is decoded here.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from groundtune.data.formats.raw import Place, RawData, RawPicture, inside
+
+_PROBED = 50  # pictures by which the folder of all is chosen
+_LARGEST_SIDE = 2**63
+_EXIF_ORIENTATION = 0x0112
+
+
+class FolderListing:
+    """Whether files exist, with one look into each folder."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, set[str]] = {}
+
+    def has(self, path: Path) -> bool:
+        parent = os.path.normpath(path.parent)
+        if parent not in self._names:
+            try:
+                self._names[parent] = set(os.listdir(parent))
+            except (OSError, ValueError):  # ValueError: characters that no file name can have
+                self._names[parent] = set()
+        return path.name in self._names[parent]
+
+
+def find_pictures(raw: RawData, place: Place) -> tuple[list[RawPicture], list[Path]]:
+    """Give the pictures that exist, and the file of each; the others go to the problems.
+
+    The first folder (and way of writing the names) that has any of the first pictures is taken for all of them; single
+    pictures that it lacks are looked for in the others.
+    """
+    ways = max((len(picture.file_names) for picture in raw.pictures), default=0)
+    choices = [(folder, way) for way in range(ways) for folder in place.folders]
+    listing = FolderListing()
+
+    def usable(picture: RawPicture, choice: tuple[Path, int]) -> bool:
+        folder, way = choice
+        return way < len(picture.file_names) and _allowed(folder, picture.file_names[way], place.root)
+
+    def exists(picture: RawPicture, choice: tuple[Path, int]) -> bool:
+        return usable(picture, choice) and listing.has(choice[0] / picture.file_names[choice[1]])
+
+    likely = next((choice for choice in choices if any(exists(p, choice) for p in raw.pictures[:_PROBED])), None)
+    ordered = choices if likely is None else [likely, *choices]
+    pictures, paths = [], []
+    for picture in raw.pictures:
+        found = next((choice for choice in ordered if exists(picture, choice)), None)
+        if found is not None:
+            pictures.append(picture)
+            paths.append(found[0] / picture.file_names[found[1]])
+        elif any(usable(picture, choice) for choice in choices):
+            raw.problems.add("picture-missing", repr(picture.file_names[0]))
+        else:
+            raw.problems.add("picture-outside", repr(picture.file_names[0]))
+    return pictures, paths
+
+
+def picture_sizes(
+    pictures: list[RawPicture], paths: list[Path], raw: RawData
+) -> tuple[list[RawPicture], list[Path], list[tuple[int, int]]]:
+    """Give height and width of each picture, as stated or else from its file; pictures without either are left out."""
+    kept, files, sizes = [], [], []
+    for picture, path in zip(pictures, paths, strict=True):
+        size_hw = stated_size(picture.size_hw)
+        if size_hw is None:
+            try:
+                size_hw = stored_size(path, upright=not raw.states_size)
+            except Exception as error:  # Pillow raises many kinds for broken files
+                raw.problems.add("picture-unreadable", f"{picture.file_names[0]} ({error})")
+                continue
+            if raw.states_size:
+                raw.problems.add("picture-size-not-stated", picture.file_names[0])
+        kept.append(picture)
+        files.append(path)
+        sizes.append(size_hw)
+    return kept, files, sizes
+
+
+def stated_size(size_hw: Sequence[Any]) -> tuple[int, int] | None:
+    """Two whole numbers above 0, or None."""
+    for side in size_hw:
+        if isinstance(side, bool) or not isinstance(side, int | float):
+            return None
+        if not (1 <= side < _LARGEST_SIDE and side == int(side)):
+            return None
+    return int(size_hw[0]), int(size_hw[1])
+
+
+def stored_size(path: Path, upright: bool) -> tuple[int, int]:
+    """Height and width of a picture file: of its stored pixels, or as viewers turn it by its EXIF orientation."""
+    with Image.open(path) as picture:
+        turned = upright and _orientation(picture) in (5, 6, 7, 8)
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # broken EXIF data do not make a broken picture
+        return 1
+
+
+def _allowed(folder: Path, name: str, root: Path) -> bool:
+    if "\0" in name or os.path.basename(name) in ("", ".", ".."):  # of ".", the folder above would be looked into
+        return False
+    return (".." not in name and not name.startswith("/")) or inside(folder / name, root)

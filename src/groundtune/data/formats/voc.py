@@ -1,0 +1,159 @@
+"""Pascal VOC: one XML file per picture, corners in pixels.
+
+`Annotations/*.xml` with the pictures in `JPEGImages/` (or `images/`), the splits in `ImageSets/Main/{train,val,test}.txt`; or
+XML files beside their pictures, in one folder or in a folder for each split (Roboflow).
+
+- The devkit counts pixels from 1 and includes the last one; labelling tools write edges from 0. The numbers are taken as
+  edges, as they stand; half a pixel is less than the tools disagree by.
+- Objects marked difficult are left out of training and do not count in evaluation, as in the devkit.
+- The class list is `classes.txt` or `labels.txt` where there is one, and the names in the files, sorted.
+- XML is read by defusedxml: no entities, no DTD, nothing from outside the file.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from defusedxml.ElementTree import fromstring
+
+from groundtune.data.findings import Collector
+from groundtune.data.formats.raw import (
+    PICTURE_SUFFIXES,
+    SPLIT_NAMES,
+    RawBox,
+    RawData,
+    RawPicture,
+    Source,
+    classes_by_name,
+    collector,
+    find_name_list,
+    is_text,
+    read_text,
+)
+from groundtune.data.sample import Sample
+from groundtune.errors import DataError
+
+_SUFFIXES = sorted(PICTURE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix))
+
+
+def find_voc(root: Path) -> dict[str, Source]:
+    """Find the splits of a VOC folder; none is {}.
+
+    Raises:
+        DataError: there are several years of a devkit.
+    """
+    homes = [root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
+    homes = [home for home in homes if (home / "Annotations").is_dir()]
+    if len(homes) > 1:
+        raise DataError(f"{root} has several VOC sets: {', '.join(str(home) for home in homes)}. Give the path of one.")
+    if not homes:
+        files = sorted(root.glob("*.xml"))
+        return {"train": xml_source(root, files, root)} if files else {}
+    home = homes[0]
+    lists = {}
+    for path in sorted((home / "ImageSets/Main").glob("*.txt")):
+        if path.stem.lower() in SPLIT_NAMES:
+            lists[SPLIT_NAMES[path.stem.lower()]] = path
+    if not lists and (home / "ImageSets/Main/trainval.txt").is_file():
+        lists["train"] = home / "ImageSets/Main/trainval.txt"
+    if not lists:
+        return {"train": xml_source(home / "Annotations", sorted((home / "Annotations").glob("*.xml")), home)}
+    return {split: xml_source(path, _listed(path, home / "Annotations"), home) for split, path in lists.items()}
+
+
+def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
+    """A split of these XML files; pictures lie in the usual folders of `root` or beside the files."""
+    beside = [xml_paths[0].parent] if xml_paths else []
+    folders = [root / "JPEGImages", root / "images", root / "Images", *beside, root]
+    folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    return Source(file, tuple(folders), partial(_read_split, xml_paths=xml_paths, root=root))
+
+
+def _listed(path: Path, annotations: Path) -> list[Path]:
+    """The XML files of a list of names; a name may be followed by -1, 0 or 1 (the devkit's lists of one class)."""
+    found = []
+    for line in read_text(path).splitlines():
+        name = line.strip()
+        if not name or not is_text(name) or "\0" in name:
+            continue
+        whole = annotations / f"{name}.xml"
+        first = name.split()[0]
+        plain = name == os.path.basename(name)
+        found.append(whole if plain and whole.is_file() else annotations / f"{os.path.basename(first)}.xml")
+    return found
+
+
+def _read_split(file: Path, *, xml_paths: Sequence[Path], root: Path) -> RawData:
+    problems = collector()
+    pictures: list[RawPicture] = []
+    for path in xml_paths:
+        if not path.is_file():
+            problems.add("annotation-missing", path.name)
+            continue
+        try:
+            element = fromstring(path.read_bytes(), forbid_dtd=True)
+        except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:
+            problems.add("annotation-file-unreadable", f"{path.name} ({error or type(error).__name__})")
+            continue
+        pictures.append(_picture(element, path, problems))
+    names = {box.label for picture in pictures for box in picture.boxes if isinstance(box.label, str)}
+    listed = find_name_list(root, root / "Annotations", *(path.parent for path in xml_paths[:1]))
+    return RawData(file, "xyxy", pictures, classes_by_name(names, listed), problems)
+
+
+def _picture(element: ElementTree.Element, path: Path, problems: Collector) -> RawPicture:
+    stated = (element.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    own = [path.stem + suffix for suffix in _SUFFIXES]
+    if stated and stated.isprintable():
+        own = [stated, *own] if Path(stated).stem == path.stem else [*own, stated]
+    size_hw = tuple(_whole(element.findtext(f"size/{side}")) for side in ("height", "width"))
+    picture = RawPicture(tuple(dict.fromkeys(own)), path.name, (size_hw[0], size_hw[1]))
+    for number, item in enumerate(element.findall("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        box = item.find("bndbox")
+        numbers = None if box is None else [_number(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+        difficult = (item.findtext("difficult") or "").strip() == "1"
+        picture.boxes.append(RawBox(numbers, name or None, f"{path.name} object {number}", difficult))
+    return picture
+
+
+def _number(text: str | None) -> float | str | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return text
+
+
+def _whole(text: str | None) -> float | None:
+    number = _number(text)
+    return number if isinstance(number, float) else None
+
+
+def write_voc_xml(sample: Sample, class_names: Sequence[str], file_name: str, path: Path) -> None:
+    """Write one picture's XML file; crowd boxes become difficult objects.
+
+    Args:
+        sample: the picture.
+        class_names: of the data set.
+        file_name: of the picture.
+        path: the file to write.
+    """
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "folder").text = "JPEGImages"
+    ElementTree.SubElement(root, "filename").text = file_name
+    size = ElementTree.SubElement(root, "size")
+    for key, value in (("width", sample.size_hw[1]), ("height", sample.size_hw[0]), ("depth", 3)):
+        ElementTree.SubElement(size, key).text = str(value)
+    ElementTree.SubElement(root, "segmented").text = "0"
+    for box, c, crowd in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True):
+        item = ElementTree.SubElement(root, "object")
+        values = {"name": class_names[c], "pose": "Unspecified", "truncated": "0", "difficult": str(int(crowd))}
+        for key, value in values.items():
+            ElementTree.SubElement(item, key).text = value
+        corners = ElementTree.SubElement(item, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            ElementTree.SubElement(corners, key).text = f"{value:.9g}"
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)

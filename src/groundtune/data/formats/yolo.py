@@ -1,0 +1,279 @@
+"""YOLO: one text file per picture, a row `class cx cy w h` per box, in shares of the picture's width and height.
+
+Found as `data.yaml` (Ultralytics, Roboflow) or as `images/` + `labels/` with a names file. What people have:
+
+- names as a list or as `{0: cat}`; read as text, so that the names `no` and `007` stay what they are.
+- Paths of the splits relative to `path`, to the file, or to a folder that is not there (Roboflow writes `../train/images`
+  for `train/images`): all are tried, and none that leads out of the data folder. Lists of files (.txt) too.
+- Rows of more than five numbers are outlines (segments, oriented boxes) and become the boxes around them. With
+  `kpt_shape` in the yaml they are key points behind a box, and a sixth number alone is a confidence.
+- A picture without a label file is a picture without objects.
+
+Sizes are not stated, so the frame is the picture as viewers show it (EXIF orientation applied), as Ultralytics does.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from groundtune.data.findings import Collector
+from groundtune.data.formats.pictures import FolderListing
+from groundtune.data.formats.raw import (
+    PICTURE_SUFFIXES,
+    SPLIT_NAMES,
+    RawBox,
+    RawClass,
+    RawData,
+    RawPicture,
+    Source,
+    collector,
+    find_name_list,
+    inside,
+    is_text,
+    read_text,
+)
+from groundtune.data.sample import Dataset, Sample
+from groundtune.errors import DataError
+
+_LARGEST_YAML = 2**20  # bytes; a file of 10,000 names has a fifth of it
+_SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
+
+
+def find_yolo(root: Path) -> dict[str, Source]:
+    """Find the splits of a YOLO folder; none is {}.
+
+    Raises:
+        DataError: a `data.yaml` is there and cannot be used, or boxes have no class names.
+    """
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: (p.stem != "data", p.name)):
+        try:
+            content = _read_yaml(path)
+        except DataError:
+            if path.stem in ("data", "dataset"):
+                raise
+            continue  # a YAML file of something else
+        if "names" in content and any(key in content for keys in _SPLIT_KEYS.values() for key in keys):
+            return sources_of_yaml(path)
+    return _sources_of_folders(root)
+
+
+def sources_of_yaml(path: Path) -> dict[str, Source]:
+    """The splits that a `data.yaml` names.
+
+    Raises:
+        DataError: it is not YAML, has no names, or its training pictures are not there.
+    """
+    content = _read_yaml(path)
+    classes = _classes(content.get("names"), path)
+    key_points = "kpt_shape" in content
+    sources, looked = {}, {}
+    for split, keys in _SPLIT_KEYS.items():
+        value = next((content[key] for key in keys if content.get(key)), None)
+        if value is None:
+            continue
+        places = [
+            _resolve(part, content.get("path"), path.parent) for part in (value if isinstance(value, list) else [value])
+        ]
+        found = [place for place in places if place is not None]
+        if not found:
+            looked[split] = value if isinstance(value, str) else "a list"
+            continue
+        read = partial(_read_split, places=found, root=path.parent, classes=classes, key_points=key_points)
+        sources[split] = Source(path, tuple(dict.fromkeys([path.parent, *(p.parent for p in found)])), read)
+    if not sources or "train" in looked:
+        missing = ", ".join(f"{split} {value!r}" for split, value in looked.items()) or "no split at all"
+        raise DataError(
+            f"{path} names {missing}, which is not there. Expected folders of pictures or lists of files (.txt) inside "
+            f"{path.parent}, relative to it or to 'path'."
+        )
+    return sources
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, all values as text; a file that is no mapping is {}."""
+    try:
+        if path.stat().st_size > _LARGEST_YAML:
+            raise DataError(f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set.")
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise DataError(f"{path} is not YAML{where}. Export the data set again, or correct the file.") from error
+    return {key: value for key, value in content.items() if isinstance(key, str)} if isinstance(content, dict) else {}
+
+
+def _classes(names: Any, path: Path) -> list[RawClass]:
+    """Classes by their number, which is the key of the boxes."""
+    entries = list(enumerate(names)) if isinstance(names, list) else []
+    if isinstance(names, dict):
+        entries = [
+            (int(key), name) for key, name in names.items() if isinstance(key, str) and key.isdecimal() and len(key) < 9
+        ]
+        entries.sort(key=lambda entry: entry[0])
+    if (
+        not entries
+        or not all(is_text(name) for _, name in entries)
+        or (isinstance(names, dict) and len(entries) < len(names))
+    ):
+        raise DataError(
+            f"{path}: 'names' is not usable. Expected a list of names, or a mapping such as {{0: cat, 1: dog}}."
+        )
+    return [RawClass(str(number), name, number) for number, name in entries]
+
+
+def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
+    """The folder or list of files that a path of a `data.yaml` means, inside its folder."""
+    if not isinstance(value, str) or "\0" in value or not value.strip():
+        return None
+    text = value.strip().replace("\\", "/")
+    below = os.path.normpath(text)
+    while below.startswith("../"):
+        below = below[3:]
+    bases = [folder / base.strip(), folder] if isinstance(base, str) and "\0" not in base else [folder]
+    candidates = [b / text for b in bases] + [folder / below] * (not below.startswith("/"))
+    for candidate in candidates:
+        if inside(candidate, folder) and (candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())):
+            return Path(os.path.normpath(candidate))
+    return None
+
+
+def _sources_of_folders(root: Path) -> dict[str, Source]:
+    """`images/` + `labels/`, with or without folders for the splits, or `train/images` + `train/labels`."""
+    found: dict[str, list[Path]] = {}
+    if (root / "labels").is_dir() and (root / "images").is_dir():
+        for folder in sorted((root / "images").iterdir()):
+            if folder.is_dir() and folder.name.lower() in SPLIT_NAMES:
+                found.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder)
+        found = found or {"train": [root / "images"]}
+    for folder in sorted(root.iterdir()):
+        if folder.name.lower() in SPLIT_NAMES and (folder / "labels").is_dir() and (folder / "images").is_dir():
+            found.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder / "images")
+    if not found and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
+        found = {"train": [root]}
+    if not found:
+        return {}
+    names = find_name_list(root, root / "labels", root / "labels/train", root / "train", root / "train/labels")
+    if not names:
+        raise DataError(
+            f"{root} has YOLO labels but no class names, and the model reads names. Add a classes.txt with one name a line, "
+            "in the order of the class numbers, or a data.yaml."
+        )
+    classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
+    return {
+        split: Source(
+            places[0], (root,), partial(_read_split, places=places, root=root, classes=classes, key_points=False)
+        )
+        for split, places in found.items()
+    }
+
+
+def _read_split(
+    file: Path, *, places: Sequence[Path], root: Path, classes: list[RawClass], key_points: bool
+) -> RawData:
+    problems = collector()
+    listing = FolderListing()
+    pictures = []
+    for place in places:
+        for names in _listed(place, root) if place.is_file() else _pictures_in(place, root):
+            picture = RawPicture(names, f"{place.name}")
+            label = _label_file([root / name for name in names], root, listing)
+            if label is None:
+                problems.add("label-file-missing", names[0])
+            else:
+                picture.boxes = _rows(label, key_points, problems)
+            pictures.append(picture)
+    return RawData(file, "cxcywh", pictures, classes, problems, states_size=False)
+
+
+def _pictures_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
+    """Pictures of a folder and those below it, relative to the root, in the order of their names."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES]
+    return [(os.path.relpath(path, root),) for path in sorted(found)]
+
+
+def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
+    """Pictures of a list of files: relative to the list, or to the root, or whole paths that lie inside it."""
+    lines = [line.strip().replace("\\", "/").removeprefix("./") for line in read_text(path).splitlines()]
+    found: list[tuple[str, ...]] = []
+    for line in lines:
+        if is_text(line) and os.path.basename(line):
+            beside = os.path.relpath(path.parent, root)
+            found.append((line,) if beside == "." or line.startswith("/") else (f"{beside}/{line}", line))
+    return found
+
+
+def _label_file(pictures: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
+    """The label file of a picture: in `labels/` for `images/`, or beside it."""
+    for picture in pictures:
+        parts = list(picture.with_suffix(".txt").parts)
+        candidates = [Path(*parts)]
+        if "images" in parts[:-1]:
+            last = len(parts) - 1 - parts[::-1].index("images")
+            candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
+        for candidate in candidates:
+            if inside(candidate, root) and listing.has(candidate):
+                return candidate
+    return None
+
+
+def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        problems.add("annotation-file-unreadable", f"{path.name} ({error.strerror or error})")
+        return []
+    boxes = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            numbers = [float(word) for word in words]
+            label = str(int(numbers[0])) if numbers[0].is_integer() else words[0]
+        except (ValueError, OverflowError):
+            problems.add("annotation-broken", f"{where} {line[:40]!r}")
+            continue
+        box = numbers[1:5]
+        if len(numbers) > 6 and not key_points:
+            if len(numbers) % 2 == 0:
+                problems.add("annotation-broken", f"{where} with {len(numbers)} numbers")
+                continue
+            problems.add("segments-to-boxes", where)
+            xs, ys = numbers[1::2], numbers[2::2]
+            box = [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
+        boxes.append(RawBox(box, label, where))
+    return boxes
+
+
+def write_yolo_labels(sample: Sample, path: Path) -> None:
+    """Write one picture's label file; crowd boxes have no form here and are left out."""
+    height, width = sample.size_hw
+    lines = []
+    for (x0, y0, x1, y1), c, crowd in zip(
+        sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True
+    ):
+        if not crowd:
+            shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+            lines.append(f"{c} {' '.join(f'{share:.10g}' for share in shares)}\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def write_yolo_yaml(splits: dict[str, Dataset], folders: dict[str, str], path: Path) -> None:
+    """Write `data.yaml`.
+
+    Args:
+        splits: of one data set.
+        folders: for each split its picture folder, relative to the file.
+        path: the file to write.
+    """
+    names = next(iter(splits.values())).class_names
+    content: dict[str, Any] = {("val" if split == "valid" else split): folders[split] for split in splits}
+    content |= {"nc": len(names), "names": dict(enumerate(names))}
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

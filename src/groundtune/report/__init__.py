@@ -1,0 +1,1 @@
+"""Report: one HTML file that answers what a run came to."""

@@ -1,0 +1,100 @@
+"""Charts as SVG text: lines over steps, precision over recall, and a heat map. Colours come from the page's CSS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+Series = tuple[str, Sequence[float], Sequence[float]]
+"""Name, x and y values."""
+
+_WIDTH, _HEIGHT = 520, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
+
+
+def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, float] | None = None) -> str:
+    """Lines in one frame with a legend below.
+
+    Args:
+        series: at most six are told apart by colour; values that are not finite interrupt a line.
+        x_label: what the x axis counts.
+        y_range: lower and upper end; None takes those of the values.
+
+    Returns:
+        An `<svg>` element; "" without any finite value.
+    """
+    finite = [(x, y) for _, xs, ys in series for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+    if not finite:
+        return ""
+    x_low, x_high = min(x for x, _ in finite), max(x for x, _ in finite)
+    y_low, y_high = y_range or (min(y for _, y in finite), max(y for _, y in finite))
+    x_high, y_high = (x_high if x_high > x_low else x_low + 1), (y_high if y_high > y_low else y_low + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        down = _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
+        return across, down
+
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(x_label)}">']
+    for y in ticks(y_low, y_high):
+        _, down = place(x_low, y)
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in ticks(x_low, x_high):
+        across, _ = place(x, y_low)
+        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{x:g}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 1}" text-anchor="end">{escape(x_label)}</text>')
+    for number, (_, xs, ys) in enumerate(series):
+        for piece in _pieces(xs, ys):
+            points = " ".join(f"{across:.1f},{down:.1f}" for across, down in (place(x, y) for x, y in piece))
+            if len(piece) == 1:
+                across, down = place(*piece[0])
+                parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
+            else:
+                parts.append(f'<polyline class="line{number % 6}" points="{points}"/>')
+    legend = "".join(
+        f'<span><i class="dot{number % 6}"></i>{escape(name)}</span>' for number, (name, _, _) in enumerate(series)
+    )
+    return "".join([*parts, "</svg>", f'<div class="legend">{legend}</div>'])
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from low to high, `most` at the most and at least one."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
+    """A confusion matrix as a table: rows are what is there, columns what was said, shaded by the share of the row.
+
+    Args:
+        matrix: (N, N) counts.
+        names: of rows and columns.
+    """
+    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
+    rows = []
+    for index, name in enumerate(names):
+        cells = "".join(
+            f'<td class="{"hit" if index == column and column < len(names) - 1 else "off"}" '
+            f'style="--share:{share:.3f}">{count if count else ""}</td>'
+            for column, (count, share) in enumerate(zip(matrix[index], matrix[index] / totals[index], strict=True))
+        )
+        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    return f'<table class="heat"><tr><th>there ↓ &nbsp; said →</th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _pieces(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, float]]]:
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x, y in zip(xs, ys, strict=True):
+        if math.isfinite(y):
+            pieces[-1].append((x, y))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]

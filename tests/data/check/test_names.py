@@ -1,0 +1,86 @@
+"""What is said about class names, one by one and in pairs."""
+
+import pytest
+
+from groundtune.data.check.kinds import CHECKING
+from groundtune.data.check.names import alike_names, check_names, misspelt_words, read_names
+from groundtune.data.findings import Collector
+from groundtune.text.prompt import clean_name
+
+
+def found(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[str]]:
+    collector = Collector(CHECKING)
+    check_names(read_names([clean_name(name) for name in written], written, tokenizer, max_text_len), collector)
+    return {finding.check: finding.examples for finding in collector.findings()}
+
+
+@pytest.mark.parametrize(
+    ("written", "check"),
+    [
+        ("7", "name-number"),
+        ("12/3", "name-number"),
+        ("label0", "name-meaningless"),
+        ("class_1", "name-meaningless"),
+        ("Object", "name-meaningless"),
+        ("obj", "name-meaningless"),
+        ("q", "name-meaningless"),
+        ("WBC", "name-abbreviation"),
+        ("remote contol", "name-misspelt"),
+        ("celling fan", "name-misspelt"),
+        ("St. Bernard", "name-separator"),
+        ("what?", "name-separator"),
+        ("cup (empty)", "name-parentheses"),
+        ("cup/mug", "name-list"),
+        ("\u13e3\u13b3\u13a9", "name-unknown-token"),
+        ("\u200b", "name-without-token"),
+    ],
+)
+def test_names_that_the_model_cannot_read_well(tokenizer, written, check):
+    assert set(found(tokenizer, written)) == {check}
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "red blood cell", "tv", "t-shirt", "number 7 bus", "objective", "classroom", "cats", "orange"]
+)
+def test_names_that_it_can(tokenizer, name):
+    assert found(tokenizer, name) == {}
+
+
+def test_names_are_counted_with_their_separator(tokenizer):
+    assert found(tokenizer, "cat dog", max_text_len=5) == {}  # [CLS] cat dog . [SEP]
+    assert found(tokenizer, "cat dog", max_text_len=4) == {
+        "name-too-long": ["'cat dog' has 3 tokens with its '.', at most 2 are read"]
+    }
+    assert found(tokenizer, "cat", "dog", max_text_len=5) == {
+        "names-over-budget": ["4 tokens for 2 names: 2 prompts of 3"]
+    }
+
+
+def test_names_that_read_the_same(tokenizer):
+    assert found(tokenizer, "café", "cafe")["names-same-tokens"] == ["'café', 'cafe' are read 'cafe'"]
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["remote control", "remote contol"], True),
+        (["remote control", "remote contorl"], True),
+        (["tea pot", "teapot"], True),
+        (["t-shirt", "t shirt"], True),
+        (["wine glass", "wine glasses"], False),  # two letters
+        (["car", "cars"], True),
+        (["mouse", "house"], False),
+        (["white king", "white knight"], False),
+        (["type 1", "type 2"], False),
+        (["red cup", "red cap"], False),
+        (["big cat", "big bat"], False),
+    ],
+)
+def test_names_that_may_be_one_spelt_in_two_ways(names, alike):
+    assert alike_names(names) == ([tuple(names)] if alike else [])
+
+
+def test_no_names_are_no_problem(tokenizer):
+    assert found(tokenizer) == {}
+    assert alike_names([]) == []
+    assert misspelt_words("", [], {}) == []

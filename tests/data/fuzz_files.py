@@ -1,0 +1,183 @@
+"""Small data sets of every format, and ways to spoil their annotation files."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from coco_files import coco, picture
+
+NAMES = ["a.png", "b.png", "c.png"]
+CAPTION = "a left cat . the red dog . nothing"
+
+VOC = """<?xml version="1.0"?>
+<annotation><folder>x</folder><filename>{name}</filename><size><width>40</width><height>30</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>12.5</xmax><ymax>15</ymax></bndbox></object>
+<object><name>dog</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>39</xmax><ymax>29</ymax></bndbox></object></annotation>
+"""
+
+
+def coco_set(folder: Path) -> list[Path]:
+    boxes = [(1, 1, [2, 3, 10, 12]), (2, 7, [1, 1, 30, 20]), (3, 1, [0.5, 0, 1.25, 30])]
+    content = coco(NAMES, boxes, [(1, "cat"), (7, "dog")])
+    (folder / "labels.json").write_text(json.dumps(content))
+    return [folder / "labels.json"]
+
+
+def tokens_set(folder: Path) -> list[Path]:
+    content = coco(NAMES, [(1, 1, [2, 3, 10, 12]), (2, 1, [1, 1, 30, 20])], [(1, "object")])
+    for image in content["images"]:
+        image["caption"] = CAPTION
+    content["images"][0]["tokens_positive_eval"] = [[[0, 10]], [[13, 24]]]
+    content["annotations"][0]["tokens_positive"] = [[2, 6], [7, 10]]
+    content["annotations"][1]["tokens_positive"] = [[13, 24]]
+    (folder / "refs.json").write_text(json.dumps(content))
+    return [folder / "refs.json"]
+
+
+def odvg_set(folder: Path) -> list[Path]:
+    detection = {
+        "instances": [{"bbox": [2, 3, 12, 15], "label": 0, "category": "cat"}, {"bbox": [0, 0, 9, 9], "label": 1}]
+    }
+    grounding = {
+        "caption": CAPTION,
+        "regions": [
+            {"bbox": [2, 3, 12, 15], "phrase": "left cat"},
+            {"bbox": [], "phrase": "dog", "tokens_positive": [[13, 24]]},
+        ],
+    }
+    rows = [{"filename": "a.png", "height": 30, "width": 40, "detection": detection}]
+    rows += [{"filename": "b.png", "height": 30, "width": 40, "grounding": grounding}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "label_map.json").write_text('{"0": "cat", "1": "dog"}')
+    return [folder / "data.jsonl", folder / "label_map.json"]
+
+
+def yolo_set(folder: Path) -> list[Path]:
+    files = [folder / "data.yaml", folder / "val.txt"]
+    files[0].write_text("path: .\ntrain: images\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: 'red dog'\n")
+    files[1].write_text("images/a.png\n./images/b.png\n")
+    for name in NAMES:
+        picture(folder / "images" / name)
+        files.append(folder / "labels" / f"{name[0]}.txt")
+        files[-1].parent.mkdir(exist_ok=True)
+        files[-1].write_text("0 0.5 0.5 0.2 0.4\n1 0.1 0.1 0.2 0.1 0.3 0.3 0.4 0.2\n")
+    return files
+
+
+def voc_set(folder: Path) -> list[Path]:
+    files = []
+    for place in ("Annotations", "ImageSets/Main"):
+        (folder / place).mkdir(parents=True)
+    for name in NAMES:
+        picture(folder / "JPEGImages" / name)
+        files.append(folder / "Annotations" / f"{name[0]}.xml")
+        files[-1].write_text(VOC.format(name=name))
+    for split, stems in (("train", "a\nb\n"), ("val", "c  1\n")):
+        files.append(folder / "ImageSets/Main" / f"{split}.txt")
+        files[-1].write_text(stems)
+    return files
+
+
+def csv_set(folder: Path) -> list[Path]:
+    rows = "a.png,40,30,cat,2,3,12,15\nb.png,40,30,dog,1,1,31,21\nc.png,40,30,,,,,\n"
+    (folder / "boxes.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + rows)
+    return [folder / "boxes.csv"]
+
+
+def retinanet_set(folder: Path) -> list[Path]:
+    (folder / "boxes.csv").write_text("a.png,2,3,12,15,cat\nb.png,1,1,31,21,dog\nc.png,,,,,\n")
+    return [folder / "boxes.csv"]
+
+
+SETS: dict[str, Callable[[Path], list[Path]]] = {
+    "coco": coco_set,
+    "tokens_positive": tokens_set,
+    "odvg": odvg_set,
+    "yolo": yolo_set,
+    "voc": voc_set,
+    "csv": csv_set,
+    "retinanet": retinanet_set,
+}
+
+
+def make_set(kind: str, folder: Path) -> list[Path]:
+    """Write a sound data set; gives its annotation files."""
+    folder.mkdir(parents=True)
+    for name in NAMES if kind not in ("yolo", "voc") else ():
+        picture(folder / name)
+    return SETS[kind](folder)
+
+
+_VALUES = [
+    "NaN", "Infinity", "-1e999", "1e308", "9" * 400, "-0", "null", "true", "[]", "{}", '""', '"\\ud800"', "[[[[]]]]",
+    '"../../outside.png"', '"/etc/passwd"', '"a\\u0000b"', '"' + "x" * 5000 + '"', "1e-320", "-5", "3.7", '{"id": 1}',
+]  # fmt: skip
+_RAW = [
+    b"../../outside.png", b"/etc/passwd", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", "\u202e\u0131\U0001f600".encode(), b"nan",
+    b"inf", b"1e999", b"-", b"*", b"&a", b"!!python/object/apply:os.system ['touch /tmp/owned']", b"<![CDATA[", b"&x;", b"]]>",
+    b'"', b"{", b"[", b"\r", b"\t", b",", b":", b"- - - -", b"? ", b"% ",
+]  # fmt: skip
+_BOMB = b'<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;"><!ENTITY s SYSTEM "file:///etc/passwd">]>'
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Spoil a file in one to four ways."""
+    for _ in range(rng.randint(1, 4)):
+        content = rng.choice(_WAYS)(content, rng)
+    return content
+
+
+def _cut(content: bytes, rng: random.Random) -> bytes:
+    return content[: rng.randrange(len(content) + 1)]
+
+
+def _flip(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 8) if data else 0):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data)
+
+
+def _insert(content: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(content) + 1)
+    return content[:at] + rng.choice(_RAW) * rng.choice([1, 1, 1, 50]) + content[at:]
+
+
+def _nest(content: bytes, rng: random.Random) -> bytes:
+    depth = rng.choice([50, 3000, 100_000])
+    opening, closing = rng.choice([(b"[", b"]"), (b'{"a":', b"}"), (b"<a>", b"</a>"), (b"- ", b""), (b"(", b")")])
+    at = rng.randrange(len(content) + 1)
+    nested = opening * depth + (b"1" + closing * depth if rng.random() < 0.7 else b"")
+    return rng.choice([nested, content[:at] + nested + content[at:]])
+
+
+def _encode(content: bytes, rng: random.Random) -> bytes:
+    return content.decode("latin-1").encode(
+        rng.choice(["utf-16", "utf-16-le", "utf-32", "utf-7", "cp037", "utf-8-sig"])
+    )
+
+
+def _token(content: bytes, rng: random.Random) -> bytes:
+    """Replace one number, word or text by a value of another kind."""
+    import re
+
+    found = list(re.finditer(rb'"[^"]*"|-?\d+\.?\d*|\w+', content))
+    if not found:
+        return content
+    match = rng.choice(found)
+    return content[: match.start()] + rng.choice(_VALUES).encode() + content[match.end() :]
+
+
+def _shuffle(content: bytes, rng: random.Random) -> bytes:
+    lines = content.splitlines(keepends=True)
+    rng.shuffle(lines)
+    return b"".join(lines + lines[: rng.randint(0, 2)])
+
+
+def _bomb(content: bytes, rng: random.Random) -> bytes:
+    return rng.choice([_BOMB + content, content.replace(b"<annotation>", _BOMB + b"<annotation>&y;&s;"), b""])
+
+
+_WAYS = [_cut, _flip, _insert, _nest, _encode, _token, _token, _token, _shuffle, _bomb]

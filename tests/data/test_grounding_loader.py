@@ -1,0 +1,177 @@
+"""Batches with captions: spans become tokens, mirrored pictures have mirrored words, and sources are mixed by weight."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from coco_files import coco, picture, write
+from hypothesis import given
+from hypothesis import strategies as st
+from loader_files import dataset_of, loader_of, sample
+
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.mix import mix_in, parse_mix
+from groundtune.data.sample import Grounding
+from groundtune.errors import ConfigError, DataError
+from groundtune.text.prompt import caption_prompt, mirror_caption
+
+CAPTION = "the LEFT cup, a car near the right-hand carrot"
+SPANS = (((0, 12),), ((14, 19),), ((25, 46),), ((4, 8), (9, 12)))
+
+
+def captioned(
+    folder,
+    index,
+    caption=CAPTION,
+    spans=SPANS,
+    boxes=((4, 5, 20, 25), (30, 2, 50, 20), (1, 1, 9, 9)),
+    classes=(0, 2, 0),
+):
+    return replace(sample(folder, index, boxes, classes, size_hw=(40, 80)), grounding=Grounding(caption, spans))
+
+
+def words(tokenizer, batch, entry, row):
+    ids = batch.text.input_ids[entry]
+    return tokenizer.decode(ids[row[: len(ids)]])
+
+
+def test_the_caption_is_the_prompt_and_spans_become_tokens(tmp_path, tokenizer):
+    dataset = dataset_of([captioned(tmp_path, 0), captioned(tmp_path, 1, "a dog?", (), (), ())], [])
+    (batch,) = loader_of(dataset, tokenizer, batch_size=2, flip=0.0).epoch(0)
+    first, second = batch.indices.index(0), batch.indices.index(1)
+    assert batch.prompts[first].caption == CAPTION + "." and batch.prompts[second].caption == "a dog?"
+    found = [words(tokenizer, batch, first, row) for row in batch.phrase_maps[first]]
+    assert found == ["the left cup", "a car", "the right - hand carrot", "left cup"]
+    target = batch.targets[first]
+    assert target.labels.tolist() == [0, 2, 0] and torch.equal(target.positive_map, batch.phrase_maps[first][[0, 2, 0]])
+    assert target.boxes_cxcywh[0].tolist() == pytest.approx([12 / 80, 15 / 40, 16 / 80, 20 / 40])
+    assert batch.phrase_maps[second].shape == (0, 256) and batch.targets[second].boxes_cxcywh.shape == (0, 4)
+
+
+def test_a_mirrored_picture_has_a_mirrored_caption(tmp_path, tokenizer):
+    dataset = dataset_of([captioned(tmp_path, 0)], [])
+    (batch,) = loader_of(dataset, tokenizer, flip=1.0, crop=1.0).epoch(0)
+    assert batch.prompts[0].caption == "the RIGHT cup, a car near the left-hand carrot."
+    found = [words(tokenizer, batch, 0, row) for row in batch.phrase_maps[0]]
+    assert found == ["the right cup", "a car", "the left - hand carrot", "right cup"]
+    assert batch.targets[0].boxes_cxcywh[0, 0].item() == pytest.approx(1 - 12 / 80)  # and it is not cropped
+    loader = loader_of(dataset, tokenizer, cache_views=2)
+    captions = [next(loader.epoch(epoch)).prompts[0].caption for epoch in (0, 1)]
+    assert captions[0] != captions[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("the left cup", "the right cup"),
+        ("Leftmost and RIGHT, right.", "Rightmost and LEFT, left."),
+        ("upright bright leftover lefty copyright", "upright bright leftover lefty copyright"),
+        ("left right left", "right left right"),
+        ("leftside rightward left-hand", "rightside leftward right-hand"),
+        ("", ""),
+    ],
+)
+def test_left_and_right_change_places(text, mirrored):
+    assert mirror_caption(text, ())[0] == mirrored and mirror_caption(mirrored, ())[0] == text
+
+
+@given(
+    st.lists(st.sampled_from(["left", "right", "cup", "leftmost", "upright", "a"]), min_size=1, max_size=8), st.data()
+)
+def test_spans_of_whole_words_follow_them(parts, data):
+    caption = " ".join(parts)
+    begins = [sum(len(p) + 1 for p in parts[:i]) for i in range(len(parts))]
+    first = data.draw(st.integers(0, len(parts) - 1))
+    last = data.draw(st.integers(first, len(parts) - 1))
+    span = (begins[first], begins[last] + len(parts[last]))
+    mirrored, ((moved,),) = mirror_caption(caption, ((span,),))
+    assert mirrored[slice(*moved)].split() == mirrored.split()[first : last + 1]
+    assert mirror_caption(mirrored, ((moved,),)) == (caption, ((span,),))
+
+
+def test_a_span_within_a_side_takes_the_whole_word():
+    assert mirror_caption("a right cup", (((2, 4),), ((5, 11),))) == ("a left cup", (((2, 6),), ((2, 10),)))
+
+
+def test_pitfall_10_a_caption_is_closed_once():
+    assert caption_prompt("a cat ", (((0, 6),),)).caption == "a cat."
+    assert caption_prompt("a cat ", (((2, 6),),)).spans == (((2, 5),),)
+    assert [caption_prompt(text, ()).caption for text in ("a cat . ", "what?", "")] == ["a cat .", "what?", "."]
+
+
+def test_captions_over_the_budget_are_told_before_the_first_step(tmp_path, tokenizer):
+    long = captioned(tmp_path, 1, "cat " * 300, (), (), ())
+    with pytest.raises(DataError, match=r"1 captions .* 1.png \(303 tokens\)"):
+        loader_of(dataset_of([captioned(tmp_path, 0), long], []), tokenizer)
+    silent = captioned(tmp_path, 2, "a cat \u200b", (((6, 7),),), (), ())
+    with pytest.raises(DataError, match=r"1 captions .* no token: 2.png"):
+        loader_of(dataset_of([captioned(tmp_path, 0), silent], []), tokenizer)
+
+
+def test_weights_say_how_often_a_picture_is_shown(tmp_path, tokenizer):
+    samples = [replace(sample(tmp_path, i, [(1, 1, 9, 9)], [0]), weight=[1.0, 0.25, 1.5][i % 3]) for i in range(24)]
+    loader = loader_of(dataset_of(samples), tokenizer, batch_size=4)
+    seen = Counter()
+    for epoch in range(40):
+        plan = loader.batch_plan(epoch)
+        shown = Counter(index % 3 for batch in plan for index in batch)
+        assert shown == {0: 8, 1: 2, 2: 12} and len(plan) == len(loader) == 6
+        seen.update(index for batch in plan for index in batch)
+    assert len(seen) == 24 and all(seen[i] == 40 for i in range(0, 24, 3))
+    assert loader.batch_plan(3) == loader_of(dataset_of(samples), tokenizer, batch_size=4).batch_plan(3)
+
+
+def class_set(folder, names, classes, count=6):
+    """`count` pictures, picture i with a box of class i % C."""
+    files = [f"{i}.png" for i in range(count)]
+    boxes = [(i + 1, classes[i % len(classes)], [i, 1, 9, 9]) for i in range(count)]
+    for split in ("train", "valid"):
+        write(folder / split / "_annotations.coco.json", coco(files, boxes, names), folder / split)
+    return folder
+
+
+def test_sets_are_mixed_and_unknown_classes_are_never_negatives(tmp_path, tokenizer):
+    main = class_set(tmp_path / "a", [(1, "cat"), (2, "dog")], [1, 2])
+    other = class_set(tmp_path / "b", [(9, "dog"), (1, "zebra")], [9, 1], 4)
+    for number in range(4):
+        picture(tmp_path / "c" / f"{number}.png")
+    rows = [
+        f'{{"filename": "{n}.png", "height": 30, "width": 40, "grounding": {{"caption": "the left cat", "regions": '
+        f'[{{"bbox": [1, 1, 9, {9 + n}], "phrase": "left cat"}}]}}}}'
+        for n in range(4)
+    ]
+    (tmp_path / "c/train.jsonl").write_text("\n".join(rows))
+    splits = load_splits(main)
+    mix_in(splits, [(other, 1.0), (tmp_path / "c", 0.5)])
+    train = splits["train"]
+    assert train.class_names == splits["valid"].class_names == ["cat", "dog", "zebra"]
+    assert len(train.samples) == 14 and len({s.image_id for s in train.samples}) == 14
+    assert not splits["valid"].messages and [f.check for f in train.findings] == ["data-mixed"] * 2
+    asked = {"a": set(), "b": set(), "c": set()}
+    loader = loader_of(train, tokenizer, batch_size=4)
+    shown = Counter()
+    for epoch in range(12):
+        for batch in loader.epoch(epoch):
+            for own, prompt in zip(batch.samples, batch.prompts, strict=True):
+                source = own.image_path.relative_to(tmp_path).parts[0]
+                asked[source] |= set(prompt.phrases)
+                shown[source] += 1
+    assert asked == {"a": {"cat", "dog"}, "b": {"dog", "zebra"}, "c": {"left cat", "right cat"}}
+    assert shown == {"a": 72, "b": 48, "c": 24}
+    dogs = [s for s in train.samples if 1 in s.class_ids and s.grounding is None]
+    assert {s.image_path.parts[-3] for s in dogs} == {"a", "b"}
+
+
+def test_mixing_one_set_changes_nothing_and_mistakes_are_told(tmp_path):
+    splits = load_splits(class_set(tmp_path / "a", [(1, "cat")], [1]))
+    before = list(splits["train"].samples)
+    mix_in(splits, [])
+    assert splits["train"].samples == before and all(s.annotated is None for s in before)
+    assert parse_mix("a") == (Path("a"), 1.0) and parse_mix("a=b/c=0.5") == (Path("a=b/c"), 0.5)
+    for text in ("a=x", "a=0", "a=-1", "a=inf", "=2"):
+        with pytest.raises(ConfigError, match="PATH=WEIGHT"):
+            parse_mix(text)
+    with pytest.raises(DataError, match="does not exist"):
+        mix_in(splits, [(tmp_path / "no", 1.0)])

@@ -1,0 +1,143 @@
+"""Error split, best thresholds, confusion matrix and calibration on detections made by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.cocoeval import COCOeval
+from random_detections import coco_api, random_dataset, random_predictions
+
+from groundtune.data.sample import Dataset, Sample
+from groundtune.metrics.errors import best_thresholds, calibration, collect, confusion, error_counts, overlaps
+
+CAT, DOG = 0, 1
+
+
+def dataset(boxes: list[tuple[int, list[float]]], crowd: tuple[int, ...] = ()) -> Dataset:
+    """One picture of 100 x 100; ids 7 and 3 are cat and dog."""
+    xyxy = np.array([box for _, box in boxes], dtype=np.float32).reshape(-1, 4)
+    sample = Sample(
+        image_path=Path("one.jpg"),
+        image_id=5,
+        size_hw=(100, 100),
+        boxes_xyxy=xyxy,
+        class_ids=np.array([c for c, _ in boxes], dtype=np.int64),
+        crowd=np.array([i in crowd for i in range(len(boxes))], dtype=bool),
+    )
+    return Dataset("valid", Path("."), ["cat", "dog"], [sample], [7, 3])
+
+
+def said(class_id: int, xyxy: list[float], score: float) -> dict:
+    x0, y0, x1, y1 = xyxy
+    return {"image_id": 5, "category_id": [7, 3][class_id], "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+
+
+BOX, FAR = [10, 10, 30, 30], [60, 60, 80, 80]
+
+
+@pytest.mark.parametrize(
+    ("class_id", "box", "kind"),
+    [
+        (CAT, [10, 10, 30, 29], "matched"),  # IoU 0.95
+        (DOG, [10, 10, 30, 29], "class"),
+        (CAT, [20, 10, 40, 30], "location"),  # half of each: IoU 1/3
+        (DOG, [20, 10, 40, 30], "both"),
+        (CAT, [28, 10, 48, 30], "background"),  # IoU 40 / 760 = 0.05
+        (CAT, FAR, "background"),
+    ],
+)
+def test_each_kind_of_a_single_detection(class_id: int, box: list[float], kind: str) -> None:
+    result = collect(dataset([(CAT, BOX)]), [said(class_id, box, 0.9)])[0]
+    assert result.kinds == [kind]
+    assert list(result.missed(np.zeros(2))) == ([] if kind == "matched" else [0])
+
+
+def test_the_better_of_two_is_matched_and_the_other_a_duplicate() -> None:
+    result = collect(dataset([(CAT, BOX)]), [said(CAT, BOX, 0.4), said(CAT, [10, 10, 30, 28], 0.8)])[0]
+    assert result.kinds == ["matched", "duplicate"]
+    assert list(result.scores) == [0.8, 0.4]
+    assert result.ious[0] == pytest.approx(0.9)
+
+
+def test_crowds_are_neither_found_nor_missed() -> None:
+    data = dataset([(CAT, BOX), (CAT, [50, 50, 100, 100])], crowd=(1,))
+    results = collect(data, [said(CAT, BOX, 0.9), said(CAT, FAR, 0.8), said(DOG, FAR, 0.7)])
+    assert results[0].kinds == ["matched", "crowd", "background"]
+    assert list(results[0].missed(np.zeros(2))) == []
+    assert best_thresholds(results, 2)[CAT].f1 == 1.0
+
+
+def test_overlaps_by_hand_and_of_nothing() -> None:
+    ious, inside = overlaps(np.array([[0.0, 0, 10, 10]]), np.array([[0.0, 0, 10, 20], [10.0, 0, 20, 10]]))
+    assert ious.tolist() == [[0.5, 0.0]] and inside.tolist() == [[1.0, 0.0]]
+    assert overlaps(np.zeros((0, 4)), np.zeros((3, 4)))[0].shape == (0, 3)
+
+
+def test_best_threshold_by_hand() -> None:
+    """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from the top."""
+    data = dataset([(CAT, BOX), (CAT, FAR)])
+    results = collect(
+        data, [said(CAT, BOX, 0.9), said(CAT, [0, 90, 9, 99], 0.8), said(CAT, FAR, 0.7), said(CAT, [90, 0, 99, 9], 0.1)]
+    )
+    cat, dog = best_thresholds(results, 2)
+    assert (cat.threshold, cat.f1, cat.precision, cat.recall) == pytest.approx((0.7, 0.8, 2 / 3, 1.0))
+    assert (dog.threshold, dog.f1, dog.precision, dog.recall) == (1.0, None, None, None)
+
+
+def test_a_threshold_does_not_cut_between_equal_scores() -> None:
+    results = collect(dataset([(CAT, BOX)]), [said(CAT, BOX, 0.5), said(CAT, FAR, 0.5)])
+    assert best_thresholds(results, 2)[CAT].f1 == pytest.approx(2 / 3)
+
+
+def test_counts_add_up_over_a_picture_with_everything() -> None:
+    data = dataset([(CAT, BOX), (DOG, FAR), (DOG, [0, 80, 10, 90])])
+    results = collect(
+        data,
+        [
+            said(CAT, BOX, 0.9),
+            said(CAT, FAR, 0.8),  # a dog called a cat
+            said(DOG, [40, 0, 50, 10], 0.7),  # nothing there
+            said(DOG, [0, 80, 10, 90], 0.2),  # right, but below the threshold
+        ],
+    )
+    counts = error_counts(results, np.array([0.5, 0.5]), 2)
+    assert {name: row.tolist() for name, row in counts.items() if row.any()} == {
+        "matched": [1, 0],
+        "class": [1, 0],
+        "background": [0, 1],
+        "missed": [0, 2],
+    }
+    assert confusion(results, np.array([0.5, 0.5]), 2).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
+
+
+def test_calibration_by_hand() -> None:
+    """In the bin of .9: one right of one. In the bin of .5: one right of two. Gap (|.95 − 1| + 2 · |.55 − .5|) / 3."""
+    data = dataset([(CAT, BOX), (CAT, FAR)])
+    found = collect(data, [said(CAT, BOX, 0.95), said(CAT, FAR, 0.55), said(CAT, [0, 90, 9, 99], 0.55)])
+    rows, gap = calibration(found)
+    assert [(round(r["score"], 2), r["right"], r["count"]) for r in rows] == [(0.55, 0.5, 2.0), (0.95, 1.0, 1.0)]
+    assert gap == pytest.approx((0.05 + 2 * 0.05) / 3)
+    assert calibration(collect(data, [])) == ([], None)
+
+
+def test_a_picture_without_boxes_and_without_detections() -> None:
+    results = collect(dataset([]), [])
+    assert confusion(results, np.zeros(2), 2).sum() == 0
+    assert all(count.sum() == 0 for count in error_counts(results, np.zeros(2), 2).values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_matched_is_what_pycocotools_matches(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = random_dataset(rng)
+    predictions = random_predictions(rng, data)
+    truth, found = coco_api(data, predictions)
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.maxDets = [0.5], [[0, 1e10]], [1000]
+    evaluation.evaluate()
+    theirs = sum(
+        int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0].astype(bool)).sum())
+        for entry in evaluation.evalImgs
+        if entry is not None
+    )
+    assert sum(result.kinds.count("matched") for result in collect(data, predictions)) == theirs > 0

@@ -1,0 +1,119 @@
+"""Recall of phrases by hand, and a run on real captions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coco_files import picture
+from engine_fakes import FakeNetwork
+from engine_runs import CPU, Recorder, options, run, tiny_bundle
+
+from groundtune.api import evaluate as evaluate_by_path
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.transforms import PictureFormat
+from groundtune.engine.evaluate import evaluate
+from groundtune.errors import DataError
+from groundtune.metrics.grounding import PhraseAnswer, grounding_metrics
+from groundtune.model.bundle import ModelBundle
+from groundtune.model.config import ModelConfig
+
+
+def answer(found, true):
+    return PhraseAnswer(
+        torch.tensor(found, dtype=torch.float32).reshape(-1, 4), np.array(true, dtype=np.float32).reshape(-1, 4)
+    )
+
+
+def test_recall_by_hand():
+    right, half, wrong = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.9]  # IoU with `right`: 1, .5, .49
+    answers = [
+        answer([right], [right]),  # first
+        answer([wrong, half], [right]),  # second: .5 is enough, .49 is not
+        answer([wrong] * 7 + [right], [[50, 50, 60, 60], right]),  # eighth, any of its boxes
+        answer([wrong] * 12 + [right], [right]),  # thirteenth
+        answer([wrong], []),  # a phrase without a box does not count
+    ]
+    assert grounding_metrics(answers) == {"recall@1": 1 / 4, "recall@5": 2 / 4, "recall@10": 3 / 4}
+    assert grounding_metrics(answers[-1:]) == {"recall@1": None, "recall@5": None, "recall@10": None}
+
+
+class Reader(FakeNetwork):
+    """Query 0 fires on "cup" alone, query 1 weakly on every token of "the left cup"."""
+
+    def __init__(self, tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward_features(self, features, text, targets=None):
+        logits = torch.full((len(features), 2, 256), -9.0)
+        cup, left = (self.tokenizer.convert_tokens_to_ids(word) for word in ("cup", "left"))
+        for row, ids in enumerate(text.input_ids):
+            for token, word in enumerate(ids.tolist()):
+                if word == cup:
+                    logits[row, 0, token], logits[row, 1, token] = 3.0, 2.0
+                elif word == left:
+                    logits[row, 1, token] = 2.0
+        boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]).repeat(len(features), 1, 1)
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+def captions(folder: Path, *rows: str) -> Path:
+    folder.mkdir()
+    lines = []
+    for number, regions in enumerate(rows):
+        picture(folder / f"{number}.png")
+        lines.append(
+            f'{{"filename": "{number}.png", "height": 30, "width": 40, "grounding": '
+            f'{{"caption": "the left cup near a plate", "regions": [{regions}]}}}}'
+        )
+    (folder / "valid.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
+    """By the maximum (semantics 23) query 0, the left half, wins; by the mean of two tokens query 1 would."""
+    left = '{"bbox": [0, 0, 20, 30], "phrase": "left cup"}'
+    right = '{"bbox": [20, 0, 40, 30], "phrase": "left cup"}, {"bbox": [], "phrase": "a plate"}'
+    data = load_splits(captions(tmp_path / "data", left, right))["valid"]
+    picture_format = PictureFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
+    bundle = ModelBundle(Reader(tokenizer).eval(), tokenizer, ModelConfig(), picture_format)
+    watcher = Recorder()
+    found = evaluate(bundle, data, device=CPU, batch_size=1, progress=watcher)
+    assert found.metrics == {"recall@1": 0.5, "recall@5": 1.0, "recall@10": 1.0} and found.score == 0.5
+    assert [(p["image_id"], p["phrase"], p["bbox"]) for p in found.predictions] == [
+        (1, "left cup", [0, 0, 20, 30]),
+        (2, "left cup", [0, 0, 20, 30]),
+        (2, "a plate", [0, 0, 20, 30]),
+    ]
+    assert found.predictions[0]["score"] == pytest.approx(torch.tensor(3.0).sigmoid().item())
+    assert watcher.events == [("evaluation", 1), ("evaluation", 2)]
+    data.samples[0] = data.samples[0].__class__(**{**vars(data.samples[0]), "grounding": None})
+    with pytest.raises(DataError, match="some pictures have captions"):
+        evaluate(bundle, data, device=CPU)
+
+
+@pytest.mark.slow
+def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
+    config = options(shared / "data/refs", epochs=2, limit_train=12, limit_valid=6, flip=1.0)
+    bundle = tiny_bundle(tokenizer)
+    before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
+    result = run(config, bundle, tmp_path / "run", Recorder())
+    assert result.metrics.keys() == {"valid/recall@1", "valid/recall@5", "valid/recall@10"} and result.per_class == {}
+    assert all(0 <= value <= 1 for value in result.metrics.values())
+    assert any(not torch.equal(before[name], value) for name, value in bundle.network.state_dict().items())
+    again = evaluate_by_path(str(tmp_path / "run/model"), shared / "data/refs", device="cpu")
+    assert again.metrics.keys() == {"recall@1", "recall@5", "recall@10"} and len(again.predictions) >= 63
+
+
+@pytest.mark.slow
+def test_classes_and_captions_train_in_one_run(shared, tmp_path, tokenizer):
+    from groundtune.data.mix import mix_in
+    from groundtune.engine.train import train
+
+    config = options(shared / "data/tinycoco", epochs=1, limit_valid=3)
+    splits = load_splits(shared / "data/tinycoco")
+    splits["train"].samples = splits["train"].samples[:6]
+    mix_in(splits, [(shared / "data/refs", 0.03)])
+    result = train(config, tiny_bundle(tokenizer), splits, tmp_path / "run", Recorder())
+    assert "valid/AP" in result.metrics and len(result.per_class) == 43

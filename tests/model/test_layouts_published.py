@@ -1,0 +1,205 @@
+"""Every published model: each name of its file is used once, each of our parameters is filled once, shapes agree.
+
+Nothing of the sizes is held in memory: our networks and transformers' are built on the meta device, and a source tensor
+is one number, its own, seen in the shape of the tensor; so the number says where a parameter of ours came from.
+"""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
+    SwinConfig,
+)
+from transformers.core_model_loading import revert_weight_conversion
+
+from groundtune.model.bundle import build_network, unique_state
+from groundtune.model.checkpoint import names
+from groundtune.model.checkpoint.convert import (
+    LABELS,
+    config_of_pth,
+    from_ours,
+    layout_of,
+    pth_layout,
+    same_branches,
+    to_ours,
+)
+from groundtune.model.checkpoint.hf import config_of_transformers, transformers_config
+
+TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
+LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12, "image_size": 384}
+SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMDet are one architecture
+    "grounding-dino-tiny": (TINY, [2, 3, 4], False),
+    "grounding-dino-base": (BASE, [2, 3, 4], False),
+    "mm-grounding-dino-tiny, llmdet-tiny": (TINY, [2, 3, 4], True),
+    "mm-grounding-dino-base, llmdet-base": (BASE, [2, 3, 4], True),
+    "mm-grounding-dino-large, llmdet-large": (LARGE, [1, 2, 3, 4], True),
+}
+KEY_LISTS = {"idea_swin-t": "idea", "mmdet_mm_swin-t": "mmdetection"}
+# What a file has and a network needs not: tables that are computed, the pooler, and second names of tied heads
+NOT_LEARNED = r".*(relative_position_index|position_ids)|.*pooler\..*|.*conv_encoder\.model(\.swin)?\.layernorm\..*"
+SECOND_NAMES = r"^(model|transformer)\.decoder\.(bbox|class)_embed\.(.*)"
+
+
+def their_config(name):
+    swin, stages, mm = PUBLISHED[name]
+    common = {
+        "backbone_config": SwinConfig(**swin, out_indices=stages),
+        "text_config": BertConfig(),
+        "num_feature_levels": len(stages) + 1,
+    }
+    return MMGroundingDinoConfig(**common, **SEPARATE) if mm else GroundingDinoConfig(**common)
+
+
+def shapes_in_file(model):
+    """Names and shapes as `save_pretrained` writes them (`test_the_names_are_those_of_a_saved_file` sees to it)."""
+    model._weight_conversions = None
+    state = revert_weight_conversion(model, dict(model.state_dict()))
+    tied = {name for name in state if re.match(SECOND_NAMES, name)}
+    if model.config.decoder_bbox_embed_share:
+        tied |= {name for name in state if re.match(r"bbox_embed\.[1-9]", name)}
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in tied}
+
+
+def numbered(shapes, shared):
+    """One number for each tensor, in its shape; the names of a tied head have one number."""
+
+    def first(name):
+        name = re.sub(SECOND_NAMES, r"\2_embed.\3", name)
+        return re.sub(r"^bbox_embed\.\d+", "bbox_embed.0", name) if shared else name
+
+    numbers = {name: float(number) for number, name in enumerate(dict.fromkeys(map(first, shapes)))}
+    return {name: torch.tensor(numbers[first(name)]).expand(shape) for name, shape in shapes.items()}
+
+
+def check_complete(state, ours, config, packed):
+    """Each source number arrives: once, or in the three parts of a packed tensor; each of our parameters has one."""
+    with torch.device("meta"):
+        network = build_network(config)
+    expected = {name: tuple(t.shape) for name, t in network.state_dict().items() if name != LABELS or LABELS in ours}
+    unique = {name for name in unique_state(network) if name in expected}
+    assert unique <= ours.keys() <= expected.keys()
+    assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == {name: expected[name] for name in ours}
+    arrived = Counter(float(ours[name].flatten()[0]) for name in unique)
+    sent = {float(tensor.flatten()[0]): name for name, tensor in state.items()}
+    times = {
+        name: 0 if re.fullmatch(NOT_LEARNED, name) else 3 if re.search(packed, name) else 1 for name in sent.values()
+    }
+    assert {name: arrived[number] for number, name in sent.items()} == times
+    assert arrived.keys() <= sent.keys() and len(unique) == sum(times.values())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_models_at_the_published_sizes(name):
+    theirs = their_config(name)
+    swin, stages, mm = PUBLISHED[name]
+    model_class = MMGroundingDinoForObjectDetection if mm else GroundingDinoForObjectDetection
+    with torch.device("meta"):
+        shapes = shapes_in_file(model_class(theirs))
+    config = config_of_transformers(theirs.to_dict(), name)
+    state = numbered(shapes, shared=not mm)
+    ours = to_ours(state, layout_of("transformers", config), name)
+    assert config.share_box_head is not mm and same_branches(ours, "reg", 6) is not mm
+    check_complete(state, ours, config, packed="^$")
+    assert config.backbone_config["out_indices"] == stages and config.num_levels == len(stages) + 1
+    written = transformers_config(config)
+    kept = (
+        "d_model",
+        "num_feature_levels",
+        "encoder_ffn_dim",
+        "num_queries",
+        "decoder_bbox_embed_share",
+        "max_text_len",
+    )
+    assert [getattr(written, name) for name in kept] == [getattr(theirs, name) for name in kept]
+    assert written.backbone_config.to_dict() == theirs.backbone_config.to_dict()
+
+
+@pytest.mark.parametrize("name", KEY_LISTS)
+def test_the_originals_files_at_the_published_sizes(name, shared):
+    family = KEY_LISTS[name]
+    state = numbered(json.loads((shared / f"golden/{name}_keys.json").read_text()), shared=family == "idea")
+    layout = pth_layout(state, family)
+    ours = to_ours(state, layout, name)
+    config = config_of_pth(ours, family)
+    check_complete(state, ours, config, packed=r"qkv|in_proj")
+    swin = {option: config.backbone_config[option] for option in TINY}
+    assert swin == TINY and config.backbone_config["out_indices"] == [2, 3, 4]
+    assert config.language_config == {
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+    }
+    sizes = (config.d_model, config.num_heads, config.num_levels, config.encoder_points, config.num_queries)
+    assert sizes == (256, 8, 4, 4, 900)
+    assert (config.encoder_layers, config.decoder_layers, config.ffn_dim) == (6, 6, 2048)
+    assert (config.fusion_dim, config.fusion_heads, config.text_ffn_dim) == (1024, 4, 1024)
+    assert config.share_box_head is (family == "idea")
+
+
+LAYOUTS = {
+    "transformers": names.transformers_layout,
+    "idea": names.idea_layout,
+    "mmdetection": names.mmdetection_layout,
+}
+
+
+@pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_rename_table_is_one_to_one(name, stages):
+    """No prefix stands twice on either side; packed ones neither."""
+    layout = LAYOUTS[name](stages, len(stages) + 1, 6)
+    theirs = [row[0] for row in layout.rows] + [row[0] for row in layout.packed]
+    ours = [row[1] for row in layout.rows] + [part for _, parts in layout.packed for part in parts]
+    assert len(set(theirs)) == len(theirs) and len(set(ours)) == len(ours)
+
+
+@pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
+    """For every parameter of a network, and with values: packing, reordering and tied heads are undone too."""
+    swin = {"image_size": 32, "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+    config = tiny_config(
+        backbone_config=swin | {"out_indices": stages},
+        num_levels=len(stages) + 1,
+        contrastive_scale="auto" if name != "idea" else "none",
+        contrastive_bias=name != "idea",
+        share_box_head=name == "idea",
+        share_class_head=False,
+    )
+    network = build_network(config)
+    state = {key: torch.randn(tensor.shape) for key, tensor in network.state_dict().items()}
+    tied = {key: key.replace("reg_branches.1.", "reg_branches.0.") for key in state} if name == "idea" else {}
+    state = {key: state[tied.get(key, key)] for key in state}
+    theirs, left = from_ours(state, layout_of(name, config))
+    assert set(left) == ({LABELS} if name == "transformers" else set())
+    back = to_ours(theirs, layout_of(name, config), "here") | left
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_the_names_are_those_of_a_saved_file(tmp_path):
+    from safetensors.torch import load_file
+
+    swin = SwinConfig(embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, out_indices=[2, 3, 4])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    for config_class, model_class, heads in (
+        (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),
+        (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SEPARATE),
+    ):
+        model = model_class(config_class(backbone_config=swin, text_config=BertConfig(**sizes), d_model=32, **heads))
+        model.save_pretrained(tmp_path)
+        saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+        assert saved == shapes_in_file(model)

@@ -1,0 +1,55 @@
+"""What makes training faster or smaller changes no number: buckets of sizes, and layers recomputed in the backward pass."""
+
+import pytest
+import torch
+
+from groundtune.loss.criterion import GroundingDINOCriterion, total
+from groundtune.model.neck import pad_features
+
+NAMES = [["cat", "red blood cell"], ["zebra"], ["traffic light", "dog", "sofa"]]
+SIZES_HW = [(64, 96), (48, 80), (96, 64)]
+
+
+@pytest.mark.parametrize("kind", ["swin", "nano"])
+def test_a_bucket_changes_no_output(kind, tiny, make_case):
+    network = tiny(kind, ("backbone", "language_model"))
+    case = make_case(NAMES, SIZES_HW, [0] * 3)
+    with torch.no_grad():
+        plain = case.run(network)
+        network.bucket = 4
+        bucketed = case.run(network)
+    finite = plain["pred_logits"].isfinite()
+    assert torch.equal(finite, bucketed["pred_logits"].isfinite())
+    assert (plain["pred_logits"][finite] - bucketed["pred_logits"][finite]).abs().max() <= 1e-4
+    assert (plain["pred_boxes"] - bucketed["pred_boxes"]).abs().max() <= 1e-4
+
+
+def test_a_bucket_makes_few_shapes_and_counts_the_same_positions():
+    shapes = set()
+    for h, w in [(29, 40), (25, 37), (32, 33), (30, 39)]:
+        features = [[torch.ones(1, -(-h // n), -(-w // n)) for n in (1, 2, 4)]]
+        plain, _ = pad_features(features, 4)
+        maps, masks = pad_features(features, 4, bucket=4)
+        assert masks is None or [int((~mask).sum()) for mask in masks[:3]] == [level[0, 0].numel() for level in plain]
+        shapes.add(tuple(tuple(level.shape) for level in maps))
+    assert shapes == {((1, 1, 32, 48), (1, 1, 16, 24), (1, 1, 8, 12))}
+
+
+def test_recomputed_layers_give_the_same_loss_and_gradients(tiny, make_case):
+    network = tiny("swin", ("backbone", "language_model"), encoder_layers=2)
+    network.train()
+    case = make_case(NAMES, SIZES_HW, [2, 0, 1])
+    found = []
+    for recompute in (False, True):
+        network.encoder.recompute = recompute
+        for module in network.modules():
+            if "recompute" in vars(module) and module is not network.encoder:
+                module.recompute = recompute
+        network.zero_grad()
+        loss = total(GroundingDINOCriterion()(case.run(network), case.targets))
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert len(found[0][1]) == len(found[1][1]) > 0
+    for ours, theirs in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,181 @@
+"""The report: what it shows of a run, whole or cut off; and that it works as a page, in headless Chromium."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.scenes import write_scenes
+from groundtune.errors import DataError
+from groundtune.report.advice import advice
+from groundtune.report.build import build_report
+from groundtune.report.charts import heat_map, line_chart, ticks
+from groundtune.report.run_data import RunData, read_run
+
+EVIL = "<script>hacked=1</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A finished run on scenes whose second class is called like a script; detections made from the boxes."""
+    root = tmp_path_factory.mktemp("report")
+    write_scenes(root / "scenes", train=6, valid=8, classes=["red circle", "blue star"], size=96)
+    for path in root.glob("scenes/*/_annotations.coco.json"):
+        path.write_text(path.read_text().replace("blue star", EVIL))
+    valid = load_splits(root / "scenes")["valid"]
+    run = root / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"data: {root / 'scenes'}\nmodel: nano\nepochs: 3\n")
+    (run / "env.json").write_text(json.dumps({"torch": "2", "command": f"groundtune train --note {EVIL}"}))
+    lines = [{"step": 0, "epoch": 0, "valid/AP": 0.01, "valid/AP50": 0.02}]
+    for step in (10, 20, 30):
+        lines.append({"step": step, "epoch": 1, "loss": 30 / step, "grad_norm": 1.0, "lr": {"neck": 1e-4}})
+        lines.append({"step": step, "epoch": 1, "valid/AP": step / 60, "valid/AP50": step / 40})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "lo')
+    numbers = {"valid/AP": 0.5, "valid/AP50": 0.75, "valid/AP75": None}
+    per_class = {name: {"AP": 0.5, "AP50": 0.75} for name in valid.class_names}
+    summary = {"zero_shot": {"valid/AP": 0.01}, "final": numbers, "best": numbers, "per_class": per_class}
+    (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 12.0}))
+    found = []
+    for sample in valid.samples:
+        for index, (box, class_id) in enumerate(zip(sample.boxes_xyxy.tolist(), sample.class_ids, strict=True)):
+            swapped = index % 3 == 0 and sample.image_id % 2 == 0
+            named = 1 - int(class_id) if swapped else int(class_id)
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            ids = {"image_id": sample.image_id, "category_id": valid.category_ids[named]}
+            found.append({**ids, "bbox": bbox, "score": 0.9 - 0.01 * index})
+    (run / "predictions_valid.json").write_text(json.dumps(found))
+    return run
+
+
+def page_of(folder: Path) -> str:
+    splits = load_splits(folder.parent / "scenes")
+    return build_report(folder, splits).read_text(encoding="utf-8")
+
+
+def test_a_finished_run_has_every_part_and_names_are_text(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    assert EVIL not in page and "&lt;script&gt;hacked=1" in page
+    for part in ("Before and after", "Training", "Classes", "What is taken for what", "worst first", "How to repeat"):
+        assert part in page
+    assert "0.500" in page and "+0.490" in page
+    assert page.count("<figure>") == 8
+    assert 'id="unfinished"' not in page
+
+
+def test_nothing_is_loaded_from_elsewhere(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    addresses = re.findall(r"(?:src|href|action|url)\s*[=(]\s*[\"']?([^\"')\s>]+)", page)
+    assert addresses and all(address.startswith("data:") for address in addresses)
+    assert "default-src 'none'" in page
+
+
+def test_a_run_that_was_cut_off_has_a_report_that_says_so(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copytree(run_folder.parent / "scenes", tmp_path / "scenes")
+    for name in ("metrics.json", "predictions_valid.json"):
+        (tmp_path / "run" / name).unlink()
+    page = page_of(tmp_path / "run")
+    assert 'id="unfinished"' in page and "metrics.json is not there" in page
+    assert "Before and after" in page and "Average precision" in page
+    assert read_run(tmp_path / "run").best == {"valid/AP": 0.5, "valid/AP50": 0.75}
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "env.json").write_text("{")
+    assert "env.json cannot be read" in page_of(tmp_path / "run")
+    with pytest.raises(DataError, match="not a run folder"):
+        read_run(tmp_path)
+
+
+def test_a_picture_that_is_gone_is_said_and_the_others_are_shown(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copytree(run_folder.parent / "scenes", tmp_path / "scenes")
+    splits = load_splits(tmp_path / "scenes")
+    (tmp_path / "scenes/valid/valid_00003.jpg").write_bytes(b"no picture")
+    page = build_report(tmp_path / "run", splits).read_text()
+    assert page.count("<figure>") == 7 and "valid_00003.jpg" in page
+
+
+def test_ticks_are_round_numbers() -> None:
+    assert ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(3, 888) == [200, 400, 600, 800]
+    assert ticks(0.0001, 0.001) == [0.0002, 0.0004, 0.0006, 0.0008, 0.001]
+
+
+def test_charts_pass_over_what_is_not_finite() -> None:
+    nan = float("nan")
+    assert line_chart([("loss", [1, 2], [nan, nan])], "step") == "" == line_chart([], "step")
+    chart = line_chart([("a<b", [1, 2, 3, 4], [1, nan, 2, 3])], "step")
+    assert chart.count("<polyline") == 1 and chart.count("<circle") == 1 and "a&lt;b" in chart
+
+
+def test_the_confusion_matrix_is_a_table_of_shares() -> None:
+    table = heat_map(np.array([[3, 1], [0, 0]]), ["<b>", "background"])
+    assert '<td class="hit" style="--share:0.750">3</td><td class="off" style="--share:0.250">1</td>' in table
+    assert "<th>&lt;b&gt;</th>" in table
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [([0.0, 0.1, 0.2, 0.3, 0.4], "still rising"), ([0.0, 0.2, 0.5, 0.4, 0.3], "over-fits"), ([0.0, 0.4, 0.3], "")],
+)
+def test_advice_reads_the_curve_of_ap(scores: list[float], said: str) -> None:
+    run = RunData(Path(), evaluations=[{"step": 10 * i, "valid/AP": ap} for i, ap in enumerate(scores)])
+    none = {kind: np.zeros(1, int) for kind in ("matched", "missed", "class", "location", "background")}
+    found = advice(run, None, ["cat"], none)
+    assert (said in found[0]) if said else found == []
+
+
+def test_advice_names_classes_with_their_numbers() -> None:
+    counts = {kind: np.array([0, 2]) for kind in ("matched", "class", "location", "background")}
+    found = advice(RunData(Path()), None, ["cat", "dog"], counts | {"missed": np.array([9, 1])})
+    assert found == ["Class “cat”: 9 boxes missed, 0 found. Look at them in the gallery (missed)."]
+
+
+SCRIPT = """
+<script>{
+window.addEventListener("error", event => document.body.dataset.error = event.message);
+const said = {};
+const heads = document.querySelectorAll("#classes th"), first = () => document.querySelector("#classes tbody td").textContent;
+heads[0].click(); said.down = first(); heads[0].click(); said.up = first();
+const gallery = document.getElementById("gallery"), shown = () => [...gallery.children].filter(c => !c.hidden).length;
+said.all = shown();
+const tag = document.getElementById("by-tag");
+tag.value = "class"; tag.dispatchEvent(new Event("change")); said.wrong = shown();
+tag.value = "missed"; tag.dispatchEvent(new Event("change")); said.missed = shown();
+document.getElementById("said").click(); said.hidden = gallery.className;
+said.loaded = [...document.images].every(i => i.loading = "eager") && document.images.length;
+said.hacked = window.hacked === 1; said.wide = document.documentElement.scrollWidth <= window.innerWidth;
+document.title = JSON.stringify(said);
+}</script></body>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium) to open the page")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_works_in_a_browser(run_folder: Path, tmp_path: Path, width: int) -> None:
+    page = page_of(run_folder)
+    (tmp_path / "page.html").write_text(page.replace("</body>", SCRIPT), encoding="utf-8")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    options = [
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=3000",
+    ]
+    done = subprocess.run(
+        [*command, *options, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120
+    )
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
+    assert title is not None, done.stderr[-2000:]
+    said = json.loads(title.group(1).replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">"))
+    assert "data-error" not in done.stdout and "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    assert (said["down"], said["up"]) == ("red circle", EVIL)
+    assert said["all"] == 8 > said["wrong"] > 0
+    assert said["hidden"] == "cards hide-said" and said["loaded"] == 8
+    assert not said["hacked"] and said["wide"]
