@@ -18,12 +18,12 @@ from groundtune.data.loader import evaluation_pictures
 from groundtune.data.sample import Dataset, Sample
 from groundtune.engine.features import FeatureCache, extract
 from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
-from groundtune.engine.record import Progress
 from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics
 from groundtune.metrics.grounding import RANKS, PhraseAnswer, grounding_metrics
 from groundtune.model.bundle import ModelBundle
 from groundtune.postprocess import PictureDetections, class_scores
+from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
 
 

@@ -27,13 +27,14 @@ from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device
 from groundtune.engine.features import FeatureCache
 from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
-from groundtune.engine.record import Progress, RunFolder, Silent
+from groundtune.engine.record import RunFolder
 from groundtune.environment import describe
 from groundtune.errors import ConfigError, DataError
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.deformable_attention import compile_sampling
 from groundtune.model.detector import GroundingDINO, Output
+from groundtune.progress import Progress
 
 Metrics = dict[str, float | None]
 
@@ -162,7 +163,7 @@ def set_up(
         config=config,
         bundle=bundle,
         folder=folder,
-        progress=progress if accelerator.is_main_process else Silent(),
+        progress=progress if accelerator.is_main_process else Progress(quiet=True),
         accelerator=accelerator,
         model=accelerator.prepare_model(_Forward(network)),
         optimizer=optimizer,

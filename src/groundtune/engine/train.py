@@ -32,7 +32,6 @@ from groundtune.engine import checkpoint
 from groundtune.engine.diagnosis import describe_bad_step, has_non_finite
 from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.engine.inference import class_prompts, inference_mode
-from groundtune.engine.record import Progress
 from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
 from groundtune.loss.criterion import total
@@ -40,6 +39,7 @@ from groundtune.loss.matcher import NonFiniteCost
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.detector import Output
+from groundtune.progress import Progress
 
 # Options that a resumed run may change: where and how fast it runs, not what it computes.
 _FREE_OPTIONS = {"data", "model", "out", "resume", "device", "workers", "threads", "log_every", "max_bad_steps"}
