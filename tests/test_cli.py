@@ -75,12 +75,14 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any) -> E
     """The fake engine, in an empty working folder."""
     import groundtune.model.checkpoint.load as loading
     import groundtune.predict as predict
+    import groundtune.report.build as report
 
     fake = Engine(tokenizer)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load_bundle", fake.load_bundle)
     monkeypatch.setitem(sys.modules, "groundtune.engine.train", SimpleNamespace(train=fake.train))
     monkeypatch.setitem(sys.modules, "groundtune.engine.evaluate", SimpleNamespace(evaluate=fake.evaluate))
+    monkeypatch.setattr(report, "build_report", lambda folder, splits: folder / "report.html")
     monkeypatch.setattr(predict, "predict", fake.predict)
     monkeypatch.setattr(predict, "save_predictions", fake.save_predictions)
     return fake

@@ -3,13 +3,13 @@
 Keyword options of `train` are those of the command line and of the YAML file, and are checked like them.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from groundtune.config import CheckConfig, TrainConfig, train_config
+from groundtune.commands import model_source, prompt_names, read_data, resolve_training, run_check, run_training
+from groundtune.config import CheckConfig
 from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import resolve, suggestion
 from groundtune.progress import Progress
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from supervision import Detections
 
     from groundtune.data.check.report import Report
-    from groundtune.data.check.run import Limits
-    from groundtune.data.sample import Dataset
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
@@ -254,6 +252,28 @@ def convert(data: str | Path, out: str | Path, *, format: str, link: bool = Fals
     return write(Path(data), Path(out), format, link=link).pictures
 
 
+def write_report(run: str | Path, *, data: str | Path | None = None, pictures: int = 500) -> Path:
+    """Write the report of a run, finished or not: one HTML file that opens from disk.
+
+    Args:
+        run: the run folder.
+        data: where its data lies now; None takes the path that it was trained with.
+        pictures: of the gallery at the most, the worst ones.
+
+    Returns:
+        The file, RUN/report.html.
+
+    Raises:
+        DataError: it is no run folder, or its data cannot be read.
+    """
+    from groundtune.report.build import build_report
+    from groundtune.report.run_data import read_run
+
+    config = read_run(Path(run)).config
+    splits = read_data(str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {})
+    return build_report(Path(run), splits, pictures)
+
+
 def evaluate(
     model: Model | str | Path,
     data: str | Path,
@@ -285,12 +305,9 @@ def evaluate(
     Raises:
         DataError: the data cannot be used, or has no such split or class.
     """
-    from groundtune.data.formats.detect import load_splits
-    from groundtune.data.rename import rename_classes
     from groundtune.data.sample import match_class_names
 
-    splits = load_splits(Path(data))
-    rename_classes(list(splits.values()), rename or {})
+    splits = read_data(str(data), [], rename or {})
     if split not in splits:
         raise DataError(f"{data}: there is no split {split!r}; found: {', '.join(splits)}.{suggestion(split, splits)}")
     dataset = splits[split]
@@ -308,174 +325,3 @@ def evaluate(
         precision=pick_precision(precision, pick_device(device or loaded.device)),
         progress=progress,
     )
-
-
-def model_source(source: str | Path) -> str:
-    """What to load for what a user named: a run folder means its model."""
-    inside = Path(source) / "model"
-    return str(inside) if (inside / "groundtune.json").is_file() else str(source)
-
-
-def prompt_names(classes: Sequence[str] | None, bundle: "ModelBundle") -> list[str]:
-    """The names to look for: those given, otherwise those of the fine-tuning.
-
-    Raises:
-        ConfigError: there are neither.
-    """
-    if isinstance(classes, str):
-        classes = classes.split(",")
-    names = [name.strip() for name in classes or bundle.classes]
-    if not names:
-        raise ConfigError(f"classes: the model {bundle.source} has no classes of its own; name those to look for.")
-    return names
-
-
-def resolve_training(
-    options: dict[str, Any], config_file: Path | None, *, where: str, bundle: "ModelBundle | None" = None
-) -> TrainConfig:
-    """Options of a training run, with the model's recipe below them.
-
-    A run to go on with brings its own config.yaml, where no other file is given.
-
-    Args:
-        options: by name; the strongest.
-        config_file: YAML file, or None.
-        where: what `options` is called in messages.
-        bundle: the model where it is loaded already.
-
-    Raises:
-        ConfigError: options are unknown or unusable, or the run to go on with is none.
-    """
-    if options.get("resume") and config_file is None:
-        config_file = Path(options["resume"]) / "config.yaml"
-        if not config_file.is_file():
-            raise ConfigError(
-                f"resume: {options['resume']} has no config.yaml; name the folder of a run that was started."
-            )
-        options = {"out": options["resume"], **options}
-    if bundle is not None:
-        return train_config(options, config_file, bundle.recipe, where=where)
-    config = train_config(options, config_file, {}, where=where)  # mistakes are told before torch is imported
-    from groundtune.model.checkpoint.load import load_recipe
-
-    source = model_source(config.model)
-    return train_config({**options, "model": source}, config_file, load_recipe(source), where=where)
-
-
-def run_training(
-    config: TrainConfig,
-    progress: Progress,
-    *,
-    bundle: "ModelBundle | None" = None,
-    announce: Callable[[Path, "dict[str, Dataset]", "ModelBundle"], None] | None = None,
-) -> "RunResult":
-    """Read the data, load the model, train. Nothing is written before training starts.
-
-    Args:
-        config: resolved options.
-        progress: told about everything.
-        bundle: the model where it is loaded already.
-        announce: called with the run folder, the splits and the model before training starts.
-
-    Raises:
-        GroundtuneError: as `train`.
-    """
-    out = _run_folder(config)
-    from groundtune.data.formats.detect import load_splits
-    from groundtune.data.mix import mix_in, parse_mix
-
-    others = [parse_mix(text) for text in config.mix]
-    splits = load_splits(Path(config.data))
-    mix_in(splits, others)
-    from groundtune.data.check.run import refuse_errors
-    from groundtune.data.rename import rename_classes
-
-    rename_classes(list(splits.values()), config.classes)
-    from groundtune.engine.inference import class_prompts
-    from groundtune.engine.train import train as train_loop
-    from groundtune.model.checkpoint.load import load_bundle
-
-    bundle = bundle or load_bundle(config.model, seed=config.seed)
-    warnings = refuse_errors(splits, _limits(bundle, config.short_side, config.max_side))
-    names = next(iter(splits.values())).class_names
-    if names:
-        class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
-    if announce is not None:
-        announce(out, splits, bundle)
-    if warnings:
-        told = ", ".join(dict.fromkeys(warnings))
-        progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
-    return train_loop(replace(config, out=str(out)), bundle, splits, out, progress)
-
-
-def run_check(config: CheckConfig, progress: Progress) -> "Report":
-    """Read a data set and run its checks.
-
-    Raises:
-        GroundtuneError: as `check`.
-    """
-    from groundtune.data.check.report import unreadable
-    from groundtune.data.check.run import check_data, known_checks
-
-    known_checks(config.ignore)
-    if not Path(config.data).exists():
-        raise DataError(f"The data {config.data} does not exist. Expected a folder with pictures and boxes.")
-    from groundtune.data.formats.detect import load_splits
-    from groundtune.data.rename import rename_classes
-    from groundtune.model.checkpoint.load import load_bundle
-
-    limits = _limits(load_bundle(model_source(config.model)), config.short_side, config.max_side)
-    try:
-        splits = load_splits(Path(config.data), keep_going=True)
-    except DataError as error:
-        return unreadable(config.data, error)
-    rename_classes(list(splits.values()), config.rename)
-    try:
-        report = check_data(
-            config.data,
-            splits,
-            limits,
-            files=not config.fast,
-            workers=config.workers,
-            progress=lambda done, total: progress.evaluation(done, total, "checking"),
-        )
-    finally:
-        progress.close()
-    report.leave_out(config.ignore)
-    return report
-
-
-def _limits(bundle: "ModelBundle", short_side: int | None, max_side: int | None) -> "Limits":
-    from groundtune.data.check.run import Limits
-
-    picture, sizes = bundle.picture, bundle.config
-    return Limits(
-        bundle.tokenizer,
-        sizes.max_text_len,
-        sizes.num_queries,
-        short_side or picture.short_side,
-        max_side or picture.max_side,
-    )
-
-
-def _run_folder(config: TrainConfig) -> Path:
-    """The run folder: as named, or the first free runs/DATA-MODEL.
-
-    Raises:
-        ConfigError: the named one is a file, or holds something and is not the run to go on with.
-    """
-    if config.out is None:
-        source = Path(config.model)
-        model = source.parent.name if source.name == "model" else source.name
-        data = Path(config.data).resolve()
-        base = f"{data.stem if data.is_file() else data.name}-{model}"
-        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
-        return next(path for path in (Path("runs") / name for name in names) if not path.exists())
-    out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: {out} is a file; name a folder.")
-    if config.resume is None and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"out: the folder {out} is not empty. Name another with --out, or go on with that run by --resume {out}."
-        )
-    return out

@@ -207,6 +207,15 @@ class ExportConfig:
     private: bool = option(False, "make the model on the Hub a private one")
 
 
+@dataclass
+class ReportConfig:
+    """Write report.html of a run, finished or not."""
+
+    run: str = option(help="a run folder", positional=True)
+    data: str | None = option(None, "where its data lies now; otherwise where it was trained from")
+    pictures: int = option(500, "pictures of the gallery at the most, the worst ones", low=0)
+
+
 def train_config(
     cli: Mapping[str, Any], yaml_path: Path | None, recipe: Mapping[str, Any], *, where: str = COMMAND_LINE
 ) -> TrainConfig:

@@ -263,3 +263,10 @@ def test_no_split_is_made_and_links_are_links(tmp_path, capsys):
     assert (tmp_path / "out/train/images/3.png").is_symlink() and list(read_splits(tmp_path / "out")) == ["train"]
     assert main(["convert", str(data), str(tmp_path / "out"), "--format", "yolo"]) == 3
     assert main(["convert", str(data), str(tmp_path / "new"), "--format", "kitti"]) == 2
+
+
+def test_a_class_name_that_xml_cannot_hold_is_told(tmp_path):
+    data = small(tmp_path / "in", categories=[(1, "cat\x01")])
+    with pytest.raises(DataError, match="XML cannot hold: 'cat.*'"):
+        convert(data, tmp_path / "out", "voc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -64,6 +64,11 @@ def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Conver
     splits = read_splits(data)
     if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
         raise DataError(f"{data} has captions, which {format.upper()} cannot express. Choose --format odvg or coco.")
+    odd = [repr(name) for name in next(iter(splits.values())).class_names if not name.isprintable()]
+    if format == "voc" and odd:
+        raise DataError(
+            f"{data} has class names that XML cannot hold: {', '.join(odd)}. Rename them, or choose another format."
+        )
     done = Converted(messages=[message for dataset in splits.values() for message in dataset.messages])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

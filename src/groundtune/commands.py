@@ -1,0 +1,203 @@
+"""What the Python interface and the command line share: options resolved, data read, a run or a check carried out."""
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundtune.config import CheckConfig, TrainConfig, train_config
+from groundtune.errors import ConfigError, DataError
+from groundtune.progress import Progress
+
+if TYPE_CHECKING:
+    from groundtune.data.check.report import Report
+    from groundtune.data.check.run import Limits
+    from groundtune.data.sample import Dataset
+    from groundtune.engine.train import RunResult
+    from groundtune.model.bundle import ModelBundle
+
+
+def model_source(source: str | Path) -> str:
+    """What to load for what a user named: a run folder means its model."""
+    inside = Path(source) / "model"
+    return str(inside) if (inside / "groundtune.json").is_file() else str(source)
+
+
+def prompt_names(classes: Sequence[str] | None, bundle: "ModelBundle") -> list[str]:
+    """The names to look for: those given, otherwise those of the fine-tuning.
+
+    Raises:
+        ConfigError: there are neither.
+    """
+    if isinstance(classes, str):
+        classes = classes.split(",")
+    names = [name.strip() for name in classes or bundle.classes]
+    if not names:
+        raise ConfigError(f"classes: the model {bundle.source} has no classes of its own; name those to look for.")
+    return names
+
+
+def resolve_training(
+    options: dict[str, Any], config_file: Path | None, *, where: str, bundle: "ModelBundle | None" = None
+) -> TrainConfig:
+    """Options of a training run, with the model's recipe below them.
+
+    A run to go on with brings its own config.yaml, where no other file is given.
+
+    Args:
+        options: by name; the strongest.
+        config_file: YAML file, or None.
+        where: what `options` is called in messages.
+        bundle: the model where it is loaded already.
+
+    Raises:
+        ConfigError: options are unknown or unusable, or the run to go on with is none.
+    """
+    if options.get("resume") and config_file is None:
+        config_file = Path(options["resume"]) / "config.yaml"
+        if not config_file.is_file():
+            raise ConfigError(
+                f"resume: {options['resume']} has no config.yaml; name the folder of a run that was started."
+            )
+        options = {"out": options["resume"], **options}
+    if bundle is not None:
+        return train_config(options, config_file, bundle.recipe, where=where)
+    config = train_config(options, config_file, {}, where=where)  # mistakes are told before torch is imported
+    from groundtune.model.checkpoint.load import load_recipe
+
+    source = model_source(config.model)
+    return train_config({**options, "model": source}, config_file, load_recipe(source), where=where)
+
+
+def run_training(
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    bundle: "ModelBundle | None" = None,
+    announce: Callable[[Path, "dict[str, Dataset]", "ModelBundle"], None] | None = None,
+) -> "RunResult":
+    """Read the data, load the model, train. Nothing is written before training starts.
+
+    Args:
+        config: resolved options.
+        progress: told about everything.
+        bundle: the model where it is loaded already.
+        announce: called with the run folder, the splits and the model before training starts.
+
+    Raises:
+        GroundtuneError: as `train`.
+    """
+    out = _run_folder(config)
+    splits = read_data(config.data, config.mix, config.classes)
+    from groundtune.data.check.run import refuse_errors
+    from groundtune.engine.inference import class_prompts
+    from groundtune.engine.train import train as train_loop
+    from groundtune.model.checkpoint.load import load_bundle
+
+    bundle = bundle or load_bundle(config.model, seed=config.seed)
+    warnings = refuse_errors(splits, _limits(bundle, config.short_side, config.max_side))
+    names = next(iter(splits.values())).class_names
+    if names:
+        class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
+    if announce is not None:
+        announce(out, splits, bundle)
+    if warnings:
+        told = ", ".join(dict.fromkeys(warnings))
+        progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
+    found = train_loop(replace(config, out=str(out)), bundle, splits, out, progress)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one writes
+        from groundtune.report.build import build_report
+
+        try:
+            build_report(out, splits)
+        except OSError as error:  # the run itself is whole
+            progress.message(f"The report could not be written: {error}. Once there is room: groundtune report {out}")
+    return found
+
+
+def read_data(data: str, mix: Sequence[str], names: Mapping[str, str]) -> "dict[str, Dataset]":
+    """Read a run's data: its splits, what is mixed in, and the classes under the names that the model reads."""
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.data.mix import mix_in, parse_mix
+    from groundtune.data.rename import rename_classes
+
+    others = [parse_mix(text) for text in mix]
+    splits = load_splits(Path(data))
+    mix_in(splits, others)
+    rename_classes(list(splits.values()), names)
+    return splits
+
+
+def run_check(config: CheckConfig, progress: Progress) -> "Report":
+    """Read a data set and run its checks.
+
+    Raises:
+        GroundtuneError: as `check`.
+    """
+    from groundtune.data.check.report import unreadable
+    from groundtune.data.check.run import check_data, known_checks
+
+    known_checks(config.ignore)
+    if not Path(config.data).exists():
+        raise DataError(f"The data {config.data} does not exist. Expected a folder with pictures and boxes.")
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.data.rename import rename_classes
+    from groundtune.model.checkpoint.load import load_bundle
+
+    limits = _limits(load_bundle(model_source(config.model)), config.short_side, config.max_side)
+    try:
+        splits = load_splits(Path(config.data), keep_going=True)
+    except DataError as error:
+        return unreadable(config.data, error)
+    rename_classes(list(splits.values()), config.rename)
+    try:
+        report = check_data(
+            config.data,
+            splits,
+            limits,
+            files=not config.fast,
+            workers=config.workers,
+            progress=lambda done, total: progress.evaluation(done, total, "checking"),
+        )
+    finally:
+        progress.close()
+    report.leave_out(config.ignore)
+    return report
+
+
+def _limits(bundle: "ModelBundle", short_side: int | None, max_side: int | None) -> "Limits":
+    from groundtune.data.check.run import Limits
+
+    picture, sizes = bundle.picture, bundle.config
+    return Limits(
+        bundle.tokenizer,
+        sizes.max_text_len,
+        sizes.num_queries,
+        short_side or picture.short_side,
+        max_side or picture.max_side,
+    )
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    """The run folder: as named, or the first free runs/DATA-MODEL.
+
+    Raises:
+        ConfigError: the named one is a file, or holds something and is not the run to go on with.
+    """
+    if config.out is None:
+        source = Path(config.model)
+        model = source.parent.name if source.name == "model" else source.name
+        data = Path(config.data).resolve()
+        base = f"{data.stem if data.is_file() else data.name}-{model}"
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; name a folder.")
+    if config.resume is None and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"out: the folder {out} is not empty. Name another with --out, or go on with that run by --resume {out}."
+        )
+    return out

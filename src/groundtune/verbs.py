@@ -1,0 +1,260 @@
+"""What the commands do and print: results on stdout, messages and progress on stderr.
+
+Each verb takes the values of its command line by name, still strings; heavy packages are imported where they are used.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundtune.config import (
+    CheckConfig,
+    ConvertConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PredictConfig,
+    ReportConfig,
+)
+from groundtune.errors import ConfigError, DataError
+from groundtune.options import COMMAND_LINE, resolve
+from groundtune.progress import Progress
+
+if TYPE_CHECKING:
+    from groundtune.data.check.report import Report
+    from groundtune.data.sample import Dataset
+    from groundtune.engine.train import RunResult
+    from groundtune.model.bundle import ModelBundle
+
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+_MAIN_METRICS = ("AP", "AP50", "AP75", "recall@1", "recall@5", "recall@10")
+
+
+def train(values: dict[str, Any]) -> None:
+    from groundtune.commands import resolve_training, run_training
+    from groundtune.data.check.run import describe_classes
+
+    file = values.pop("config", None)
+    config = resolve_training(values, Path(file) if file else None, where=COMMAND_LINE)
+    progress = Progress()
+
+    def announce(out: Path, splits: dict[str, "Dataset"], bundle: "ModelBundle") -> None:
+        for dataset in splits.values():
+            for message in dataset.messages:
+                progress.message(message)
+        progress.message(_class_table(describe_classes(splits, bundle.tokenizer)))
+        progress.message(f"Run folder: {out}")
+
+    _print_run(run_training(config, progress, announce=announce))
+
+
+def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
+    """The classes as the model will read them: id and name in the data set, name in the prompt, tokens, boxes."""
+    from groundtune.data.check.text import class_rows, prompt_line
+
+    return f"{_table(list(class_rows(classes)))}\n{prompt_line(classes)}" if classes else "No classes, but captions."
+
+
+def check(values: dict[str, Any]) -> int:
+    config = resolve(CheckConfig, [(COMMAND_LINE, values)])
+    from groundtune.commands import run_check
+
+    report = run_check(config, Progress())
+    if config.json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_report(report)
+    failed = report.count("error") or (config.strict and report.count("warning"))
+    return DataError.exit_code if failed else 0
+
+
+def convert(values: dict[str, Any]) -> None:
+    config = resolve(ConvertConfig, [(COMMAND_LINE, values)])
+    from groundtune.data.formats.convert import convert
+
+    done = convert(Path(config.data), Path(config.out), config.format, link=config.link)
+    for message in done.messages:
+        print(message, file=sys.stderr)
+    rows = [[split, str(count), str(done.boxes[split])] for split, count in done.pictures.items()]
+    print(_table([[config.format, "pictures", "boxes"], *rows]))
+    print(config.out)
+
+
+def _print_report(report: "Report") -> None:
+    from rich.console import Console
+
+    from groundtune.data.check.text import class_rows, print_findings, print_prompt, print_summary, verdict
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if report.pictures:
+        print_summary(report, console)
+    if report.classes:
+        print(f"\n{_table(list(class_rows(report.classes)))}")
+        print_prompt(report, console)
+    print_findings(report, console)
+    print(verdict(report))
+
+
+def _print_run(run: "RunResult") -> None:
+    rows = [["valid", "zero-shot", "best"]]
+    measured = [name for name in _MAIN_METRICS if f"valid/{name}" in run.metrics]
+    rows += [[k, _share(run.zero_shot.get(f"valid/{k}")), _share(run.metrics.get(f"valid/{k}"))] for k in measured]
+    print(_table(rows))
+    if run.per_class:
+        print(f"\n{_per_class(run.per_class)}")
+    print(f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}.")
+
+
+def evaluate(values: dict[str, Any]) -> None:
+    config = resolve(EvaluateConfig, [(COMMAND_LINE, values)])
+    out = Path(config.out) if config.out else None
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise ConfigError(f"out: {out} cannot be written; name a file in a folder that exists.")
+    from groundtune import api
+
+    _set_threads(config.threads)
+    progress = Progress()
+    try:
+        found = api.evaluate(
+            config.model,
+            config.data,
+            split=config.split,
+            classes=config.classes or None,
+            rename=config.rename,
+            batch_size=config.batch_size,
+            device=config.device,
+            precision=config.precision,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if out is not None:
+        out.write_text(json.dumps(found.predictions), encoding="utf-8")
+    if config.json:
+        print(json.dumps({"split": config.split, "metrics": found.metrics, "per_class": found.per_class}, indent=2))
+        return
+    print(_table([[config.split, ""], *([name, _share(value)] for name, value in found.metrics.items())]))
+    if found.per_class:
+        print(f"\n{_per_class(found.per_class)}")
+
+
+def predict(values: dict[str, Any]) -> None:
+    config = resolve(PredictConfig, [(COMMAND_LINE, values)])
+    paths = _picture_paths(config.images)
+    from groundtune import api
+    from groundtune.commands import prompt_names
+    from groundtune.predict import records_of, save_predictions
+
+    _set_threads(config.threads)
+    model = api.load(config.model, device=config.device)
+    model.precision = config.precision
+    names = prompt_names(config.classes, model.bundle)
+    found = model.predict(list(paths), names, config.threshold, config.batch_size)
+    if config.save is not None:
+        save_predictions(paths, found, names, Path(config.save))
+    listed = [records_of(part) for part in found]
+    if config.json:
+        content = [{"image": str(path), "detections": part} for path, part in zip(paths, listed, strict=True)]
+        print(json.dumps(content, indent=2))
+    else:
+        for path, part in zip(paths, listed, strict=True):
+            print(f"{path}: {len(part)} found")
+            for one in part:
+                print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
+    if config.save is not None:
+        print(f"The pictures with boxes and predictions.json are in {config.save}.", file=sys.stderr)
+
+
+def _picture_paths(images: Sequence[str]) -> list[Path]:
+    """The picture files that were named, and those in the folders that were named."""
+    paths: list[Path] = []
+    problems = []
+    for path in map(Path, images):
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES)
+            problems += [] if inside else [f"{path}: the folder has no pictures"]
+            paths += inside
+        elif path.is_file():
+            paths.append(path)
+        else:
+            problems.append(f"{path}: there is no such picture")
+    if problems or not paths:
+        raise DataError("; ".join(problems) + "." if problems else "images: name at least one picture.")
+    return paths
+
+
+def export(values: dict[str, Any]) -> None:
+    config = resolve(ExportConfig, [(COMMAND_LINE, values)])
+    if config.out is None and config.push_to_hub is None:
+        raise ConfigError("out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub.")
+    if config.push_to_hub is not None and config.format != "hf":
+        raise ConfigError("push_to_hub: only --format hf can be uploaded.")
+    from groundtune import api
+
+    model = api.load(config.model)
+    if config.out is not None:
+        for note in api.export(model, config.out, format=config.format):
+            print(f"Note: {note}", file=sys.stderr)
+        print(config.out)
+    if config.push_to_hub is not None:
+        print(api.push_to_hub(model, config.push_to_hub, private=config.private))
+
+
+def models(_: dict[str, Any]) -> None:
+    from groundtune.model.bundle import presets
+
+    rows = [["name", "trained", "width", "layers", "queries", "picture", "licence", ""]]
+    for name, preset in presets().items():
+        sizes, trained = preset["model"], "yes" if preset.get("trained", False) else "no"
+        layers, picture = (
+            f"{sizes['encoder_layers']}+{sizes['decoder_layers']}",
+            f"{preset['picture']['short_side']} px",
+        )
+        counts = [str(sizes["d_model"]), layers, str(sizes["num_queries"])]
+        rows.append([name, trained, *counts, picture, preset["licence"], preset.get("summary", "")])
+    print(_table(rows))
+
+
+def report(values: dict[str, Any]) -> None:
+    config = resolve(ReportConfig, [(COMMAND_LINE, values)])
+    from groundtune import api
+
+    print(api.write_report(config.run, data=config.data, pictures=config.pictures))
+
+
+def env(_: dict[str, Any]) -> None:
+    from groundtune.environment import describe
+
+    print(_table(list(describe().items())))
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _per_class(per_class: dict[str, dict[str, float | None]]) -> str:
+    rows = [[name, _share(scores.get("AP")), _share(scores.get("AP50"))] for name, scores in per_class.items()]
+    return _table([["class", "AP", "AP50"], *rows])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns: text to the left, numbers (and the headings over them) to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.replace(".", "", 1).removeprefix("-").isdigit()
