@@ -20,6 +20,8 @@ class FakeLanguageModel(nn.Module):
     def forward(self, text: TextInput) -> Tensor:
         return self.dropout(self.backbone(text.input_ids))
 
+    def forget(self) -> None: ...
+
 
 class FakeNetwork(GroundingDINO):
     """Grid cells answer for the classes whose token embeddings they resemble. Dropout 0.1 while training."""

@@ -157,7 +157,7 @@ def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
 def _encode_classes(run: Run) -> None:
     """Has a frozen language model remember the class names, as float32 and in one way whether resumed or not."""
     language_model, device = run.network.language_model, run.accelerator.device
-    language_model.to(device)  # forgets what it knew: the last bits depend on the names that it met together
+    language_model.forget()  # the last bits depend on the names that it met together
     if not run.bundle.classes:  # captions are encoded when they are met
         return
     prompts = class_prompts(run.bundle.tokenizer, run.bundle.classes, run.bundle.config.max_text_len)

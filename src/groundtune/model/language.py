@@ -44,7 +44,8 @@ class LanguageModel(nn.Module):
         Returns:
             (B, T, width) float; rows of padded tokens are 0 from the cache and meaningless otherwise.
         """
-        if self.training or any(parameter.requires_grad for parameter in self.bert.parameters()):
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.bert.parameters())
+        if self.training or trains:  # its weights are about to change
             self._phrase_features.clear()
             return self._run(text.input_ids, text.position_ids, text.phrase_mask)
         with torch.no_grad():
@@ -83,10 +84,18 @@ class LanguageModel(nn.Module):
             self._phrase_features[ids] = feature[: len(ids)].clone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        """A move to another device or type makes the cache stale."""
-        self._phrase_features.clear()
+        """A move to another device or type makes the cache stale; one to the same place does not."""
+        weight = self.bert.embeddings.word_embeddings.weight
+        was = weight.device, weight.dtype
         super()._apply(fn, recurse)
+        weight = self.bert.embeddings.word_embeddings.weight
+        if (weight.device, weight.dtype) != was:
+            self.forget()
         return self
+
+    def forget(self) -> None:
+        """Empty the cache of phrases."""
+        self._phrase_features.clear()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """New weights make the cache stale."""
