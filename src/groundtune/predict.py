@@ -4,16 +4,15 @@ The path through the network is that of evaluation (`engine.inference`); only th
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
 import numpy as np
-import supervision as sv
 import torch
 from PIL import Image
-from supervision import Detections
 
 from groundtune.data.transforms import load_picture, resize_keep_ratio, to_rgb, to_tensor
 from groundtune.engine.features import extract
@@ -22,6 +21,11 @@ from groundtune.errors import ConfigError, DataError
 from groundtune.model.bundle import ModelBundle
 from groundtune.postprocess import PictureDetections
 from groundtune.text.prompt import unique_names
+
+with warnings.catch_warnings():  # drawing by NumPy is what we want: OpenCV's fonts lack most letters
+    warnings.filterwarnings("ignore", "OpenCV", UserWarning)
+    import supervision as sv
+    from supervision import Detections
 
 Picture = Path | Image.Image | np.ndarray
 
