@@ -187,16 +187,6 @@ def _inside(copy: Copy) -> None:
         copy.box(index, [14, 14, 9, 9 + index / 10], category=4)
 
 
-def _copied(copy: Copy) -> None:
-    first = copy.with_boxes(2)
-    shape = [(image["width"], image["height"]) for image in copy.train["images"]]
-    second = next(i for i in range(len(shape)) if i != first and shape[i] == shape[first])
-    ids = copy.train["images"][first]["id"], copy.train["images"][second]["id"]
-    copy.train["annotations"] = [row for row in copy.train["annotations"] if row["image_id"] != ids[1]]
-    for row in copy.rows(first):
-        copy.box(second, row["bbox"], row["category_id"])
-
-
 def _again(copy: Copy) -> dict[str, Any]:
     return copy.rows(copy.with_boxes())[0]
 
@@ -257,10 +247,8 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "name-number": _named("7"),
     "name-meaningless": _named("label0"),
     "name-abbreviation": _named("rbc"),
-    "name-misspelt": _named("remote contol"),
     "name-separator": _named("st. bernard"),
     "name-parentheses": _named("cup (empty)"),
-    "name-list": _named("cup/mug"),
     "name-unknown-token": _named("\u13e3\u13b3\u13a9"),
     "name-without-token": _named("\u200b"),
     "name-too-long": _named("very " * 260 + "long"),
@@ -285,7 +273,6 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "box-near-duplicate": _near_box,
     "box-two-classes": _two_classes,
     "boxes-many": _boxed(*([i % 14 * 5, i // 14 * 5, 4, 4] for i in range(101))),
-    "boxes-copied": _copied,
     "class-inside-class": _inside,
     "span-in-word": _captions([_CIRCLE, {**_CIRCLE, "tokens_positive": [[2, 4]]}]),
     "phrase-without-boxes": _captions([_CIRCLE, {"phrase": "dog", "tokens_positive": [[19, 22]], "bbox": []}]),
@@ -297,13 +284,9 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "exif-turned": _orientation(6, turned=True),
     "exif-ignored": _orientation(6, turned=False),
     "exif-undecided": _orientation(3, turned=False),
-    "picture-cmyk": _saved(".jpg", lambda p: p.convert("CMYK")),
     "picture-deep": _saved(".png", lambda p: p.convert("L").convert("I;16")),
-    "picture-transparent": _saved(".png", lambda p: p.convert("RGBA")),
     "picture-animated": _saved(".gif", lambda p: p.copy(), save_all=True, append_images=[Image.new("RGB", (96, 96))]),
     "picture-blank": _saved(".png", lambda p: Image.new("RGB", p.size, (250, 250, 250))),
-    "picture-small": _saved(".png", lambda p: p.resize((30, 24))),
-    "file-extension": _saved(".jpg", lambda p: p.copy(), format="PNG"),
     "file-unused": _change(lambda copy: shutil.copy(copy.path(0), copy.folder / "train/more.jpg")),
     "duplicate-file": lambda copy: _copy_over(copy, 1, "train", None),
     "near-duplicate": lambda copy: _copy_over(copy, 1, "train", 60),

@@ -1,8 +1,8 @@
 """A validation split where a data set has none: stratified by class, by seed, and the same in each run.
 
-The choice depends on the file names and the classes alone, not on the order in the file. Every class that is in two or more
-pictures is on both sides where that can be (it may hold out more than the share asked for, but never over half), no class is
-taken from training altogether, and rare classes are dealt out first (iterative stratification, Sechidis et al. 2011).
+The choice depends on the file names and the classes alone. Every class that is in two or more pictures is on both sides
+where that can be (it may hold out more than the share asked for, but never over half), no class is taken from training
+altogether, and rare classes are dealt out first (iterative stratification, Sechidis et al. 2011).
 """
 
 import random
@@ -19,12 +19,9 @@ def hold_out(dataset: Dataset, share: float = 0.2, seed: int = 0) -> dict[str, D
     """Split one data set into "train" and "valid", in place of a validation split that does not exist.
 
     Args:
-        dataset: the pictures; shrinks to those that stay for training, and has a finding about it.
+        dataset: the pictures; shrinks to those that stay for training, and has a finding about it. One stays whole.
         share: about this share of the pictures goes to "valid", at least one.
         seed: of the choice.
-
-    Returns:
-        Both splits. A single picture cannot be split: only "train".
     """
     count = len(dataset.samples)
     if count < 2:
@@ -50,15 +47,14 @@ def hold_out(dataset: Dataset, share: float = 0.2, seed: int = 0) -> dict[str, D
 
 
 def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
-    """Choose the pictures that are held out, by their places."""
     order = sorted(range(len(dataset.samples)), key=lambda i: str(dataset.samples[i].image_path))
     random.Random(seed).shuffle(order)
     classes_of: dict[int, list[int]] = {}
     pictures_of: dict[int, list[int]] = defaultdict(list)
     for i in order:
         sample = dataset.samples[i]
-        own = [] if sample.grounding is not None else sample.class_ids[~sample.crowd].tolist()
-        classes_of[i] = sorted(set(own)) or [-1]  # pictures without a box are a kind of their own
+        own = set() if sample.grounding is not None else set(sample.class_ids[~sample.crowd].tolist())
+        classes_of[i] = sorted(own) or [-1]  # pictures without a box are a kind of their own
         for c in classes_of[i]:
             pictures_of[c].append(i)
     rarest_first = sorted(pictures_of, key=lambda c: (len(pictures_of[c]), c))

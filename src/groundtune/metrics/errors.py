@@ -49,22 +49,16 @@ class PictureResult:
 
     def missed(self, thresholds: np.ndarray) -> np.ndarray:
         """Indices of the boxes that no detection at or above its class's threshold (C,) found; crowds left out."""
-        used = self.scores >= thresholds[self.class_ids] if len(self.scores) else np.zeros(0, bool)
-        found = set(self.matches[used & (self.matches >= 0)].tolist())
-        return np.array(
-            [i for i in range(len(self.sample.boxes_xyxy)) if i not in found and not self.sample.crowd[i]], int
-        )
+        unseen = ~self.sample.crowd
+        used = self.scores >= thresholds[self.class_ids]
+        unseen[self.matches[used & (self.matches >= 0)]] = False
+        return np.flatnonzero(unseen)
 
 
 def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[PictureResult]:
-    """Sort detections in COCO's result format by picture, and match them.
+    """Sort detections in COCO's result format by picture, and match them: one result a picture, in the data set's order.
 
-    Args:
-        dataset: the pictures, with their boxes.
-        predictions: of all pictures; those of unknown pictures or categories are left out.
-
-    Returns:
-        One result a picture, in the order of the data set.
+    Predictions of unknown pictures or categories are left out.
     """
     class_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
     by_picture: dict[int, list[Prediction]] = {sample.image_id: [] for sample in dataset.samples}
@@ -99,13 +93,11 @@ def match(sample: Sample, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> tupl
             best[place] = wanted.max()
             kinds.append(MATCHED)
             continue
-        best[place] = ious[place][objects].max(initial=0.0)
-        if (inside[place][sample.crowd & same] >= IOU).any():
-            kinds.append(CROWD)
-            continue
         of_class = ious[place][objects & same].max(initial=0.0)
         of_others = ious[place][objects & ~same].max(initial=0.0)
-        kinds.append(_kind(of_class, of_others))
+        best[place] = max(of_class, of_others)
+        in_crowd = (inside[place][sample.crowd & same] >= IOU).any()
+        kinds.append(CROWD if in_crowd else _kind(of_class, of_others))
     return kinds, matches, best
 
 
@@ -132,13 +124,9 @@ def overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> tuple[np.ndarray, np.nda
 
 @dataclass
 class ClassThreshold:
-    """The score from which on a class's F1 is best.
+    """The score from which on a class's F1 is best: the smallest that counts, 1.0 where no detection is right.
 
-    Attributes:
-        threshold: smallest score that counts; 1.0 where no detection is right.
-        f1: there, 0 to 1; None without a box of the class.
-        precision: there; None without a detection.
-        recall: there; None without a box.
+    F1, precision and recall are those there: None without a box of the class (precision: without a right detection).
     """
 
     threshold: float
@@ -149,42 +137,42 @@ class ClassThreshold:
 
 def best_thresholds(results: Sequence[PictureResult], num_classes: int) -> list[ClassThreshold]:
     """The threshold of each class with the best F1 at an IoU of 0.5 over all pictures."""
-    found = []
-    for class_id in range(num_classes):
-        total = sum(int(((r.sample.class_ids == class_id) & ~r.sample.crowd).sum()) for r in results)
-        scored = [
-            (float(score), kind == MATCHED)
-            for r in results
-            for score, c, kind in zip(r.scores, r.class_ids, r.kinds, strict=True)
-            if c == class_id and kind != CROWD
-        ]
-        found.append(_best_threshold(sorted(scored, reverse=True), total))
-    return found
+    totals = box_totals(results, num_classes)
+    return [_best_threshold(*scored(results, class_id), int(totals[class_id])) for class_id in range(num_classes)]
 
 
-def _best_threshold(scored: list[tuple[float, bool]], total: int) -> ClassThreshold:
-    if not scored or not total:
-        return ClassThreshold(1.0, 0.0 if total else None, None, 0.0 if total else None)
-    scores = np.array([score for score, _ in scored])
-    right = np.cumsum([matched for _, matched in scored])
-    shown = np.arange(1, len(scored) + 1)
+def box_totals(results: Sequence[PictureResult], num_classes: int) -> np.ndarray:
+    """(C,) int: the boxes of each class, crowds left out."""
+    ids = [result.sample.class_ids[~result.sample.crowd] for result in results]
+    return np.bincount(np.concatenate([np.empty(0, np.int64), *ids]), minlength=num_classes)
+
+
+def scored(results: Sequence[PictureResult], class_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (K,) of a class's (or all) detections outside crowds, the best first, and which of them are right (K,) bool."""
+    pairs = [
+        (float(score), kind == MATCHED)
+        for r in results
+        for score, c, kind in zip(r.scores, r.class_ids, r.kinds, strict=True)
+        if class_id in (None, c) and kind != CROWD
+    ]
+    pairs.sort(reverse=True)
+    return np.array([score for score, _ in pairs]), np.array([right for _, right in pairs], bool)
+
+
+def _best_threshold(scores: np.ndarray, matched: np.ndarray, total: int) -> ClassThreshold:
+    if not total or not matched.any():
+        none = 0.0 if total else None
+        return ClassThreshold(1.0, none, None, none)
+    right, shown = np.cumsum(matched), np.arange(1, len(scores) + 1)
     f1 = 2 * right / (shown + total)
     f1[:-1][scores[:-1] == scores[1:]] = -1.0  # a threshold cannot cut between equal scores
     place = int(f1.argmax())
-    if right[place] == 0:
-        return ClassThreshold(1.0, 0.0, None, 0.0)
-    return ClassThreshold(
-        float(scores[place]), float(f1[place]), float(right[place] / shown[place]), float(right[place] / total)
-    )
+    precision, recall = float(right[place] / shown[place]), float(right[place] / total)
+    return ClassThreshold(float(scores[place]), float(f1[place]), precision, recall)
 
 
 def error_counts(results: Sequence[PictureResult], thresholds: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """How many detections of each class are matched or an error of each kind, and how many boxes are missed.
-
-    Args:
-        results: of `collect`.
-        thresholds: (C,) smallest score of each class.
-        num_classes: C.
+    """How many detections of each class at or above its threshold (C,) are right or an error, and how many boxes missed.
 
     Returns:
         "matched", each of `KINDS` and "missed" → (C,) int.
@@ -194,8 +182,7 @@ def error_counts(results: Sequence[PictureResult], thresholds: np.ndarray, num_c
         for score, class_id, kind in zip(result.scores, result.class_ids, result.kinds, strict=True):
             if score >= thresholds[class_id] and kind != CROWD:
                 counts[kind][class_id] += 1
-        for index in result.missed(thresholds):
-            counts["missed"][result.sample.class_ids[index]] += 1
+        np.add.at(counts["missed"], result.sample.class_ids[result.missed(thresholds)], 1)
     return counts
 
 
@@ -207,26 +194,20 @@ def confusion(results: Sequence[PictureResult], thresholds: np.ndarray, num_clas
     matrix = np.zeros((num_classes + 1, num_classes + 1), int)
     for result in results:
         sample = result.sample
-        shown = [
-            place
-            for place, class_id in enumerate(result.class_ids)
-            if result.scores[place] >= thresholds[class_id] and result.kinds[place] != CROWD
-        ]
-        objects = np.flatnonzero(~sample.crowd)
-        ious, _ = overlaps(result.boxes_xyxy[shown], sample.boxes_xyxy[objects].astype(np.float64))
-        free_shown, free_objects = set(range(len(shown))), set(range(len(objects)))
+        used = (result.scores >= thresholds[result.class_ids]) & (np.array(result.kinds) != CROWD)
+        said, there = result.class_ids[used], sample.class_ids[~sample.crowd]
+        ious, _ = overlaps(result.boxes_xyxy[used], sample.boxes_xyxy[~sample.crowd].astype(np.float64))
+        free_said, free_there = set(range(len(said))), set(range(len(there)))
         for flat in np.argsort(-ious, axis=None, kind="stable"):
-            row, column = divmod(int(flat), max(1, len(objects)))
+            row, column = divmod(int(flat), len(there))
             if ious[row, column] < IOU:
                 break
-            if row in free_shown and column in free_objects:
-                matrix[sample.class_ids[objects[column]], result.class_ids[shown[row]]] += 1
-                free_shown.remove(row)
-                free_objects.remove(column)
-        for row in free_shown:
-            matrix[num_classes, result.class_ids[shown[row]]] += 1
-        for column in free_objects:
-            matrix[sample.class_ids[objects[column]], num_classes] += 1
+            if row in free_said and column in free_there:
+                matrix[there[column], said[row]] += 1
+                free_said.remove(row)
+                free_there.remove(column)
+        np.add.at(matrix[num_classes], said[list(free_said)], 1)
+        np.add.at(matrix[:, num_classes], there[list(free_there)], 1)
     return matrix
 
 
@@ -237,20 +218,11 @@ def calibration(results: Sequence[PictureResult]) -> tuple[list[dict[str, float]
         For each tenth of the score range with detections in it "score" (their mean), "right" (the matched share) and
         "count"; and the expected calibration error, the mean gap weighted by count. No detections: an empty list, None.
     """
-    pairs = [(float(s), k == MATCHED) for r in results for s, k in zip(r.scores, r.kinds, strict=True) if k != CROWD]
-    if not pairs:
-        return [], None
-    scores, right = np.array([s for s, _ in pairs]), np.array([m for _, m in pairs])
+    scores, right = scored(results)
     bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)
     rows = []
-    for number in np.unique(bins):
-        inside = bins == number
-        rows.append(
-            {
-                "score": float(scores[inside].mean()),
-                "right": float(right[inside].mean()),
-                "count": float(inside.sum()),
-            }
-        )
-    gap = sum(row["count"] * abs(row["score"] - row["right"]) for row in rows) / len(pairs)
-    return rows, float(gap)
+    for inside in (bins == number for number in np.unique(bins)):
+        means = {"score": float(scores[inside].mean()), "right": float(right[inside].mean())}
+        rows.append({**means, "count": float(inside.sum())})
+    gap = sum(row["count"] * abs(row["score"] - row["right"]) for row in rows)
+    return rows, gap / len(scores) if rows else None

@@ -19,17 +19,9 @@ import jinja2
 import numpy as np
 
 import groundtune
+from groundtune.data.check.splits import count_boxes
 from groundtune.data.sample import Dataset
-from groundtune.metrics.errors import (
-    KINDS,
-    ClassThreshold,
-    PictureResult,
-    best_thresholds,
-    calibration,
-    collect,
-    confusion,
-    error_counts,
-)
+from groundtune.metrics import errors
 from groundtune.report.advice import advice
 from groundtune.report.charts import Series, heat_map, line_chart
 from groundtune.report.gallery import gallery
@@ -37,26 +29,23 @@ from groundtune.report.run_data import RunData, read_run
 from groundtune.text.prompt import class_prompt
 
 _MOST_PICTURES = 500
-_MOST_CLASSES_IN_MATRIX = 30
+_MOST_CLASSES_IN_MATRIX, _MOST_CURVES = 30, 6
+_TERMS = ("loss_cls", "loss_bbox", "loss_giou")
 _HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 
 def build_report(folder: Path, splits: dict[str, Dataset], most_pictures: int = _MOST_PICTURES) -> Path:
-    """Write `report.html` into a run folder, finished or not.
+    """Write `report.html` into a run folder, finished or not, and give its path.
 
     Args:
         folder: the run folder.
         splits: its data; without "valid" the report has no gallery and no error analysis.
         most_pictures: of the gallery, the worst ones.
 
-    Returns:
-        The file.
-
     Raises:
         DataError: it is no run folder.
     """
-    run = read_run(folder)
-    page = render(run, splits, most_pictures)
+    page = render(read_run(folder), splits, most_pictures)
     path = folder / "report.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -77,14 +66,10 @@ def render(run: RunData, splits: dict[str, Dataset], most_pictures: int = _MOST_
         "summary": _data_summary(splits),
         "environment": run.environment,
         "config": {name: json.dumps(value, ensure_ascii=False) for name, value in run.config.items()},
-        "analysis": None,
-        "cards": [],
-        "messages": list(run.missing),
-        "advice": [],
+        "messages": run.missing,
     }
     if valid is not None and run.predictions:
-        results = collect(valid, run.predictions)
-        context |= _analysis(run, splits, valid, results, most_pictures)
+        context |= _analysis(run, splits, valid, most_pictures)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("groundtune.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -96,88 +81,69 @@ def _headline(run: RunData) -> list[dict[str, str]]:
     for name in _HEADLINE:
         key = f"valid/{name}"
         before, best, final = run.zero_shot.get(key), run.best.get(key), run.final.get(key)
-        if any(value is not None for value in (before, best, final)):
-            gain = best - before if best is not None and before is not None else None
-            rows.append(
-                {
-                    "name": name,
-                    "before": share(before),
-                    "final": share(final),
-                    "best": share(best),
-                    "gain": "" if gain is None else f"{gain:+.3f}",
-                }
-            )
+        if before is None and best is None and final is None:
+            continue
+        gain = f"{best - before:+.3f}" if best is not None and before is not None else ""
+        rows.append({"name": name, "before": share(before), "final": share(final), "best": share(best), "gain": gain})
     return rows
 
 
 def _charts(run: RunData) -> list[dict[str, str]]:
-    steps = [line["step"] for line in run.steps]
-
-    def column(name: str) -> list[float]:
-        return [float(line.get(name, math.nan)) for line in run.steps]
-
-    evaluated = [line["step"] for line in run.evaluations]
-    scores: list[Series] = [
-        (name, evaluated, [_number(line.get(f"valid/{name}")) for line in run.evaluations]) for name in ("AP", "AP50")
-    ]
-    terms: list[Series] = [(n, steps, column(n)) for n in ("loss_cls", "loss_bbox", "loss_giou") if run.steps]
-    rates = sorted({group for line in run.steps for group in line.get("lr", {})})
-    lr: list[Series] = [(g, steps, [_number(line.get("lr", {}).get(g)) for line in run.steps]) for g in rates]
+    rates = [{"step": row["step"], **row.get("lr", {})} for row in run.steps]
+    groups = sorted({group for row in rates for group in row} - {"step"})
     charts = [
-        ("Average precision", line_chart(scores, "step", (0.0, 1.0))),
-        ("Loss (running mean)", line_chart([("loss", steps, column("loss"))], "step")),
-        ("Loss terms of the last layer", line_chart(terms, "step")),
-        ("Gradient norm before clipping", line_chart([("norm", steps, column("grad_norm"))], "step")),
-        ("Learning rate", line_chart(lr, "step")),
+        ("Average precision", line_chart(_series(run.evaluations, ["AP", "AP50"], "valid/"), "step", (0.0, 1.0))),
+        ("Loss (running mean)", line_chart(_series(run.steps, ["loss"]), "step")),
+        ("Loss terms of the last layer", line_chart(_series(run.steps, _TERMS), "step")),
+        ("Gradient norm before clipping", line_chart(_series(run.steps, ["grad_norm"]), "step")),
+        ("Learning rate", line_chart(_series(rates, groups), "step")),
     ]
     return [{"title": title, "svg": svg} for title, svg in charts if svg]
+
+
+def _series(rows: list[dict[str, Any]], names: Sequence[str], prefix: str = "") -> list[Series]:
+    steps = [row["step"] for row in rows]
+    values = {name: [row.get(prefix + name) for row in rows] for name in names}
+    return [
+        (name, steps, [float(v) if isinstance(v, int | float) else math.nan for v in column])
+        for name, column in values.items()
+    ]
 
 
 def _data_summary(splits: dict[str, Dataset]) -> dict[str, Any]:
     if not splits:
         return {}
     first = next(iter(splits.values()))
-    boxes = {
-        name: np.bincount(
-            np.concatenate([s.class_ids for s in d.samples] or [np.zeros(0, int)]).astype(int),
-            minlength=len(d.class_names),
-        )
-        for name, d in splits.items()
-    }
-    rows = [
-        {"id": first.category_ids[index], "name": name, "boxes": [int(boxes[split][index]) for split in splits]}
-        for index, name in enumerate(first.class_names)
-    ]
+    boxes = {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
     return {
-        "splits": [(name, len(d.samples), int(boxes[name].sum())) for name, d in splits.items()],
-        "classes": rows,
+        "splits": [(name, len(d.samples), sum(len(s.boxes_xyxy) for s in d.samples)) for name, d in splits.items()],
+        "classes": [
+            {"id": first.category_ids[index], "name": name, "boxes": [counts[index] for counts in boxes.values()]}
+            for index, name in enumerate(first.class_names)
+        ],
         "prompt": class_prompt(first.class_names).caption.strip() if len(first.class_names) <= 200 else "",
     }
 
 
-def _analysis(
-    run: RunData, splits: dict[str, Dataset], valid: Dataset, results: list[PictureResult], most_pictures: int
-) -> dict[str, Any]:
+def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, most_pictures: int) -> dict[str, Any]:
+    results = errors.collect(valid, run.predictions)
     names = valid.class_names
-    best = best_thresholds(results, len(names))
+    best = errors.best_thresholds(results, len(names))
     thresholds = np.array([entry.threshold for entry in best])
-    counts = error_counts(results, thresholds, len(names))
-    matrix, shown = _matrix(confusion(results, thresholds, len(names)), names)
-    bins, gap = calibration(results)
+    counts = errors.error_counts(results, thresholds, len(names))
+    matrix, shown = _matrix(errors.confusion(results, thresholds, len(names)), names)
+    bins, gap = errors.calibration(results)
     cards, messages = gallery(results, names, thresholds, most_pictures)
     analysis = {
         "classes": [
             _class_row(run, name, best[index], {k: int(v[index]) for k, v in counts.items()})
             for index, name in enumerate(names)
         ],
-        "kinds": [(kind, int(counts[kind].sum())) for kind in ("matched", *KINDS, "missed")],
+        "kinds": [(kind, int(counts[kind].sum())) for kind in ("matched", *errors.KINDS, "missed")],
         "matrix": heat_map(matrix, shown),
         "curves": line_chart(_precision_recall(results, names), "recall", (0.0, 1.0)),
         "calibration": line_chart(
-            [
-                ("right", [b["score"] for b in bins], [b["right"] for b in bins]),
-                ("score itself", [0.0, 1.0], [0.0, 1.0]),
-            ],
+            [("right", [b["score"] for b in bins], [b["right"] for b in bins]), ("score itself", [0, 1], [0, 1])],
             "score",
             (0.0, 1.0),
         ),
@@ -193,18 +159,11 @@ def _analysis(
     }
 
 
-def _class_row(run: RunData, name: str, best: ClassThreshold, counts: dict[str, int]) -> dict[str, Any]:
+def _class_row(run: RunData, name: str, best: errors.ClassThreshold, counts: dict[str, int]) -> dict[str, Any]:
     scores = run.per_class.get(name, {})
-    return {
-        "name": name,
-        "AP": share(scores.get("AP")),
-        "AP50": share(scores.get("AP50")),
-        "threshold": share(best.threshold if best.f1 else None),
-        "f1": share(best.f1),
-        "precision": share(best.precision),
-        "recall": share(best.recall),
-        **counts,
-    }
+    shares = {"AP": scores.get("AP"), "AP50": scores.get("AP50"), "threshold": best.threshold if best.f1 else None}
+    shares |= {"f1": best.f1, "precision": best.precision, "recall": best.recall}
+    return {"name": name, **{key: share(value) for key, value in shares.items()}, **counts}
 
 
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -221,36 +180,21 @@ def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[
     return small, [*(names[index] for index in kept), "other classes", "background"]
 
 
-def _precision_recall(results: list[PictureResult], names: Sequence[str]) -> list[Series]:
+def _precision_recall(results: list[errors.PictureResult], names: Sequence[str]) -> list[Series]:
     """Precision over recall at an IoU of 0.5, for the six classes with most boxes."""
-    totals = np.array(
-        [sum(int(((r.sample.class_ids == c) & ~r.sample.crowd).sum()) for r in results) for c in range(len(names))]
-    )
+    totals = errors.box_totals(results, len(names))
     series: list[Series] = []
-    for class_id in np.argsort(-totals, kind="stable")[:6]:
-        scored = sorted(
-            (
-                (float(score), kind == "matched")
-                for r in results
-                for score, c, kind in zip(r.scores, r.class_ids, r.kinds, strict=True)
-                if c == class_id and kind != "crowd"
-            ),
-            reverse=True,
-        )
-        if totals[class_id] == 0 or not scored:
+    for class_id in np.argsort(-totals, kind="stable")[:_MOST_CURVES]:
+        _, right = errors.scored(results, int(class_id))
+        if totals[class_id] == 0 or not len(right):
             continue
-        right = np.cumsum([matched for _, matched in scored])
-        precision = np.maximum.accumulate((right / np.arange(1, len(scored) + 1))[::-1])[::-1]
-        recall = right / totals[class_id]
-        keep = np.unique(np.linspace(0, len(scored) - 1, 120).astype(int))
-        series.append((names[class_id], recall[keep].tolist(), precision[keep].tolist()))
+        found = np.cumsum(right)
+        precision = np.maximum.accumulate((found / np.arange(1, len(right) + 1))[::-1])[::-1]
+        keep = np.unique(np.linspace(0, len(right) - 1, 120).astype(int))
+        series.append((names[class_id], (found / totals[class_id])[keep].tolist(), precision[keep].tolist()))
     return series
 
 
 def share(value: float | None) -> str:
     """A share with three decimals; a dash for none."""
     return "–" if value is None else f"{value:.3f}"
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan

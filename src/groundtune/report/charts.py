@@ -55,10 +55,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
                 parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
             else:
                 parts.append(f'<polyline class="line{number % 6}" points="{points}"/>')
-    legend = "".join(
-        f'<span><i class="dot{number % 6}"></i>{escape(name)}</span>' for number, (name, _, _) in enumerate(series)
-    )
-    return "".join([*parts, "</svg>", f'<div class="legend">{legend}</div>'])
+    names = [f'<span><i class="dot{i % 6}"></i>{escape(name)}</span>' for i, (name, _, _) in enumerate(series)]
+    return "".join([*parts, '</svg><div class="legend">', *names, "</div>"])
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -71,12 +69,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix as a table: rows are what is there, columns what was said, shaded by the share of the row.
-
-    Args:
-        matrix: (N, N) counts.
-        names: of rows and columns.
-    """
+    """A confusion matrix (N, N) as a table: rows are what is there, columns what was said, shaded by the row's share."""
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
     rows = []

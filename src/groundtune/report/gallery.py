@@ -21,93 +21,66 @@ _MOST_BOXES = 60  # drawn in one picture; more would hide it
 
 @dataclass
 class Card:
-    """One picture of the gallery, ready for the page.
+    """One picture of the gallery, ready for the page."""
 
-    Attributes:
-        name: the file's name.
-        image: data URI of the thumbnail.
-        width: pixels of the original.
-        height: pixels of the original.
-        boxes: what is drawn: x, y, width, height in pixels, `kind` ("truth", "matched", "missed" or one of `KINDS`) and
-            `label`.
-        classes: names of the classes of its boxes and detections.
-        tags: kinds of what is wrong in it, for the filter.
-        worst: how wrong it is, the more the worse.
-    """
-
-    name: str
-    image: str
-    width: int
+    name: str  # of the file
+    image: str  # data URI of the thumbnail
+    width: int  # pixels of the original
     height: int
-    boxes: list[dict[str, Any]]
-    classes: list[str]
-    tags: list[str]
-    worst: float
+    boxes: list[
+        dict[str, Any]
+    ]  # what is drawn: x, y, w, h in pixels, `label`, and `kind`: "truth", "missed" or the error's
+    classes: list[str]  # names of the classes of its boxes and detections
+    tags: list[str]  # kinds of what is wrong in it, for the filter
+    worst: float  # how wrong it is, the more the worse
 
 
 def gallery(
     results: Sequence[PictureResult], class_names: Sequence[str], thresholds: np.ndarray, most: int
 ) -> tuple[list[Card], list[str]]:
-    """Choose the worst pictures and draw them.
-
-    Args:
-        results: of `metrics.errors.collect`.
-        class_names: of the data set.
-        thresholds: (C,) smallest score that is shown of each class.
-        most: pictures at the most.
+    """Choose the worst pictures, `most` at the most, and draw them with what is at or above the thresholds (C,).
 
     Returns:
         The cards, the worst first; and messages about pictures that cannot be read any more.
     """
-    ranked = sorted(results, key=lambda result: -badness(result, thresholds))[:most]
     cards, messages = [], []
-    for result in ranked:
+    for result in sorted(results, key=lambda result: -_badness(result, thresholds))[:most]:
         try:
-            image = _thumbnail(result)
+            cards.append(_card(result, class_names, thresholds))
         except DataError as error:
             messages.append(str(error))
-            continue
-        cards.append(_card(result, image, class_names, thresholds))
     return cards, messages
 
 
-def badness(result: PictureResult, thresholds: np.ndarray) -> float:
+def _badness(result: PictureResult, thresholds: np.ndarray) -> float:
     """How wrong a picture is: its missed boxes, and its false detections by their scores."""
-    false = sum(
-        float(score)
-        for score, class_id, kind in zip(result.scores, result.class_ids, result.kinds, strict=True)
-        if kind in KINDS and score >= thresholds[class_id]
-    )
-    return len(result.missed(thresholds)) + false
+    shown = result.scores >= thresholds[result.class_ids]
+    false = np.array([kind in KINDS for kind in result.kinds], bool) & shown
+    return float(len(result.missed(thresholds)) + result.scores[false].sum())
 
 
-def _card(result: PictureResult, image: str, class_names: Sequence[str], thresholds: np.ndarray) -> Card:
-    sample = result.sample
-    missed = set(result.missed(thresholds).tolist())
+def _card(result: PictureResult, class_names: Sequence[str], thresholds: np.ndarray) -> Card:
+    sample, missed = result.sample, result.missed(thresholds)
     boxes = [
-        _drawn(box, "missed" if index in missed else "truth", class_names[class_id])
-        for index, (box, class_id) in enumerate(zip(sample.boxes_xyxy, sample.class_ids, strict=True))
-        if not sample.crowd[index]
+        _drawn(sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]])
+        for i in np.flatnonzero(~sample.crowd)
     ]
-    tags = ["missed"] if missed else []
-    found: list[dict[str, Any]] = []
-    for box, score, class_id, kind in zip(
-        result.boxes_xyxy, result.scores, result.class_ids, result.kinds, strict=True
-    ):
-        if score >= thresholds[class_id] and kind != CROWD:
-            found.append(_drawn(box, kind, f"{class_names[class_id]} {score:.2f}"))
-            tags += [] if kind == MATCHED or kind in tags else [kind]
-    classes = {class_names[c] for c in sample.class_ids} | {box["label"].rsplit(" ", 1)[0] for box in found}
+    shown = [
+        i for i, c in enumerate(result.class_ids) if result.scores[i] >= thresholds[c] and result.kinds[i] != CROWD
+    ]
+    labels = [f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}" for i in shown]
+    found = [_drawn(result.boxes_xyxy[i], result.kinds[i], label) for i, label in zip(shown, labels, strict=True)]
+    tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.kinds[i] for i in shown])
     height, width = sample.size_hw
     return Card(
-        sample.image_path.name,
-        image,
-        width,
-        height,
-        boxes[:_MOST_BOXES] + found[:_MOST_BOXES],
-        sorted(classes),
-        tags or ["right"],
-        badness(result, thresholds),
+        name=sample.image_path.name,
+        image=_thumbnail(result),
+        width=width,
+        height=height,
+        boxes=boxes[:_MOST_BOXES] + found[:_MOST_BOXES],
+        classes=sorted({class_names[c] for c in (*sample.class_ids, *result.class_ids[shown])}),
+        tags=[tag for tag in tags if tag != MATCHED] or ["right"],
+        worst=_badness(result, thresholds),
     )
 
 

@@ -2,7 +2,7 @@
 
 Grounding DINO reads its classes as one sentence, `"cat. red blood cell. "`. The reference (IDEA `demo/`, MMDetection
 `GroundingDINO.get_tokens_positive_and_prompts`) cleans names in several places and searches the finished caption for
-them again. Two deviations, both against silent errors:
+them again. Two deviations:
 
 - Spans are recorded while the caption is built. `caption.find("car")` lands in "carrot".
 - `.` and `?` inside a name become spaces: they separate phrases in the model and would cut the name in two.
@@ -26,30 +26,18 @@ Spans = tuple[tuple[tuple[int, int], ...], ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption and the place of every phrase in it.
+    """A caption and the place of every phrase in it."""
 
-    Attributes:
-        caption: The text for the tokenizer. Every phrase is closed by `". "`, the last one too.
-        phrases: The cleaned names in the order of the prompt.
-        spans: For each phrase its character ranges [begin, end) in the caption, the closing separator left out.
-    """
-
-    caption: str
-    phrases: tuple[str, ...]
-    spans: Spans
+    caption: str  # the text for the tokenizer; every phrase of class names is closed by ". ", the last one too
+    phrases: tuple[str, ...]  # the cleaned names in the order of the prompt
+    spans: Spans  # for each phrase its character ranges [begin, end) in the caption, without the closing separator
 
 
 def clean_name(name: str) -> str:
-    """Give the one form in which a class name is used everywhere.
+    """Give the one form in which a class name is used everywhere; "" when nothing is left, which the callers report.
 
     `_`, `.` and `?` become spaces, text in parentheses (nested ones too) is dropped, white space is collapsed and
     trimmed, letters are lower-cased. Nothing else changes: "/", "-", "," and "'" stay.
-
-    Args:
-        name: A class name as a data set or a user wrote it.
-
-    Returns:
-        The cleaned name. It is empty when nothing is left; the callers report that with the original name.
     """
     without, dropped = _INNERMOST_PARENTHESES.subn(" ", name)
     while dropped:
@@ -58,10 +46,7 @@ def clean_name(name: str) -> str:
 
 
 def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
-    """Clean names and make those that clean to the same text one class.
-
-    Args:
-        names: Class names as written, in the data set's order. May be empty, then everything returned is empty.
+    """Clean names and make those that clean to the same text one class. No names are legal.
 
     Returns:
         The cleaned unique names in the order in which they were first seen; for each input name the index of its
@@ -72,30 +57,23 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]
     """
     cleaned = [clean_name(name) for name in names]
     _refuse_empty(names, cleaned)
-    index_of: dict[str, int] = {}
-    for name in cleaned:
-        index_of.setdefault(name, len(index_of))
-    index = [index_of[name] for name in cleaned]
-    written: list[list[str]] = [[] for _ in index_of]
-    for name, class_index in zip(names, index, strict=True):
-        written[class_index].append(name)
+    written: dict[str, list[str]] = {clean: [] for clean in cleaned}
+    for name, clean in zip(names, cleaned, strict=True):
+        written[clean].append(name)
+    index_of = {clean: index for index, clean in enumerate(written)}
     messages = [
         f"{len(group)} class names ({', '.join(map(repr, group))}) read {unique!r} after cleaning: they are one class."
-        for unique, group in zip(index_of, written, strict=True)
+        for unique, group in written.items()
         if len(group) > 1
     ]
-    return list(index_of), index, messages
+    return list(written), [index_of[clean] for clean in cleaned], messages
 
 
 def class_prompt(names: Sequence[str]) -> Prompt:
     """Build the caption `"name1. name2. "` of some classes together with the character spans.
 
-    Args:
-        names: Class names in the order of the prompt. They are cleaned here (which changes nothing when they are clean
-            already). No names give an empty caption.
-
-    Returns:
-        The prompt; phrase i is `names[i]`.
+    The names are cleaned here (which changes nothing when they are clean already). Phrase i of the prompt is `names[i]`;
+    no names give an empty caption.
 
     Raises:
         DataError: A name is empty after cleaning, or two names clean to the same text. All are listed.
@@ -104,12 +82,9 @@ def class_prompt(names: Sequence[str]) -> Prompt:
     _refuse_empty(names, phrases)
     if len(set(phrases)) < len(phrases):
         twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
-        raise DataError(
-            f"The prompt has {', '.join(map(repr, twice))} more than once (after cleaning), and the model cannot tell "
-            "equal phrases apart. Name every class once."
-        )
-    caption = ""
-    spans = []
+        told = f"The prompt has {', '.join(map(repr, twice))} more than once (after cleaning)"
+        raise DataError(f"{told}, and the model cannot tell equal phrases apart. Name every class once.")
+    caption, spans = "", []
     for phrase in phrases:
         spans.append(((len(caption), len(caption) + len(phrase)),))
         caption += phrase + _SEPARATOR
@@ -119,12 +94,7 @@ def class_prompt(names: Sequence[str]) -> Prompt:
 def caption_prompt(caption: str, spans: Spans) -> Prompt:
     """Make a prompt of a picture's caption, closed by a final "." where it is open.
 
-    Args:
-        caption: As written.
-        spans: For each phrase its character ranges [begin, end) in the caption. No phrases are legal.
-
-    Returns:
-        The prompt; phrase i is what `spans[i]` cover, joined by spaces.
+    Phrase i is what the character ranges [begin, end) of `spans[i]` cover, joined by spaces. No phrases are legal.
     """
     closed = caption.rstrip()
     cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in own) for own in spans)
@@ -133,16 +103,10 @@ def caption_prompt(caption: str, spans: Spans) -> Prompt:
 
 
 def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
-    """Say of the mirrored picture what a caption says of the picture: left and right change places.
+    """Say of the mirrored picture what a caption says of the picture: left and right change places, spans move along.
 
-    Whole words, and the beginnings of leftmost, left-hand, leftside, leftward; "upright" and "leftover" stay.
-
-    Args:
-        caption: As written.
-        spans: For each phrase its character ranges in it.
-
-    Returns:
-        The caption and the spans in it. Twice gives back the caption itself.
+    Whole words, and the beginnings of leftmost, left-hand, leftside, leftward; "upright" and "leftover" stay. Twice gives
+    back the caption itself.
     """
     words = [match.span() for match in _SIDE.finditer(caption)]
     grown = {span: (1 if span[1] - span[0] == 4 else -1) for span in words}  # left has four letters, right has five
@@ -168,7 +132,5 @@ def _other_side(word: str) -> str:
 def _refuse_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
     empty = [name for name, clean in zip(names, cleaned, strict=True) if not clean]
     if empty:
-        raise DataError(
-            f"Class names with no text left after cleaning: {', '.join(map(repr, empty))}. Text in parentheses and the "
-            "characters '_', '.' and '?' do not count; rename these classes."
-        )
+        told = f"Class names with no text left after cleaning: {', '.join(map(repr, empty))}"
+        raise DataError(f"{told}. Text in parentheses and '_', '.' and '?' do not count; rename these classes.")

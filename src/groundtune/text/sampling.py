@@ -3,9 +3,9 @@
 Training with all classes in a fixed order teaches the model that exact prompt. Here the order is shuffled per image
 and, half of the time, only a sample of the absent classes is shown, so that the model stays open to other prompts.
 
-Deviation from the reference (MMDetection `RandomSamplingNegPos`): negatives come from the classes that the image does
-NOT have. The reference compares a string with an integer at this point and shows positives a second time, without
-their boxes. And nothing is ever cut: positives that do not fit into one prompt are spread over several.
+Deviation from the reference (MMDetection `RandomSamplingNegPos`): negatives come from the classes that the image does NOT
+have (the reference compares a string with an integer and shows positives a second time, without their boxes), and nothing
+is ever cut: positives that do not fit into one prompt are spread over several.
 """
 
 import random
@@ -25,7 +25,7 @@ def chunk_names(names: Sequence[str], token_counts: Sequence[int], max_text_len:
         max_text_len: Most tokens of a prompt with [CLS] and [SEP].
 
     Returns:
-        Indices into `names`, in order, by chunk. Every index is in exactly one chunk. No names give no chunk.
+        Indices into `names`, in order, by chunk. No names give no chunk.
 
     Raises:
         DataError: A single name does not fit. All such names are listed.
@@ -52,8 +52,8 @@ def sample_prompt(
         positives: Indices of the classes that the image has. May be empty.
         rng: Source of every random choice.
         shuffle: Shuffle the order; otherwise the prompt keeps the data set's order.
-        negative_probability: How often only a sample of the other classes is shown, its size uniform from 0 to all.
-            Otherwise as many of them as fit, which is all of them for most data sets.
+        negative_probability: How often only a sample of the other classes is shown, its size uniform from 0 to all;
+            otherwise as many of them as fit.
         max_text_len: Most tokens of a prompt with [CLS] and [SEP].
 
     Returns:
@@ -73,9 +73,7 @@ def sample_prompt(
         rng.shuffle(present)
     prompts = []
     for chunk in _chunk(present, token_counts, budget) or [[]]:
-        wanted = len(absent)
-        if rng.random() < negative_probability:
-            wanted = rng.randint(0, len(absent))
+        wanted = rng.randint(0, len(absent)) if rng.random() < negative_probability else len(absent)
         negatives = rng.sample(absent, max(wanted, 0 if chunk else 1))  # in random order, so the cut below is random
         room = budget - sum(token_counts[index] for index in chunk)
         for index in negatives:
@@ -92,13 +90,10 @@ def sample_prompt(
 
 def _chunk(indices: Sequence[int], token_counts: Sequence[int], budget: int) -> list[list[int]]:
     chunks: list[list[int]] = []
-    room = 0
     for index in indices:
-        if not chunks or token_counts[index] > room:
+        if not chunks or sum(token_counts[i] for i in chunks[-1]) + token_counts[index] > budget:
             chunks.append([])
-            room = budget
         chunks[-1].append(index)
-        room -= token_counts[index]
     return chunks
 
 
@@ -106,7 +101,5 @@ def _refuse_oversized(names: Sequence[str], token_counts: Sequence[int], max_tex
     budget = max_text_len - _CLS_AND_SEP
     oversized = [f"{name!r} ({n} tokens)" for name, n in zip(names, token_counts, strict=True) if n > budget]
     if oversized:
-        raise DataError(
-            f"Class names that do not fit into a prompt of {max_text_len} tokens on their own: {', '.join(oversized)}. "
-            f"At most {budget} tokens with the closing '.' are possible; shorten them."
-        )
+        told = f"Class names that do not fit into a prompt of {max_text_len} tokens: {', '.join(oversized)}"
+        raise DataError(f"{told}. At most {budget} tokens with the closing '.' are possible; shorten them.")

@@ -14,7 +14,7 @@ Deviations from the reference (IDEA `bertwarper.generate_masks_with_special_toke
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -32,42 +32,23 @@ Spans = Iterable[tuple[int, int]]
 
 @dataclass
 class TextInput:
-    """What the language model and the text mask need, for B prompts padded to the longest (T tokens).
+    """What the language model and the text mask need, for B prompts padded to the longest (T tokens)."""
 
-    Attributes:
-        input_ids: (B, T) long, BERT token ids.
-        text_token_mask: (B, T) bool, True = real token, False = padding.
-        position_ids: (B, T) long, the place of a token in its phrase; 0 on padding.
-        phrase_mask: (B, T, T) bool, True = row token may attend to column token. Padding attends to itself alone.
-    """
-
-    input_ids: Tensor
-    text_token_mask: Tensor
-    position_ids: Tensor
-    phrase_mask: Tensor
+    input_ids: Tensor  # (B, T) long, BERT token ids
+    text_token_mask: Tensor  # (B, T) bool, True = real token, False = padding
+    position_ids: Tensor  # (B, T) long, the place of a token in its phrase; 0 on padding
+    phrase_mask: Tensor  # (B, T, T) bool, True = row token may attend to column token; padding attends to itself alone
 
     def to(self, device: torch.device | str) -> "TextInput":
         """Give the same input with all tensors on `device`."""
-        return TextInput(
-            self.input_ids.to(device),
-            self.text_token_mask.to(device),
-            self.position_ids.to(device),
-            self.phrase_mask.to(device),
-        )
+        return TextInput(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def build_tokenizer(vocab_file: Path) -> BertTokenizer:
-    """Make the lower-casing WordPiece tokenizer of a BERT vocabulary.
-
-    Args:
-        vocab_file: A `vocab.txt`, one token per line.
-
-    Returns:
-        A fast tokenizer, so that `char_to_token` exists.
+    """Make the lower-casing fast WordPiece tokenizer of a BERT `vocab.txt`, one token per line.
 
     Raises:
-        CheckpointError: The file is missing, or its ids of [CLS], [SEP], "." and "?" are not those of
-            bert-base-uncased, by which phrases are separated.
+        CheckpointError: The file is missing, or its ids of [CLS], [SEP], "." and "?" are not those of bert-base-uncased.
     """
     if not vocab_file.is_file():
         raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
@@ -75,37 +56,26 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
     tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
     found = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
     if found != _SEPARATOR_IDS:
-        raise CheckpointError(
-            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {found}, "
-            f"expected {_SEPARATOR_IDS}."
-        )
+        told = f"the phrase separators have the ids {found}, expected {_SEPARATOR_IDS}."
+        raise CheckpointError(f"{vocab_file} is not a bert-base-uncased vocabulary: {told}")
     return tokenizer
 
 
 def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the phrases and say which token may attend to which.
+    """Find the phrases of (B, T) token ids, and give the phrase mask (B, T, T) and position ids (B, T) of `TextInput`.
 
-    Args:
-        input_ids: (B, T) long.
-        text_token_mask: (B, T) bool, True = real token.
-
-    Returns:
-        The phrase mask (B, T, T) bool and the position ids (B, T) long, both as in `TextInput`. One image's part does
-        not depend on its padding nor on the other images.
+    One image's part does not depend on its padding nor on the other images.
     """
-    length = input_ids.shape[1]
-    index = torch.arange(length, device=input_ids.device)
+    index = torch.arange(input_ids.shape[1], device=input_ids.device)
     separators = torch.tensor(list(_SEPARATOR_IDS.values()), device=input_ids.device)
-    closes = torch.isin(input_ids, separators)
-    begins = torch.ones_like(closes)  # a block begins after every separator ...
-    begins[:, 1:] = closes[:, :-1]
+    begins = torch.ones_like(text_token_mask)  # a block begins after every separator ...
+    begins[:, 1:] = torch.isin(input_ids, separators)[:, :-1]
     begins |= input_ids == _SEPARATOR_IDS["[SEP]"]  # ... and [SEP] never belongs to a phrase
     first = torch.where(begins, index, 0).cummax(dim=1).values
     same_block = first.unsqueeze(2) == first.unsqueeze(1)
     real = text_token_mask.unsqueeze(2) & text_token_mask.unsqueeze(1)
-    phrase_mask = (same_block & real) | torch.eye(length, dtype=torch.bool, device=input_ids.device)
-    position_ids = torch.where(text_token_mask, index - first, 0)
-    return phrase_mask, position_ids
+    itself = index.unsqueeze(1) == index
+    return (same_block & real) | itself, torch.where(text_token_mask, index - first, 0)
 
 
 def tokenize(
@@ -115,7 +85,7 @@ def tokenize(
 
     Args:
         tokenizer: From `build_tokenizer`.
-        prompts: One prompt per image, at least one image. A prompt without phrases gives [CLS] [SEP] and (0, 256).
+        prompts: One prompt per image, at least one. A prompt without phrases gives [CLS] [SEP] and (0, 256).
         max_text_len: Most tokens of a prompt with [CLS] and [SEP], and the columns of the maps.
 
     Returns:
@@ -129,20 +99,17 @@ def tokenize(
     input_ids, text_token_mask = tokenized["input_ids"], tokenized["attention_mask"].bool()
     too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len]
     if too_long:
-        raise DataError(
-            f"The model reads at most {max_text_len} tokens of text; found {', '.join(too_long)}. Use fewer classes "
-            "per prompt, or split them into chunks (text.sampling.chunk_names)."
-        )
-    maps, silent = [], []
+        told = f"The model reads at most {max_text_len} tokens of text; found {', '.join(too_long)}"
+        raise DataError(f"{told}. Use fewer classes per prompt, or split them into chunks (text.sampling.chunk_names).")
+    maps: list[Tensor] = []
+    silent: list[str] = []
     for image, prompt in enumerate(prompts):
         rows, without_token = _positive_rows(tokenized, prompt.spans, max_text_len, image)
         maps.append(rows)
-        silent += [prompt.phrases[row] for row, _ in without_token]
+        silent += [repr(prompt.phrases[row]) for row, _ in without_token]
     if silent:
-        raise DataError(
-            f"Class names in which the tokenizer finds no token: {', '.join(map(repr, dict.fromkeys(silent)))}. They "
-            "have no visible character; rename these classes."
-        )
+        told = f"Class names in which the tokenizer finds no token: {', '.join(dict.fromkeys(silent))}"
+        raise DataError(f"{told}. They have no visible character; rename these classes.")
     phrase_mask, position_ids = phrase_mask_and_positions(input_ids, text_token_mask)
     return TextInput(input_ids, text_token_mask, position_ids, phrase_mask), maps
 
@@ -153,17 +120,16 @@ def create_positive_map(
     max_num_entities: int = MAX_TEXT_LEN,
     batch_index: int = 0,
 ) -> Tensor:
-    """Map phrases (or boxes) to tokens.
+    """Map phrases (or boxes) to tokens: the binary map, which is the training target.
 
     Args:
         tokenized: What the fast tokenizer returned.
-        tokens_positive: For each row its character spans [begin, end) in the caption.
+        tokens_positive: For each of N rows its character spans [begin, end) in the caption.
         max_num_entities: Columns of the map.
         batch_index: Which text of `tokenized` the spans belong to.
 
     Returns:
         (N, max_num_entities) float, 1 on every token from the first to the last one of each span and 0 elsewhere.
-        N = 0 gives (0, max_num_entities). This binary map is the training target.
 
     Raises:
         DataError: A span has no token, or a token of it lies past the last column. All such spans are listed.
@@ -181,47 +147,27 @@ def create_positive_map_from_span(
     max_text_len: int = MAX_TEXT_LEN,
     batch_index: int = 0,
 ) -> Tensor:
-    """Give the row-normalised form of `create_positive_map`, for averaging token scores into class scores.
+    """Give the row-normalised form (C, max_text_len) of `create_positive_map`: each row over (its sum + 1e-6).
 
-    Args:
-        tokenized: What the fast tokenizer returned.
-        token_span_per_class: For each class its character spans [begin, end) in the caption.
-        max_text_len: Columns of the map.
-        batch_index: Which text of `tokenized` the spans belong to.
-
-    Returns:
-        (C, max_text_len) float, each row divided by (its sum + 1e-6). Never a training target: with 1/n as target the
-        best reachable probability of a name falls with its number of tokens.
-
-    Raises:
-        DataError: As `create_positive_map`.
+    For averaging token scores into class scores, never a training target: with 1/n as target the best reachable
+    probability of a name falls with its number of tokens. Arguments and errors as there.
     """
     rows = create_positive_map(tokenized, token_span_per_class, max_text_len, batch_index)
     return rows / (rows.sum(-1, keepdim=True) + 1e-6)
 
 
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
-    """Count what each name costs in a prompt.
+    """Count the tokens of each cleaned name with the "." that closes it. No names give no counts.
 
-    Args:
-        tokenizer: From `build_tokenizer`.
-        names: Cleaned class names.
-
-    Returns:
-        For each name its number of tokens with the "." that closes it. Counts add up: WordPiece never joins tokens
-        over white space or punctuation. A prompt needs their sum + 2 for [CLS] and [SEP].
+    Counts add up: WordPiece never joins tokens over white space or punctuation. A prompt needs their sum + 2 for [CLS]
+    and [SEP].
     """
-    if not names:
-        return []
-    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False)
+    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False) if names else {"input_ids": []}
     return [len(ids) for ids in tokenized["input_ids"]]
 
 
 def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
-    """Split each prompt into the blocks that the language model can read one by one.
-
-    Args:
-        text: B prompts.
+    """Split each of B prompts into the blocks that the language model can read one by one.
 
     Returns:
         For each image, in order, the token range and the token ids of every block: [CLS], each phrase with its closing
@@ -229,10 +175,8 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
         0, 1, 2, ..., so that its ids alone determine its language-model features.
     """
     images = []
-    for ids, real, positions in zip(
-        text.input_ids.tolist(), text.text_token_mask.tolist(), text.position_ids.tolist(), strict=True
-    ):
-        length = sum(real)
+    lengths = text.text_token_mask.sum(1).tolist()
+    for ids, length, positions in zip(text.input_ids.tolist(), lengths, text.position_ids.tolist(), strict=True):
         begins = [i for i in range(length) if positions[i] == 0]
         ends = [*begins[1:], length]
         images.append([(slice(b, e), tuple(ids[b:e])) for b, e in zip(begins, ends, strict=True)])

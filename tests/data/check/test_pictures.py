@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from groundtune.data.check.kinds import CHECKING
 from groundtune.data.check.pictures import read_picture, read_pictures
-from groundtune.data.check.twins import check_duplicates, check_leaks
+from groundtune.data.check.twins import check_twins
 from groundtune.data.findings import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.data.transforms import load_picture
@@ -33,11 +33,10 @@ def split(name: str, folder, pictures: dict[str, Image.Image], **options) -> Dat
 
 def twins(*splits: Dataset) -> dict[str, list[str]]:
     paths = [sample.image_path for dataset in splits for sample in dataset.samples]
-    facts = {path: fact for some in read_pictures(paths, 2) for path, fact in some.items()}
+    facts = dict(read_pictures(paths, 2))
     found = Collector(CHECKING)
     for place, dataset in enumerate(splits):
-        check_duplicates(dataset, facts, found)
-        check_leaks(dataset, splits[:place], facts, found)
+        check_twins(dataset, splits[:place], facts, found)
     return {finding.check: finding.examples for finding in found.findings()}
 
 

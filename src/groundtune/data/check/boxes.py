@@ -1,6 +1,7 @@
-"""Boxes by their numbers alone: sizes at the model's picture size, shapes, and boxes on top of each other."""
+"""Boxes by their numbers alone: sizes at the model's picture size, shapes, boxes on each other; and the phrases of captions."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,147 +19,76 @@ _FEWEST_INSIDE = 5  # boxes of a class, for "always inside another" to mean some
 _MOST_PAIRED = 1000  # boxes of a picture that are compared with each other
 
 
-@dataclass
-class SplitBoxes:
-    """The N boxes of a split in one row, those of crowds left out, and the pairs of one picture that overlap much.
-
-    Attributes:
-        dataset: the split.
-        xyxy: (N, 4) float64 pixels.
-        classes: (N,) class ids; -1 for the boxes of phrases, which may well share a place.
-        picture: (N,) index into the samples.
-        number: (N,) place in its picture, from 0.
-        pairs: (P, 2) indices i, j of boxes of one picture where most of i is inside j; both orders may be there.
-        iou: (P,) of the pairs.
-    """
-
-    dataset: Dataset
-    xyxy: np.ndarray
-    classes: np.ndarray
-    picture: np.ndarray
-    number: np.ndarray
-    pairs: np.ndarray
-    iou: np.ndarray
-
-    def place(self, index: int | np.integer) -> str:
-        """Name a box for people: its file and its place in it, from 1."""
-        return f"{self.dataset.samples[self.picture[index]].image_path.name}: box {self.number[index] + 1}"
-
-
-def gather(dataset: Dataset) -> SplitBoxes:
-    """Put the boxes of a split in one row, and find the pairs that lie on top of each other."""
-    kept = [np.flatnonzero(~sample.crowd) for sample in dataset.samples]
-    counts = [len(numbers) for numbers in kept]
-    rows = [s.boxes_xyxy[numbers] for s, numbers in zip(dataset.samples, kept, strict=True)]
-    ids = [
-        s.class_ids[numbers] if s.grounding is None else np.full(len(numbers), -1)
-        for s, numbers in zip(dataset.samples, kept, strict=True)
-    ]
-    xyxy = np.concatenate([np.empty((0, 4)), *rows])
-    pairs, iou = [np.empty((0, 2), np.int64)], [np.empty(0)]
-    begin = 0
-    for sample, count in zip(dataset.samples, counts, strict=True):
-        if 1 < count <= _MOST_PAIRED and sample.grounding is None:
-            found, overlap = _nested(xyxy[begin : begin + count])
-            pairs.append(found + begin)
-            iou.append(overlap)
-        begin += count
-    return SplitBoxes(
-        dataset,
-        xyxy,
-        np.concatenate([np.empty(0, np.int64), *ids]),
-        np.repeat(np.arange(len(counts)), counts),
-        np.concatenate([np.empty(0, np.int64), *kept]),
-        np.concatenate(pairs),
-        np.concatenate(iou),
-    )
-
-
-def _nested(xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sides = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:]) - np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
-    shared = np.clip(sides, 0, None).prod(-1)
-    areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(-1)
-    inside = shared >= _INSIDE * areas[:, None]
-    np.fill_diagonal(inside, False)
-    first, second = np.nonzero(inside)
-    union = areas[first] + areas[second] - shared[first, second]
-    return np.stack([first, second], axis=1), shared[first, second] / np.maximum(union, 1e-9)
-
-
-def check_boxes(boxes: SplitBoxes, short_side: int, max_side: int, num_queries: int, found: Collector) -> None:
-    """Look at the boxes of a split.
-
-    Args:
-        boxes: of the split.
-        short_side: of the model's pictures, pixels.
-        max_side: of the model's pictures, pixels.
-        num_queries: most objects that the model finds in a picture.
-        found: gets what was found.
-    """
-    _check_sizes(boxes, short_side, max_side, found)
-    _check_shapes(boxes, found)
-    _check_pairs(boxes, found)
-    _check_inside(boxes, found)
-    _check_copied(boxes.dataset, found)
-    for index in np.flatnonzero(np.bincount(boxes.picture) > num_queries):
-        count = int((boxes.picture == index).sum())
-        name = boxes.dataset.samples[index].image_path.name
-        found.add("boxes-many", f"{name}: {count} boxes, the model finds at most {num_queries}")
-
-
-def _check_sizes(boxes: SplitBoxes, short_side: int, max_side: int, found: Collector) -> None:
-    heights = np.array([s.size_hw[0] for s in boxes.dataset.samples], dtype=np.float64)
-    resized = [resized_size(s.size_hw, short_side, max_side)[0] for s in boxes.dataset.samples]
-    scale = np.array(resized) / np.maximum(heights, 1)
-    sides = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]) * scale[boxes.picture, None]
-    tiny = np.flatnonzero(np.sqrt(sides.prod(-1)) < _TINY)
-    for index in tiny:
-        width, height = sides[index]
-        found.add("object-tiny", f"{boxes.place(index)} is {width:.1f} × {height:.1f} px at {short_side} px")
-    if len(tiny) > _MOSTLY_TINY * len(sides):
-        found.add("objects-mostly-tiny", f"{len(tiny)} of {len(sides)} at {short_side} px")
-
-
-def _check_shapes(boxes: SplitBoxes, found: Collector) -> None:
-    sides = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]
-    pictures = np.array([s.size_hw for s in boxes.dataset.samples], dtype=np.float64).reshape(-1, 2).prod(-1)
-    for index in np.flatnonzero(sides.prod(-1) >= _COVERS * pictures[boxes.picture]):
-        found.add("box-covers-picture", boxes.place(index))
-    for index in np.flatnonzero(sides.max(-1, initial=0) > _EXTREME_RATIO * sides.min(-1, initial=np.inf)):
-        found.add("box-extreme-ratio", f"{boxes.place(index)} is {sides[index, 0]:.1f} × {sides[index, 1]:.1f} px")
-
-
-def _check_pairs(boxes: SplitBoxes, found: Collector) -> None:
-    names = boxes.dataset.class_names
-    same = boxes.pairs[(boxes.iou >= _SAME_BOX) & (boxes.pairs[:, 0] < boxes.pairs[:, 1])]
-    for first, second in same:
-        one, other = names[boxes.classes[first]], names[boxes.classes[second]]
-        place = f"{boxes.place(first)} and {boxes.number[second] + 1}"
-        if one == other:
-            found.add("box-near-duplicate", f"{place} ({one})")
-        else:
-            found.add("box-two-classes", f"{place} ({one}, {other})")
-
-
-def _check_inside(boxes: SplitBoxes, found: Collector) -> None:
-    names = boxes.dataset.class_names
-    inner, outer = boxes.pairs[boxes.iou < _SAME_BOX].T
-    outer_class = boxes.classes[outer]
-    nested = np.unique(np.stack([inner, outer_class], axis=1)[boxes.classes[inner] != outer_class], axis=0)
-    totals = np.bincount(boxes.classes[boxes.classes >= 0], minlength=len(names))
-    table, counts = np.unique(np.stack([boxes.classes[nested[:, 0]], nested[:, 1]], axis=1), axis=0, return_counts=True)
-    for (small, large), count in zip(table, counts, strict=True):
-        if count >= _FEWEST_INSIDE and count >= _INSIDE * totals[small]:
-            found.add("class-inside-class", f"{names[small]!r} in {names[large]!r}: {count} of {totals[small]} boxes")
-
-
-def _check_copied(dataset: Dataset, found: Collector) -> None:
-    seen: dict[bytes, str] = {}
+def check_boxes(dataset: Dataset, short_side: int, max_side: int, num_queries: int, found: Collector) -> None:
+    """Look at the boxes of a split, those of crowds left out. Arguments as in `run.Limits`."""
+    tiny, counts, nested = [], Counter[str](), Counter[tuple[str, str]]()  # nested: the first class inside the second
+    total = 0
     for sample in dataset.samples:
-        if len(sample.boxes_xyxy) < 2:  # a single one may well be the same by chance
+        numbers = np.flatnonzero(~sample.crowd)
+        total += len(numbers)
+        xyxy = sample.boxes_xyxy[numbers].astype(np.float64)
+        places = [f"{sample.image_path.name}: box {number + 1}" for number in numbers]
+        if len(numbers) > num_queries:
+            name = sample.image_path.name
+            found.add("boxes-many", f"{name}: {len(numbers)} boxes, the model finds at most {num_queries}")
+        scale = resized_size(sample.size_hw, short_side, max_side)[0] / max(sample.size_hw[0], 1)
+        tiny += _check_shapes(xyxy[:, 2:] - xyxy[:, :2], scale, sample.size_hw, places, found)
+        if sample.grounding is None:  # the boxes of phrases may well share a place
+            classes = [dataset.class_names[index] for index in sample.class_ids[numbers]]
+            counts.update(classes)
+            if len(classes) <= _MOST_PAIRED:
+                nested.update((classes[index], outer) for index, outer in _check_pairs(xyxy, classes, places, found))
+    for place in tiny:
+        found.add("object-tiny", f"{place} at {short_side} px")
+    if len(tiny) > _MOSTLY_TINY * total:
+        found.add("objects-mostly-tiny", f"{len(tiny)} of {total} at {short_side} px")
+    for (small, large), count in sorted(nested.items()):
+        if count >= _FEWEST_INSIDE and count >= _INSIDE * counts[small]:
+            found.add("class-inside-class", f"{small!r} in {large!r}: {count} of {counts[small]} boxes")
+
+
+def _check_shapes(
+    sides: np.ndarray, scale: float, size_hw: tuple[int, int], places: Sequence[str], found: Collector
+) -> list[str]:
+    """Look at the (N, 2) sides of one picture's boxes, and name those that are tiny once the picture is scaled."""
+    tiny = []
+    for place, (width, height) in zip(places, sides.tolist(), strict=True):
+        if (width * height) ** 0.5 * scale < _TINY:
+            tiny.append(f"{place} is {width * scale:.1f} × {height * scale:.1f} px")
+        if width * height >= _COVERS * size_hw[0] * size_hw[1]:
+            found.add("box-covers-picture", place)
+        if max(width, height) > _EXTREME_RATIO * min(width, height):
+            found.add("box-extreme-ratio", f"{place} is {width:.1f} × {height:.1f} px")
+    return tiny
+
+
+def _check_pairs(
+    xyxy: np.ndarray, classes: Sequence[str], places: Sequence[str], found: Collector
+) -> set[tuple[int, str]]:
+    """Look at the boxes of one picture that lie on each other, and give the boxes that are inside another class."""
+    shared = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:]) - np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
+    shared = np.clip(shared, 0, None).prod(-1)
+    areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(-1)
+    same = shared >= _SAME_BOX * np.maximum(areas[:, None] + areas - shared, 1e-9)
+    for first, second in np.argwhere(np.triu(same, 1)).tolist():
+        place = f"{places[first]} and {places[second].rpartition(' ')[2]}"
+        if classes[first] == classes[second]:
+            found.add("box-near-duplicate", f"{place} ({classes[first]})")
+        else:
+            found.add("box-two-classes", f"{place} ({classes[first]}, {classes[second]})")
+    inside = np.argwhere((shared >= _INSIDE * areas[:, None]) & ~same).tolist()
+    return {(inner, classes[outer]) for inner, outer in inside if classes[inner] != classes[outer]}
+
+
+def check_grounding(dataset: Dataset, found: Collector) -> None:
+    """Look at the phrases of every caption; pictures without one have nothing to look at."""
+    for sample in dataset.samples:
+        if sample.grounding is None:
             continue
-        order = np.lexsort((sample.class_ids, *sample.boxes_xyxy.T))
-        key = sample.boxes_xyxy[order].tobytes() + sample.class_ids[order].tobytes()
-        first = seen.setdefault(key, sample.image_path.name)
-        if first != sample.image_path.name:
-            found.add("boxes-copied", f"{sample.image_path.name} has those of {first}")
+        name, caption = sample.image_path.name, sample.grounding.caption
+        for index, (phrase, spans) in enumerate(zip(sample.grounding.phrases, sample.grounding.spans, strict=True)):
+            around = [caption[max(0, place - 1) : place + 1] for span in spans for place in span]
+            if any(len(letters) == 2 and letters[0].isalnum() and letters[1].isalnum() for letters in around):
+                found.add("span-in-word", f"{name}: {phrase!r} in {caption!r}")
+            if index not in sample.class_ids:
+                found.add("phrase-without-boxes", f"{name}: {phrase!r}")

@@ -1,15 +1,13 @@
 """Class names as the model reads them: it was taught with words, so a name that is none teaches it less.
 
-What a name becomes is decided by the tokenizer alone, so the checks look at its pieces: [UNK] for letters that it does not
-know, more than one piece for an abbreviation that is no word to it.
+What a name becomes is decided by the tokenizer alone, so the checks look at its pieces: [UNK] for letters that it does
+not know, more than one piece for an abbreviation that is no word to it.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import SequenceMatcher
-from string import ascii_lowercase
 
 from transformers import BertTokenizer
 
@@ -17,132 +15,76 @@ from groundtune.data.findings import Collector
 from groundtune.text.sampling import chunk_names
 
 _NUMBER = re.compile(r"[\d\s/:,-]*\d[\d\s/:,-]*")
-_WORDS_ALONE = (
-    "class|label|category|categories|cls|obj|object|objects|item|thing|target|foreground|unknown|unlabeled|none"
-)
-_MEANINGLESS = re.compile(
-    rf"(?:{_WORDS_ALONE}|other|undefined|null|nan|test|tmp|foo|bar|name|default)[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]"
-)
+_WORDS = "class|label|category|categories|cls|obj|object|objects|item|thing|target|foreground|unknown|unlabeled|none"
+_MORE_WORDS = "other|undefined|null|nan|test|tmp|foo|bar|name|default"
+_MEANINGLESS = re.compile(rf"(?:{_WORDS}|{_MORE_WORDS})[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]")
 _NO_VOWEL = re.compile(r"[b-df-hj-np-tv-xz]{2,5}")
-_LIST = re.compile(r"[/,;|&]")
 _ALIKE = 0.85  # of difflib; "contol" and "control" .92, "mouse" and "house" .80, "king" and "knight" .60
-_SHORTEST_CHECKED = 6  # letters of a word that is looked up; short ones are near to many
 _SHORTEST_TYPO = 3  # letters; shorter words that differ by one are other words
 
 
-@dataclass
-class ClassNames:
-    """The classes of a data set and how they are read.
-
-    Attributes:
-        names: cleaned, unique.
-        written: as the files have them.
-        tokens: for each name its WordPiece tokens, without the closing separator.
-        max_text_len: most tokens of a prompt with [CLS] and [SEP].
-        vocabulary: every token that there is.
-    """
-
-    names: list[str]
-    written: list[str]
-    tokens: list[list[str]]
-    max_text_len: int
-    vocabulary: Container[str]
-
-
-def read_names(names: Sequence[str], written: Sequence[str], tokenizer: BertTokenizer, max_text_len: int) -> ClassNames:
-    """Tokenise the names. `written` may be empty, where the names are written as they are read."""
+def read_tokens(names: Sequence[str], tokenizer: BertTokenizer) -> list[list[str]]:
+    """The WordPiece tokens of each name, without the closing separator."""
     ids = tokenizer(list(names), add_special_tokens=False)["input_ids"] if names else []
-    tokens = [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in ids]
-    return ClassNames(list(names), list(written or names), tokens, max_text_len, tokenizer.get_vocab())
+    return [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in ids]
 
 
-def check_names(classes: ClassNames, found: Collector) -> None:
-    """Look at every name alone, at all together, and at those that could be confused."""
-    for name, written, tokens in zip(classes.names, classes.written, classes.tokens, strict=True):
-        _check_one(name, written, tokens, found)
-        for word, near in misspelt_words(name, tokens, classes.vocabulary):
-            found.add("name-misspelt", f"{word!r} in {written!r}, perhaps {' or '.join(map(repr, near))}")
-    _check_budget(classes, found)
-    _check_same_tokens(classes, found)
-    for first, second in alike_names(classes.names):
+def check_names(
+    names: Sequence[str], written: Sequence[str], tokenizer: BertTokenizer, max_text_len: int, found: Collector
+) -> None:
+    """Look at every name alone, at all together, and at those that could be confused.
+
+    `names` are cleaned and unique; `written` are as the files have them, or none where that is the same.
+    """
+    tokens = read_tokens(names, tokenizer)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, original, pieces in zip(names, written or names, tokens, strict=True):
+        _check_one(name, original, pieces, found)
+        groups[" ".join(pieces)].append(name)
+    for read, group in groups.items():
+        if len(group) > 1 and read:
+            found.add("names-same-tokens", f"{', '.join(map(repr, group))} are read {read!r}")
+    _check_budget(names, [len(pieces) + 1 for pieces in tokens], max_text_len, found)
+    for first, second in alike_names(names):
         found.add("names-alike", f"{first!r} and {second!r}")
 
 
 def _check_one(name: str, written: str, tokens: list[str], found: Collector) -> None:
-    if _NUMBER.fullmatch(name):
-        found.add("name-number", repr(written))
-    elif _MEANINGLESS.fullmatch(name):
-        found.add("name-meaningless", repr(written))
-    elif any(_NO_VOWEL.fullmatch(word) for word in name.split()) and any(token.startswith("##") for token in tokens):
-        found.add("name-abbreviation", f"{written!r} is read {' '.join(tokens)!r}")
-    if re.search(r"[.?]", written):
-        found.add("name-separator", f"{written!r} is read {name!r}")
-    if re.search(r"\(.*\)", written):
-        found.add("name-parentheses", f"{written!r} is read {name!r}")
-    if _LIST.search(name) and not _NUMBER.fullmatch(name):
-        found.add("name-list", repr(written))
-    if "[UNK]" in tokens:
-        found.add("name-unknown-token", f"{written!r} is read {' '.join(tokens)!r}")
-    if not tokens:
-        found.add("name-without-token", repr(written))
+    meaningless = _MEANINGLESS.fullmatch(name)
+    in_pieces = any(token.startswith("##") for token in tokens)
+    abbreviated = any(_NO_VOWEL.fullmatch(word) for word in name.split())
+    faults = {
+        "name-number": _NUMBER.fullmatch(name),
+        "name-meaningless": meaningless,
+        "name-abbreviation": abbreviated and in_pieces and not meaningless,
+        "name-separator": re.search(r"[.?]", written),
+        "name-parentheses": re.search(r"\(.*\)", written),
+        "name-unknown-token": "[UNK]" in tokens,
+        "name-without-token": not tokens,
+    }
+    for check in (check for check, fault in faults.items() if fault):
+        found.add(check, f"{written!r} is read {' '.join(tokens)!r}")
 
 
-def _check_budget(classes: ClassNames, found: Collector) -> None:
-    counts = [len(tokens) + 1 for tokens in classes.tokens]  # with the closing "."
-    budget = classes.max_text_len - 2
-    for name, count in zip(classes.names, counts, strict=True):
+def _check_budget(names: Sequence[str], counts: list[int], max_text_len: int, found: Collector) -> None:
+    """Compare the names' tokens, each with its closing ".", with the prompt."""
+    budget = max_text_len - 2
+    fitting = {name: count for name, count in zip(names, counts, strict=True) if count <= budget}
+    for name, count in zip(names, counts, strict=True):
         if count > budget:
             shown = name if len(name) <= 40 else name[:37] + "..."
             found.add("name-too-long", f"{shown!r} has {count} tokens with its '.', at most {budget} are read")
-    fitting = [index for index, count in enumerate(counts) if count <= budget]
-    sizes = [counts[index] for index in fitting]
-    prompts = chunk_names([classes.names[index] for index in fitting], sizes, classes.max_text_len)
+    prompts = chunk_names(list(fitting), list(fitting.values()), max_text_len)
     if len(prompts) > 1:
-        found.add(
-            "names-over-budget", f"{sum(sizes)} tokens for {len(sizes)} names: {len(prompts)} prompts of {budget}"
-        )
-
-
-def _check_same_tokens(classes: ClassNames, found: Collector) -> None:
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name, tokens in zip(classes.names, classes.tokens, strict=True):
-        groups[tuple(tokens)].append(name)
-    for tokens_read, group in groups.items():
-        if len(group) > 1 and tokens_read:
-            found.add("names-same-tokens", f"{', '.join(map(repr, group))} are read {' '.join(tokens_read)!r}")
-
-
-def misspelt_words(name: str, tokens: Sequence[str], vocabulary: Container[str]) -> list[tuple[str, list[str]]]:
-    """Find words that are no token of their own, and are one letter away from one that is.
-
-    Returns:
-        Pairs of a word and its likely spellings, at most three. The first letter is taken to be right, and other endings
-        ("staple", "stapler") are other words, not misspelt ones.
-    """
-    if not any(token.startswith("##") for token in tokens):
-        return []
-    words = [word for word in name.split() if len(word) >= _SHORTEST_CHECKED and word.isascii() and word.isalpha()]
-    pairs = []
-    for word in words:
-        cuts = [(word[:i], word[i:]) for i in range(1, len(word) - 1)]
-        near = [begin + end[1] + end[0] + end[2:] for begin, end in cuts]
-        near += [begin + letter + end for begin, end in cuts for letter in ascii_lowercase]
-        near += [begin + end[1:] for begin, end in cuts]
-        near += [begin + letter + end[1:] for begin, end in cuts for letter in ascii_lowercase]
-        found = [other for other in dict.fromkeys(near) if other in vocabulary]
-        if found and word not in vocabulary:
-            pairs.append((word, found[:3]))
-    return pairs
+        total = f"{sum(fitting.values())} tokens for {len(fitting)} names"
+        found.add("names-over-budget", f"{total}: {len(prompts)} prompts of {budget}")
 
 
 def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Find pairs of names that may be one name spelt in two ways.
+    """Find pairs of names, in their order, that may be one name spelt in two ways; a number makes another class.
 
     Names that are within one letter (or two neighbours swapped) share a form with at most one letter left out; only such
     pairs are compared, so that 10,000 names take about a second.
-
-    Returns:
-        Pairs in the order of the names. Names that differ in a number are other classes, not misspelt ones.
     """
     sharing: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
@@ -155,15 +97,10 @@ def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _is_alike(first: str, second: str) -> bool:
     words, others = re.split(r"[\s-]+", first), re.split(r"[\s-]+", second)
-    if "".join(words) == "".join(others):
-        return True
-    if len(words) != len(others):
+    if len(words) != len(others) or "".join(words) == "".join(others):
         words, others = ["".join(words)], ["".join(others)]
     for word, other in zip(words, others, strict=True):
-        if word == other:
-            continue
-        if any(map(str.isdigit, word + other)) or min(len(word), len(other)) < _SHORTEST_TYPO:
-            return False
-        if SequenceMatcher(None, word, other).ratio() < _ALIKE:
+        short = any(map(str.isdigit, word + other)) or min(len(word), len(other)) < _SHORTEST_TYPO
+        if word != other and (short or SequenceMatcher(None, word, other).ratio() < _ALIKE):
             return False
     return True

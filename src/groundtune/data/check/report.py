@@ -1,7 +1,7 @@
 """What checking found, in a form for programs; `text` makes it readable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from groundtune.data.check.kinds import CHECKING
@@ -21,21 +21,13 @@ class Located:
 
 @dataclass
 class Report:
-    """What checking found.
+    """What checking found."""
 
-    Attributes:
-        data: what was checked.
-        pictures: pictures of each split.
-        boxes: boxes of each split.
-        classes: of each class its id, name as written, name in the prompt, tokens, and boxes in each split.
-        findings: errors first, then warnings, then notes.
-    """
-
-    data: str
-    pictures: dict[str, int] = field(default_factory=dict)
-    boxes: dict[str, int] = field(default_factory=dict)
-    classes: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Located] = field(default_factory=list)
+    data: str  # what was checked
+    pictures: dict[str, int] = field(default_factory=dict)  # of each split
+    boxes: dict[str, int] = field(default_factory=dict)  # of each split
+    classes: list[dict[str, Any]] = field(default_factory=list)  # as in `run.describe_classes`
+    findings: list[Located] = field(default_factory=list)  # errors first, then warnings, then notes
 
     def count(self, severity: Severity) -> int:
         """How many checks found something of a severity, in whatever number of splits."""
@@ -50,21 +42,8 @@ class Report:
         return {
             "data": self.data,
             "splits": {name: {"pictures": self.pictures[name], "boxes": self.boxes[name]} for name in self.pictures},
-            "errors": self.count("error"),
-            "warnings": self.count("warning"),
-            "notes": self.count("note"),
-            "findings": [
-                {
-                    "check": located.finding.check,
-                    "severity": located.finding.severity,
-                    "split": located.split or None,
-                    "count": located.finding.count,
-                    "message": located.finding.message,
-                    "examples": located.finding.examples,
-                    "fix": located.finding.fix,
-                }
-                for located in self.findings
-            ],
+            **{f"{severity}s": self.count(severity) for severity in SEVERITIES},
+            "findings": [{"split": located.split or None, **asdict(located.finding)} for located in self.findings],
             "classes": self.classes,
         }
 
@@ -76,6 +55,5 @@ def by_severity(findings: Sequence[Located]) -> list[Located]:
 
 def unreadable(data: str, error: DataError) -> Report:
     """The report of a data set that could not be read."""
-    kind = CHECKING["data-unreadable"]
-    finding = Finding("data-unreadable", kind.severity, kind.message, kind.fix, 1, [str(error)])
+    finding = Finding("data-unreadable", *CHECKING["data-unreadable"], count=1, examples=[str(error)])
     return Report(data, findings=[Located("", finding)])

@@ -8,14 +8,13 @@ from typing import Any
 
 from transformers import BertTokenizer
 
-from groundtune.data.check.boxes import check_boxes, gather
-from groundtune.data.check.grounding import check_grounding
+from groundtune.data.check.boxes import check_boxes, check_grounding
 from groundtune.data.check.kinds import CHECKING, CHECKS
-from groundtune.data.check.names import check_names, read_names
+from groundtune.data.check.names import check_names, read_tokens
 from groundtune.data.check.pictures import PictureFacts, check_pictures, read_pictures
 from groundtune.data.check.report import Located, Report, by_severity
 from groundtune.data.check.splits import check_split, check_splits, count_boxes
-from groundtune.data.check.twins import check_duplicates, check_leaks
+from groundtune.data.check.twins import check_twins
 from groundtune.data.findings import Collector
 from groundtune.data.sample import Dataset
 from groundtune.errors import ConfigError, DataError
@@ -24,75 +23,13 @@ from groundtune.options import suggestion
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can take.
+    """What a model can take."""
 
-    Attributes:
-        tokenizer: of its language model.
-        max_text_len: most tokens of a prompt with [CLS] and [SEP].
-        num_queries: most objects that it finds in a picture.
-        short_side: of its pictures, pixels.
-        max_side: of its pictures, pixels.
-    """
-
-    tokenizer: BertTokenizer
-    max_text_len: int
-    num_queries: int
-    short_side: int
+    tokenizer: BertTokenizer  # of its language model
+    max_text_len: int  # most tokens of a prompt with [CLS] and [SEP]
+    num_queries: int  # most objects that it finds in a picture
+    short_side: int  # of its pictures, pixels
     max_side: int
-
-
-def check_fast(splits: Mapping[str, Dataset], limits: Limits) -> list[Located]:
-    """Run the checks that open no picture, and add what reading found.
-
-    Args:
-        splits: with one class list, "train" first.
-        limits: of the model.
-
-    Returns:
-        The findings, errors first.
-    """
-    first = next(iter(splits.values()), None)
-    found = Collector(CHECKING)
-    if first is not None:
-        check_names(read_names(first.class_names, first.written_names, limits.tokenizer, limits.max_text_len), found)
-    check_splits(splits, found)
-    findings = [Located("", finding) for finding in found.findings()]
-    for name, dataset in splits.items():
-        found = Collector(CHECKING)
-        check_split(dataset, found)
-        check_grounding(dataset, found)
-        check_boxes(gather(dataset), limits.short_side, limits.max_side, limits.num_queries, found)
-        findings += [Located(name, finding) for finding in [*dataset.findings, *found.findings()]]
-    return by_severity(findings)
-
-
-def check_files(
-    splits: Mapping[str, Dataset], workers: int = 0, progress: Callable[[int, int], None] | None = None
-) -> list[Located]:
-    """Run the checks that decode every picture.
-
-    Args:
-        splits: as in `check_fast`.
-        workers: threads; 0 takes as many as there are cores, at most 8 (a large picture takes hundreds of MB).
-        progress: told about pictures done, and pictures in all.
-
-    Returns:
-        The findings, errors first.
-    """
-    paths = list(dict.fromkeys(s.image_path for dataset in splits.values() for s in dataset.samples))
-    facts: dict[Path, PictureFacts] = {}
-    for some in read_pictures(paths, workers or min(8, os.cpu_count() or 1)):
-        facts |= some
-        if progress is not None:
-            progress(len(facts), len(paths))
-    findings = []
-    for place, (name, dataset) in enumerate(splits.items()):
-        found = Collector(CHECKING)
-        check_pictures(dataset, facts, found)
-        check_duplicates(dataset, facts, found)
-        check_leaks(dataset, list(splits.values())[:place], facts, found)
-        findings += [Located(name, finding) for finding in found.findings()]
-    return by_severity(findings)
 
 
 def check_data(
@@ -111,12 +48,12 @@ def check_data(
         splits: with one class list, "train" first.
         limits: of the model.
         files: also decode every picture.
-        workers: as in `check_files`.
-        progress: as in `check_files`.
+        workers: threads; 0 takes as many as there are cores, at most 8 (a large picture takes hundreds of MB).
+        progress: told about pictures done, and pictures in all.
     """
-    findings = check_fast(splits, limits)
+    findings = _check_fast(splits, limits)
     if files:
-        findings += check_files(splits, workers, progress)
+        findings += _check_files(splits, workers or min(8, os.cpu_count() or 1), progress)
     return Report(
         data,
         pictures={name: len(dataset.samples) for name, dataset in splits.items()},
@@ -126,53 +63,76 @@ def check_data(
     )
 
 
+def _check_fast(splits: Mapping[str, Dataset], limits: Limits) -> list[Located]:
+    """Run the checks that open no picture, and add what reading found."""
+    found = Collector(CHECKING)
+    for first in list(splits.values())[:1]:
+        check_names(first.class_names, first.written_names, limits.tokenizer, limits.max_text_len, found)
+    check_splits(splits, found)
+    findings = [Located("", finding) for finding in found.findings()]
+    for name, dataset in splits.items():
+        found = Collector(CHECKING)
+        check_split(dataset, found)
+        check_grounding(dataset, found)
+        check_boxes(dataset, limits.short_side, limits.max_side, limits.num_queries, found)
+        findings += [Located(name, finding) for finding in [*dataset.findings, *found.findings()]]
+    return findings
+
+
+def _check_files(
+    splits: Mapping[str, Dataset], workers: int, progress: Callable[[int, int], None] | None
+) -> list[Located]:
+    """Run the checks that decode every picture."""
+    paths = list(dict.fromkeys(s.image_path for dataset in splits.values() for s in dataset.samples))
+    facts: dict[Path, PictureFacts] = {}
+    for path, fact in read_pictures(paths, workers):
+        facts[path] = fact
+        if progress is not None:
+            progress(len(facts), len(paths))
+    findings = []
+    for place, (name, dataset) in enumerate(splits.items()):
+        found = Collector(CHECKING)
+        check_pictures(dataset, facts, found)
+        check_twins(dataset, list(splits.values())[:place], facts, found)
+        findings += [Located(name, finding) for finding in found.findings()]
+    return findings
+
+
 def known_checks(names: Sequence[str]) -> None:
     """Make sure that there are checks of these names.
 
     Raises:
         ConfigError: there are not; all of them are listed, each with the nearest one that there is.
     """
-    unknown = [name for name in names if name not in CHECKS]
+    unknown = [f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in names if name not in CHECKS]
     if unknown:
-        told = " ".join(f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in unknown)
+        told = " ".join(unknown)
         raise ConfigError(f"ignore: {told} The names are those before the findings of groundtune check.")
 
 
 def refuse_errors(splits: Mapping[str, Dataset], limits: Limits) -> list[str]:
-    """Run the fast checks before training.
-
-    Returns:
-        The names of the checks that warn.
+    """Run the fast checks before training, and give the names of those that warn.
 
     Raises:
         DataError: there are errors. All are told, each with its fix.
     """
-    findings = check_fast(splits, limits)
+    findings = by_severity(_check_fast(splits, limits))
     errors = [located for located in findings if located.finding.severity == "error"]
-    if errors:
-        lines = [
-            f"{located.split + ': ' if located.split else ''}{located.finding} {located.finding.fix}"
-            for located in errors
-        ]
-        head = f"{len(errors)} problems with the data:" if len(errors) > 1 else ""
-        raise DataError("\n  ".join([head, *lines]) if head else lines[0])
+    lines = [f"{where + ': ' if (where := e.split) else ''}{e.finding} {e.finding.fix}" for e in errors]
+    if lines:
+        raise DataError("\n  ".join([f"{len(lines)} problems with the data:", *lines]) if lines[1:] else lines[0])
     return [located.finding.check for located in findings if located.finding.severity == "warning"]
 
 
 def describe_classes(splits: Mapping[str, Dataset], tokenizer: BertTokenizer) -> list[dict[str, Any]]:
     """Say of each class what the model will read: id, name as written, name in the prompt, tokens, boxes per split."""
     first = next(iter(splits.values()), None)
-    if first is None or not first.class_names:
+    if first is None:
         return []
-    classes = read_names(first.class_names, first.written_names, tokenizer, 0)
-    counts = {name: count_boxes(dataset).tolist() for name, dataset in splits.items()}
+    names, counts = first.class_names, {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
+    rows = zip(first.category_ids, first.written_names or names, names, read_tokens(names, tokenizer), strict=False)
     return [
-        {
-            "id": first.category_ids[index],
-            "name": classes.written[index],
-            "prompt": name,
-            "tokens": classes.tokens[index],
-            "boxes": {split: numbers[index] for split, numbers in counts.items()},
-        }
-        for index, name in enumerate(classes.names)
+        {"id": number, "name": written, "prompt": name, "tokens": tokens}
+        | {"boxes": {split: boxes[index] for split, boxes in counts.items()}}
+        for index, (number, written, name, tokens) in enumerate(rows)
     ]

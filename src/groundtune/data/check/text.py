@@ -13,12 +13,10 @@ from rich.text import Text
 
 from groundtune.data.check.report import SEVERITIES, Located, Report
 
-_HEADINGS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
-_WIDEST = 110  # characters; longer lines are hard to read
-_NARROWEST = 50
+_NARROWEST, _WIDEST = 50, 110  # characters; longer lines are hard to read
 _EXAMPLES = {"error": 5, "warning": 3, "note": 2}  # lines of a finding
-_LONGEST_WORD = 44  # characters, of file names
+_LONG_WORD = re.compile(r"([^\s/]{24})[^\s/]{6,}([^\s/]{14})")  # of file names
 _MOST_CLASSES = 30
 _LONGEST_PROMPT = 600  # characters
 
@@ -28,8 +26,7 @@ def print_summary(report: Report, console: Console) -> None:
     splits = ", ".join(f"{count:,} {name}" for name, count in report.pictures.items())
     pictures, boxes = sum(report.pictures.values()), sum(report.boxes.values())
     classes = f"{len(report.classes):,} classes" if report.classes else "captions in place of classes"
-    line = f"{report.data}: {pictures:,} pictures ({splits}), {boxes:,} boxes, {classes}"
-    _print(console, line, "bold")
+    _print(console, f"{report.data}: {pictures:,} pictures ({splits}), {boxes:,} boxes, {classes}", "bold")
 
 
 def print_prompt(report: Report, console: Console) -> None:
@@ -40,41 +37,38 @@ def print_prompt(report: Report, console: Console) -> None:
 
 def print_findings(report: Report, console: Console) -> None:
     """Print the findings, errors first. Lines are wrapped to the terminal, at most 110 characters."""
-    for severity in SEVERITIES:
-        group = [located for located in report.findings if located.finding.severity == severity]
-        if group:
+    heading = None
+    for check in dict.fromkeys(located.finding.check for located in report.findings):
+        group = [located for located in report.findings if located.finding.check == check]
+        severity = group[0].finding.severity
+        if severity != heading:
+            heading = severity
             console.print()
-            _print(console, _HEADINGS[severity], f"bold {_COLOURS[severity]}")
-        for check in dict.fromkeys(located.finding.check for located in group):
-            _print_check([located for located in group if located.finding.check == check], console)
+            _print(console, f"{severity.capitalize()}s", f"bold {_COLOURS[severity]}")
+        _print_check(group, console)
     console.print()
 
 
 def verdict(report: Report) -> str:
     """Say in a line what the report comes to."""
     counts = {severity: report.count(severity) for severity in SEVERITIES}
-    told = [f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n]
+    told = ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n)
     if counts["error"]:
-        return f"{', '.join(told)}. Training would stop on the error{'s' if counts['error'] > 1 else ''}."
+        return f"{told}. Training would stop on the error{'s' if counts['error'] > 1 else ''}."
     if counts["warning"]:
-        return (
-            f"{', '.join(told)}. Training would run; look at the warning{'s' if counts['warning'] > 1 else ''} first."
-        )
-    pictures = f"{sum(report.pictures.values()):,} pictures"
-    return f"No problems found in {pictures}" + (f" ({', '.join(told)})." if told else ".")
+        return f"{told}. Training would run; look at the warning{'s' if counts['warning'] > 1 else ''} first."
+    return f"No problems found in {sum(report.pictures.values()):,} pictures{f' ({told})' if told else ''}."
 
 
 def class_rows(classes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     """Rows of the table of classes, the first 30: id, name in the data set, name in the prompt, tokens, boxes."""
-    splits = list(classes[0]["boxes"])
-    heads = [f"boxes in {name}" if index == 0 else name for index, name in enumerate(splits)]
-    yield ["id", "name", "in the prompt", "tokens", *heads]
+    first, *others = classes[0]["boxes"]
+    yield ["id", "name", "in the prompt", "tokens", f"boxes in {first}", *others]
     for row in classes[:_MOST_CLASSES]:
-        boxes = [str(row["boxes"][name]) for name in splits]
         pieces = " ".join(row["tokens"])
-        whole = pieces == row["prompt"]
-        tokens = f"{len(row['tokens'])}" if whole else f"{len(row['tokens'])}: {pieces}"
-        yield [str(row["id"]), *(textwrap.shorten(text, 40) for text in (row["name"], row["prompt"], tokens)), *boxes]
+        tokens = f"{len(row['tokens'])}" + (f": {pieces}" if pieces != row["prompt"] else "")
+        texts = [textwrap.shorten(text, 40) for text in (row["name"], row["prompt"], tokens)]
+        yield [str(row["id"]), *texts, *map(str, row["boxes"].values())]
 
 
 def prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
@@ -87,37 +81,22 @@ def prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
     return f"{more}Prompt: {caption} ({tokens:,} tokens)"
 
 
-def _print_check(findings: Sequence[Located], console: Console) -> None:
-    """Print what one check found in one or several splits."""
-    first = findings[0].finding
-    counts = [f"{located.finding.count:,}{f' in {located.split}' if located.split else ''}" for located in findings]
+def _print_check(group: Sequence[Located], console: Console) -> None:
+    """Print what one check found in one or several splits: each split has its share of the examples."""
+    first = group[0].finding
+    counts = [f"{located.finding.count:,}{f' in {located.split}' if located.split else ''}" for located in group]
     head = Text.assemble("  ", (first.check, f"bold {_COLOURS[first.severity]}"), f"  {', '.join(counts)}")
     console.print(head, soft_wrap=True)
-    message = first.message if len({located.finding.message for located in findings}) == 1 else ""
-    _print(console, (message or first.message)[:1].upper() + (message or first.message)[1:], indent=4)
-    shown = _examples(findings, max(_EXAMPLES[first.severity], len(findings)))
-    for example in shown:
-        _print(console, re.sub(rf"[^\s/]{{{_LONGEST_WORD},}}", _shortened, example), "dim", indent=6, hang=2)
-    more = sum(located.finding.count for located in findings) - len(shown)
+    _print(console, first.message[:1].upper() + first.message[1:], indent=4)
+    share = max(1, _EXAMPLES[first.severity] // len(group))
+    shown = [(located.split, example) for located in group for example in located.finding.examples[:share]]
+    for split, example in shown:
+        text = f"{split}/{example}" if len(group) > 1 else example
+        _print(console, _LONG_WORD.sub(r"\1…\2", text), "dim", indent=6, hang=2)
+    more = sum(located.finding.count for located in group) - len(shown)
     if shown and more > 0:
         _print(console, f"… and {more:,} more", "dim", indent=6)
     _print(console, f"→ {first.fix}", "green", indent=4, hang=2)
-
-
-def _examples(findings: Sequence[Located], limit: int) -> list[str]:
-    """The first few examples, as many from each split as there is room for."""
-    several = len(findings) > 1
-    turns = [
-        [f"{located.split}/{example}" if several else example for example in located.finding.examples]
-        for located in findings
-    ]
-    share = max(1, limit // len(findings))
-    return [example for turn in turns for example in turn[:share]]
-
-
-def _shortened(match: re.Match[str]) -> str:
-    word = match[0]
-    return f"{word[: _LONGEST_WORD - 20]}…{word[-14:]}"
 
 
 def _print(console: Console, text: str, style: str = "", indent: int = 0, hang: int = 0) -> None:
