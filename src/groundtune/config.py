@@ -18,7 +18,7 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
 _PRECISIONS = ("auto", "fp32", "bf16")
 _THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
-_RENAME_HELP = "what the model reads for a class, as 'rbc=red blood cell'; may be given several times"
+_RENAME_HELP = "what the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 _MODEL_HELP = "a preset (see `groundtune models`), a model or run folder, a .pth, or a Hub id"
 
 

@@ -10,7 +10,10 @@ from coco_files import coco, write
 from loader_files import FORMAT, NAMES, dataset_of, loader_of, sample, seven_pictures
 
 from groundtune.data.formats.coco import read_coco
-from groundtune.data.loader import evaluation_pictures
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.loader import LoaderOptions, TrainLoader, evaluation_pictures
+from groundtune.data.rename import rename_classes
+from groundtune.data.scenes import write_scenes
 from groundtune.errors import DataError
 
 
@@ -268,3 +271,23 @@ def test_a_broken_picture_is_named(pictures, tokenizer, workers):
         list(evaluation_pictures(pictures, FORMAT, 2, workers=workers))
     with pytest.raises(DataError, match="'train'.*no pictures"):
         loader_of(dataset_of([]), tokenizer)
+
+
+def test_synonyms_stand_in_training_prompts_and_templates_take_the_old_name(tmp_path, tokenizer):
+
+    write_scenes(tmp_path / "scenes", train=3, valid=1, classes=["red circle", "blue star"], size=64)
+    splits = load_splits(tmp_path / "scenes")
+    rename_classes(list(splits.values()), {"red circle": "ball|{} thing|Round_Spot", "blue star": "a {}"})
+    train = splits["train"]
+    assert train.class_names == ["ball", "a blue star"]
+    assert train.synonyms == {"ball": ["red circle thing", "round spot"]}
+    loader = TrainLoader(train, tokenizer, FORMAT, options=LoaderOptions(negative_probability=0.0))
+    seen = set()
+    for epoch in range(20):
+        for batch in loader.epoch(epoch):
+            for prompt, classes in zip(batch.prompts, batch.prompt_classes, strict=True):
+                seen |= {(train.class_names[c], phrase) for phrase, c in zip(prompt.phrases, classes, strict=True)}
+    names = {("ball", "ball"), ("ball", "red circle thing"), ("ball", "round spot")}
+    assert seen == names | {("a blue star", "a blue star")}
+    with pytest.raises(DataError, match="'a blue star' would be names of more than one class"):
+        rename_classes([train], {"ball": "sphere|a blue star"})

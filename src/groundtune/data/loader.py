@@ -102,7 +102,8 @@ class TrainLoader:
         self.picture = picture
         self.options = options or LoaderOptions()
         self.needs_pixels = needs_pixels
-        self.token_counts = count_tokens(tokenizer, dataset.class_names)
+        names = [[name, *dataset.synonyms.get(name, [])] for name in dataset.class_names]
+        self.token_counts = [max(count_tokens(tokenizer, group)) for group in names]
         refuse_unreadable_captions(dataset, tokenizer, self.options.max_text_len)
         self._by_weight: dict[float, list[int]] = defaultdict(list)
         for index, sample in enumerate(dataset.samples):
@@ -240,8 +241,14 @@ class TrainLoader:
         """Give the picture's prompts, and for each phrase its class; of a caption the number of the phrase."""
         if sample.grounding is not None:
             return [(grounding_prompt(sample.grounding, geometry.flipped), range(len(sample.grounding.spans)))]
-        names = self.dataset.class_names
-        return [(class_prompt([names[c] for c in cs]), cs) for cs in self._prompt_classes(sample, geometry, rng)]
+        drawn = self._prompt_classes(sample, geometry, rng)
+        return [(class_prompt([self._name(c, rng) for c in classes]), classes) for classes in drawn]
+
+    def _name(self, class_id: int, rng: random.Random) -> str:
+        """The class's name, or one of its synonyms."""
+        name = self.dataset.class_names[class_id]
+        synonyms = self.dataset.synonyms.get(name)
+        return rng.choice([name, *synonyms]) if synonyms else name
 
     def _prompt_classes(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[list[int]]:
         """Draw the classes of the picture's prompts; see the module about those that are left out."""

@@ -79,6 +79,7 @@ class Dataset:
         category_ids: for each class the id that the file gives it (a free one where this split does not list it).
         findings: what was dropped, clipped, merged or decided while reading.
         written_names: for each class its name as the files write it; empty where that is `class_names`.
+        synonyms: other cleaned names of a class by its name, one of which may stand in a training prompt instead.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Dataset:
     category_ids: list[int]
     findings: list[Finding] = field(default_factory=list)
     written_names: list[str] = field(default_factory=list)
+    synonyms: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[str]:
