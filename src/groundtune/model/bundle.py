@@ -6,7 +6,6 @@ from an installed package are part of no file of ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,30 +33,27 @@ _PACKAGED_TOWERS = {"efficientnet-lite0": "backbone", "minilm": "language_model"
 
 @dataclass
 class ModelBundle:
-    """A loaded model.
+    """A loaded model."""
 
-    Attributes:
-        network: the detector, in eval mode.
-        tokenizer: of the language model.
-        config: sizes and variants.
-        picture: normalisation and size of pictures.
-        classes: names that it was fine-tuned on, cleaned; empty before.
-        recipe: training defaults of this model, names as in `TrainConfig`.
-        source: what it was loaded from.
-        own_towers: towers of the nano packages that were fine-tuned: their weights are stored though they may be frozen.
-        base_model: what its weights first came from, through any number of fine-tunings: a preset, a Hub id, or the name
-            of a file or folder; "" if nothing is known.
-    """
-
-    network: GroundingDINO
+    network: GroundingDINO  # in eval mode
     tokenizer: BertTokenizer
     config: ModelConfig
     picture: PictureFormat
-    classes: list[str] = field(default_factory=list)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
+    classes: list[str] = field(default_factory=list)  # names that it was fine-tuned on, cleaned; empty before
+    recipe: dict[str, Any] = field(default_factory=dict)  # its training defaults, names as in `TrainConfig`
+    source: str = ""  # what it was loaded from
+    # towers of the nano packages that were fine-tuned: their weights are stored though they may be frozen
     own_towers: set[str] = field(default_factory=set)
+    # what its weights first came from, through any number of fine-tunings: a preset, a Hub id, a file or folder; "" unknown
     base_model: str = ""
+
+
+def picture_format(values: dict[str, Any]) -> PictureFormat:
+    """A picture format of plain values; a `KeyError`, `TypeError` or `ValueError` if one is missing or no number."""
+    mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+    if (len(mean), len(std)) != (3, 3):
+        raise ValueError(f"mean {mean} and std {std} must have three numbers each")
+    return PictureFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -65,20 +61,17 @@ def presets() -> dict[str, dict[str, Any]]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(PRESET_FOLDER.glob("*.yaml"))}
 
 
-def build_network(config: ModelConfig, seed: int = 0, packaged_weights: bool = True) -> GroundingDINO:
-    """A network of these sizes.
-
-    Args:
-        config: sizes and variants.
-        seed: of the random initial weights; the global random state is left as it was.
-        packaged_weights: read the nano towers from their packages; False leaves them random too.
+def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
+    """A network of these sizes, with random weights but for the nano towers; the global random state is left as it was.
 
     Raises:
         CheckpointError: a package of the nano towers is missing.
     """
+    shared = config.share_box_head, config.share_class_head
+    contrastive = config.contrastive_scale, config.contrastive_bias
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _build_backbone(config, packaged_weights)
+        backbone = _build_backbone(config)
         language_model = load_minilm() if config.language_model == "minilm" else build_bert(config.language_config)
         network = GroundingDINO(
             backbone,
@@ -86,14 +79,7 @@ def build_network(config: ModelConfig, seed: int = 0, packaged_weights: bool = T
             Neck(backbone.channels, config.d_model, config.num_levels),
             _build_encoder(config, language_model),
             _build_decoder(config),
-            BoxHead(
-                config.d_model,
-                config.decoder_layers,
-                config.share_box_head,
-                config.share_class_head,
-                config.contrastive_scale,
-                config.contrastive_bias,
-            ),
+            BoxHead(config.d_model, config.decoder_layers, *shared, *contrastive),
             head_eps=config.head_eps,
             max_text_len=config.max_text_len,
         )
@@ -106,12 +92,12 @@ def packaged_towers(config: ModelConfig) -> list[str]:
     return [tower for name, tower in _PACKAGED_TOWERS.items() if name in (config.backbone, config.language_model)]
 
 
-def _build_backbone(config: ModelConfig, packaged_weights: bool) -> Swin | EfficientNetLite0:
+def _build_backbone(config: ModelConfig) -> Swin | EfficientNetLite0:
     if config.backbone == "swin":
         return Swin(config.backbone_config)
     if config.backbone != "efficientnet-lite0":
         raise CheckpointError(f"Unknown backbone {config.backbone!r}; expected 'swin' or 'efficientnet-lite0'.")
-    return load_efficientnet_lite0() if packaged_weights else EfficientNetLite0()
+    return load_efficientnet_lite0()
 
 
 def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encoder:
@@ -128,60 +114,10 @@ def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encode
 
 
 def _build_decoder(config: ModelConfig) -> Decoder:
-    layers = [
-        DecoderLayer(
-            config.d_model, config.num_heads, config.num_levels, config.decoder_points, config.ffn_dim, config.dropout
-        )
-        for _ in range(config.decoder_layers)
-    ]
-    return Decoder(
-        layers,
-        config.d_model,
-        config.num_queries,
-        config.query_content == "learned",
-        config.num_labels,
-        config.decoder_eps,
-    )
-
-
-def load_weights(
-    network: nn.Module,
-    weights: dict[str, torch.Tensor],
-    where: str,
-    may_be_absent: tuple[str, ...] = (),
-    named: Callable[[str], str] = str,
-) -> None:
-    """Fill the network.
-
-    Args:
-        network: to fill.
-        weights: by name.
-        where: they come from, for the message.
-        may_be_absent: prefixes of names that may be missing, such as the towers that come from an installed package.
-        named: our name to the name in the file, for the message.
-
-    Raises:
-        CheckpointError: missing, unexpected or misshapen weights, the first few named and all counted.
-    """
-    expected = network.state_dict()
-    shared = set(expected) - set(unique_state(network))
-    missing = [
-        key for key in expected if key not in weights and key not in shared and not key.startswith(may_be_absent)
-    ]
-    unexpected = [key for key in weights if key not in expected]
-    misshapen = {
-        key: f" {list(weights[key].shape)}, expected {list(expected[key].shape)}"
-        for key in weights
-        if key in expected and weights[key].shape != expected[key].shape
-    }
-    problems = [
-        f"{len(keys)} {kind}, for example {', '.join(named(key) + misshapen.get(key, '') for key in keys[:3])}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", list(misshapen)))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(f"The weights in {where} do not fit the model: {'; '.join(problems)}.")
-    network.load_state_dict(weights, strict=False)
+    width, learned = config.d_model, config.query_content == "learned"
+    sizes = (width, config.num_heads, config.num_levels, config.decoder_points, config.ffn_dim, config.dropout)
+    layers = [DecoderLayer(*sizes) for _ in range(config.decoder_layers)]
+    return Decoder(layers, width, config.num_queries, learned, config.num_labels, config.decoder_eps)
 
 
 def unique_state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,22 +13,13 @@ from torch import Tensor, nn
 
 from groundtune.model.attention import FeedForward, MultiheadAttention
 from groundtune.model.deformable_attention import DeformableAttention
-from groundtune.model.encoder import Memory
+from groundtune.model.encoder import Memory, cell_centres
 from groundtune.model.head import MLP
 from groundtune.model.positions import inverse_sigmoid, sine_position_boxes
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer.
-
-    Args:
-        d_model: width D.
-        num_heads: heads of all three attentions.
-        num_levels: feature levels L.
-        num_points: points per head and level.
-        ffn_dim: inner width of the feed-forward block.
-        dropout: after each sub-layer while training.
-    """
+    """One decoder layer: `num_heads` in all three attentions, `num_points` per head and level, `dropout` after each part."""
 
     def __init__(
         self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
@@ -45,26 +36,21 @@ class DecoderLayer(nn.Module):
     def forward(
         self, queries: Tensor, positions: Tensor, references: Tensor, memory: Memory, allowed: Tensor | None
     ) -> Tensor:
-        """Update the queries.
+        """Update the queries: (B, Q, D) → (B, Q, D).
 
         Args:
-            queries: (B, Q, D).
-            positions: (B, Q, D) encoding of the reference boxes.
+            queries, positions: (B, Q, D) content, and encoding of the reference boxes.
             references: (B, Q, L, 4) boxes cxcywh on each level's canvas.
             memory: both modalities.
             allowed: bool, broadcastable to (B, heads, Q, Q), True = may attend; None: everyone may.
-
-        Returns:
-            (B, Q, D).
         """
         query = queries + positions
         queries = self.norm1(queries + self.dropout(self.self_attn(query, query, queries, allowed)))
         real = memory.text_token_mask[:, None, None]
         attended = self.cross_attn_text(queries + positions, memory.text, memory.text, real)
         queries = self.norm2(queries + self.dropout(attended))
-        attended = self.cross_attn(
-            queries + positions, references, memory.vision, memory.level_shapes, memory.padding_mask
-        )
+        picture = memory.vision, memory.level_shapes, memory.padding_mask
+        attended = self.cross_attn(queries + positions, references, *picture)
         queries = self.norm3(queries + self.dropout(attended))
         return self.norm4(self.ffn(queries))
 
@@ -73,10 +59,8 @@ class Decoder(nn.Module):
     """Query selection's projection, the query and label embeddings, and the stack of layers.
 
     Args:
-        layers: the decoder layers.
-        d_model: width D.
-        num_queries: Q.
-        learned_queries: content of the queries learned (the reference) or taken from the selected positions.
+        layers: the decoder layers, of width `d_model`.
+        num_queries: Q, whose content is learned (the reference) or (`learned_queries` False) that of the positions.
         num_labels: rows of the denoising label embedding.
         eps: of the inverse sigmoid between layers.
     """
@@ -102,24 +86,15 @@ class Decoder(nn.Module):
     def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
         """A candidate at every position (Deformable DETR, appendix A.4).
 
-        Args:
-            memory: of the encoder.
-
         Returns:
             Features (B, S, D), made of 0 at padding and within 1 % of the border, and the candidates' boxes (B, S, 4) as
             logits of cxcywh relative to the unpadded picture: the position, 0.05·2^level wide and high; +inf where the
             features are 0.
         """
-        boxes = []
+        boxes, like = [], memory.valid_ratios
         for level, (h, w) in enumerate(memory.level_shapes):
-            like = memory.valid_ratios
-            y, x = torch.meshgrid(
-                torch.arange(h, dtype=like.dtype, device=like.device) + 0.5,
-                torch.arange(w, dtype=like.dtype, device=like.device) + 0.5,
-                indexing="ij",
-            )
-            real_wh = like[:, None, level] * torch.tensor([w, h], dtype=like.dtype, device=like.device)
-            centres = torch.stack((x, y), -1).view(1, -1, 2) / real_wh
+            canvas_wh = torch.tensor([w, h], dtype=like.dtype, device=like.device)
+            centres = cell_centres(h, w, like) / (like[:, None, level] * canvas_wh)
             boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**level)), dim=-1))
         boxes_cxcywh = torch.cat(boxes, dim=1)
         invalid = ~((boxes_cxcywh > 0.01) & (boxes_cxcywh < 0.99)).all(-1, keepdim=True)
@@ -143,8 +118,7 @@ class Decoder(nn.Module):
         Args:
             queries: (B, Q, D) content.
             boxes_cxcywh: (B, Q, 4) starting boxes in [0, 1], relative to the unpadded picture, detached.
-            memory: both modalities.
-            allowed: self-attention mask as in `DecoderLayer.forward`.
+            memory, allowed: both modalities, and the self-attention mask, as in `DecoderLayer.forward`.
             reg_branches: box branches of the head, one per layer.
             canvas_positions: encode boxes relative to the padded canvas, as the reference does, which makes the result
                 depend on the padding.

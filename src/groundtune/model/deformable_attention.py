@@ -4,13 +4,13 @@ Each query looks at a few learned points of every feature level instead of at al
 `MultiScaleDeformableAttention` with `multi_scale_deformable_attn_pytorch`. No deviation in arithmetic.
 
 Two forms of the sampling give the same numbers. `sample_levels` runs on `grid_sample`, level by level, which keeps only one
-level's samples alive: the default, and what the other one is tested against. `gather_levels` reads the four corners of
-every point by index; it is written for `torch.compile`, which makes one loop of it (several times faster), and pays where
-many steps share few picture sizes. `compile_sampling` switches a network over.
+level's samples alive: the default. `gather_levels` reads the four corners of every point by index; it is written for
+`torch.compile`, which makes one loop of it (several times faster), and pays where many steps share few picture sizes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -21,21 +21,20 @@ from torch.utils.checkpoint import checkpoint
 
 from groundtune.model.positions import at_least_float32
 
-Sampling = Callable[[Tensor, list[tuple[int, int]], Tensor, Tensor], Tensor]
-"""(values, level shapes, locations, weights) → samples, as `sample_levels`."""
+Shapes = list[tuple[int, int]]  # (h, w) of each level
+_RECOMPUTE_FROM = 4000  # queries from which on the samples are computed again in the backward pass, for memory
+
+Sampling = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]  # (values, shapes, locations, weights) → samples
 
 
-def sample_levels(value: Tensor, level_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted bilinear samples of all levels.
+def sample_levels(value: Tensor, level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted bilinear samples of all levels, (B, Q, D).
 
     Args:
         value: (B, S, heads, D/heads) features, the levels one after another.
         level_shapes: (h, w) of each level; their areas add up to S.
         locations: (B, Q, heads, L, P, 2) xy, [0, 1] is the canvas; outside of it the features are 0.
         weights: (B, Q, heads, L, P), their sum over L and P is 1.
-
-    Returns:
-        (B, Q, D).
     """
     batch, _, heads, width = value.shape
     # Queries go last: every elementwise operation then runs along a long contiguous axis.
@@ -50,14 +49,12 @@ def sample_levels(value: Tensor, level_shapes: list[tuple[int, int]], locations:
     return output.view(batch, heads * width, -1).transpose(1, 2)
 
 
-def gather_levels(value: Tensor, level_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def gather_levels(value: Tensor, level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """The same as `sample_levels`, by reading the four corners around every point."""
     batch, _, heads, width = value.shape
     queries = locations.shape[1]
     sizes_wh = locations.new_tensor([[w, h] for h, w in level_shapes])[:, None]  # (L, 1, 2)
-    starts = [0]
-    for h, w in level_shapes[:-1]:
-        starts.append(starts[-1] + h * w)
+    starts = [0, *itertools.accumulate(h * w for h, w in level_shapes[:-1])]
     level_start = torch.tensor(starts, device=value.device)[:, None]  # (L, 1)
     points = locations * sizes_wh - 0.5
     corner = points.floor()
@@ -78,32 +75,25 @@ def gather_levels(value: Tensor, level_shapes: list[tuple[int, int]], locations:
 
 
 def compile_sampling(network: nn.Module) -> None:
-    """Have all deformable attentions of a network sample by a compiled `gather_levels`.
+    """Have all deformable attentions of a network sample by a compiled `gather_levels`; weights and results stay.
 
     Compilation takes half a minute for each new picture size, at its first forward and backward pass; it needs a C++
-    compiler on a CPU. Weights and results stay what they are.
+    compiler on a CPU.
     """
     compiled = torch.compile(gather_levels, dynamic=False)
     for module in network.modules():
         if isinstance(module, DeformableAttention):
-            module.sample, module.recompute = compiled, False  # its backward keeps little
+            module.sample, module.recompute_from = compiled, math.inf  # its backward keeps little
 
 
 class DeformableAttention(nn.Module):
-    """Attention to `num_points` learned points per head and level around a reference.
-
-    Args:
-        d_model: width D, divisible by `num_heads`.
-        num_heads: number of heads.
-        num_levels: number of feature levels L.
-        num_points: points P per head and level.
-    """
+    """Attention to `num_points` learned points per head and level around a reference."""
 
     def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         self.sample: Sampling = sample_levels
-        self.recompute = True  # the samples in the backward pass: a few per cent of time for a fifth of the memory
+        self.recompute_from: float = _RECOMPUTE_FROM
         self.sampling_offsets = nn.Linear(d_model, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(d_model, num_heads * num_levels * num_points)
         self.value_proj, self.output_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
@@ -126,14 +116,9 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self,
-        query: Tensor,
-        references: Tensor,
-        memory: Tensor,
-        level_shapes: list[tuple[int, int]],
-        padding_mask: Tensor | None,
+        self, query: Tensor, references: Tensor, memory: Tensor, level_shapes: Shapes, padding_mask: Tensor | None
     ) -> Tensor:
-        """Attend.
+        """Attend: (B, Q, D) → (B, Q, D).
 
         Args:
             query: (B, Q, D), position encoding added.
@@ -141,9 +126,6 @@ class DeformableAttention(nn.Module):
             memory: (B, S, D), the levels one after another.
             level_shapes: (h, w) of each level.
             padding_mask: (B, S) bool, True = padding, whose values count as 0; None if nothing is padded.
-
-        Returns:
-            (B, Q, D).
         """
         value = self.value_proj(memory)
         if padding_mask is not None:
@@ -161,6 +143,6 @@ class DeformableAttention(nn.Module):
             locations = points[..., :2] + offsets * (points[..., 2:] * (0.5 / self.num_points))
         # under autocast the values are bfloat16, in which a coordinate would lose the cell: sampling is in float32
         sampled = (at_least_float32(value), level_shapes, locations, weights)
-        if torch.is_grad_enabled() and self.recompute:
+        if torch.is_grad_enabled() and query.shape[1] >= self.recompute_from:
             return self.output_proj(checkpoint(self.sample, *sampled, use_reentrant=False))
         return self.output_proj(self.sample(*sampled))

@@ -25,30 +25,20 @@ NUM_DENOISING = 100
 
 @dataclass
 class DenoisingQueries:
-    """Queries that are put before the matching queries.
+    """Queries that are put before the matching queries."""
 
-    Attributes:
-        content: (B, G·2M, D).
-        boxes_cxcywh: (B, G·2M, 4) in [0, 1].
-        num_groups: G.
-        group_size: 2M.
-    """
-
-    content: Tensor
-    boxes_cxcywh: Tensor
-    num_groups: int
-    group_size: int
+    content: Tensor  # (B, G·2M, D)
+    boxes_cxcywh: Tensor  # (B, G·2M, 4) in [0, 1]
+    num_groups: int  # G
+    group_size: int  # 2M
 
 
 def denoising_queries(targets: list[Target], label_embedding: nn.Embedding) -> DenoisingQueries | None:
-    """Noised copies of the ground truth.
+    """Noised copies of the ground truth; None if no picture of the batch has a box.
 
     Args:
         targets: of B pictures; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
         label_embedding: one row per class of the data set; class ids past its end wrap around.
-
-    Returns:
-        The queries; None if no picture of the batch has a box.
     """
     most = max(len(target.boxes_cxcywh) for target in targets)
     if most == 0:

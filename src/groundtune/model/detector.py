@@ -60,34 +60,16 @@ class Output(LayerOutput):
 
 @dataclass
 class Selection:
-    """The Q best positions as starting points of the decoder.
+    """The Q best positions as starting points of the decoder."""
 
-    Attributes:
-        queries: (B, Q, D) content.
-        boxes_cxcywh: (B, Q, 4) in [0, 1], detached.
-        outputs: their own logits (B, Q, T) and boxes (B, Q, 4), with gradient.
-        absent: (B, Q) bool, slots that no position fills; None if there are none.
-    """
-
-    queries: Tensor
-    boxes_cxcywh: Tensor
-    outputs: tuple[Tensor, Tensor]
-    absent: Tensor | None
+    queries: Tensor  # (B, Q, D) content
+    boxes_cxcywh: Tensor  # (B, Q, 4) in [0, 1], detached
+    outputs: tuple[Tensor, Tensor]  # their own logits (B, Q, T) and boxes (B, Q, 4), with gradient
+    absent: Tensor | None  # (B, Q) bool, slots that no position fills; None if there are none
 
 
 class GroundingDINO(nn.Module):
-    """The detector.
-
-    Args:
-        backbone: pictures of one size → feature maps (`channels` are their widths).
-        language_model: `LanguageModel`.
-        neck: `Neck`.
-        encoder: `Encoder`.
-        decoder: `Decoder`.
-        bbox_head: `BoxHead`.
-        head_eps: eps of the inverse sigmoid in the head.
-        max_text_len: columns of the logits that leave the network.
-    """
+    """The detector; `head_eps` is of the head's inverse sigmoid, `max_text_len` the columns of the logits that leave it."""
 
     def __init__(
         self,
@@ -111,11 +93,7 @@ class GroundingDINO(nn.Module):
         self.frozen: set[str] = set()
 
     def forward(
-        self,
-        images: Tensor,
-        sizes_hw: list[tuple[int, int]],
-        text: TextInput,
-        targets: list[Target] | None = None,
+        self, images: Tensor, sizes_hw: list[tuple[int, int]], text: TextInput, targets: list[Target] | None = None
     ) -> Output:
         """Detect.
 
@@ -124,9 +102,6 @@ class GroundingDINO(nn.Module):
             sizes_hw: height and width of each picture on the canvas.
             text: B prompts.
             targets: of B pictures, for the denoising queries in training.
-
-        Returns:
-            The predictions.
         """
         if self.exact_padding:
             return self.forward_features(self.extract_features(images, sizes_hw), text, targets)
@@ -137,18 +112,10 @@ class GroundingDINO(nn.Module):
         return self._detect(neck_maps, masks, text, targets)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """Backbone features of each picture alone; pictures of one size run together.
-
-        Args:
-            images: (B, 3, H, W) normalised, each in the upper left corner of its canvas.
-            sizes_hw: height and width of each picture on the canvas.
-
-        Returns:
-            For each picture its maps (C_l, h_l, w_l), fine to coarse.
-        """
+        """For each picture alone its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
-            rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]
+            rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # they run together
             for level in self._run_backbone(images[rows, :, :h, :w]):
                 for row, single in zip(rows, level, strict=True):
                     features[row].append(single)
@@ -161,16 +128,7 @@ class GroundingDINO(nn.Module):
     def forward_features(
         self, features: list[list[Tensor]], text: TextInput, targets: list[Target] | None = None
     ) -> Output:
-        """Detect from backbone features, computed before or read from a cache.
-
-        Args:
-            features: of `extract_features`.
-            text: B prompts.
-            targets: of B pictures, for the denoising queries in training.
-
-        Returns:
-            The predictions.
-        """
+        """Detect from what `extract_features` gave, now or from a cache; other arguments as in `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
         return self._detect(self.neck(maps, masks), masks, text, targets)
 
@@ -182,18 +140,16 @@ class GroundingDINO(nn.Module):
         selection = self._select_queries(memory)
         queries, boxes = selection.queries, selection.boxes_cxcywh
         denoising = self._denoising(targets)
-        allowed = self._allowed(selection.absent, denoising, boxes.shape[1], queries.device)
+        allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
             boxes = torch.cat((denoising.boxes_cxcywh.to(boxes.dtype), boxes), dim=1)
         elif self.training and self.denoising:  # a batch without boxes still gives the embedding its (zero) gradient
             queries = queries + 0.0 * self.decoder.label_embedding.weight[0]
-        hidden, starts = self.decoder(
-            queries, boxes, memory, allowed, self.bbox_head.reg_branches, canvas_positions=not self.exact_padding
-        )
+        branches, on_canvas = self.bbox_head.reg_branches, not self.exact_padding
+        refined = zip(*self.decoder(queries, boxes, memory, allowed, branches, canvas_positions=on_canvas), strict=True)
         layers = [
-            self._predict(index, h, s, memory, selection.absent)
-            for index, (h, s) in enumerate(zip(hidden, starts, strict=True))
+            self._predict(n, hidden, start, memory, selection.absent) for n, (hidden, start) in enumerate(refined)
         ]
         return self._output(layers, selection, memory, denoising)
 
@@ -224,18 +180,6 @@ class GroundingDINO(nn.Module):
             return None
         return denoising_queries(targets, self.decoder.label_embedding)
 
-    def _allowed(
-        self, absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
-    ) -> Tensor | None:
-        """Self-attention mask of the decoder, broadcastable to (B, heads, Qdn + Q, Qdn + Q), True = may attend."""
-        allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
-        if absent is None:
-            return allowed
-        total = num_queries if allowed is None else len(allowed)
-        present = F.pad(~absent, (total - num_queries, 0), value=True)[:, None, None]
-        itself = torch.eye(total, dtype=torch.bool, device=device)
-        return (present if allowed is None else present & allowed) | itself
-
     def _predict(
         self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, absent: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -260,20 +204,19 @@ class GroundingDINO(nn.Module):
     ) -> Output:
         """Pad the logits, once, and part denoising from matching queries."""
         split = 0 if denoising is None else denoising.num_groups * denoising.group_size
-        padded = [(pad_logits(logits, self.max_text_len), boxes) for logits, boxes in layers]
+        (enc_logits, enc_boxes), *padded = (
+            (pad_logits(logits, self.max_text_len), boxes) for logits, boxes in (selection.outputs, *layers)
+        )
         matching = [LayerOutput(pred_logits=x[:, split:], pred_boxes=boxes[:, split:]) for x, boxes in padded]
-        logits, boxes = selection.outputs
         output = Output(
-            pred_logits=matching[-1]["pred_logits"],
-            pred_boxes=matching[-1]["pred_boxes"],
+            **matching[-1],
             text_token_mask=memory.text_token_mask,
             aux_outputs=matching[:-1],
-            enc_outputs=LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes),
+            enc_outputs=LayerOutput(pred_logits=enc_logits, pred_boxes=enc_boxes),
         )
         if denoising is not None:
-            output["dn_outputs"] = [
-                LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded
-            ]
+            noised = [LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded]
+            output["dn_outputs"] = noised
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 
@@ -281,11 +224,7 @@ class GroundingDINO(nn.Module):
         """Freeze whole modules (semantics 18): no gradient, eval mode for good, no autograd through the towers.
 
         Args:
-            modules: dotted paths below this network, such as "backbone" or "encoder.layers.0". What is not named is
-                trainable afterwards.
-
-        Raises:
-            AttributeError: a path does not exist.
+            modules: dotted paths, such as "backbone" or "encoder.layers.0"; what is not named is trainable afterwards.
         """
         self.requires_grad_(True)
         self.frozen = set(modules)
@@ -301,12 +240,7 @@ class GroundingDINO(nn.Module):
         return self
 
     def init_label_embedding(self, class_names: list[str], tokenizer: BertTokenizer) -> None:
-        """Give the denoising labels one row per class, started from the projected text features of its name.
-
-        Args:
-            class_names: cleaned names of the data set's classes, in order.
-            tokenizer: of the language model.
-        """
+        """Give the denoising labels one row per class, in order, started from the projected text features of its name."""
         embedding = nn.Embedding(max(len(class_names), 1), self.decoder.d_model)
         device = self.decoder.label_embedding.weight.device
         for index, name in enumerate(class_names):
@@ -315,3 +249,16 @@ class GroundingDINO(nn.Module):
                 tokens = self.encoder.text_projection(self.language_model(text.to(device)))[0]
                 embedding.weight[index] = tokens[phrase_maps[0][0][: len(tokens)]].mean(0).cpu()
         self.decoder.label_embedding = embedding.to(device)
+
+
+def _allowed(
+    absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
+) -> Tensor | None:
+    """Self-attention mask of the decoder, broadcastable to (B, heads, Qdn + Q, Qdn + Q), True = may attend."""
+    allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
+    if absent is None:
+        return allowed
+    total = num_queries if allowed is None else len(allowed)
+    present = F.pad(~absent, (total - num_queries, 0), value=True)[:, None, None]
+    itself = torch.eye(total, dtype=torch.bool, device=device)
+    return (present if allowed is None else present & allowed) | itself

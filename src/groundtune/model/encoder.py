@@ -60,9 +60,7 @@ class TextLayer(nn.Module):
 class DeformableLayer(nn.Module):
     """Deformable self-attention of the picture positions over all levels."""
 
-    def __init__(
-        self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
-    ) -> None:
+    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
         super().__init__()
         self.self_attn = DeformableAttention(d_model, num_heads, num_levels, num_points)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
@@ -83,15 +81,7 @@ class DeformableLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stack of (fusion, text layer, deformable layer).
-
-    Args:
-        text_width: width of the language model's features.
-        layers: one (fusion, text layer, deformable layer) per encoder layer.
-        d_model: width D.
-        num_levels: number L of feature levels.
-        position_temperature: of the picture's sine encoding.
-    """
+    """Stack of (fusion, text layer, deformable layer); `position_temperature` is of the picture's sine encoding."""
 
     def __init__(
         self,
@@ -118,11 +108,8 @@ class Encoder(nn.Module):
         Args:
             maps: L neck maps (B, D, h_l, w_l).
             masks: L padding masks (B, h_l, w_l), True = padding; None if nothing is padded.
-            text_features: (B, T, text width) of the language model.
+            text_features: (B, T, text width) of the language model, whose tokens `text` describes.
             text: the tokens' masks and positions.
-
-        Returns:
-            The memory of both modalities.
         """
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
@@ -131,23 +118,18 @@ class Encoder(nn.Module):
         padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1) if masks is not None else None
         tokens = self.text_projection(text_features)
         token_positions = sine_position_text(text.position_ids, self.d_model, tokens.dtype)
-        for fusion, text_layer, layer in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
 
-            def enhance(
-                vision: Tensor,
-                tokens: Tensor,
-                fusion: nn.Module = fusion,
-                text_layer: nn.Module = text_layer,
-                layer: nn.Module = layer,
-            ) -> tuple[Tensor, Tensor]:
-                vision, tokens = fusion(vision, tokens, padding_mask, text.text_token_mask)
-                tokens = text_layer(tokens, token_positions, text.phrase_mask)
-                return layer(vision, positions, references, level_shapes, padding_mask), tokens
+        def enhance(parts: tuple[nn.Module, ...], vision: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            fusion, text_layer, layer = parts
+            vision, tokens = fusion(vision, tokens, padding_mask, text.text_token_mask)
+            tokens = text_layer(tokens, token_positions, text.phrase_mask)
+            return layer(vision, positions, references, level_shapes, padding_mask), tokens
 
+        for parts in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
             if self.recompute and torch.is_grad_enabled():
-                vision, tokens = checkpoint(enhance, vision, tokens, use_reentrant=False)
+                vision, tokens = checkpoint(enhance, parts, vision, tokens, use_reentrant=False)
             else:
-                vision, tokens = enhance(vision, tokens)
+                vision, tokens = enhance(parts, vision, tokens)
         return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
 
     def _picture_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -173,21 +155,15 @@ def valid_ratio(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Centre of every position, seen on every level's canvas.
-
-    Args:
-        level_shapes: (h, w) of each level.
-        valid_ratios: (B, L, 2) xy.
-
-    Returns:
-        (B, S, L, 2) xy; [0, 1] is the canvas.
-    """
+    """Centre of every position, (B, S, L, 2) xy on every level's canvas, [0, 1]; `valid_ratios` is (B, L, 2) xy."""
     centres = []
     for level, (h, w) in enumerate(level_shapes):
-        y, x = torch.meshgrid(
-            (torch.arange(h, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5) / h,
-            (torch.arange(w, dtype=valid_ratios.dtype, device=valid_ratios.device) + 0.5) / w,
-            indexing="ij",
-        )
-        centres.append(torch.stack((x, y), -1).view(1, -1, 2) / valid_ratios[:, None, level])
+        canvas_wh = torch.tensor([w, h], dtype=valid_ratios.dtype, device=valid_ratios.device)
+        centres.append(cell_centres(h, w, valid_ratios) / canvas_wh / valid_ratios[:, None, level])
     return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]
+
+
+def cell_centres(h: int, w: int, like: Tensor) -> Tensor:
+    """(1, h·w, 2) xy centres of the cells of a map, in cells, row by row; of the type and on the device of `like`."""
+    y, x = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (h, w))
+    return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).view(1, -1, 2)

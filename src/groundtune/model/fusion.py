@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 
 class BiAttention(nn.Module):
-    """One score matrix, read along its rows for vision → text and along its columns for text → vision.
-
-    Args:
-        d_model: width D of both streams.
-        fusion_dim: inner width, divisible by `num_heads`.
-        num_heads: number of heads.
-    """
+    """One score matrix of the inner width `fusion_dim`, read along its rows for vision → text, its columns for the other."""
 
     def __init__(self, d_model: int, fusion_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -49,16 +43,12 @@ class BiAttention(nn.Module):
     def forward(
         self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Updates of both streams.
+        """Updates of both streams, (B, S, D) from the tokens and (B, T, D) from the positions.
 
         Args:
-            vision: (B, S, D), normalised.
-            text: (B, T, D), normalised.
+            vision, text: (B, S, D) and (B, T, D), normalised.
             padding_mask: (B, S) bool, True = padding; None if nothing is padded.
             text_token_mask: (B, T) bool, True = real token.
-
-        Returns:
-            (B, S, D) from the tokens and (B, T, D) from the positions.
         """
         keys = self._heads(self.text_proj(text)) * self.scale  # (B, heads, T, c)
         text_values = self._heads(self.values_text_proj(text))
@@ -79,15 +69,7 @@ class BiAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Layer norm, bi-attention, layer scale and stochastic depth; the residual is the normalised stream.
-
-    Args:
-        d_model: width D.
-        fusion_dim: inner width of the attention.
-        num_heads: number of heads.
-        drop_path: probability that a picture's update is dropped while training.
-        gamma: initial value of the layer scale, 1e-4 in the reference.
-    """
+    """Layer norm, bi-attention, layer scale (`gamma` at first) and stochastic depth; the residual is the normalised stream."""
 
     def __init__(self, d_model: int, fusion_dim: int, num_heads: int, drop_path: float, gamma: float) -> None:
         super().__init__()
@@ -112,5 +94,4 @@ class FusionLayer(nn.Module):
         vision, text = self.layer_norm_vision(vision), self.layer_norm_text(text)
         vision_update, text_update = self.attn(vision, text, padding_mask, text_token_mask)
         vision = vision + self._drop(self.gamma_vision * vision_update)
-        text = text + self._drop(self.gamma_text * text_update)
-        return vision, text
+        return vision, text + self._drop(self.gamma_text * text_update)

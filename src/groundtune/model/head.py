@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +19,7 @@ from groundtune.model.positions import at_least_float32
 class ContrastiveEmbed(nn.Module):
     """Class logit of a query for a token: their dot product, optionally scaled and shifted (semantics 7).
 
-    Args:
-        scale: "none", "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale), which starts at 0).
-        bias: whether a learnable bias is added; it starts at −log((1 − .01) / .01), a prior probability of 1 %.
+    `scale` is "none", "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale)); a bias starts at a prior probability of 1 %.
     """
 
     def __init__(self, scale: str, bias: bool) -> None:
@@ -34,16 +31,7 @@ class ContrastiveEmbed(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - 0.01) / 0.01))) if bias else None
 
     def forward(self, queries: Tensor, tokens: Tensor, text_token_mask: Tensor) -> Tensor:
-        """Logits.
-
-        Args:
-            queries: (B, Q, D).
-            tokens: (B, T, D).
-            text_token_mask: (B, T) bool, True = real.
-
-        Returns:
-            (B, Q, T), −inf on padded tokens, by design.
-        """
+        """(B, Q, D) queries, (B, T, D) tokens, (B, T) bool True = real → (B, Q, T), −inf on padded tokens, by design."""
         with torch.autocast(queries.device.type, enabled=False):
             logits = at_least_float32(queries) @ at_least_float32(tokens).transpose(-1, -2)
             if self.log_scale is not None:
@@ -61,20 +49,14 @@ def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them.
-
-    Args:
-        widths: input width, hidden widths, output width.
-        zero_last: start with an output of 0 (a box refinement that does nothing).
-    """
+    """Linear layers with ReLU between them; with `zero_last` the output is 0 at first (a refinement that does nothing)."""
 
     def __init__(self, widths: list[int], zero_last: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         if zero_last:
-            last = cast(nn.Linear, self.layers[-1])
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, widths[0]) → (…, widths[-1])."""
@@ -84,15 +66,9 @@ class MLP(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Branches of all decoder layers and, last, of the encoder.
+    """Branches of all decoder layers and, last, of the encoder; `scale` and `bias` are of `ContrastiveEmbed`.
 
-    Args:
-        d_model: width D.
-        decoder_layers: number of decoder layers.
-        share_box: one box branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO). The encoder has its own.
-        share_class: the same for the class branch.
-        scale: of `ContrastiveEmbed`.
-        bias: of `ContrastiveEmbed`.
+    `share_box` and `share_class`: one branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO).
     """
 
     def __init__(

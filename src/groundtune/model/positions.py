@@ -19,12 +19,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
-    """Logit of a probability, finite at 0 and 1.
-
-    Args:
-        x: any shape, values in [0, 1].
-        eps: lower clamp of x and of 1 − x; it belongs to the weights (semantics 9).
-    """
+    """Logit of probabilities of any shape; `eps`, the lower clamp of x and 1 − x, belongs to the weights (semantics 9)."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
@@ -40,15 +35,10 @@ def _frequencies(num_features: int, temperature: float, like: Tensor) -> Tensor:
 
 
 def sine_position_2d(padding_mask: Tensor, d_model: int, temperature: float) -> Tensor:
-    """Position encoding of a feature map whose padding does not count.
+    """Position encoding (B, h·w, D) float32 of a feature map; the first D/2 features encode y, the others x.
 
-    Args:
-        padding_mask: (B, h, w) bool, True = padding (right and bottom).
-        d_model: width D; the first D/2 features encode y, the others x.
-        temperature: 20 in the Grounding DINO family.
-
-    Returns:
-        (B, h·w, D) float32, the coordinates scaled to (0, 2π] over the unpadded part of each picture.
+    Coordinates are scaled to (0, 2π] over the unpadded part of each picture. `padding_mask` is (B, h, w) bool, True =
+    padding (right and bottom); `temperature` is 20 in the Grounding DINO family.
     """
     valid = (~padding_mask).float()
     y, x = valid.cumsum(1), valid.cumsum(2)

@@ -13,21 +13,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from transformers import GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import ModelBundle, packaged_towers, unique_state
-from groundtune.model.checkpoint.card import model_card
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, from_ours, layout_of
 from groundtune.model.checkpoint.hf import beyond_transformers, transformers_config
 
@@ -36,8 +36,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
     """Write a model folder; it appears whole or not at all, an existing one of ours is replaced.
 
     Args:
-        bundle: the model.
-        folder: directory to write, whose parent exists or is made.
+        bundle, folder: the model, and the directory to write, whose parent exists or is made.
         results: for the card: "data", "metrics", "zero_shot"; None leaves those parts out.
 
     Raises:
@@ -46,45 +45,86 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
         raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
     bundle.config.num_labels = bundle.network.decoder.label_embedding.num_embeddings
-    towers = set(packaged_towers(bundle.config))
-    bundle.own_towers |= towers - bundle.network.frozen
-    left_out = tuple(f"{tower}." for tower in towers - bundle.own_towers)
     in_transformers = not beyond_transformers(bundle.config)
+    card = _model_card(bundle, results or {}, in_transformers)
     meta = {
         "format": 1,
         "layout": "transformers" if in_transformers else "groundtune",
-        "source": bundle.source,
-        "base_model": bundle.base_model,
         "config": asdict(bundle.config),
         "picture": asdict(bundle.picture),
-        "classes": bundle.classes,
-        "recipe": bundle.recipe,
+        **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "recipe")},
         "results": dict(results or {}),
     }
+    try:
+        with _replacing(folder) as staging:
+            (_write_transformers if in_transformers else _write_own)(bundle, staging)
+            (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            (staging / "README.md").write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot write the model to {folder}: {error}.") from error
 
-    def write(staging: Path) -> None:
-        if in_transformers:
-            _write_transformers(bundle, staging)
-        else:
-            weights = unique_state(bundle.network)
-            kept = {name: w.cpu().contiguous() for name, w in weights.items() if not name.startswith(left_out)}
-            save_file(kept, staging / "model.safetensors")
-            bundle.tokenizer.save_pretrained(staging)
-        (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        (staging / "README.md").write_text(model_card(bundle, results or {}, in_transformers), encoding="utf-8")
 
-    write_folder(folder, write)
+def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers: bool) -> str:
+    """Markdown with the metadata that the Hub reads in front; the owner fills in the licence, as base and data decide it."""
+    text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
+    base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
+    examples = bundle.classes or ["cat", "remote control"]
+    context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
+    return template.render(context, examples=examples, labels=[f"{name}." for name in examples])
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `folder`; the old one stays until then, and on failure."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    previous = staging.with_name(f"{staging.name}.previous")
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if folder.exists():
+            os.replace(folder, previous)
+        try:
+            os.replace(staging, folder)
+        except OSError:
+            if previous.exists():
+                os.replace(previous, folder)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_own(bundle: ModelBundle, folder: Path) -> None:
+    towers = set(packaged_towers(bundle.config))
+    bundle.own_towers |= towers - bundle.network.frozen
+    left_out = tuple(f"{tower}." for tower in towers - bundle.own_towers)
+    kept = {name: tensor for name, tensor in unique_state(bundle.network).items() if not name.startswith(left_out)}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
+    bundle.tokenizer.save_pretrained(folder)
+
+
+def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
+    layout, picture = layout_of("transformers", bundle.config), bundle.picture
+    theirs, left = from_ours(bundle.network.state_dict(), layout)
+    assert set(left) == {LABELS}, f"no name in transformers for {sorted(set(left) - {LABELS})}"
+    copies = tuple(copy for copy, _ in layout.copies)
+    weights = {name: tensor.clone() for name, tensor in theirs.items() if not name.startswith(copies)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(left, folder / "groundtune.safetensors")
+    transformers_config(bundle.config).save_pretrained(folder)
+    size = {"shortest_edge": picture.short_side, "longest_edge": picture.max_side}
+    images = GroundingDinoImageProcessorPil(image_mean=list(picture.mean), image_std=list(picture.std), size=size)
+    images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 look for
+    GroundingDinoProcessor(images, bundle.tokenizer).save_pretrained(folder)
+    for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        text = path.read_text(encoding="utf-8")  # the class gets the name that every version knows
+        path.write_text(text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8")
 
 
 def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
-    """Write a .pth that IDEA's own code loads (`model.load_state_dict(checkpoint["model"], strict=False)`).
-
-    Args:
-        bundle: a network of IDEA's kind.
-        path: file to write; an existing one is replaced when the new one is whole.
-
-    Returns:
-        What IDEA's code does otherwise, or has to be told, in sentences.
+    """Write a .pth for IDEA's own code; returns, in sentences, what that does otherwise or has to be told.
 
     Raises:
         CheckpointError: IDEA's code cannot express the network (every reason is given), or the file cannot be written.
@@ -93,11 +133,10 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     reasons = beyond_transformers(config)
     if config.contrastive_bias and config.contrastive_scale == "auto":
         reasons.append("the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product")
-    theirs, left = from_ours(_full_state(bundle.network), layout_of("idea", config))
-    if left and not reasons:
-        reasons.append(f"IDEA's code has no place for {len(left)} weights, for example {', '.join(list(left)[:3])}")
     if reasons:
         raise CheckpointError(f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}.")
+    theirs, left = from_ours(bundle.network.state_dict(), layout_of("idea", config))
+    assert not left, f"no name in IDEA's layout for {sorted(left)}"
     notes = ["IDEA's file has no classes and no picture format in it."] if bundle.classes else []
     if config.class_labels:  # they belong to this data set's classes, whose names the file does not have
         del theirs[IDEA_LABELS]
@@ -106,78 +145,13 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
     if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
         notes.append("IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little.")
-    state = {f"module.{name}": tensor for name, tensor in theirs.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": state}, temporary)
+        torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.items()}}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"Cannot write {path}: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return notes
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written beside its place and put there whole; the old one stays until then, and on failure.
-
-    Args:
-        folder: whose parent exists or is made.
-        write: fills the folder that it is given.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            write(staging)
-            staging.chmod(0o755)
-            _swap(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write the model to {folder}: {error}.") from error
-
-
-def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
-    theirs, left = from_ours(_full_state(bundle.network), layout_of("transformers", bundle.config))
-    copies = [copy for copy, _ in layout_of("transformers", bundle.config).copies]
-    weights = {name: tensor.clone() for name, tensor in theirs.items() if not name.startswith(tuple(copies))}
-    assert set(left) == {LABELS}, f"no name in transformers for {sorted(set(left) - {LABELS})}"
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    save_file(left, folder / "groundtune.safetensors")
-    transformers_config(bundle.config).save_pretrained(folder)
-    picture = bundle.picture
-    images = GroundingDinoImageProcessorPil(
-        image_mean=list(picture.mean),
-        image_std=list(picture.std),
-        size={"shortest_edge": picture.short_side, "longest_edge": picture.max_side},
-    )
-    images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 look for
-    GroundingDinoProcessor(images, bundle.tokenizer).save_pretrained(folder)
-    for name in ("preprocessor_config.json", "processor_config.json"):  # the name that every version knows
-        path = folder / name
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8")
-
-
-def _full_state(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-
-
-def _swap(staging: Path, folder: Path) -> None:
-    """Put `staging` in the place of `folder`; if that fails, the old one is back."""
-    if not folder.exists():
-        os.replace(staging, folder)
-        return
-    previous = staging.with_name(f"{staging.name}.previous")
-    os.replace(folder, previous)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        os.replace(previous, folder)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
