@@ -45,7 +45,10 @@ def describe() -> dict[str, str]:
     bf16 = bf16_arithmetic(pick_device("auto"))
     found["precision auto"] = f"bf16, computed by {bf16}" if bf16 else "fp32: bf16 would be emulated here"
     compiler = accelerator is not None or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    found["--compile"] = "possible" if compiler else "not possible: torch.compile needs a C++ compiler on a CPU"
+    lacking = "" if compiler else "torch.compile needs a C++ compiler on a CPU"
+    if accelerator is None and " " in torch.__file__:
+        lacking = "torch.compile cannot find its headers in a path with a space"
+    found["--compile"] = f"not possible: {lacking}" if lacking else "possible"
     for name, use in _OPTIONAL.items():
         found[name] = package_version(name) or f"not installed ({use})"
     return found
