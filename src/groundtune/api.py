@@ -316,12 +316,13 @@ def evaluate(
     from groundtune.engine.evaluate import evaluate as measure
 
     loaded = model if isinstance(model, Model) else load(model)
+    place = pick_device(device or loaded.device)
     return measure(
         loaded.bundle,
         dataset,
         class_indices=indices,
         batch_size=batch_size,
-        device=pick_device(device or loaded.device),
-        precision=pick_precision(precision, pick_device(device or loaded.device)),
+        device=place,
+        precision=pick_precision(precision, place),
         progress=progress,
     )

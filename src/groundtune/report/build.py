@@ -152,7 +152,6 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, most_pic
     return {
         "analysis": analysis,
         "cards": cards,
-        "card_data": [card.boxes for card in cards],
         "messages": [*run.missing, *messages],
         "advice": advice(run, splits.get("train"), names, counts),
         "names": names,

@@ -10,7 +10,7 @@ written in the same files as `tokens_positive` JSON.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -87,16 +87,9 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     problems = collector()
     classes = _classes(categories, annotations, problems)
     pictures, picture_of = raw_pictures(images, problems)
-    for place, row in enumerate(annotations):
-        where = f"annotations[{place}]"
-        picture = picture_of.get(identity(row.get("image_id")) or "") if isinstance(row, dict) else None
-        if not isinstance(row, dict):
-            problems.add("annotation-broken", where)
-        elif picture is None:
-            problems.add("annotation-unknown-picture", f"{where} (picture {short(row.get('image_id'))})")
-        else:
-            crowd = row.get("iscrowd") in (1, True, "1")
-            picture.boxes.append(RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd))
+    for where, row, picture in annotations_of(annotations, picture_of, problems):
+        crowd = row.get("iscrowd") in (1, True, "1")
+        picture.boxes.append(RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd))
     lvis = ("neg_category_ids", "not_exhaustive_category_ids")
     restricted = sum(any(image.get(key) for key in lvis) for image in images if isinstance(image, dict))
     if restricted:
@@ -138,6 +131,21 @@ def short(value: Any) -> str:
         repr(value) if isinstance(value, str | int | float | None) and identity(value) is not None else str(type(value))
     )
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def annotations_of(
+    annotations: list[Any], picture_of: Mapping[str, RawPicture], problems: Collector
+) -> Iterator[tuple[str, dict[str, Any], RawPicture]]:
+    """Give the place, the row and the picture of each usable annotation; the others are told."""
+    for place, row in enumerate(annotations):
+        where = f"annotations[{place}]"
+        picture = picture_of.get(identity(row.get("image_id")) or "") if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            problems.add("annotation-broken", where)
+        elif picture is None:
+            problems.add("annotation-unknown-picture", f"{where} (picture {short(row.get('image_id'))})")
+        else:
+            yield where, row, picture
 
 
 def raw_pictures(images: list[Any], problems: Collector) -> tuple[list[RawPicture], dict[str, RawPicture]]:

@@ -8,7 +8,7 @@ phrases, those without a box too. The same picture file may stand there once per
 from pathlib import Path
 from typing import Any
 
-from groundtune.data.formats.coco import coco_lists, identity, raw_pictures, short
+from groundtune.data.formats.coco import annotations_of, coco_lists, identity, raw_pictures
 from groundtune.data.formats.raw import RawBox, RawCaption, RawData, RawPicture, collector, is_text
 
 
@@ -31,14 +31,8 @@ def raw_tokens_positive(content: Any, json_path: Path) -> RawData:
         listed = image.get("tokens_positive_eval")
         for spans in listed if isinstance(listed, list) else []:
             _phrase(picture, phrases[id(picture)], spans)
-    for place, row in enumerate(annotations):
-        where = f"annotations[{place}]"
-        picture = picture_of.get(identity(row.get("image_id")) or "") if isinstance(row, dict) else None
-        if not isinstance(row, dict):
-            problems.add("annotation-broken", where)
-        elif picture is None:
-            problems.add("annotation-unknown-picture", f"{where} (picture {short(row.get('image_id'))})")
-        elif picture.caption is not None:
+    for where, row, picture in annotations_of(annotations, picture_of, problems):
+        if picture.caption is not None:
             phrase = _phrase(picture, phrases[id(picture)], row.get("tokens_positive"))
             crowd = row.get("iscrowd") in (1, True, "1")
             picture.boxes.append(RawBox(row.get("bbox"), phrase, where, crowd))
