@@ -17,6 +17,7 @@ from contextlib import nullcontext
 import torch
 
 from groundtune.data.targets import Target
+from groundtune.device import set_up_cpu
 from groundtune.engine.features import extract
 from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
 from groundtune.loss.criterion import GroundingDINOCriterion, total
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    set_up_cpu(args.threads)
     names = made_up_names(int(args.names)) if args.names.isdigit() else args.names.split(",")
     network = build_network(ModelConfig(backbone_config=SWIN_T, num_labels=max(1, len(names))))
     network.denoising = not args.no_denoising
@@ -60,7 +61,12 @@ def main() -> None:
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     times = times[1 + args.compile :]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"seconds": statistics.median(t[0] for t in times), "cpu_s": statistics.median(t[1] for t in times)}
+    tokens = int(tokenize(build_tokenizer(VOCABULARY), [class_prompt(names)], 10**6)[0].text_token_mask.sum())
+    found = {
+        "tokens": tokens,
+        "seconds": statistics.median(t[0] for t in times),
+        "cpu_s": statistics.median(t[1] for t in times),
+    }
     print(json.dumps(vars(args) | found | {"peak_rss_mb": round(peak), "torch": torch.__version__}))
 
 

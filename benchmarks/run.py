@@ -1,9 +1,9 @@
 """Side by side with the peers: alternating processes, medians, ratios with their spread, into RESULTS.md.
 
-    python benchmarks/run.py --peers DIR [--rounds 3] [--only step,predict]
+    python benchmarks/run.py --peers DIR [--rounds 3] [--only predict] [--no-scaling]
 
-DIR is what `peers/setup.sh DIR` built: `DIR/mmdet`, `DIR/hf` and `DIR/bench`. A ratio is taken within a round, where the
-two sides ran one after the other; its spread is the lowest and the highest round.
+DIR is what `peers/setup.sh DIR` built: `DIR/mmdet`, `DIR/hf` and `DIR/bench`. In every round each side runs once, in an
+order that turns round by round; a ratio is taken within a round, and its spread is the lowest and the highest of them.
 """
 
 import argparse
@@ -12,38 +12,160 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-OURS = [sys.executable, str(HERE / "ours.py")]
+from ours import made_up_names
+
+HERE = Path(__file__).resolve().parent
+OURS = (sys.executable, str(HERE / "ours.py"))
+UNITS = {"cpu_s": "CPU s", "seconds": "s", "peak_rss_mb": "MB"}
+NOT_MEASURED = """
+## GPU
+
+Not measured: no GPU was at hand. The code path there is grid_sample with recomputed samples, bf16 by default.
+"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Side:
-    """One measured command.
-
-    Attributes:
-        name: for the table.
-        command: what to run.
-        folder: where.
-    """
+    """One measured command: what the table calls it, its arguments, and the folder that it runs in."""
 
     name: str
-    command: list[str]
+    command: tuple[str, ...]
     folder: Path = HERE
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """Two sides, and the largest ratio (ours to theirs) that is wanted."""
+    """Two sides, what is compared of them (a key of UNITS), and the largest ratio that is wanted, if any is."""
 
     title: str
     ours: Side
     theirs: Side
-    key: str  # "cpu_s", "seconds" or "peak_rss_mb"
-    bar: float
+    key: str
+    wanted: float | None = None
+
+
+def comparisons(peers: Path) -> list[Comparison]:
+    """The bars: Swin-T + BERT-base sizes, 640 px, batch 1, "cat", 5 boxes, two threads."""
+
+    def hf(script: str, *options: str) -> Side:
+        version = "transformers 5.23" + (", frozen towers" if "grad" in options else "")
+        return Side(version, (str(peers / "hf/bin/python"), script, *options), peers / "bench")
+
+    def step(name: str, *options: str) -> Side:
+        return Side(name, (*OURS, "step", *options))
+
+    def predict(name: str, *options: str) -> Side:
+        return Side(name, (*OURS, "predict", *options))
+
+    mmdet = Side("MMDetection 3.3, cat recipe", (str(peers / "mmdet/bin/python"), "mmdet_step.py"), peers / "bench")
+    default = step("default: bf16, frozen towers, denoising", "--precision", "bf16")
+    like = step("fp32, frozen towers, no denoising", "--no-denoising")
+    everything, frozen = hf("hf_step.py"), hf("hf_step.py", "--freeze", "grad")
+    loop = str(HERE / "transformers_predict.py")
+    many = {count: hf(loop, "--classes", ",".join(made_up_names(count)), "--steps", "1") for count in (80, 1203)}
+    chunked = ("--precision", "bf16", "--repeat", "1", "--names")
+    loading = [str(HERE / "loading.py"), "groundtune"]
+    return [
+        Comparison("step, against MMDetection", default, mmdet, "cpu_s", 1 / 5),
+        Comparison("step, transformers trains everything", default, everything, "cpu_s", 1 / 3.4),
+        Comparison("step, both fp32 and frozen", like, frozen, "cpu_s", 0.55),
+        Comparison("step memory, transformers trains everything", default, everything, "peak_rss_mb", 0.4),
+        Comparison("step memory, both fp32 and frozen", like, frozen, "peak_rss_mb", 0.6),
+        Comparison("predict", predict("default: bf16", "--precision", "bf16"), hf(loop), "seconds", 1 / 3.5),
+        Comparison("predict, both fp32", predict("fp32"), hf(loop), "seconds", 0.6),
+        Comparison("evaluate with 80 names", predict("default: bf16", *chunked, "80"), many[80], "seconds"),
+        Comparison(
+            "evaluate with 1203 names", predict("default: bf16", *chunked, "1203"), many[1203], "seconds", 1 / 4
+        ),
+        Comparison(
+            "load a picture",
+            Side("to 1066 x 800", (sys.executable, *loading)),
+            Side("transformers 5.23", (str(peers / "hf/bin/python"), loading[0], "transformers")),
+            "seconds",
+        ),
+        Comparison(
+            "start",
+            Side("groundtune --help", (sys.executable, "-m", "groundtune.cli", "--help")),
+            Side("import of transformers' model", (*hf("-c").command, "from transformers import GroundingDinoModel")),
+            "seconds",
+        ),
+    ]
+
+
+def measure(side: Side) -> dict[str, float]:
+    """Run one process and read the JSON of its last line; of a command that prints none, the whole time."""
+    begin = time.perf_counter()
+    done = subprocess.run(side.command, cwd=side.folder, capture_output=True, text=True)
+    elapsed = time.perf_counter() - begin
+    if done.returncode:
+        sys.exit(f"{' '.join(side.command)[:200]} failed:\n{done.stderr[-2000:]}")
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    if not last.startswith("{"):
+        return {"seconds": elapsed}
+    found = json.loads(last)
+    return {"seconds": found.get("seconds", found.get("step_s")), **{k: found[k] for k in ("cpu_s", "peak_rss_mb")}}
+
+
+def compare(chosen: list[Comparison], rounds: int) -> list[str]:
+    """Run all sides in turn, and give the rows of the table."""
+    sides = list(dict.fromkeys(side for c in chosen for side in (c.ours, c.theirs)))
+    values: dict[Side, list[dict[str, float]]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in sides if number % 2 else sides[::-1]:
+            values[side].append(measure(side))
+            print(f"round {number + 1}  {side.name:45} {values[side][-1]}", file=sys.stderr, flush=True)
+    rows = []
+    for c in chosen:
+        ours, theirs = ([value[c.key] for value in values[side]] for side in (c.ours, c.theirs))
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        cells = [
+            f"{statistics.median(v):.3g} {UNITS[c.key]}" if max(v) < 1000 else f"{statistics.median(v):.0f} MB"
+            for v in (ours, theirs)
+        ]
+        spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f} – {max(ratios):.3f})"
+        wanted = f"≤ {c.wanted:.3f}" if c.wanted else "–"
+        rows.append(f"| {c.title} | {cells[0]} ({c.ours.name}) | {cells[1]} ({c.theirs.name}) | {spread} | {wanted} |")
+    return rows
+
+
+def scaling() -> list[str]:
+    """Our default step as one thing grows."""
+    grown = {
+        "picture side, px": ("--size", [320, 480, 640, 800, 960]),
+        "names in the prompt (tokens)": ("--names", [1, 3, 12, 50]),
+        "boxes": ("--boxes", [1, 5, 50, 200]),
+        "batch": ("--batch", [1, 2, 4]),
+    }
+    rows = []
+    for title, (option, numbers) in grown.items():
+        for number in numbers:
+            command = (*OURS, "step", "--precision", "bf16", option, str(number))
+            done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+            shown = f"{number} ({found['tokens']})" if option == "--names" else number
+            rows.append(f"| {title} | {shown} | {found['cpu_s']:.2f} | {found['peak_rss_mb']} |")
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def introduction(rounds: int) -> list[str]:
+    """What the table was measured on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = names[0].split(":")[1].strip() if names else platform.processor()
+    flags = Path("/proc/cpuinfo").read_text()
+    bf16 = ", ".join(flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag}" in flags) or "no bf16 arithmetic"
+    return [
+        "# Results",
+        "",
+        "Written by `make bench`; see the head of `benchmarks/run.py`. Random weights: times and bytes, not accuracy.",
+        f"Swin-T + BERT-base, 640 px, batch 1, one name, 5 boxes, two threads; {rounds} rounds, medians. {cpu}, {bf16}; "
+        f"Python {platform.python_version()}, torch 2.13.0 on all sides. The peers run in fp32, as they do by default.",
+        "",
+    ]
 
 
 def main() -> None:
@@ -51,83 +173,21 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of the titles")
+    parser.add_argument("--no-scaling", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
     chosen = [c for c in comparisons(args.peers.resolve()) if args.only in c.title]
-    rows = [f"| {compare(c, args.rounds)} |" for c in chosen]
-    head = ["| what | ours | theirs | ratio (lowest – highest) | wanted |", "|---|---|---|---|---|"]
-    args.out.write_text("\n".join([*introduction(args.rounds), *head, *rows]) + "\n", encoding="utf-8")
+    lines = [
+        *introduction(args.rounds),
+        "| what | ours | theirs | ratio (lowest – highest) | wanted |",
+        "|---|---|---|---|---|",
+    ]
+    lines += compare(chosen, args.rounds)
+    if not args.no_scaling:
+        lines += ["", "## How our step grows (bf16, one number changed, the others as above)", ""]
+        lines += ["| what | number | CPU s | peak MB |", "|---|---|---|---|", *scaling()]
+    args.out.write_text("\n".join([*lines, NOT_MEASURED]), encoding="utf-8")
     print(args.out.read_text(encoding="utf-8"))
-
-
-def comparisons(peers: Path) -> list[Comparison]:
-    """The bars: Swin-T + BERT-base sizes, 640 px, batch 1, "cat", 5 boxes, two threads."""
-    bench = peers / "bench"
-
-    def hf(script: str, *options: str) -> Side:
-        return Side("transformers 5.23", [str(peers / "hf/bin/python"), script, *options], bench)
-
-    mmdet = Side("MMDetection 3.3.0, cat recipe", [str(peers / "mmdet/bin/python"), "mmdet_step.py"], bench)
-    default = Side("default: bf16, frozen towers, denoising", [*OURS, "step", "--precision", "bf16"])
-    like = Side("fp32, frozen towers, no denoising", [*OURS, "step", "--precision", "fp32", "--no-denoising"])
-    everything, frozen = hf("hf_step.py"), hf("hf_step.py", "--freeze", "grad")
-    own = hf(str(HERE / "transformers_predict.py"))
-    return [
-        Comparison("step, CPU s, against MMDetection", default, mmdet, "cpu_s", 1 / 5),
-        Comparison("step, CPU s, against transformers, all trains", default, everything, "cpu_s", 1 / 3.4),
-        Comparison("step, CPU s, both fp32 and frozen", like, frozen, "cpu_s", 0.55),
-        Comparison("step, peak MB, against transformers, all trains", default, everything, "peak_rss_mb", 0.4),
-        Comparison("step, peak MB, both fp32 and frozen", like, frozen, "peak_rss_mb", 0.6),
-        Comparison(
-            "predict, s", Side("default: bf16", [*OURS, "predict", "--precision", "bf16"]), own, "seconds", 1 / 3.5
-        ),
-        Comparison("predict, s, both fp32", Side("fp32", [*OURS, "predict"]), own, "seconds", 0.6),
-    ]
-
-
-def compare(comparison: Comparison, rounds: int) -> str:
-    """Run both sides in turn, and give the cells of the table's row."""
-    pairs = []
-    for number in range(rounds):
-        sides = [comparison.ours, comparison.theirs]
-        values = {side.name: measure(side)[comparison.key] for side in (sides if number % 2 else sides[::-1])}
-        pairs.append((values[comparison.ours.name], values[comparison.theirs.name]))
-        print(comparison.title, pairs[-1], file=sys.stderr, flush=True)
-    ratios = [ours / theirs for ours, theirs in pairs]
-    ours, theirs = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-    unit = {"cpu_s": "CPU s", "seconds": "s", "peak_rss_mb": "MB"}[comparison.key]
-    spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})"
-    cells: Sequence[str] = (
-        comparison.title,
-        f"{ours:.2f} {unit} ({comparison.ours.name})",
-        f"{theirs:.2f} {unit} ({comparison.theirs.name})",
-        spread,
-        f"≤ {comparison.bar:.3f}",
-    )
-    return " | ".join(cells)
-
-
-def measure(side: Side) -> dict[str, float]:
-    """Run one process and read the JSON of its last line."""
-    done = subprocess.run(side.command, cwd=side.folder, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(side.command)} failed:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return {"seconds": found.get("seconds", found.get("step_s")), **{k: found[k] for k in ("cpu_s", "peak_rss_mb")}}
-
-
-def introduction(rounds: int) -> list[str]:
-    """What the table was measured on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
-    return [
-        "# Results",
-        "",
-        "Written by `make bench`; see the head of `benchmarks/run.py`. Random weights: times and bytes, not accuracy.",
-        f"Swin-T + BERT-base, 640 px, batch 1, one name, 5 boxes, two threads; {rounds} rounds; {cpu}; "
-        f"Python {platform.python_version()}, torch 2.13.0.",
-        "",
-    ]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""Where to compute, and in which precision."""
+"""Where to compute, in which precision, on how many threads."""
 
+import ctypes
+import platform
+import sys
+
+import psutil
 import torch
 
 from groundtune.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,3 +44,31 @@ def bf16_arithmetic(device: torch.device) -> str:
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
     return next((name for key, name in names.items() if capabilities.get(key)), "")
+
+
+def set_up_cpu(threads: int) -> None:
+    """Prepare this process for long work on a CPU.
+
+    glibc hands blocks of more than 32 MB back to the system when they are freed, and the next step takes them again page by
+    page; keeping them saves up to a third of a step. Freed memory then stays with the process.
+
+    Args:
+        threads: of torch; 0 leaves its own number.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if platform.libc_ver()[0] == "glibc":
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        allocator.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of a GPU what torch gave out, otherwise the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

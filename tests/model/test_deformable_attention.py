@@ -10,7 +10,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
-from groundtune.model.deformable_attention import DeformableAttention, compile_sampling, gather_levels, sample_levels
+from groundtune.model.deformable_attention import DeformableAttention, compile_sampling
+from groundtune.model.deformable_sampling import gather_levels, sample_bags, sample_levels
 from groundtune.model.encoder import reference_points
 
 LEVELS = [(5, 7), (3, 4), (1, 2)]
@@ -63,15 +64,31 @@ def gradients(sample, value, locations, weights):
     return output, *torch.autograd.grad((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), inputs)
 
 
+@pytest.mark.parametrize("sample", [sample_bags, gather_levels])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0], ids=["inside", "over the border", "far outside"])
-def test_gathering_gives_the_numbers_and_all_gradients_of_grid_sample(spread):
+def test_other_forms_give_the_numbers_and_all_gradients_of_grid_sample(sample, spread):
     generator = torch.Generator().manual_seed(7 + int(spread))
     value = torch.randn(2, POSITIONS, 2, 3, generator=generator, dtype=torch.float64)
     locations = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64) * (1 + spread) - spread / 2
     weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
-    plain, gathered = (gradients(sample, value, locations, weights) for sample in (sample_levels, gather_levels))
-    for ours, theirs in zip(gathered, plain, strict=True):
+    plain, other = (gradients(form, value, locations, weights) for form in (sample_levels, sample))
+    for ours, theirs in zip(other, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_bags_of_no_query_and_of_coordinates_that_are_not_finite():
+    value = torch.randn(1, POSITIONS, 2, 3)
+    locations, weights = torch.rand(1, 4, 2, 3, 2, 2), torch.rand(1, 4, 2, 3, 2)
+    assert sample_bags(value, LEVELS, locations[:, :0], weights[:, :0]).shape == (1, 0, 6)
+    without = weights.clone()
+    without[0, 1, 0, 0, 0] = 0  # a point that is far away counts as nothing
+    expected = sample_bags(value, LEVELS, locations, without)
+    for far in (math.inf, -math.inf, 1e30):
+        locations[0, 1, 0, 0, 0, 0] = far
+        torch.testing.assert_close(sample_bags(value, LEVELS, locations, weights), expected)
+    locations[0, 1, 0, 0, 0, 0] = math.nan
+    unknown = sample_bags(value, LEVELS, locations, weights).isnan()
+    assert unknown[0, 1, :3].all() and unknown.sum() == 3  # this query and head, no other
 
 
 @pytest.mark.slow
