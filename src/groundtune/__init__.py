@@ -11,10 +11,32 @@ The public names come from `groundtune.api` at their first use: `import groundtu
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from groundtune.api import Model, check, convert, evaluate, export, load, push_to_hub, train, write_report
+    from groundtune.api import (
+        Model,
+        check,
+        compare_runs,
+        convert,
+        evaluate,
+        export,
+        load,
+        push_to_hub,
+        train,
+        write_report,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Model", "check", "convert", "evaluate", "export", "load", "push_to_hub", "train", "write_report"]
+__all__ = [
+    "Model",
+    "check",
+    "compare_runs",
+    "convert",
+    "evaluate",
+    "export",
+    "load",
+    "push_to_hub",
+    "train",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

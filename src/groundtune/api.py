@@ -270,8 +270,30 @@ def write_report(run: str | Path, *, data: str | Path | None = None, pictures: i
     from groundtune.report.run_data import read_run
 
     config = read_run(Path(run)).config
-    splits = read_data(str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {})
+    limits = {split: config.get(f"limit_{split}") for split in ("train", "valid")}
+    splits = read_data(
+        str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {}, limits
+    )
     return build_report(Path(run), splits, pictures)
+
+
+def compare_runs(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> list[str]:
+    """Write a page that compares runs: numbers, changed options, curves, classes; one HTML file that opens from disk.
+
+    Args:
+        runs: two run folders or more, finished or not. Their data are not needed.
+        out: the file.
+
+    Returns:
+        What speaks against comparing their numbers, in sentences; the page says it too.
+
+    Raises:
+        ConfigError: there are fewer than two runs, or the file cannot be written.
+        DataError: one is no run folder.
+    """
+    from groundtune.report.compare import build_comparison
+
+    return build_comparison([Path(run) for run in runs], Path(out))
 
 
 def evaluate(
@@ -286,7 +308,7 @@ def evaluate(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> "Evaluation":
-    """Measure a model's COCO AP.
+    """Measure a model on a data set.
 
     Args:
         model: a loaded model, or a source for `load`.
@@ -300,7 +322,8 @@ def evaluate(
         progress: told about the pictures done.
 
     Returns:
-        `metrics["AP"]`, `["AP50"]` …; `per_class[name]["AP"]`; `predictions` in COCO's result format.
+        `metrics["AP"]`, `["AP50"]` …, by LVIS's rules where the categories have frequencies; of captions `["recall@1"]` …;
+        `per_class[name]["AP"]`; `predictions` in COCO's result format.
 
     Raises:
         DataError: the data cannot be used, or has no such split or class.

@@ -8,39 +8,23 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, verbs
-from groundtune.config import (
-    CheckConfig,
-    ConvertConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PredictConfig,
-    ReportConfig,
-    TrainConfig,
-)
+from groundtune import __version__, config, verbs
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.options import flag_of, leaf_fields, suggestion
 
 
-@dataclass(frozen=True)
-class _Verb:
+class _Verb(NamedTuple):
     run: Callable[[dict[str, Any]], int | None]  # an exit code, None is 0
+    options: type | None
     help: str
-    usage: str = ""
-    options: type | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command line, the process's own where `argv` is None, and give the exit code.
 
-    Args:
-        argv: the arguments; None takes the process's own.
-
-    Returns:
-        The exit code. Errors of the user have been printed in words; anything else is a fault of ours and is raised.
+    Errors of the user have been printed in words; anything else is a fault of ours and is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("GROUNDTUNE_DEBUG"))
@@ -111,13 +95,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     places = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     parsers = {}
     for name, verb in _VERBS.items():
-        usage = f"groundtune {name}{verb.usage}"
+        usage = f"groundtune {name}{_USAGES.get(name, '')}"
         parsers[name] = places.add_parser(name, usage=usage, help=verb.help, description=verb.help, allow_abbrev=False)
         if verb.options is not None:
             _add_options(parsers[name], verb.options)
-    parsers["train"].add_argument(
-        "--config", metavar="FILE", help="YAML file of options, param_groups too", default=argparse.SUPPRESS
-    )
+    told = "YAML file of options, param_groups too"
+    parsers["train"].add_argument("--config", metavar="FILE", help=told, default=argparse.SUPPRESS)
     parsers["train"].epilog = "The model's recipe may have other defaults. It < the YAML file < the command line."
     return parser, parsers
 
@@ -131,59 +114,45 @@ def _add_options(parser: _Parser, options: type) -> None:
             continue
         if known["group"] not in groups:
             groups[known["group"]] = parser.add_argument_group(known["group"])
-        add = groups[known["group"]].add_argument
         kind = str(field.type)
-        help_text = known["help"].replace("%", "%%")
+        settings = {"help": known["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         if isinstance(field.default, bool):
-            help_text += f" (default: {'on' if field.default else 'off'})"
+            settings["help"] += f" (default: {'on' if field.default else 'off'})"
         elif isinstance(field.default, int | float | str):
-            help_text += f" (default: {field.default})"
-        if known["positional"]:
-            nargs = "*" if "list" in kind else "?"  # never required here: `resolve` says what is missing
-            add(name, metavar=name.upper(), nargs=nargs, help=help_text, default=argparse.SUPPRESS)
+            settings["help"] += f" (default: {field.default})"
+        if known["positional"]:  # never required here: `resolve` says what is missing
+            settings |= {"metavar": name.upper(), "nargs": "*" if "list" in kind else "?"}
         elif isinstance(field.default, bool):
-            switch = argparse.BooleanOptionalAction
-            add(flag_of(name, field), dest=name, action=switch, help=help_text, default=argparse.SUPPRESS)
-        elif "dict" in kind:
-            metavar, action = "NAME=OTHER", "append"  # one pair for each use of the option
-            add(
-                flag_of(name, field),
-                dest=name,
-                metavar=metavar,
-                action=action,
-                help=help_text,
-                default=argparse.SUPPRESS,
-            )
+            settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
-            metavar = next((letter for word, letter in _METAVARS.items() if word in kind), "VALUE")
-            add(flag_of(name, field), dest=name, metavar=metavar, help=help_text, default=argparse.SUPPRESS)
+            settings |= {"dest": name, "metavar": next((m for word, m in _METAVARS.items() if word in kind), "VALUE")}
+        if "dict" in kind:
+            settings["action"] = "append"  # one pair for each use of the option
+        groups[known["group"]].add_argument(flag_of(name, field), **settings)
 
 
-_METAVARS = {"list": "A,B", "int": "N", "float": "X"}
+_METAVARS = {"dict": "NAME=OTHER", "list": "A,B", "int": "N", "float": "X"}
 _VERBS = {
-    "train": _Verb(
-        verbs.train,
-        "fine-tune a model on a folder of pictures with boxes",
-        " DATA [--model MODEL] [options]",
-        TrainConfig,
-    ),
-    "evaluate": _Verb(
-        verbs.evaluate, "measure a model's COCO AP on a data set", " MODEL DATA [options]", EvaluateConfig
-    ),
-    "check": _Verb(verbs.check, "look for what is wrong with a data set", " DATA [options]", CheckConfig),
-    "convert": _Verb(
-        verbs.convert,
-        "write a data set in another format",
-        " DATA OUT --format coco|yolo|voc|odvg [--link]",
-        ConvertConfig,
-    ),
-    "predict": _Verb(verbs.predict, "find objects by name in pictures", " MODEL IMAGES... [options]", PredictConfig),
-    "export": _Verb(
-        verbs.export, "write a model for other tools", " MODEL --format hf|idea --out PATH [options]", ExportConfig
-    ),
-    "report": _Verb(verbs.report, "write report.html of a run", " RUN [options]", ReportConfig),
-    "models": _Verb(verbs.models, "list the built-in models"),
-    "env": _Verb(verbs.env, "show versions and the machine, for results and bug reports"),
+    "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of pictures with boxes"),
+    "evaluate": _Verb(verbs.evaluate, config.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"),
+    "check": _Verb(verbs.check, config.CheckConfig, "look for what is wrong with a data set"),
+    "convert": _Verb(verbs.convert, config.ConvertConfig, "write a data set in another format"),
+    "init": _Verb(verbs.init, config.InitConfig, "write a generated data set"),
+    "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in pictures"),
+    "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),
+    "report": _Verb(verbs.report, config.ReportConfig, "write report.html of a run, or compare runs"),
+    "models": _Verb(verbs.models, None, "list the built-in models"),
+    "env": _Verb(verbs.env, None, "show versions and the machine, for results and bug reports"),
+}
+_USAGES = {
+    "train": " DATA [--model MODEL] [options]",
+    "evaluate": " MODEL DATA [options]",
+    "check": " DATA [options]",
+    "convert": " DATA OUT --format coco|yolo|voc|odvg [--link]",
+    "init": " scenes OUT [options]",
+    "predict": " MODEL IMAGES... [options]",
+    "export": " MODEL --format hf|idea --out PATH [options]",
+    "report": " RUN... [options]",
 }
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def run_training(
         GroundtuneError: as `train`.
     """
     out = _run_folder(config)
-    splits = read_data(config.data, config.mix, config.classes)
+    limits = {"train": config.limit_train, "valid": config.limit_valid}
+    splits = read_data(config.data, config.mix, config.classes, limits)
+    retained = read_retained(config.retain)
     from groundtune.data.check.run import refuse_errors
     from groundtune.engine.inference import class_prompts
     from groundtune.engine.train import train as train_loop
@@ -98,15 +100,15 @@ def run_training(
 
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     warnings = refuse_errors(splits, _limits(bundle, config.short_side, config.max_side))
-    names = next(iter(splits.values())).class_names
-    if names:
-        class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)  # a name without a token ends the run here
+    for dataset in (next(iter(splits.values())), *retained.values()):
+        if dataset.class_names:  # one without a token ends the run here
+            class_prompts(bundle.tokenizer, dataset.class_names, bundle.config.max_text_len)
     if announce is not None:
         announce(out, splits, bundle)
     if warnings:
         told = ", ".join(dict.fromkeys(warnings))
         progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
-    found = train_loop(replace(config, out=str(out)), bundle, splits, out, progress)
+    found = train_loop(replace(config, out=str(out)), bundle, splits, out, progress, retained)
     if os.environ.get("RANK", "0") == "0":  # of several processes one writes
         from groundtune.report.build import build_report
 
@@ -117,17 +119,43 @@ def run_training(
     return found
 
 
-def read_data(data: str, mix: Sequence[str], names: Mapping[str, str]) -> "dict[str, Dataset]":
-    """Read a run's data: its splits, what is mixed in, and the classes under the names that the model reads."""
+def read_data(
+    data: str, mix: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
+) -> "dict[str, Dataset]":
+    """Read a run's data: its splits, cut to their first pictures, what is mixed in, and the classes under their new names."""
     from groundtune.data.formats.detect import load_splits
     from groundtune.data.mix import mix_in, parse_mix
     from groundtune.data.rename import rename_classes
 
     others = [parse_mix(text) for text in mix]
     splits = load_splits(Path(data))
+    for split, most in (limits or {}).items():
+        if split in splits:
+            splits[split].samples = splits[split].samples[:most]
     mix_in(splits, others)
     rename_classes(list(splits.values()), names)
     return splits
+
+
+def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
+    """Read the data sets of `--retain`, by their names: of each the split "valid", otherwise "test", otherwise "train".
+
+    Raises:
+        DataError: one of them cannot be read, or has nothing to find.
+    """
+    from groundtune.data.formats.detect import read_splits
+
+    found: dict[str, Dataset] = {}
+    for path in paths:
+        splits = read_splits(Path(path))
+        dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
+        if all(sample.crowd.all() for sample in dataset.samples):
+            raise DataError(
+                f"retain: the split {dataset.name!r} of {path} has no boxes to measure by. Name another set."
+            )
+        name = Path(path).resolve().name
+        found[path if name in found else name] = dataset
+    return found
 
 
 def run_check(config: CheckConfig, progress: Progress) -> "Report":

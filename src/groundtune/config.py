@@ -5,6 +5,7 @@ checks them. Nothing here imports torch.
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
 _PRECISIONS = ("auto", "fp32", "bf16")
+_TRACKERS = ("tensorboard", "wandb", "mlflow")
 _THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
 _RENAME_HELP = "what the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 _MODEL_HELP = "a preset (see `groundtune models`), a model or run folder, a .pth, or a Hub id"
@@ -58,6 +60,15 @@ class TrainConfig:
     out: str | None = option(None, "run folder; otherwise runs/DATA-MODEL, the first free number", group="run")
     resume: str | None = option(None, "run folder to go on with; its own options are taken up", group="run")
     seed: int = option(0, "of every random choice", low=0, high=2**32 - 1, group="run")
+    track: list[str] = option(
+        ["auto"],
+        "where numbers go too, as tensorboard,wandb,mlflow; none is nowhere, auto TensorBoard if it is installed",
+        choices=("auto", "none", *_TRACKERS),
+        group="run",
+    )
+    retain: list[str] = option(
+        [], "data sets that should not be forgotten, as PATH,PATH: measured before and after training", group="run"
+    )
     limit_train: int | None = option(None, "pictures of train to use, the first ones", low=1, group="run")
     limit_valid: int | None = option(None, "pictures of valid to use, the first ones", low=1, group="run")
 
@@ -139,7 +150,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Measure a model's COCO AP on a data set."""
+    """Measure a model on a data set."""
 
     model: str = option(help=_MODEL_HELP, positional=True)
     data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
@@ -181,6 +192,22 @@ class ConvertConfig:
 
 
 @dataclass
+class InitConfig:
+    """Write a generated data set to try things on."""
+
+    what: str = option(
+        help="scenes: pictures of shapes, silhouettes, letters and digits", positional=True, choices=("scenes",)
+    )
+    out: str = option(help="folder to write, new or empty", positional=True)
+    captions: bool = option(False, "grounding captions (ODVG) in place of boxes with classes (COCO)")
+    classes: list[str] = option([], "what to draw, as 'red ring, striped star'; otherwise six classes")
+    train: int = option(160, "pictures in train", low=1)
+    valid: int = option(40, "pictures in valid", low=1)
+    size: int = option(320, "pixels of the longer side", low=32)
+    seed: int = option(0, "of every random choice", low=0)
+
+
+@dataclass
 class PredictConfig:
     """Find objects by name in pictures."""
 
@@ -209,9 +236,10 @@ class ExportConfig:
 
 @dataclass
 class ReportConfig:
-    """Write report.html of a run, finished or not."""
+    """Write report.html of a run, finished or not; or a page that compares several runs."""
 
-    run: str = option(help="a run folder", positional=True)
+    runs: list[str] = option(help="a run folder, or several to compare", positional=True)
+    out: str = option("comparison.html", "file of a comparison; the report of one run is RUN/report.html")
     data: str | None = option(None, "where its data lies now; otherwise where it was trained from")
     pictures: int = option(500, "pictures of the gallery at the most, the worst ones", low=0)
 
@@ -251,6 +279,11 @@ def validate(config: TrainConfig) -> None:
     problems = check(config) + _group_problems(config.param_groups)
     if config.short_side and config.max_side and config.short_side > config.max_side:
         problems.append(f"short_side: {config.short_side} is more than max_side {config.max_side}.")
+    problems += [
+        f"track: {name} is not installed. Install it (pip install {name}), or leave it out."
+        for name in config.track
+        if name in _TRACKERS and importlib.util.find_spec(name) is None
+    ]
     fail(problems)
 
 

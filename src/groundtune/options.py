@@ -9,9 +9,10 @@ Deviation from YAML: `lr: 1e-4` is a string in YAML 1.1, where the exponent need
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ Layer = tuple[str, Mapping[str, Any]]
 """What a source of values is called in messages, and its values."""
 
 _T = TypeVar("_T")
+_EXPECTED = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -59,11 +61,10 @@ def option(
 
 def leaf_fields(options: type) -> dict[str, dataclasses.Field[Any]]:
     """An options class's fields by name; those of a nested one under dotted names ("optimizer.lr")."""
-    hints = typing.get_type_hints(options)
     found: dict[str, dataclasses.Field[Any]] = {}
     for field in dataclasses.fields(options):
-        if dataclasses.is_dataclass(hints[field.name]):
-            found |= {f"{field.name}.{name}": leaf for name, leaf in leaf_fields(hints[field.name]).items()}
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            found |= {f"{field.name}.{name}": leaf for name, leaf in leaf_fields(field.type).items()}
         else:
             found[field.name] = field
     return found
@@ -75,8 +76,7 @@ def resolve(options: type[_T], layers: Sequence[Layer]) -> _T:
     Raises:
         ConfigError: unknown names, values of a wrong type or out of range, missing ones; all of them are listed.
     """
-    problems: list[str] = []
-    values = _merge(options, layers, problems)
+    values, problems = _merge(options, layers)
     fail(problems)
     return _build(options, values)
 
@@ -85,10 +85,7 @@ def check(options: Any) -> list[str]:
     """What is out of range in an instance that was put together by hand."""
     problems = []
     for name, field in leaf_fields(type(options)).items():
-        value = options
-        for part in name.split("."):
-            value = getattr(value, part)
-        problem = _range_problem(field, value)
+        problem = _range_problem(field, operator.attrgetter(name)(options))
         if problem:
             problems.append(f"{name}: {problem}")
     return problems
@@ -132,25 +129,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def flag_of(name: str, field: dataclasses.Field[Any]) -> str:
-    """An option's name on the command line: optimizer.weight_decay is --weight-decay, unless its field says otherwise."""
+    """What a command line calls an option: optimizer.weight_decay is --weight-decay, unless its field says otherwise."""
     own = field.metadata.get("flag")
+    if field.metadata.get("positional"):
+        return name
     return own if isinstance(own, str) else "--" + name.rpartition(".")[2].replace("_", "-")
 
 
-def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[str, Any]:
-    """Converted values by dotted name; mistakes go to `problems`."""
+def _merge(options: type, layers: Sequence[Layer]) -> tuple[dict[str, Any], list[str]]:
+    """Converted values by dotted name, and what is wrong with the layers."""
     leaves = leaf_fields(options)
-    hints = {name: _hint(options, name) for name in leaves}
     values: dict[str, Any] = {}
     failed: set[str] = set()
+    problems: list[str] = []
     for where, layer in layers:
         for name, value in _flatten(options, layer):
             place = flag_of(name, leaves[name]) if where == COMMAND_LINE and name in leaves else f"{where}: {name}"
             if name not in leaves:
-                problems.append(_unknown(name, place, options))
+                problems.append(_unknown(name, place, leaves))
                 continue
             try:
-                values[name] = _convert(value, hints[name], place)
+                values[name] = _convert(value, leaves[name].type, place)
                 problem = _range_problem(leaves[name], values[name])
             except ConfigError as error:  # of an item of a list of options
                 problem, place = str(error), ""
@@ -160,41 +159,36 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
                 failed.add(name)
                 problems.append(f"{place}: {problem}" if place else problem)
     for name, field in leaves.items():
-        if name not in values and name not in failed and _is_required(field):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values and name not in failed:
             place = name if len(layers) > 1 or layers[0][0] == COMMAND_LINE else f"{layers[0][0]}: {name}"
             problems.append(f"{place}: missing; expected {field.metadata['help']}.")
-    return values
+    return values, problems
 
 
 def _flatten(options: type, layer: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Dotted names and values of a mapping with mappings in it. A name that is not known comes as it is."""
-    hints = typing.get_type_hints(options)
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(options)}
     for key, value in layer.items():
         name = str(key)  # YAML allows numbers
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        nested = dataclasses.is_dataclass(kinds.get(name))
+        if nested and isinstance(value, kinds[name]):
             value = dataclasses.asdict(value)
-        nested = hints.get(name)
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            yield from _flatten(nested, value, f"{prefix}{name}.")
+        if nested and isinstance(value, Mapping):
+            yield from _flatten(kinds[name], value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _unknown(name: str, place: str, options: type) -> str:
-    known = {leaf.rpartition(".")[2]: leaf for leaf in leaf_fields(options)}
-    sections = {leaf.partition(".")[0] for leaf in leaf_fields(options) if "." in leaf}
+def _unknown(name: str, place: str, leaves: Iterable[str]) -> str:
+    known = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
+    sections = {leaf.partition(".")[0] for leaf in leaves if "." in leaf}
     if name in sections:
-        inside = ", ".join(leaf.partition(".")[2] for leaf in leaf_fields(options) if leaf.startswith(f"{name}."))
+        inside = ", ".join(leaf.partition(".")[2] for leaf in leaves if leaf.startswith(f"{name}."))
         return f"{place}: expected a mapping with {inside}."
     near = difflib.get_close_matches(name.rpartition(".")[2], [*known, *sections], n=1)
     hint = f" Did you mean {known.get(near[0], near[0])}?" if near else ""
     return f"{place}: there is no such option.{hint}"
-
-
-def _hint(options: type, name: str) -> Any:
-    first, _, rest = name.partition(".")
-    hint = typing.get_type_hints(options)[first]
-    return _hint(hint, rest) if rest else hint
 
 
 def _build(options: type[_T], values: Mapping[str, Any]) -> _T:
@@ -202,7 +196,7 @@ def _build(options: type[_T], values: Mapping[str, Any]) -> _T:
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         inside = {n.partition(".")[2]: value for n, value in values.items() if n.startswith(f"{field.name}.")}
         if inside:
-            arguments[field.name] = _build(_hint(options, field.name), inside)
+            arguments[field.name] = _build(typing.cast(type, field.type), inside)
     return options(**arguments)
 
 
@@ -230,7 +224,10 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
         if not isinstance(value, Mapping):
             raise _Unfit("a mapping with " + ", ".join(leaf_fields(hint)))
         return resolve(hint, [(place, value)])
-    return _READERS[hint](value)
+    found = _read(value, hint)
+    if found is None:
+        raise _Unfit(_EXPECTED[hint])
+    return found
 
 
 def _convert_list(value: Any, item: Any, place: str) -> list[Any]:
@@ -250,48 +247,29 @@ def _read_pairs(value: Any) -> dict[str, str]:
         value = {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in value)}
     if not isinstance(value, Mapping):
         raise _Unfit("NAME=OTHER NAME" if isinstance(value, list) else "a mapping of names, as {rbc: red blood cell}")
-    try:
-        return {_read_str(name): _read_str(text) for name, text in value.items()}
-    except _Unfit:
-        raise _Unfit("a text for every name, as {rbc: red blood cell}") from None
-
-
-def _read_bool(value: Any) -> bool:
-    found = value if isinstance(value, bool) else _TRUTH.get(str(value).lower())
-    if found is None:
-        raise _Unfit("true or false")
+    found = {_read(name, str): _read(text, str) for name, text in value.items()}
+    if None in found or None in found.values():
+        raise _Unfit("a text for every name, as {rbc: red blood cell}")
     return found
 
 
-def _read_float(value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _Unfit("a number")
-    return number
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
+def _read(value: Any, kind: type) -> Any:
+    """A value as a bool, str, int or float, or None where it is none."""
+    if kind is bool:
+        return value if isinstance(value, bool) else _TRUTH.get(str(value).lower())
+    if isinstance(value, bool):
+        return None
+    if kind is str:
+        return str(value) if isinstance(value, str | int | Path) and value != "" else None
+    if kind is int and isinstance(value, int):  # it may be too large for a float
         return value
     try:
-        number = _read_float(value)
-    except _Unfit:
-        number = math.nan
-    if not number.is_integer():
-        raise _Unfit("a whole number")
-    return int(number)
-
-
-def _read_str(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | Path) or value == "":
-        raise _Unfit("a text")
-    return str(value)
-
-
-_READERS: dict[Any, Callable[[Any], Any]] = {bool: _read_bool, float: _read_float, int: _read_int, str: _read_str}
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if kind is int:
+        return int(number) if number.is_integer() else None
+    return number if math.isfinite(number) else None
 
 
 def _range_problem(field: dataclasses.Field[Any], value: Any) -> str:
@@ -299,27 +277,21 @@ def _range_problem(field: dataclasses.Field[Any], value: Any) -> str:
     known = field.metadata
     if not known or value is None:
         return ""
-    if known["choices"] and value not in known["choices"]:
-        return f"expected {' or '.join(known['choices'])}, got {_shown(value)}."
+    items = value if isinstance(value, list) else [value]
+    strange = [item for item in items if known["choices"] and item not in known["choices"]]
+    if strange:
+        return f"expected {' or '.join(known['choices'])}, got {_shown(strange[0])}."
     low, high = known["low"], known["high"]
-    for number in value if isinstance(value, list) else [value]:
+    for number in items:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         too_low = number <= low if known["above"] else number < low
         too_high = number >= high if known["below"] else number > high
         if too_low or too_high:
-            return f"expected a number {_interval(known)}, got {number}."
+            least = f"{'above' if known['above'] else 'of at least'} {low}" if math.isfinite(low) else ""
+            most = f"{'below' if known['below'] else 'of at most'} {high}" if math.isfinite(high) else ""
+            return f"expected a number {' and '.join(filter(None, (least, most)))}, got {number}."
     return ""
-
-
-def _interval(known: Mapping[str, Any]) -> str:
-    low = f"above {known['low']}" if known["above"] else f"of at least {known['low']}"
-    high = f"below {known['high']}" if known["below"] else f"of at most {known['high']}"
-    return " and ".join(text for text, end in ((low, known["low"]), (high, known["high"])) if math.isfinite(end))
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _shown(value: Any) -> str:

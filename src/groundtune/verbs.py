@@ -14,10 +14,12 @@ from groundtune.config import (
     ConvertConfig,
     EvaluateConfig,
     ExportConfig,
+    InitConfig,
     PredictConfig,
     ReportConfig,
 )
 from groundtune.errors import ConfigError, DataError
+from groundtune.metrics.retention import retention
 from groundtune.options import COMMAND_LINE, resolve
 from groundtune.progress import Progress
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from groundtune.model.bundle import ModelBundle
 
 _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_MAIN_METRICS = ("AP", "AP50", "AP75", "recall@1", "recall@5", "recall@10")
+_MAIN_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "recall@1", "recall@5", "recall@10")
 
 
 def train(values: dict[str, Any]) -> None:
@@ -81,6 +83,22 @@ def convert(values: dict[str, Any]) -> None:
     print(config.out)
 
 
+def init(values: dict[str, Any]) -> None:
+    config = resolve(InitConfig, [(COMMAND_LINE, values)])
+    from groundtune.data.scenes import write_captioned_scenes, write_scenes
+
+    if config.captions and config.classes:
+        raise ConfigError(
+            "classes: captioned scenes show everything that can be drawn; leave --classes or --captions out."
+        )
+    numbers = {"train": config.train, "valid": config.valid, "size": config.size, "seed": config.seed}
+    if config.captions:
+        write_captioned_scenes(Path(config.out), **numbers)
+    else:
+        write_scenes(Path(config.out), classes=config.classes or None, **numbers)
+    print(config.out)
+
+
 def _print_report(report: "Report") -> None:
     from rich.console import Console
 
@@ -97,13 +115,24 @@ def _print_report(report: "Report") -> None:
 
 
 def _print_run(run: "RunResult") -> None:
-    rows = [["valid", "zero-shot", "best"]]
-    measured = [name for name in _MAIN_METRICS if f"valid/{name}" in run.metrics]
-    rows += [[k, _share(run.zero_shot.get(f"valid/{k}")), _share(run.metrics.get(f"valid/{k}"))] for k in measured]
+    rows = [["valid", "zero-shot", "best", "gain"]]
+    for name in _MAIN_METRICS:
+        before, after = run.zero_shot.get(f"valid/{name}"), run.metrics.get(f"valid/{name}")
+        if f"valid/{name}" in run.metrics:
+            gain = "-" if before is None or after is None else f"{after - before:+.3f}"
+            rows.append([name, _share(before), _share(after), gain])
     print(_table(rows))
     if run.per_class:
         print(f"\n{_per_class(run.per_class)}")
+    if run.retained:
+        print("\n" + "\n".join(_retained(name, numbers) for name, numbers in run.retained.items()))
     print(f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}.")
+
+
+def _retained(name: str, numbers: Mapping[str, Mapping[str, float | None]]) -> str:
+    metric, before, after, kept = retention(numbers)
+    share = "" if kept is None else f" ({100 * kept:.0f} % kept)"
+    return f"retained {name}: {metric} {_share(before)} -> {_share(after)}{share}"
 
 
 def evaluate(values: dict[str, Any]) -> None:
@@ -112,8 +141,9 @@ def evaluate(values: dict[str, Any]) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"out: {out} cannot be written; name a file in a folder that exists.")
     from groundtune import api
+    from groundtune.device import set_up_cpu
 
-    _set_threads(config.threads)
+    set_up_cpu(config.threads)
     progress = Progress()
     try:
         found = api.evaluate(
@@ -144,9 +174,10 @@ def predict(values: dict[str, Any]) -> None:
     paths = _picture_paths(config.images)
     from groundtune import api
     from groundtune.commands import prompt_names
+    from groundtune.device import set_up_cpu
     from groundtune.predict import records_of, save_predictions
 
-    _set_threads(config.threads)
+    set_up_cpu(config.threads)
     model = api.load(config.model, device=config.device)
     model.precision = config.precision
     names = prompt_names(config.classes, model.bundle)
@@ -202,17 +233,11 @@ def export(values: dict[str, Any]) -> None:
 
 
 def models(_: dict[str, Any]) -> None:
-    from groundtune.model.bundle import presets
+    from groundtune.model.bundle import presets, published
 
-    rows = [["name", "trained", "width", "layers", "queries", "picture", "licence", ""]]
-    for name, preset in presets().items():
-        sizes, trained = preset["model"], "yes" if preset.get("trained", False) else "no"
-        layers, picture = (
-            f"{sizes['encoder_layers']}+{sizes['decoder_layers']}",
-            f"{preset['picture']['short_side']} px",
-        )
-        counts = [str(sizes["d_model"]), layers, str(sizes["num_queries"])]
-        rows.append([name, trained, *counts, picture, preset["licence"], preset.get("summary", "")])
+    rows = [["name", "parameters", "backbone", "licence", "what it is"]]
+    for name, about in (presets() | published()).items():
+        rows.append([name, f"{about['parameters']} M", about["backbone"], about["licence"], about["summary"]])
     print(_table(rows))
 
 
@@ -220,20 +245,18 @@ def report(values: dict[str, Any]) -> None:
     config = resolve(ReportConfig, [(COMMAND_LINE, values)])
     from groundtune import api
 
-    print(api.write_report(config.run, data=config.data, pictures=config.pictures))
+    if len(config.runs) == 1:
+        print(api.write_report(config.runs[0], data=config.data, pictures=config.pictures))
+        return
+    for warning in api.compare_runs(config.runs, config.out):
+        print(f"Warning: {warning}", file=sys.stderr)
+    print(config.out)
 
 
 def env(_: dict[str, Any]) -> None:
     from groundtune.environment import describe
 
     print(_table(list(describe().items())))
-
-
-def _set_threads(threads: int) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _per_class(per_class: dict[str, dict[str, float | None]]) -> str:

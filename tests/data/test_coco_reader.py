@@ -9,12 +9,16 @@ import pytest
 from coco_files import coco, picture, write
 from PIL import Image
 
-from groundtune.data.formats.coco import read_coco
+from groundtune.data.formats.detect import read_splits
 from groundtune.errors import DataError
 
 
-def read(tmp_path: Path, content, **kwargs):
-    return read_coco(write(tmp_path / "a.json", content, tmp_path), tmp_path, "train", **kwargs)
+def read_coco(path: Path):
+    return read_splits(path)["train"]
+
+
+def read(tmp_path: Path, content):
+    return read_coco(write(tmp_path / "a.json", content, tmp_path))
 
 
 def test_boxes_become_xyxy_in_stated_pixels(tmp_path):
@@ -133,7 +137,7 @@ def test_no_usable_box_at_all_is_an_error_but_no_boxes_are_legal(tmp_path):
 )
 def test_files_that_are_not_coco_are_one_clear_error(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as caught:
-        read_coco(write(tmp_path / "a.json", content), tmp_path, "train")
+        read_coco(write(tmp_path / "a.json", content))
     assert str(tmp_path / "a.json") in str(caught.value)
 
 
@@ -141,7 +145,7 @@ def test_unreadable_files_are_data_errors(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xff\xfe"}')
     for path in (tmp_path / "latin.json", tmp_path / "absent.json", tmp_path):
         with pytest.raises(DataError):
-            read_coco(path, tmp_path, "train")
+            read_coco(path)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_unreadable_files_are_data_errors(tmp_path):
 def test_ambiguous_or_broken_entries_are_refused(tmp_path, key, value, message):
     picture(tmp_path / "a.png")
     with pytest.raises(DataError, match=message):
-        read_coco(write(tmp_path / "a.json", {**coco(), key: value}), tmp_path, "train")
+        read_coco(write(tmp_path / "a.json", {**coco(), key: value}))
 
 
 def test_text_ids_are_numbered(tmp_path):
@@ -185,7 +189,7 @@ def test_missing_pictures_are_listed_with_their_number(tmp_path):
     for i in range(1, 9):
         (tmp_path / f"{i}.png").unlink()
     with pytest.raises(DataError, match=r"8 of 9 pictures .* missing: '1.png', .*'5.png', … \(8 in all\)"):
-        read_coco(tmp_path / "a.json", tmp_path, "train")
+        read_coco(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,7 @@ def test_paths_that_leave_the_data_folder_are_refused(tmp_path, name):
     picture(tmp_path / "outside.png")
     (tmp_path / "data/sub").mkdir(parents=True)
     with pytest.raises(DataError, match="lead out of the data folder"):
-        read_coco(write(tmp_path / "data/a.json", coco(names=[name])), tmp_path / "data", "train")
+        read_coco(write(tmp_path / "data/a.json", coco(names=[name])))
 
 
 def test_paths_that_stay_inside_may_have_dots(tmp_path):
@@ -203,7 +207,7 @@ def test_paths_that_stay_inside_may_have_dots(tmp_path):
         (tmp_path / "sub").mkdir(exist_ok=True)
         content = coco(names=[name])
         picture(tmp_path / name.replace("\\", "/"))
-        assert read_coco(write(tmp_path / "a.json", content), tmp_path, "train").samples[0].image_path.is_file()
+        assert read_coco(write(tmp_path / "a.json", content)).samples[0].image_path.is_file()
 
 
 @pytest.mark.parametrize("side", [None, 0, -5, "40", 40.5, float("nan"), True])
@@ -211,15 +215,8 @@ def test_a_size_that_is_not_stated_is_read_from_the_picture(tmp_path, side):
     content = coco()
     picture(tmp_path / "a.png", 50, 20)
     content["images"][0]["width"] = side
-    dataset = read_coco(write(tmp_path / "a.json", content), tmp_path, "train")
+    dataset = read_coco(write(tmp_path / "a.json", content))
     assert dataset.samples[0].size_hw == (20, 50) and "taken from the pictures" in dataset.messages[0]
-
-
-def test_grounding_data_is_not_taken_for_classes(tmp_path):
-    content = coco()
-    content["annotations"][0]["tokens_positive"] = [[0, 3]]
-    with pytest.raises(DataError, match="grounding data"):
-        read(tmp_path, content)
 
 
 def test_reads_many_annotations_quickly(tmp_path):
@@ -229,7 +226,7 @@ def test_reads_many_annotations_quickly(tmp_path):
         (tmp_path / name).touch()
     path = write(tmp_path / "a.json", json.dumps(content))
     begin = time.perf_counter()
-    dataset = read_coco(path, tmp_path, "train")
+    dataset = read_coco(path)
     assert sum(len(s.boxes_xyxy) for s in dataset.samples) == 50_000
     assert time.perf_counter() - begin < 5
 
@@ -240,4 +237,4 @@ def test_stored_size_ignores_exif(tmp_path):
     Image.new("RGB", (50, 20)).save(tmp_path / "a.jpg", exif=exif)
     content = coco(names=["a.jpg"])
     del content["images"][0]["width"]
-    assert read_coco(write(tmp_path / "a.json", content), tmp_path, "train").samples[0].size_hw == (20, 50)
+    assert read_coco(write(tmp_path / "a.json", content)).samples[0].size_hw == (20, 50)

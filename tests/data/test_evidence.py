@@ -4,14 +4,15 @@ import pytest
 from coco_files import coco, write
 
 from groundtune.data.findings import Collector, Kind
-from groundtune.data.formats.coco import read_coco
-from groundtune.data.formats.detect import load_splits
+from groundtune.data.formats.detect import load_splits, read_splits
+from groundtune.data.sample import LvisRules
 from groundtune.errors import DataError
 
 
-def checks(tmp_path, boxes, **kwargs):
+def checks(tmp_path, boxes):
     content = coco(boxes=[(1, 1, box) for box in boxes], size=(100, 80))
-    return {f.check: f for f in read_coco(write(tmp_path / "a.json", content, tmp_path), tmp_path, "train").findings}
+    splits = read_splits(write(tmp_path / "a.json", content, tmp_path))
+    return {finding.check: finding for finding in splits["train"].findings}
 
 
 def test_corners_in_a_coco_file(tmp_path):
@@ -104,3 +105,24 @@ def test_lvis(tmp_path):
         assert dataset.class_names == ["baby buggy", "ferris wheel"]
         assert dataset.written_names == ["baby_buggy", "Ferris_wheel (big)"]
         assert [f.check for f in dataset.findings][:1] == ["annotation-ignored-field"]
+        assert dataset.lvis is None  # the categories have no frequency
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "negative", "expected"),
+    [
+        (["r", "f"], [30, "10", 77, None, [1]], LvisRules({10: "r", 30: "f"}, {1: [30, 10], 2: []}, {1: [], 2: [30]})),
+        (["r", "f"], 30, LvisRules({10: "r", 30: "f"}, {1: [], 2: []}, {1: [], 2: [30]})),
+        (["r", "x"], [30], None),
+        (["r", [1]], [30], None),
+        (["r", None], [30], None),
+    ],
+)
+def test_lvis_rules(tmp_path, frequencies, negative, expected):
+    """By the ids of the file; ids that are none are left out, as are the rules where a class has no frequency."""
+    content = coco(names=["a.png", "b.png"], categories=[(10, "cat"), (30, "dog")], boxes=[(1, 10, [1, 1, 5, 5])])
+    content["images"][0]["neg_category_ids"] = negative
+    content["images"][1]["not_exhaustive_category_ids"] = [30]
+    for category, frequency in zip(content["categories"], frequencies, strict=True):
+        category["frequency"] = frequency
+    assert load_splits(write(tmp_path / "train.json", content, tmp_path))["train"].lvis == expected

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import dataset_of, loader_of, sample
 
+from groundtune.commands import read_data
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.mix import mix_in, parse_mix
 from groundtune.data.sample import Grounding
@@ -175,3 +176,11 @@ def test_mixing_one_set_changes_nothing_and_mistakes_are_told(tmp_path):
             parse_mix(text)
     with pytest.raises(DataError, match="does not exist"):
         mix_in(splits, [(tmp_path / "no", 1.0)])
+
+
+def test_a_limit_cuts_the_main_set_and_not_what_is_mixed_in(tmp_path):
+    main = class_set(tmp_path / "a", [(1, "cat")], [1])
+    other = class_set(tmp_path / "b", [(1, "cat")], [1], 4)
+    splits = read_data(str(main), [str(other)], {}, {"train": 2, "valid": 1})
+    assert Counter(s.image_path.relative_to(tmp_path).parts[0] for s in splits["train"].samples) == {"a": 2, "b": 4}
+    assert len(splits["valid"].samples) == 1

@@ -9,8 +9,7 @@ import torch
 from coco_files import coco, write
 from loader_files import FORMAT, NAMES, dataset_of, loader_of, sample, seven_pictures
 
-from groundtune.data.formats.coco import read_coco
-from groundtune.data.formats.detect import load_splits
+from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.loader import LoaderOptions, TrainLoader, evaluation_pictures
 from groundtune.data.rename import rename_classes
 from groundtune.data.scenes import write_scenes
@@ -71,7 +70,7 @@ def test_pitfall_25_and_28_category_ids_do_not_reach_the_batches(tmp_path, token
         names = zip(category_ids, ["cat", "zebra", "tv monitor"], strict=True)
         content = coco([f"{i}.png" for i in range(4)], boxes, list(names))
         path = write(tmp_path / "a.json", content, tmp_path)
-        dataset = read_coco(path, tmp_path, "train")
+        dataset = read_splits(path)["train"]
         return [b for e in range(3) for b in loader_of(dataset, tokenizer, batch_size=3).epoch(e)]
 
     contiguous, arbitrary = batches([1, 2, 3]), batches(ids)

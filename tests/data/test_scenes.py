@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groundtune.data import scenes
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.scenes import DEFAULT_CLASSES, draw_scene, scene_classes, write_scenes
+from groundtune.data.scenes import DEFAULT_CLASSES, SHAPES, draw, draw_scene, scene_classes, write, write_scenes
+from groundtune.data.scenes.names import PATTERNS, Thing, thing_of
 from groundtune.errors import DataError
 
 
@@ -27,24 +27,38 @@ def test_the_same_seed_gives_the_same_files_and_more_pictures_begin_alike(tmp_pa
     assert first[pictures[0]] != first[pictures[3]], "train and valid begin with the same picture"
 
 
-@pytest.mark.parametrize("shape", sorted({name.split()[1] for name in scene_classes()}))
-def test_boxes_span_exactly_the_pixels(monkeypatch, shape):
-    """White shapes (216 to 255 by their light) on black, shadows below 60 × 0.35: bright pixels are covered by half."""
-    monkeypatch.setattr(scenes, "_background", lambda width, height, rng: Image.new("RGB", (width, height)))
-    monkeypatch.setattr(scenes, "_grain", lambda picture, rng: picture)
-    count = 0
-    for seed in range(6):
-        picture, found = draw_scene([f"white {shape}"], 160, random.Random(seed))
-        pixels = np.asarray(picture).max(axis=2)
-        inside = np.zeros(pixels.shape, dtype=bool)
-        for name, (x0, y0, x1, y1) in found:
-            assert name == f"white {shape}" and 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
-            inside[y0:y1, x0:x1] = True
-            sides = pixels[y0, x0:x1], pixels[y1 - 1, x0:x1], pixels[y0:y1, x0], pixels[y0:y1, x1 - 1]
-            assert all(side.max() >= 216 * 0.5 for side in sides)  # half covered at every side
-            count += 1
-        assert pixels[~inside].max() <= 255 * 0.5
-    assert count > 6
+def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
+    """White shapes (218 to 255 by their light) on black, shadows below 30 × 0.4: bright pixels are covered by half."""
+    monkeypatch.setattr(draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh))
+    monkeypatch.setattr(draw, "_photograph", lambda picture, rng: picture)
+    monkeypatch.setattr(draw, "_second_shade", lambda base, colour: base)
+    for shape in SHAPES:
+        count = 0
+        for seed in range(2):
+            picture, found = draw_scene([f"white {shape}"], 160, random.Random(seed))
+            pixels = np.asarray(picture).max(axis=2)
+            inside = np.zeros(pixels.shape, dtype=bool)
+            for name, (x0, y0, x1, y1) in found:
+                assert name == f"white {shape}" and 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
+                inside[y0:y1, x0:x1] = True
+                sides = pixels[y0, x0:x1], pixels[y1 - 1, x0:x1], pixels[y0:y1, x0], pixels[y0:y1, x1 - 1]
+                assert all(side.max() >= 218 * 0.5 for side in sides), name  # half covered at every side
+                count += 1
+            assert pixels[~inside].max() <= (255 + 12) * 0.5, shape
+        assert count > 1, shape
+
+
+def test_a_pattern_shows_a_second_shade_and_an_outline_what_is_behind(monkeypatch):
+    monkeypatch.setattr(draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255)))
+    monkeypatch.setattr(draw, "_photograph", lambda picture, rng: picture)
+    pale = {}  # the part of the box of a red square that is not red
+    for pattern in PATTERNS:
+        thing = Thing("square", "red", pattern)
+        picture, [(_, (x0, y0, x1, y1))] = draw.draw_picture([(thing, 0.6)], (200, 200), random.Random(5))
+        inner = np.asarray(picture)[y0 + 20 : y1 - 20, x0 + 20 : x1 - 20]
+        pale[pattern] = (inner[..., 1] > 150).mean()
+    assert pale["plain"] == 0 and pale["outlined"] == 1
+    assert all(0.15 < pale[pattern] < 0.75 for pattern in ("striped", "dotted", "checkered"))
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "green"])
@@ -77,12 +91,14 @@ def test_the_written_set_is_read_by_load_splits(tmp_path):
 
 
 def test_classes_are_taken_in_the_order_and_form_of_the_user(tmp_path):
-    write_scenes(tmp_path / "out", train=2, valid=1, size=64, classes=["Pink_Hexagon", "black cross", "pink hexagon"])
-    assert load_splits(tmp_path / "out")["train"].class_names == ["pink hexagon", "black cross"]
+    names = ["Pink_Hexagon", "black cross", "pink hexagon", "lightning bolt", "dotted green quarter circle"]
+    write_scenes(tmp_path / "out", train=2, valid=1, size=64, classes=names)
+    read = load_splits(tmp_path / "out")["train"].class_names
+    assert read == ["pink hexagon", "black cross", "lightning bolt", "dotted green quarter circle"]
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    real, calls = scenes.draw_scene, []
+    real, calls = write.draw_scene, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -90,7 +106,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(scenes, "draw_scene", interrupted)
+    monkeypatch.setattr(write, "draw_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "deep/out", train=2, valid=2, size=64)
     assert len(calls) == 3 and list((tmp_path / "deep").iterdir()) == []
@@ -121,6 +137,30 @@ def test_what_cannot_be_drawn_is_said_and_nothing_is_made(tmp_path, options, mes
     with pytest.raises(DataError, match=message):
         write_scenes(tmp_path / "out", **{"train": 1, "valid": 1, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "thing"),
+    [
+        ("red ring", Thing("ring", "red")),
+        ("blue lightning bolt", Thing("lightning bolt", "blue")),
+        ("dotted white letter a", Thing("letter a", "white", "dotted")),
+        ("plain navy square frame", Thing("square frame", "navy")),
+    ],
+)
+def test_a_name_says_what_to_draw(name, thing):
+    assert name in scene_classes() and thing_of(name, random.Random(0)) == thing
+
+
+def test_a_name_leaves_open_the_colour():
+    things = {thing_of("striped cat", random.Random(seed)) for seed in range(40)}
+    assert {(thing.shape, thing.pattern) for thing in things} == {("cat", "striped")} and len(things) > 5
+
+
+def test_every_name_can_be_read_and_stands_once():
+    names = scene_classes()
+    things = [thing_of(name, random.Random(0)) for name in names]
+    assert len(set(names)) == len(names) and {thing.shape for thing in things} == set(SHAPES)
 
 
 def test_the_smallest_pictures_can_be_drawn():

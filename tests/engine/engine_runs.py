@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from groundtune.commands import read_data, read_retained
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
-from groundtune.data.formats.detect import load_splits
 from groundtune.data.scenes import write_scenes
 from groundtune.data.transforms import PictureFormat
 from groundtune.engine.train import RunResult, train
@@ -49,7 +49,10 @@ class Recorder:
     def start(self, total_steps: int) -> None:
         self.events.append(("start", total_steps))
 
-    def step(self, done: int, loss: float, lr: float) -> None:
+    def batches(self, batches: Any) -> Any:
+        return batches
+
+    def step(self, done: int, losses: dict[str, float], lr: float, memory_bytes: int) -> None:
         self.events.append(("step", done))
         if done == self.stop_at:
             raise KeyboardInterrupt
@@ -87,12 +90,15 @@ def options(data: Path, **changed: Any) -> TrainConfig:
         "log_every": 1,
         "device": "cpu",
         "precision": "fp32",
+        "track": [],
     } | changed
     return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
 
 
 def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:
-    return train(config, bundle, load_splits(Path(config.data)), out, progress or Recorder())
+    limits = {"train": config.limit_train, "valid": config.limit_valid}
+    splits = read_data(config.data, config.mix, config.classes, limits)
+    return train(config, bundle, splits, out, progress or Recorder(), read_retained(config.retain))
 
 
 def weights(bundle: ModelBundle) -> dict[str, torch.Tensor]:

@@ -108,6 +108,25 @@ def test_some_classes(tmp_path: Path, oracle: ModelBundle, classes: list[str], a
     assert len(found.predictions) == 2 * 2 * len(classes)
 
 
+@pytest.mark.parametrize(("negative", "dog"), [([], 1.0), ([4], 0.5)])
+def test_a_data_set_with_frequencies_is_measured_by_lvis_rules(
+    tmp_path: Path, oracle: ModelBundle, negative: list[int], dog: float
+) -> None:
+    """The false dog is in a picture where only the bird has a box: it counts where dogs were looked for."""
+    dataset(tmp_path, {"cat": 9, "dog": 4, "bird": 6}, ["cat", "dog", "bird"])
+    path = tmp_path / "valid/_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["neg_category_ids"] = negative
+    for category, frequency in zip(content["categories"], "rcf", strict=True):
+        category["frequency"] = frequency
+    path.write_text(json.dumps(content))
+    found = evaluate(oracle, load_splits(tmp_path)["valid"], device=CPU)
+    assert {name: found.metrics[name] for name in ("APr", "APc", "APf")} == pytest.approx(
+        {"APr": 1.0, "APc": dog, "APf": 1.0}
+    )
+    assert found.score == pytest.approx((2 + dog) / 3) and found.per_class["dog"]["AP"] == pytest.approx(dog)
+
+
 @pytest.mark.parametrize(("samples", "classes"), [(0, None), (2, [])])
 def test_nothing_to_evaluate_on(tmp_path: Path, oracle: ModelBundle, samples: int, classes: list[int] | None) -> None:
     data = dataset(tmp_path, {"cat": 1, "dog": 2, "bird": 3}, ["cat", "dog", "bird"])

@@ -83,7 +83,8 @@ def test_resume_equals_uninterrupted(
     for name in FILES:
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
     numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts")]
-    assert all(found.pop("seconds") > 0 for found in numbers) and numbers[0] == numbers[1]
+    assert all(found.pop("seconds") > 0 and found.pop("memory_bytes") > 2**20 for found in numbers)
+    assert numbers[0] == numbers[1]
     assert (result.zero_shot, result.metrics, result.final, result.per_class) == (
         expected.zero_shot,
         expected.metrics,
@@ -111,6 +112,15 @@ def test_changed_options_are_all_listed_and_nothing_is_written(stopped: Path, da
         assert part in text
     assert "log_every" not in text and "workers" not in text  # these do not change what is computed
     assert snapshot(stopped) == before
+
+
+def test_a_run_from_before_an_option_existed_goes_on(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(stopped, older)
+    state = torch.load(older / "checkpoints/last.pt", weights_only=True)
+    del state["config"]["retain"]
+    torch.save(state, older / "checkpoints/last.pt")
+    assert run(options(data, resume=str(older)), tiny_bundle(tokenizer), older).metrics
 
 
 def test_changed_data_are_refused(tmp_path: Path, stopped: Path, tokenizer) -> None:

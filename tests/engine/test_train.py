@@ -47,6 +47,16 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_small_data_set_is_shown_more_often_but_not_evaluated_more_often(
+    tmp_path: Path, data: Path, tokenizer
+) -> None:
+    watcher = Recorder()  # 5 pictures, 3 steps an epoch
+    run(options(data, epochs=2, min_steps=16, eval_every=1), tiny_bundle(tokenizer), tmp_path / "run", watcher)
+    names = [name for name, _ in watcher.events]
+    assert names.count("step") == 18
+    assert names.count("metrics") == 2  # as in two epochs
+
+
 def test_overfits_four_pictures(tmp_path: Path, tokenizer) -> None:
     data = scenes(tmp_path / "data", train=4)
     shutil.rmtree(data / "valid")
@@ -101,7 +111,7 @@ def test_average_of_the_weights_is_evaluated_and_saved(tmp_path: Path, data: Pat
     averaged: dict[str, torch.Tensor] = {}
 
     class Averager(Recorder):
-        def step(self, done: int, loss: float, lr: float) -> None:
+        def step(self, done: int, losses: dict[str, float], lr: float, memory_bytes: int) -> None:
             decay = min(0.2, done / (9 + done))
             for name, own in weights(bundle).items():
                 averaged[name] = decay * averaged.get(name, script.weights[0][name]) + (1 - decay) * own
@@ -117,7 +127,7 @@ def test_run_folder(tmp_path: Path, data: Path, tokenizer) -> None:
     result = run(config, bundle, out)
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.json", "predictions_valid.json",
-        "checkpoints", "model",
+        "checkpoints", "model", "samples",
     }  # fmt: skip
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     assert train_config({}, out / "config.yaml", {}) == config

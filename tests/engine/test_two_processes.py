@@ -113,7 +113,7 @@ def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: 
     """
     data = scenes(tmp_path / "data", train=12, valid=2)
     config = options(data, epochs=1, batch_size=4, denoising=False, clip_grad=0.0, seed=3, lr=1e-4)
-    config = dataclasses.replace(config, **changed)
+    config = dataclasses.replace(config, retain=[str(scenes(tmp_path / "other", train=1, valid=2))], **changed)
     expected = observe(config, tokenizer, tmp_path / "one")
     main, other = in_two_processes(config, tokenizer, tmp_path / "two")
     assert len(expected["gradients"]) == len(main["gradients"]) == (4 if changed else 3)
@@ -128,6 +128,9 @@ def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: 
             torch.testing.assert_close(main["weights"][name], tensor, rtol=0, atol=1e-5)
 
     assert other["written"] == [] and other["told"] == ["close"] and len(main["written"]) > 10
+    of_one, of_two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two/run"))
+    assert of_one["retained"]["other"]["before"] == pytest.approx(of_two["retained"]["other"]["before"])
+    assert of_two["retained"]["other"].keys() == {"before", "after"}
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two/run")]
     for one, two in zip(*lines, strict=True):
         one, two = json.loads(one), json.loads(two)

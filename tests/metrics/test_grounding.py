@@ -1,4 +1,4 @@
-"""Recall of phrases by hand, and a run on real captions."""
+"""Recall of phrases and the sets of their boxes by hand, and a run on real captions."""
 
 from pathlib import Path
 
@@ -18,15 +18,25 @@ from groundtune.metrics.grounding import PhraseAnswer, grounding_metrics
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.config import ModelConfig
 
+RIGHT, HALF, WRONG = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.9]  # IoU with `RIGHT`: 1, .5, .49
+FAR = [50, 50, 60, 60]
 
-def answer(found, true):
+
+def answer(found, true, scores=None):
     return PhraseAnswer(
-        torch.tensor(found, dtype=torch.float32).reshape(-1, 4), np.array(true, dtype=np.float32).reshape(-1, 4)
+        torch.tensor(found, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([0.1] * len(found) if scores is None else scores),
+        np.array(true, dtype=np.float32).reshape(-1, 4),
     )
 
 
+def recalls(answers):
+    return [grounding_metrics(answers)[f"recall@{k}"] for k in (1, 5, 10)]
+
+
 def test_recall_by_hand():
-    right, half, wrong = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4.9]  # IoU with `right`: 1, .5, .49
+    """The second is P@1, P@5 and P@10 on referring data: the share of phrases with their one box among the first k."""
+    right, half, wrong = RIGHT, HALF, WRONG
     answers = [
         answer([right], [right]),  # first
         answer([wrong, half], [right]),  # second: .5 is enough, .49 is not
@@ -34,8 +44,51 @@ def test_recall_by_hand():
         answer([wrong] * 12 + [right], [right]),  # thirteenth
         answer([wrong], []),  # a phrase without a box does not count
     ]
-    assert grounding_metrics(answers) == {"recall@1": 1 / 4, "recall@5": 2 / 4, "recall@10": 3 / 4}
-    assert grounding_metrics(answers[-1:]) == {"recall@1": None, "recall@5": None, "recall@10": None}
+    assert recalls(answers) == [1 / 4, 2 / 4, 3 / 4]
+    assert recalls(answers[-1:]) == [None] * 3
+    assert set(grounding_metrics([]).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("found", "scores", "true", "exact"),
+    [
+        ([RIGHT], [0.3], [RIGHT], True),  # the threshold itself is enough
+        ([RIGHT], [0.29], [RIGHT], False),  # missed
+        ([HALF, RIGHT], [0.9, 0.29], [RIGHT], True),  # IoU .5 is enough, and what is below the threshold is not there
+        ([RIGHT, HALF], [0.9, 0.8], [RIGHT], False),  # a duplicate is one too many
+        ([RIGHT, FAR], [0.9, 0.8], [FAR, RIGHT], True),
+        ([RIGHT, HALF], [0.9, 0.8], [FAR, RIGHT], False),  # both overlap one box: F1 = 2 / (2 + 1 + 1)
+        ([RIGHT], [0.9], [FAR, RIGHT], False),  # one of two: F1 = 2 / 3
+        ([WRONG], [0.9], [RIGHT], False),
+        ([RIGHT], [0.29], [], True),
+        ([RIGHT], [0.3], [], False),
+    ],
+)
+def test_an_answer_is_right_when_no_box_is_missed_and_none_too_many(found, scores, true, exact):
+    metrics = grounding_metrics([answer(found, true, scores)])
+    assert metrics["Pr@F1=1"] == exact
+    assert metrics["T-acc" if true else "N-acc"] == ((scores[0] >= 0.3) == bool(true))
+    assert metrics["N-acc" if true else "T-acc"] is None
+
+
+def test_boxes_are_paired_the_largest_overlap_first():
+    """The better answer overlaps the left box more, but the other one can only have that: 80 / 104, 64 / 120, .9, 50 / 140."""
+    left, right = [0, 0, 10, 10], [0, 4, 10, 14]
+    between, second = [0, 2, 10, 10.4], [0, 0, 10, 9]
+    assert grounding_metrics([answer([between, second], [left, right], [0.9, 0.8])])["Pr@F1=1"] == 1
+
+
+def test_shares_of_sets_by_hand():
+    """Of three phrases with boxes two are answered, of two without one; three of five answers are right."""
+    answers = [
+        answer([RIGHT], [RIGHT], [0.5]),
+        answer([FAR], [RIGHT], [0.5]),
+        answer([RIGHT], [RIGHT], [0.1]),
+        answer([RIGHT], [], [0.1]),
+        answer([], [], []),
+    ]
+    metrics = grounding_metrics(answers)
+    assert (metrics["T-acc"], metrics["N-acc"], metrics["Pr@F1=1"]) == (2 / 3, 1.0, 3 / 5)
 
 
 class Reader(FakeNetwork):
@@ -80,7 +133,15 @@ def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
     bundle = ModelBundle(Reader(tokenizer).eval(), tokenizer, ModelConfig(), picture_format)
     watcher = Recorder()
     found = evaluate(bundle, data, device=CPU, batch_size=1, progress=watcher)
-    assert found.metrics == {"recall@1": 0.5, "recall@5": 1.0, "recall@10": 1.0} and found.score == 0.5
+    assert found.metrics == {
+        "recall@1": 0.5,
+        "recall@5": 1.0,
+        "recall@10": 1.0,
+        "T-acc": 1.0,
+        "N-acc": 1.0,  # no word of "a plate" is fired on
+        "Pr@F1=1": 1 / 3,  # for the left cup both halves are answered
+    }
+    assert found.score == 0.5
     assert [(p["image_id"], p["phrase"], p["bbox"]) for p in found.predictions] == [
         (1, "left cup", [0, 0, 20, 30]),
         (2, "left cup", [0, 0, 20, 30]),
@@ -99,11 +160,11 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
     bundle = tiny_bundle(tokenizer)
     before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
     result = run(config, bundle, tmp_path / "run", Recorder())
-    assert result.metrics.keys() == {"valid/recall@1", "valid/recall@5", "valid/recall@10"} and result.per_class == {}
-    assert all(0 <= value <= 1 for value in result.metrics.values())
+    assert result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])} and result.per_class == {}
+    assert all(0 <= result.metrics[f"valid/recall@{k}"] <= 1 for k in (1, 5, 10))
     assert any(not torch.equal(before[name], value) for name, value in bundle.network.state_dict().items())
     again = evaluate_by_path(str(tmp_path / "run/model"), shared / "data/refs", device="cpu")
-    assert again.metrics.keys() == {"recall@1", "recall@5", "recall@10"} and len(again.predictions) >= 63
+    assert again.metrics.keys() == grounding_metrics([]).keys() and len(again.predictions) >= 63
 
 
 @pytest.mark.slow

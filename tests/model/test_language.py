@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from groundtune.model import language
 from groundtune.model.language import LanguageModel
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import phrase_blocks, tokenize
@@ -55,6 +56,17 @@ def test_each_phrase_runs_once(text):
     first = model(text)
     assert sum(rows) == 6, "[CLS], [SEP] and four different phrases"
     assert torch.equal(model(text), first) and sum(rows) == 6
+
+
+def test_the_cache_has_an_end(text, monkeypatch):
+    monkeypatch.setattr(language, "MOST_CACHED", 5)
+    model = language_model()
+    expected = model(text)
+    assert torch.equal(model(text), expected) and len(model._phrase_features) == 6  # emptied, and filled again
+    monkeypatch.setattr(language, "MOST_CACHED", 6)
+    rows = []
+    model.bert.register_forward_hook(lambda module, args, output: rows.append(output))
+    assert torch.equal(model(text), expected) and rows == []
 
 
 def _load(model):

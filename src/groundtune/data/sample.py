@@ -67,6 +67,21 @@ class Sample:
     annotated: frozenset[int] | None = None
 
 
+@dataclass(frozen=True)
+class LvisRules:
+    """Which classes LVIS's annotators looked for in which pictures; by the ids of categories and pictures.
+
+    Attributes:
+        frequencies: of each category "r" (rare), "c" (common) or "f" (frequent), by its training pictures.
+        absent: the categories that are known not to be in a picture.
+        incomplete: the categories of which a picture may have more objects than boxes.
+    """
+
+    frequencies: dict[int, str]
+    absent: dict[int, list[int]]
+    incomplete: dict[int, list[int]]
+
+
 @dataclass
 class Dataset:
     """One split of a data set.
@@ -80,6 +95,7 @@ class Dataset:
         findings: what was dropped, clipped, merged or decided while reading.
         written_names: for each class its name as the files write it; empty where that is `class_names`.
         synonyms: other cleaned names of a class by its name, one of which may stand in a training prompt instead.
+        lvis: where it is measured by LVIS's rules.
     """
 
     name: str
@@ -90,6 +106,7 @@ class Dataset:
     findings: list[Finding] = field(default_factory=list)
     written_names: list[str] = field(default_factory=list)
     synonyms: dict[str, list[str]] = field(default_factory=dict)
+    lvis: LvisRules | None = None
 
     @property
     def messages(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Detections of a whole data set, and COCO's numbers for them; of captions, where their phrases are and recall.
+"""Detections of a whole data set, and COCO's or LVIS's numbers for them; of captions, where their phrases are and recall.
 
 Everything goes by name and by the data set's own category ids (semantics 22): the model sees class names, the predictions
 carry `dataset.category_ids`, which may have gaps and any order. In a data set with captions each picture is asked for its own
@@ -20,7 +20,8 @@ from groundtune.engine.features import FeatureCache, extract
 from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
 from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics
-from groundtune.metrics.grounding import RANKS, PhraseAnswer, grounding_metrics
+from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseAnswer, grounding_metrics
+from groundtune.metrics.lvis import lvis_metrics
 from groundtune.model.bundle import ModelBundle
 from groundtune.postprocess import PictureDetections, class_scores
 from groundtune.progress import Progress
@@ -32,8 +33,8 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100; of captions recall@1, recall@5, recall@10. Shares, or None
-            where there is nothing to count.
+        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100; by LVIS's rules, where the data set carries them, APr, APc
+            and APf in place of AR; of captions those of `grounding_metrics`. Shares, or None where there is nothing to count.
         per_class: AP and AP50 of each class, by name; empty for captions.
         predictions: the detections in COCO's result format, original pixels, the data set's own ids. Of captions the best
             box of each phrase, with the phrase in place of a category.
@@ -100,7 +101,8 @@ def evaluate(
             done += len(samples)
             if progress is not None:
                 progress.evaluation(done, len(dataset.samples))
-    scored = coco_metrics(dataset, predictions, indices)
+    measure = coco_metrics if dataset.lvis is None else lvis_metrics
+    scored = measure(dataset, predictions, indices)
     return Evaluation(scored.metrics, scored.per_class, predictions)
 
 
@@ -134,7 +136,8 @@ def _evaluate_captions(
             for sample, ranked in zip(batch.samples, _best_for_phrases(bundle, batch, maps, device), strict=True):
                 assert sample.grounding is not None
                 for number, (phrase, (boxes, scores)) in enumerate(zip(sample.grounding.phrases, ranked, strict=True)):
-                    answers.append(PhraseAnswer(boxes, sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]))
+                    true = sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]
+                    answers.append(PhraseAnswer(boxes, scores, true))
                     box = xyxy_to_xywh(boxes[0]).tolist()
                     predictions.append(
                         {"image_id": sample.image_id, "phrase": phrase, "bbox": box, "score": float(scores[0])}
@@ -148,7 +151,10 @@ def _evaluate_captions(
 def _best_for_phrases(
     bundle: ModelBundle, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each picture and phrase the boxes (K, 4) in original pixels and their scores (K,), best first, on the CPU."""
+    """For each picture and phrase the boxes (K, 4) in original pixels and their scores (K,), best first, on the CPU.
+
+    They are the 10 best and all at or above `THRESHOLD`.
+    """
     prompts = [grounding_prompt(sample.grounding) for sample in batch.samples if sample.grounding is not None]
     text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
     output = bundle.network.forward_features([list(levels) for levels in maps], text.to(device))
@@ -159,9 +165,9 @@ def _best_for_phrases(
         height, width = sample.size_hw
         size = torch.tensor([width, height, width, height], dtype=torch.float32)
         boxes_xyxy = (cxcywh_to_xyxy(boxes.float().cpu()) * size).clamp(min=0).minimum(size)
-        scores = class_scores(logits, phrase_map, "max").cpu()  # (Q, P)
-        best, rows = scores.topk(min(max(RANKS), len(scores)), dim=0)
-        found.append([(boxes_xyxy[rows[:, number]], best[:, number]) for number in range(len(phrase_map))])
+        scores, rows = class_scores(logits, phrase_map, "max").cpu().sort(dim=0, descending=True, stable=True)  # (Q, P)
+        kept = (scores >= THRESHOLD).sum(0).clamp(min=max(RANKS)).tolist()
+        found.append([(boxes_xyxy[rows[:k, number]], scores[:k, number]) for number, k in enumerate(kept)])
     return found
 
 

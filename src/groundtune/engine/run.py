@@ -4,8 +4,11 @@ Everything that can be wrong with the options comes up here, before the run fold
 """
 
 import dataclasses
+import importlib.util
+import json
 import math
 import random
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -24,7 +27,7 @@ from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import pick_device
+from groundtune.device import pick_device, set_up_cpu
 from groundtune.engine.features import FeatureCache
 from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
 from groundtune.engine.record import RunFolder
@@ -53,7 +56,9 @@ class Place:
     best: dict[str, Any] = field(default_factory=dict)
     final: Metrics = field(default_factory=dict)
     zero_shot: Metrics = field(default_factory=dict)
+    retained: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of each set "before" and "after"
     seconds: float = 0.0
+    memory_bytes: int = 0  # the most that was needed
 
 
 @dataclass
@@ -84,6 +89,23 @@ class Run:
         self.folder.log(text)
         self.progress.message(text)
 
+    def record(self, place: Place, values: dict[str, Any]) -> None:
+        """Writes numbers down in metrics.jsonl and tells them to the trackers, which have no nested names and no None."""
+        self.folder.metrics({"step": place.step, "epoch": place.epoch} | values)
+        flat = values | {f"lr/{group}": rate for group, rate in values.get("lr", {}).items()}
+        numbers = {
+            re.sub("[@=]", "-", name): v for name, v in flat.items() if isinstance(v, int | float)
+        }  # MLflow's rule
+        self.accelerator.log({"epoch": place.epoch} | numbers, step=place.step)
+
+    def start_trackers(self, step: int) -> None:
+        """Starts what `config.track` names; TensorBoard hides what an earlier process told it after `step`."""
+        options = dataclasses.asdict(self.config).items()
+        plain = {name: v if isinstance(v, int | float | str) else json.dumps(v) for name, v in options}
+        name = self.folder.path.resolve().name
+        of_each = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": name}, "mlflow": {"run_name": name}}
+        self.accelerator.init_trackers("groundtune", plain, of_each)
+
 
 class _Forward(nn.Module):
     """The one module that accelerate wraps: both ways into the network must pass through it to be reduced and cast."""
@@ -99,35 +121,32 @@ class _Forward(nn.Module):
 
 
 def training_data(config: TrainConfig, splits: dict[str, Dataset]) -> tuple[Dataset, Dataset]:
-    """The training and the validation split, cut to their limits."""
+    """The training and the validation split, each with boxes."""
     for name, use in (("train", "to train on"), ("valid", "to choose the best weights by")):
         if name not in splits:
             have = ", ".join(splits) or "none"
             raise DataError(f"{config.data}: there is no split {name!r} {use}; found: {have}. Add one to the data set.")
-    limits = {"train": config.limit_train, "valid": config.limit_valid}
-    training, valid = (
-        dataclasses.replace(splits[n], samples=splits[n].samples[: limits[n]]) for n in ("train", "valid")
-    )
-    for dataset in (training, valid):
+    for dataset in (splits["train"], splits["valid"]):
         if not any(len(sample.boxes_xyxy) > int(sample.crowd.sum()) for sample in dataset.samples):
             raise DataError(
                 f"{config.data}: the split {dataset.name!r} has no boxes in its {len(dataset.samples)} pictures."
             )
-    return training, valid
+    return splits["train"], splits["valid"]
 
 
 def set_up(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, out: Path, progress: Progress
 ) -> Run:
     """Builds every part. What can be wrong with the options comes up here, before the run folder exists."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    set_up_cpu(config.threads)
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with=_trackers(config.track) or None,
+        project_dir=out / "tensorboard",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     _seed(config.seed + accelerator.process_index)
@@ -154,7 +173,8 @@ def set_up(
         config = dataclasses.replace(config, cache_features=False)
         loader = _loader(config, bundle, training, accelerator)
     epochs = max(config.epochs, math.ceil(config.min_steps / len(loader)))
-    config = dataclasses.replace(config, epochs=epochs)
+    # a small data set that is shown more often is not evaluated more often for that
+    config = dataclasses.replace(config, epochs=epochs, eval_every=config.eval_every * epochs // config.epochs)
     schedule = build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, resume=config.resume is not None, writes=accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
@@ -229,6 +249,11 @@ def _loader(config: TrainConfig, bundle: ModelBundle, training: Dataset, acceler
         workers=config.workers,
     )
     return TrainLoader(training, bundle.tokenizer, bundle.picture, options=options)
+
+
+def _trackers(names: list[str]) -> list[str]:
+    known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
+    return [tracker for name in names for tracker in known.get(name, [name])]
 
 
 def _seed(seed: int) -> None:

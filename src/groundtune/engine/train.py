@@ -13,9 +13,9 @@ process, whatever trains: its numbers are those of `groundtune evaluate`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,15 @@ from torch import Tensor
 from groundtune.config import TrainConfig
 from groundtune.data.batch import Batch
 from groundtune.data.sample import Dataset
-from groundtune.device import pick_device, pick_precision
+from groundtune.device import peak_memory, pick_device, pick_precision
 from groundtune.engine import checkpoint
 from groundtune.engine.diagnosis import describe_bad_step, has_non_finite
 from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.engine.inference import class_prompts, inference_mode
+from groundtune.engine.resume import refuse_changes, restore, save_last
 from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
-from groundtune.errors import CheckpointError, ConfigError, TrainingDiverged
+from groundtune.engine.samples import write_samples
+from groundtune.errors import TrainingDiverged
 from groundtune.loss.criterion import total
 from groundtune.loss.matcher import NonFiniteCost
 from groundtune.model.bundle import ModelBundle
@@ -41,8 +43,7 @@ from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.detector import Output
 from groundtune.progress import Progress
 
-# Options that a resumed run may change: where and how fast it runs, not what it computes.
-_FREE_OPTIONS = {"data", "model", "out", "resume", "device", "workers", "threads", "log_every", "max_bad_steps"}
+_SHOWN_TERMS = ("loss_cls", "loss_bbox", "loss_giou")  # of the last layer, beside the whole loss
 
 
 @dataclass
@@ -55,6 +56,7 @@ class RunResult:
         metrics: of the best weights, which are in the folder's `model/` and in the bundle.
         final: of the last weights.
         per_class: AP and AP50 of the best weights for each class.
+        retained: of each set of `config.retain` the metrics "before" the first step and "after", of the best weights.
         seconds: wall time, with the time before a resume.
     """
 
@@ -63,11 +65,17 @@ class RunResult:
     metrics: Metrics
     final: Metrics
     per_class: dict[str, Metrics]
+    retained: dict[str, dict[str, Metrics]]
     seconds: float
 
 
 def train(
-    config: TrainConfig, bundle: ModelBundle, splits: dict[str, Dataset], out: Path, progress: Progress
+    config: TrainConfig,
+    bundle: ModelBundle,
+    splits: dict[str, Dataset],
+    out: Path,
+    progress: Progress,
+    retained: Mapping[str, Dataset] | None = None,
 ) -> RunResult:
     """Fine-tunes the bundle's network on the split "train", and keeps what is best on the split "valid".
 
@@ -77,6 +85,7 @@ def train(
         splits: of one data set, with the same class names in all of them.
         out: run folder, new or empty unless resuming.
         progress: told about steps, evaluations and messages.
+        retained: by name, other data sets to measure before and after.
 
     Raises:
         ConfigError: options, modules or the run folder are not usable, or a resumed run's options were changed; nothing
@@ -89,15 +98,20 @@ def train(
     config = replace(config, precision=pick_precision(config.precision, pick_device(config.device)))
     state = checkpoint.load_state(Path(config.resume) / "checkpoints" / "last.pt") if config.resume else None
     if state is not None:
-        _refuse_changes(config, training, state, out)
-    place, started = Place(), time.perf_counter()
+        refuse_changes(config, training, state, out)
+    place, started, run = Place(), time.perf_counter(), None
     try:
         run = set_up(config, bundle, training, valid, out, progress)
         run.progress.start(run.config.epochs * len(run.loader))
         if state is not None:
-            _restore(run, place, state)
+            restore(run, place, state)
+        run.start_trackers(place.step)
+        if state is None:
+            _measure_retained(run, place, retained or {}, "before")
         _encode_classes(run)
         if state is None:
+            if run.accelerator.is_main_process:
+                write_samples(run.loader, out / "samples")
             place.zero_shot = _prefixed(_evaluate(run, place, averaged=False).metrics)
         before = place.seconds
         while place.epoch < run.config.epochs:
@@ -106,52 +120,16 @@ def train(
             if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
                 _evaluate_and_keep_best(run, place)
             place.seconds = before + time.perf_counter() - started
-            _save_last(run, place)
-        return _finish(run, place)
+            place.memory_bytes = max(place.memory_bytes, peak_memory(run.accelerator.device))
+            save_last(run, place)
+        return _finish(run, place, retained or {})
     finally:
         progress.close()
+        for tracker in run.accelerator.trackers if run is not None else ():
+            tracker.finish()
         bundle.network.eval()
         if PartialState._shared_state and PartialState().num_processes == 1:
             AcceleratorState._reset_state(reset_partial_state=True)  # the next run may want another device or precision
-
-
-def _refuse_changes(config: TrainConfig, training: Dataset, state: checkpoint.State, out: Path) -> None:
-    """A resumed run must compute what the uninterrupted one would have, and go on in the same folder."""
-    assert config.resume is not None
-    if Path(config.resume).resolve() != out.resolve():
-        raise ConfigError(f"resume: a run goes on in its own folder {config.resume}, not in {out}. Leave out away.")
-    if "config" not in state:
-        raise CheckpointError(f"resume: last.pt of {config.resume} has weights only, not the state of a run.")
-    was, now = state["config"], asdict(config)
-    problems = [
-        f"resume: {name} was {was.get(name)!r} and is now {now[name]!r}."
-        for name in now
-        if name not in _FREE_OPTIONS and was.get(name) != now[name]
-    ]
-    if state["classes"] != training.class_names:
-        problems.append(f"resume: the classes were {state['classes']} and are now {training.class_names}.")
-    if state["pictures"] != len(training.samples):
-        problems.append(f"resume: there were {state['pictures']} training pictures, now {len(training.samples)}.")
-    if problems:
-        raise ConfigError("\n  ".join([*problems, "Go on with the same options and data, or start a new run."]))
-
-
-def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
-    """Takes up the state that `_save_last` wrote."""
-    source = f"The checkpoint of {run.config.resume}"
-    checkpoint.load_trained_state(run.network, state["network"], source)
-    try:
-        run.optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
-        raise CheckpointError(f"{source} has another optimiser's state: {error}.") from error
-    run.schedule.load_state_dict(state["schedule"])
-    if run.average is not None:
-        run.average.restore(state["average"], state["average_updates"])
-    for name, value in state["place"].items():
-        setattr(place, name, value)
-    checkpoint.set_random_state(state["random"])
-    run.folder.forget_after(place.step)
-    run.say(f"Going on after epoch {place.epoch} of {run.config.epochs}, step {place.step}.")
 
 
 def _encode_classes(run: Run) -> None:
@@ -168,32 +146,32 @@ def _encode_classes(run: Run) -> None:
 def _train_epoch(run: Run, place: Place) -> None:
     run.model.train()
     sums: dict[str, Tensor] = {}
-    running: float | None = None
+    running: dict[str, float] = {}
     counted = 0
-    for batch in run.loader.epoch(place.epoch):
+    for batch in run.progress.batches(run.loader.epoch(place.epoch)):
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         values = _step(run, batch.to(run.accelerator.device), place)
         place.step += 1
         if values is None:
             continue
-        loss, norm, terms = values
-        running = loss if running is None else 0.95 * running + 0.05 * loss
-        run.progress.step(place.step, running, max(rates.values()))
+        losses, norm, terms = values
+        running = {name: 0.95 * running.get(name, value) + 0.05 * value for name, value in losses.items()}
+        run.progress.step(place.step, running, max(rates.values()), peak_memory(run.accelerator.device))
         for name, value in terms.items():
             sums[name] = sums[name] + value if name in sums else value
         counted += 1
         if place.step % run.config.log_every == 0:
             means = dict(zip(sums, (torch.stack(list(sums.values())) / counted).tolist(), strict=True))
-            line = {"step": place.step, "epoch": place.epoch, "loss": running, "grad_norm": norm, "lr": rates}
-            run.folder.metrics(line | means)
+            run.record(place, {"loss": running["loss"], "grad_norm": norm, "lr": rates} | means)
             sums, counted = {}, 0
 
 
-def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str, Tensor]] | None:
+def _step(run: Run, batch: Batch, place: Place) -> tuple[dict[str, float], float, dict[str, Tensor]] | None:
     """One optimiser step.
 
     Returns:
-        Loss, norm of the gradient before clipping, and the detached terms; None when the step was skipped.
+        The loss and the terms that are shown, the norm of the gradient before clipping, and all terms, detached; None when
+        the step was skipped.
     """
     features = None
     if run.train_features is not None:
@@ -210,12 +188,14 @@ def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str,
     loss = total(terms)
     run.accelerator.backward(loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    values = torch.stack([loss.detach(), norm])
+    shown = {"loss": loss} | {name: terms[name] for name in _SHOWN_TERMS}
+    values = torch.stack([norm, *(value.detach() for value in shown.values())])
     if run.accelerator.num_processes > 1:  # the norm is the same in all of them already
         values = run.accelerator.reduce(values, reduction="mean")
-    loss_value, norm_value = values.tolist()
-    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        _skip(run, batch, features, place, f"loss {loss_value:g}, gradient norm {norm_value:g}")
+    norm_value, *loss_values = values.tolist()
+    losses = dict(zip(shown, loss_values, strict=True))
+    if not (math.isfinite(losses["loss"]) and math.isfinite(norm_value)):
+        _skip(run, batch, features, place, f"loss {losses['loss']:g}, gradient norm {norm_value:g}")
         return None
     if run.config.clip_grad > 0:
         torch.nn.utils.clip_grads_with_norm_(run.parameters, run.config.clip_grad, norm)
@@ -225,7 +205,7 @@ def _step(run: Run, batch: Batch, place: Place) -> tuple[float, float, dict[str,
     if run.average is not None:
         run.average.update()
     place.bad_steps = 0
-    return loss_value, norm_value, {name: term.detach() for name, term in terms.items()}
+    return losses, norm_value, {name: term.detach() for name, term in terms.items()}
 
 
 def _normaliser(accelerator: Accelerator) -> Callable[[Tensor], Tensor] | None:
@@ -270,9 +250,24 @@ def _evaluate(run: Run, place: Place, averaged: bool = True) -> Evaluation:
             progress=run.progress,
             features=run.valid_features,
         )
-    run.folder.metrics({"step": place.step, "epoch": place.epoch} | _prefixed(found.metrics))
+    run.record(place, _prefixed(found.metrics))
     run.folder.log(f"step {place.step}: " + ", ".join(f"{name} {value}" for name, value in found.metrics.items()))
     return found
+
+
+def _measure_retained(run: Run, place: Place, retained: Mapping[str, Dataset], when: str) -> None:
+    """Evaluates on the data sets that should not be forgotten, with the weights as they are."""
+    for name, dataset in retained.items():
+        found = evaluate(
+            run.bundle,
+            dataset,
+            batch_size=run.config.batch_size,
+            device=run.accelerator.device,
+            progress=run.progress,
+        )
+        place.retained.setdefault(name, {})[when] = found.metrics
+        numbers = ", ".join(f"{metric} {value}" for metric, value in found.metrics.items())
+        run.folder.log(f"retained {name}, {when} training: {numbers}")
 
 
 def _evaluate_and_keep_best(run: Run, place: Place) -> None:
@@ -299,26 +294,7 @@ def _evaluate_and_keep_best(run: Run, place: Place) -> None:
         run.progress.message(f"evaluation  recall@1 {ap:.3f} (best {place.best_ap:.3f})")
 
 
-def _save_last(run: Run, place: Place) -> None:
-    if not run.accelerator.is_main_process:
-        return
-    state = {
-        "config": asdict(run.config),
-        "classes": run.bundle.classes,
-        "pictures": len(run.loader.dataset.samples),
-        "epoch": place.epoch,
-        "place": asdict(place),
-        "network": checkpoint.trained_state(run.network),
-        "optimizer": run.optimizer.state_dict(),
-        "schedule": run.schedule.state_dict(),
-        "average": None if run.average is None else run.average.average,
-        "average_updates": 0 if run.average is None else run.average.updates,
-        "random": checkpoint.random_state(),
-    }
-    checkpoint.save_state(state, run.folder.checkpoint("last"))
-
-
-def _finish(run: Run, place: Place) -> RunResult:
+def _finish(run: Run, place: Place, retained: Mapping[str, Dataset]) -> RunResult:
     """Takes the best weights back into the network, and writes the model and the summary."""
     run.accelerator.wait_for_everyone()  # the main process has written the file
     best_file = run.folder.checkpoint("best")
@@ -327,8 +303,11 @@ def _finish(run: Run, place: Place) -> RunResult:
     if run.accelerator.is_main_process:
         results = {"data": _data_in_words(run), "metrics": place.best["metrics"], "zero_shot": place.zero_shot}
         save_bundle(run.bundle, run.folder.path / "model", results)
+    _measure_retained(run, place, retained, "after")
     numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
+    numbers["retained"] = place.retained
     where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
+    where |= {"memory_bytes": place.memory_bytes, "valid_pictures": len(run.valid.samples)}
     run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
     return RunResult(
         folder=run.folder.path,
@@ -336,6 +315,7 @@ def _finish(run: Run, place: Place) -> RunResult:
         metrics=place.best["metrics"],
         final=place.final,
         per_class=place.best["per_class"],
+        retained=place.retained,
         seconds=place.seconds,
     )
 

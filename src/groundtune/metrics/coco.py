@@ -16,6 +16,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from groundtune.data.sample import Dataset
 
+_CLASSES_AT_ONCE = 100  # the evaluator keeps a list per picture and class: gigabytes for all of LVIS's
+
 Prediction = dict[str, Any]
 """One detection in COCO's result format: image_id, category_id, bbox [x, y, width, height] in original pixels, score."""
 
@@ -49,33 +51,59 @@ def coco_metrics(
         The numbers; all None when there is no object at all.
     """
     counted = range(len(dataset.class_names)) if class_indices is None else sorted(set(class_indices))
-    category_ids = [dataset.category_ids[index] for index in counted]
-    truth = COCO(_coco_dict(dataset, counted))
-    found = truth.loadRes([dict(prediction) for prediction in predictions])
-    evaluation = COCOeval_faster(truth, found, iouType="bbox", print_function=_silent)
-    evaluation.params.catIds = category_ids
-    evaluation.params.maxDets = [1, 10, 100]
-    evaluation.evaluate()
-    evaluation.accumulate()
+    truth = coco_dict(dataset, counted)
+    precision, recall = precision_recall(truth, predictions, [1, 10, 100])
+    found = average_precision(truth, precision)
+    found.metrics |= {f"AR{limit}": mean_of(recall[:, :, 0, place]) for place, limit in enumerate((1, 10, 100))}
+    return found
 
-    precision = evaluation.eval[
-        "precision"
-    ]  # (10 IoUs, 101 recalls, classes, 4 areas, 3 limits), -1 where no object is
-    recall = evaluation.eval["recall"]  # (10 IoUs, classes, 4 areas, 3 limits)
-    metrics = {"AP": _mean(precision[:, :, :, 0, 2])}
-    metrics |= {"AP50": _mean(precision[0, :, :, 0, 2]), "AP75": _mean(precision[5, :, :, 0, 2])}
-    metrics |= {f"AP{letter}": _mean(precision[:, :, :, area, 2]) for area, letter in enumerate("sml", start=1)}
-    metrics |= {f"AR{limit}": _mean(recall[:, :, 0, place]) for place, limit in enumerate((1, 10, 100))}
-    # evaluate() sorts the category ids, so the column of a class is its id's rank.
-    column = {category_id: rank for rank, category_id in enumerate(sorted(category_ids))}
-    per_class = {}
-    for index, category_id in zip(counted, category_ids, strict=True):
-        own = precision[:, :, column[category_id], 0, 2]
-        per_class[dataset.class_names[index]] = {"AP": _mean(own), "AP50": _mean(own[0])}
+
+def precision_recall(
+    truth: dict[str, Any], predictions: Sequence[Prediction], limits: list[int], *, lvis: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts detections class by class.
+
+    Args:
+        truth: from `coco_dict`; for LVIS with its fields.
+        predictions: the detections of all pictures together.
+        limits: how many detections of a class count in a picture, rising.
+        lvis: whether detections of a class count only in pictures where it was looked for.
+
+    Returns:
+        Precision (10 IoUs, 101 recalls, C, 4 areas, limits) and recall (10 IoUs, C, 4 areas, limits), the C classes in the
+        order of `truth`; -1 where a class has no object.
+    """
+    ids = [category["id"] for category in truth["categories"]]
+    api = COCO(truth)
+    found = api.loadRes([dict(prediction) for prediction in predictions])
+    parts = []
+    for start in range(0, len(ids), _CLASSES_AT_ONCE):
+        evaluation = COCOeval_faster(api, found, iouType="bbox", print_function=_silent, lvis_style=lvis)
+        evaluation.params.catIds = ids[start : start + _CLASSES_AT_ONCE]
+        evaluation.params.maxDets = limits
+        evaluation.evaluate()
+        evaluation.accumulate()
+        # evaluate() sorts the category ids, so the column of a class is its id's rank.
+        columns = np.argsort(np.argsort(ids[start : start + _CLASSES_AT_ONCE]))
+        parts.append((evaluation.eval["precision"][:, :, columns], evaluation.eval["recall"][:, columns]))
+    return np.concatenate([part[0] for part in parts], 2), np.concatenate([part[1] for part in parts], 1)
+
+
+def average_precision(truth: dict[str, Any], precision: np.ndarray) -> CocoMetrics:
+    """AP over all classes, at two IoUs, by area, and of each class, with the largest of the limits."""
+    precision = precision[..., -1]
+    metrics = {"AP": mean_of(precision[..., 0])}
+    metrics |= {"AP50": mean_of(precision[0, ..., 0]), "AP75": mean_of(precision[5, ..., 0])}
+    metrics |= {f"AP{letter}": mean_of(precision[..., area]) for area, letter in enumerate("sml", start=1)}
+    per_class = {
+        category["name"]: {"AP": mean_of(precision[:, :, c, 0]), "AP50": mean_of(precision[0, :, c, 0])}
+        for c, category in enumerate(truth["categories"])
+    }
     return CocoMetrics(metrics, per_class)
 
 
-def _coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
+def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
+    """A data set's boxes and the classes to count, as the content of a COCO file."""
     counted = set(class_indices)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -100,7 +128,8 @@ def _coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of(values: np.ndarray) -> float | None:
+    """The mean of what is counted; None where nothing is."""
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else None
 

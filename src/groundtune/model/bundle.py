@@ -57,8 +57,15 @@ def picture_format(values: dict[str, Any]) -> PictureFormat:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """The built-in presets by name, as read from their YAML files."""
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(PRESET_FOLDER.glob("*.yaml"))}
+    """The built-in presets by name, as read from their YAML files; one that is `like` another has what that one has."""
+    read = {path.stem: yaml.safe_load(path.read_text()) for path in PRESET_FOLDER.glob("*.yaml")}
+    return {name: read.get(read[name].get("like"), {}) | read[name] for name in sorted(read)}
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """Published models by their ids on the Hub, with their sizes and licences."""
+    read = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
+    return {name: {**about, "summary": "downloaded from the Hub at its first use"} for name, about in read.items()}
 
 
 def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:

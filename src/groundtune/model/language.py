@@ -21,6 +21,8 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from groundtune.model.backbone import packaged_file
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks
 
+MOST_CACHED = 20_000  # phrases: 300 MB at the width of BERT-base, twelve times LVIS's names
+
 
 class LanguageModel(nn.Module):
     """transformers' `BertModel(add_pooling_layer=False)` over phrase blocks."""
@@ -48,6 +50,8 @@ class LanguageModel(nn.Module):
 
     def _from_cache(self, text: TextInput) -> Tensor:
         blocks = phrase_blocks(text)
+        if len(self._phrase_features) > MOST_CACHED:  # captions are new ones all the time
+            self._phrase_features.clear()
         missing = sorted({ids for row in blocks for _, ids in row} - self._phrase_features.keys(), key=len)
         for start in range(0, len(missing), 256):  # bounded memory for prompts of thousands of names
             self._encode(missing[start : start + 256])

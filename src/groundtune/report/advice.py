@@ -32,12 +32,12 @@ def advice(
 
 
 def _progress(run: RunData) -> list[str]:
-    scores = [(line["step"], line.get("valid/AP") or 0.0) for line in run.evaluations[1:]]
+    scores = [(line["step"], line.get("valid/AP") or line.get("valid/recall@1") or 0.0) for line in run.evaluations[1:]]
     if len(scores) < 4:
         return []
     best_step, best = max(scores, key=lambda pair: pair[1])
     last_step, last = scores[-1]
-    if best_step == last_step:
+    if best_step == last_step and last - scores[-2][1] >= 0.005:
         rising = f"AP was still rising at the end ({best:.3f} at step {last_step})"
         return [f"{rising}: train longer, --epochs or --min-steps."]
     if best - last > 0.02 and best_step < 0.7 * last_step:

@@ -22,6 +22,7 @@ import groundtune
 from groundtune.data.check.splits import count_boxes
 from groundtune.data.sample import Dataset
 from groundtune.metrics import errors
+from groundtune.metrics.retention import retention
 from groundtune.report.advice import advice
 from groundtune.report.charts import Series, heat_map, line_chart
 from groundtune.report.gallery import gallery
@@ -31,7 +32,8 @@ from groundtune.text.prompt import class_prompt
 _MOST_PICTURES = 500
 _MOST_CLASSES_IN_MATRIX, _MOST_CURVES = 30, 6
 _TERMS = ("loss_cls", "loss_bbox", "loss_giou")
-_HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+_HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR100")
+_OF_CAPTIONS = ("recall@1", "recall@5", "recall@10", "T-acc", "N-acc", "Pr@F1=1")
 
 
 def build_report(folder: Path, splits: dict[str, Dataset], most_pictures: int = _MOST_PICTURES) -> Path:
@@ -45,40 +47,44 @@ def build_report(folder: Path, splits: dict[str, Dataset], most_pictures: int = 
     Raises:
         DataError: it is no run folder.
     """
-    page = render(read_run(folder), splits, most_pictures)
     path = folder / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_page(path, "report.html.jinja", _context(read_run(folder), splits, most_pictures))
     return path
 
 
-def render(run: RunData, splits: dict[str, Dataset], most_pictures: int = _MOST_PICTURES) -> str:
-    """The page of a run as HTML text."""
+def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
+    """Fill one of the templates and write it, so that a reader sees the old page or the new one."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("groundtune.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    about = {"version": groundtune.__version__, "date": time.strftime("%Y-%m-%d %H:%M")}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(environment.get_template(template).render(about | context), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _context(run: RunData, splits: dict[str, Dataset], most_pictures: int) -> dict[str, Any]:
+    """What the page of a run shows, by the template's names."""
     valid = splits.get("valid")
     context: dict[str, Any] = {
         "title": f"{Path(str(run.config.get('data', ''))).name or 'data'} · {run.config.get('model', '')}",
-        "version": groundtune.__version__,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
         "run": run,
         "headline": _headline(run),
+        "retained": [(name, *retention(numbers)) for name, numbers in run.retained.items()],
         "charts": _charts(run),
         "summary": _data_summary(splits),
         "environment": run.environment,
         "config": {name: json.dumps(value, ensure_ascii=False) for name, value in run.config.items()},
         "messages": run.missing,
     }
-    if valid is not None and run.predictions:
+    if valid is not None and run.predictions and not valid.is_grounding:  # phrases have no classes to confuse
         context |= _analysis(run, splits, valid, most_pictures)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("groundtune.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(context)
+    return context
 
 
 def _headline(run: RunData) -> list[dict[str, str]]:
     rows = []
-    for name in _HEADLINE:
+    for name in _HEADLINE + _OF_CAPTIONS:
         key = f"valid/{name}"
         before, best, final = run.zero_shot.get(key), run.best.get(key), run.final.get(key)
         if before is None and best is None and final is None:
@@ -89,19 +95,21 @@ def _headline(run: RunData) -> list[dict[str, str]]:
 
 
 def _charts(run: RunData) -> list[dict[str, str]]:
+    captions = any("valid/recall@1" in row for row in run.evaluations)
+    title, measured = ("Recall of phrases", _OF_CAPTIONS[:3]) if captions else ("Average precision", _HEADLINE[:2])
     rates = [{"step": row["step"], **row.get("lr", {})} for row in run.steps]
     groups = sorted({group for row in rates for group in row} - {"step"})
     charts = [
-        ("Average precision", line_chart(_series(run.evaluations, ["AP", "AP50"], "valid/"), "step", (0.0, 1.0))),
-        ("Loss (running mean)", line_chart(_series(run.steps, ["loss"]), "step")),
-        ("Loss terms of the last layer", line_chart(_series(run.steps, _TERMS), "step")),
-        ("Gradient norm before clipping", line_chart(_series(run.steps, ["grad_norm"]), "step")),
-        ("Learning rate", line_chart(_series(rates, groups), "step")),
+        (title, line_chart(chart_series(run.evaluations, measured, "valid/"), "step", (0.0, 1.0))),
+        ("Loss (running mean)", line_chart(chart_series(run.steps, ["loss"]), "step")),
+        ("Loss terms of the last layer", line_chart(chart_series(run.steps, _TERMS), "step")),
+        ("Gradient norm before clipping", line_chart(chart_series(run.steps, ["grad_norm"]), "step")),
+        ("Learning rate", line_chart(chart_series(rates, groups), "step")),
     ]
     return [{"title": title, "svg": svg} for title, svg in charts if svg]
 
 
-def _series(rows: list[dict[str, Any]], names: Sequence[str], prefix: str = "") -> list[Series]:
+def chart_series(rows: list[dict[str, Any]], names: Sequence[str], prefix: str = "") -> list[Series]:
     steps = [row["step"] for row in rows]
     values = {name: [row.get(prefix + name) for row in rows] for name in names}
     return [

@@ -12,14 +12,14 @@ Series = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y values."""
 
 _WIDTH, _HEIGHT = 520, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, float] | None = None) -> str:
     """Lines in one frame with a legend below.
 
     Args:
-        series: at most six are told apart by colour; values that are not finite interrupt a line.
+        series: six are told apart by colour, the next six are dashed; values that are not finite interrupt a line.
         x_label: what the x axis counts.
         y_range: lower and upper end; None takes those of the values.
 
@@ -45,8 +45,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
         parts.append(f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in ticks(x_low, x_high):
         across, _ = place(x, y_low)
-        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 1}" text-anchor="end">{escape(x_label)}</text>')
+        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{x:g}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
     for number, (_, xs, ys) in enumerate(series):
         for piece in _pieces(xs, ys):
             points = " ".join(f"{across:.1f},{down:.1f}" for across, down in (place(x, y) for x, y in piece))
@@ -54,9 +54,15 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
                 across, down = place(*piece[0])
                 parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
             else:
-                parts.append(f'<polyline class="line{number % 6}" points="{points}"/>')
-    names = [f'<span><i class="dot{i % 6}"></i>{escape(name)}</span>' for i, (name, _, _) in enumerate(series)]
+                parts.append(f'<polyline class="line{number % 6}{_dashed(number)}" points="{points}"/>')
+    names = [
+        f'<span><i class="dot{i % 6}{_dashed(i)}"></i>{escape(name)}</span>' for i, (name, _, _) in enumerate(series)
+    ]
     return "".join([*parts, '</svg><div class="legend">', *names, "</div>"])
+
+
+def _dashed(number: int) -> str:
+    return " dashed" if number >= 6 else ""
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

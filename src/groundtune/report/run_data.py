@@ -24,12 +24,15 @@ class RunData:
     config: dict[str, Any] = field(default_factory=dict)  # options as resolved, by name
     environment: dict[str, Any] = field(default_factory=dict)  # names and values of env.json
     steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl with a loss
-    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines with "valid/AP"; the first is zero-shot
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines with "valid/…"; the first is zero-shot
     zero_shot: Metrics = field(default_factory=dict)  # before the first step
     best: Metrics = field(default_factory=dict)  # of the best weights
     final: Metrics = field(default_factory=dict)  # of the last weights
     per_class: dict[str, Metrics] = field(default_factory=dict)  # AP and AP50 of the best weights
+    retained: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # other data sets, "before" and "after"
     seconds: float | None = None  # wall time of the training
+    memory_bytes: int | None = None  # the most that it needed
+    valid_pictures: int | None = None  # of the validation split
     predictions: list[dict[str, Any]] = field(default_factory=list)  # of the best weights, in COCO's result format
     finished: bool = False
     missing: list[str] = field(default_factory=list)  # what could not be read, in words
@@ -47,16 +50,20 @@ def read_run(folder: Path) -> RunData:
     run.config = _read(run, "config.yaml", yaml.safe_load, {})
     run.environment = _read(run, "env.json", json.loads, {})
     for line in _read(run, "metrics.jsonl", _lines, []):
-        (run.evaluations if "valid/AP" in line else run.steps).append(line)
+        (run.evaluations if "valid/AP" in line or "valid/recall@1" in line else run.steps).append(line)
     summary = _read(run, "metrics.json", json.loads, {})
     run.finished = bool(summary)
     run.predictions = _read(run, "predictions_valid.json", json.loads, [])
     numbers = [{name: v for name, v in line.items() if name.startswith("valid/")} for line in run.evaluations]
     run.zero_shot = summary.get("zero_shot") or (numbers[0] if numbers else {})
     run.final = summary.get("final") or (numbers[-1] if len(numbers) > 1 else {})
-    run.best = summary.get("best") or max(numbers[1:], key=lambda m: m.get("valid/AP") or 0.0, default={})
+    run.best = summary.get("best") or max(
+        numbers[1:], key=lambda m: m.get("valid/AP") or m.get("valid/recall@1") or 0.0, default={}
+    )
     run.per_class = summary.get("per_class", {})
-    run.seconds = summary.get("seconds")
+    run.retained = summary.get("retained", {})
+    run.seconds, run.memory_bytes = summary.get("seconds"), summary.get("memory_bytes")
+    run.valid_pictures = summary.get("valid_pictures")
     return run
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from groundtune.data.findings import Collector
-from groundtune.data.formats.raw import PICTURE_SUFFIXES
+from groundtune.data.formats.files import PICTURE_SUFFIXES
 from groundtune.data.sample import Dataset, Sample
 from groundtune.data.transforms import MAX_PIXELS, belongs_upright, exif_orientation, to_rgb
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from groundtune.data.check.kinds import CHECKING
 from groundtune.data.findings import Finding, Severity
@@ -11,8 +11,7 @@ from groundtune.errors import DataError
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """A finding and the split that it is in; "" where it concerns all of them."""
 
     split: str

@@ -106,8 +106,7 @@ def known_checks(names: Sequence[str]) -> None:
     """
     unknown = [f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in names if name not in CHECKS]
     if unknown:
-        told = " ".join(unknown)
-        raise ConfigError(f"ignore: {told} The names are those before the findings of groundtune check.")
+        raise ConfigError(f"ignore: {' '.join(unknown)} The names are those before the findings of groundtune check.")
 
 
 def refuse_errors(splits: Mapping[str, Dataset], limits: Limits) -> list[str]:
@@ -118,7 +117,7 @@ def refuse_errors(splits: Mapping[str, Dataset], limits: Limits) -> list[str]:
     """
     findings = by_severity(_check_fast(splits, limits))
     errors = [located for located in findings if located.finding.severity == "error"]
-    lines = [f"{where + ': ' if (where := e.split) else ''}{e.finding} {e.finding.fix}" for e in errors]
+    lines = [f"{split and split + ': '}{finding} {finding.fix}" for split, finding in errors]
     if lines:
         raise DataError("\n  ".join([f"{len(lines)} problems with the data:", *lines]) if lines[1:] else lines[0])
     return [located.finding.check for located in findings if located.finding.severity == "warning"]
@@ -130,9 +129,7 @@ def describe_classes(splits: Mapping[str, Dataset], tokenizer: BertTokenizer) ->
     if first is None:
         return []
     names, counts = first.class_names, {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
-    rows = zip(first.category_ids, first.written_names or names, names, read_tokens(names, tokenizer), strict=False)
-    return [
-        {"id": number, "name": written, "prompt": name, "tokens": tokens}
-        | {"boxes": {split: boxes[index] for split, boxes in counts.items()}}
-        for index, (number, written, name, tokens) in enumerate(rows)
-    ]
+    boxes = [dict(zip(counts, numbers, strict=True)) for numbers in zip(*counts.values(), strict=True)]
+    written = first.written_names or names
+    rows = zip(first.category_ids, written, names, read_tokens(names, tokenizer), boxes, strict=True)
+    return [dict(zip(("id", "name", "prompt", "tokens", "boxes"), row, strict=True)) for row in rows]

@@ -37,15 +37,13 @@ def print_prompt(report: Report, console: Console) -> None:
 
 def print_findings(report: Report, console: Console) -> None:
     """Print the findings, errors first. Lines are wrapped to the terminal, at most 110 characters."""
-    heading = None
-    for check in dict.fromkeys(located.finding.check for located in report.findings):
-        group = [located for located in report.findings if located.finding.check == check]
-        severity = group[0].finding.severity
-        if severity != heading:
-            heading = severity
+    for severity, colour in _COLOURS.items():
+        found = [located for located in report.findings if located.finding.severity == severity]
+        if found:
             console.print()
-            _print(console, f"{severity.capitalize()}s", f"bold {_COLOURS[severity]}")
-        _print_check(group, console)
+            _print(console, f"{severity.capitalize()}s", f"bold {colour}")
+        for check in dict.fromkeys(located.finding.check for located in found):
+            _print_check([located for located in found if located.finding.check == check], console)
     console.print()
 
 

@@ -12,16 +12,18 @@ Deviations from pycocotools and the peers, which trust the file:
 - Boxes in a wrong form (corners for widths, shares for pixels) are not guessed right but told, by evidence over the set.
 """
 
+import itertools
 import math
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from groundtune.data.formats.pictures import find_pictures, picture_sizes
-from groundtune.data.formats.raw import Place, RawBox, RawCaption, RawData, RawPicture
+from groundtune.data.formats.files import short
+from groundtune.data.formats.pictures import Found, find_pictures
+from groundtune.data.formats.raw import RawClass, RawData, RawPicture
 from groundtune.data.formats.reading import FATAL
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
@@ -31,68 +33,60 @@ _EDGE_TOLERANCE = 0.5  # pixels beyond the edge that are rounding and not worth 
 _SUSPICIOUS = 0.1  # share of boxes that must not fit before another form is thought of
 _FAR_ABOVE_ONE = 2.0
 
-Box = list[float]
 
-
-def assemble(raw: RawData, place: Place) -> Dataset:
+def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_going: bool) -> Dataset:
     """Judge the records of one split.
 
     Args:
         raw: what a reader gave; its collector takes what is found here.
-        place: name and folders of the split.
+        name: of the split.
+        root: the folder that no picture may lie outside of.
+        folders: that file names may be relative to, the likeliest first.
+        keep_going: whether a picture that cannot be used costs that picture alone instead of ending the reading.
 
     Returns:
         The data set. Pictures without boxes are kept; no boxes at all is legal.
 
     Raises:
         DataError: there are no pictures or no classes, pictures are missing or outside the data folder, ids are
-            ambiguous, or not one of the boxes is usable. With `place.keep_going` only the first two.
+            ambiguous, or not one of the boxes is usable. With `keep_going` only the first two.
     """
     if not raw.pictures:
-        _refuse(raw, place, 0)
+        _refuse(raw, root, folders)
         raise DataError(f"{raw.file} lists no pictures. Expected at least one.")
     names, written_names, category_ids, class_of = _classes(raw)
-    total = len(raw.pictures)
-    pictures, paths = find_pictures(raw, place)
-    pictures, paths, sizes = picture_sizes(pictures, paths, raw)
-    if not place.keep_going:
-        _refuse(raw, place, total)
-    _number_pictures(pictures)
-    samples, used, lost = [], 0, 0
-    evidence = _Evidence(raw.form)
-    for picture, path, size_hw in zip(pictures, paths, sizes, strict=True):
-        sample = _sample(picture, path, size_hw, class_of, raw, evidence)
-        used += len(sample.boxes_xyxy)
-        lost += len(picture.boxes) - len(sample.boxes_xyxy)
-        samples.append(sample)
-    evidence.judge(raw)
+    found = find_pictures(raw, root, folders)
+    if not keep_going:
+        _refuse(raw, root, folders)
+    taken = {picture.image_id for picture, _, _ in found}
+    free = (number for number in itertools.count(1) if number not in taken)
+    for picture, _, _ in found:
+        if picture.image_id is None:
+            picture.image_id = next(free)
+    measured = array("d")
+    samples = [_sample(one, class_of, raw, measured) for one in found]
+    if measured:
+        _judge_form(measured, raw)
     findings = raw.problems.findings()
-    if not used and lost and not place.keep_going:
+    used = any(len(sample.boxes_xyxy) for sample in samples)
+    if any(picture.boxes for picture, _, _ in found) and not used and not keep_going:
         raise DataError(f"{raw.file}: none of its boxes can be used. {' '.join(map(str, findings))}")
-    return Dataset(place.name, place.root, names, samples, category_ids, findings, written_names)
+    return Dataset(name, root, names, samples, category_ids, findings, written_names, lvis=raw.lvis)
 
 
-def _refuse(raw: RawData, place: Place, total: int) -> None:
+def _refuse(raw: RawData, root: Path, folders: Sequence[Path]) -> None:
     """Raise everything that makes the data set unusable, in one message."""
     found = {finding.check: finding for finding in raw.problems.findings()}
     problems = []
-    for check in FATAL:
-        if check not in found:
-            continue
-        finding = found[check]
-        if check == "picture-missing":
-            looked = ", ".join(map(str, place.folders[:4]))
-            problems.append(
-                f"{finding.count} of {total} pictures of {raw.file} are missing: "
-                f"{str(finding).removeprefix(finding.message).strip()} Looked in {looked}."
-            )
-        elif check == "picture-outside":
-            examples = str(finding).removeprefix(finding.message).strip()
-            problems.append(
-                f"{raw.file}: picture paths that lead out of the data folder {place.root}: {examples} {finding.fix}"
-            )
-        else:
-            problems.append(f"{raw.file}: {finding} {finding.fix}")
+    for finding in (found[check] for check in FATAL if check in found):
+        examples = str(finding).removeprefix(finding.message).strip()
+        text = f"{raw.file}: {finding} {finding.fix}"
+        if finding.check == "picture-missing":
+            looked = ", ".join(map(str, folders[:4]))
+            text = f"{finding.count} of {len(raw.pictures)} pictures of {raw.file} are missing: {examples} Looked in {looked}."
+        elif finding.check == "picture-outside":
+            text = f"{raw.file}: picture paths that lead out of the data folder {root}: {examples} {finding.fix}"
+        problems.append(text)
     if problems:
         raise DataError("\n  ".join(problems))
 
@@ -110,168 +104,102 @@ def _classes(raw: RawData) -> tuple[list[str], list[str], list[int], dict[Any, i
         names, index, _ = unique_names([entry.name for entry in raw.classes])
     except DataError as error:
         raise DataError(f"{raw.file}: {error}") from error
-    written: list[list[str]] = [[] for _ in names]
-    category_ids: list[int] = [0] * len(names)
-    for entry, class_index in reversed(list(zip(raw.classes, index, strict=True))):
-        written[class_index].insert(0, entry.name)
-        category_ids[class_index] = entry.number
-    for name, group in zip(names, written, strict=True):
+    groups: list[list[RawClass]] = [[] for _ in names]
+    for entry, class_index in zip(raw.classes, index, strict=True):
+        groups[class_index].append(entry)
+    for name, group in zip(names, groups, strict=True):
         if len(group) > 1:
-            raw.problems.add("names-merged", f"{', '.join(map(repr, group))} read {name!r}")
-    return (
-        names,
-        [group[0] for group in written],
-        category_ids,
-        {entry.key: i for entry, i in zip(raw.classes, index, strict=True)},
-    )
+            raw.problems.add("names-merged", f"{', '.join(repr(entry.name) for entry in group)} read {name!r}")
+    class_of = {entry.key: class_index for entry, class_index in zip(raw.classes, index, strict=True)}
+    return names, [group[0].name for group in groups], [group[0].number for group in groups], class_of
 
 
-def _number_pictures(pictures: list[RawPicture]) -> None:
-    taken = {picture.image_id for picture in pictures if picture.image_id is not None}
-    free = 0
-    for picture in pictures:
-        if picture.image_id is None:
-            free += 1
-            while free in taken:
-                free += 1
-            picture.image_id = free
-
-
-def _sample(
-    picture: RawPicture,
-    path: Path,
-    size_hw: tuple[int, int],
-    class_of: dict[Any, int],
-    raw: RawData,
-    evidence: "_Evidence",
-) -> Sample:
+def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "array[float]") -> Sample:
     """Judge the boxes of one picture."""
-    problems = raw.problems
+    picture, path, size_hw = found
     grounding, index_of = None, class_of
     if picture.caption is not None:
         grounding, index_of = _grounding(picture.caption, picture, raw)
-    boxes: list[Box] = []
-    classes: list[int] = []
-    crowd: list[bool] = []
-    seen: set[tuple[Any, ...]] = set()
+    kept: dict[tuple[Any, ...], None] = {}  # class, crowd and the four numbers of each box
     for row in picture.boxes:
+        where = f"{row.place} of {picture.file_names[0]}"
         class_index = index_of.get(row.label)
         if class_index is None:
             if grounding is None:  # a phrase that is not there has been told already
-                problems.add("annotation-unknown-category", f"{_where(row, picture)} ({_short(row.label)})")
+                raw.problems.add("annotation-unknown-category", f"{where} ({short(row.label)})")
             continue
-        box, problem = _clipped(row, size_hw, raw.form, evidence)
+        numbers = _finite(row.numbers)
+        measured.extend((*numbers, *size_hw) if numbers else ())
+        box, problem = _clipped(numbers, size_hw, raw.form) if numbers else (None, "box-not-numbers")
         if problem:
-            problems.add(problem, f"{_where(row, picture)} {_short(row.numbers)}")
+            raw.problems.add(problem, f"{where} {short(row.numbers)}")
         if box is None:
             continue
         key = (class_index, row.crowd, *box)
-        if key in seen:
-            problems.add("box-duplicate", f"{_where(row, picture)} {_short(row.numbers)}")
-            continue
-        seen.add(key)
-        if row.crowd:
-            problems.add("crowd-regions", _where(row, picture))
-        boxes.append(box)
-        classes.append(class_index)
-        crowd.append(row.crowd)
+        if key in kept:
+            raw.problems.add("box-duplicate", f"{where} {short(row.numbers)}")
+        elif row.crowd:
+            raw.problems.add("crowd-regions", where)
+        kept[key] = None
     assert picture.image_id is not None
     return Sample(
         image_path=path,
         image_id=picture.image_id,
         size_hw=size_hw,
-        boxes_xyxy=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
-        class_ids=np.asarray(classes, dtype=np.int64),
-        crowd=np.asarray(crowd, dtype=bool),
+        boxes_xyxy=np.array([box for _, _, *box in kept], np.float32).reshape(-1, 4),
+        class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
+        crowd=np.array([crowd for _, crowd, *_ in kept], bool),
         grounding=grounding,
     )
 
 
-def _where(row: RawBox, picture: RawPicture) -> str:
-    return f"{row.place} of {picture.file_names[0]}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # integers of thousands of digits, deep nesting
-        text = type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _grounding(caption: RawCaption, picture: RawPicture, raw: RawData) -> tuple[Grounding, dict[Any, int]]:
+def _grounding(caption: str, picture: RawPicture, raw: RawData) -> tuple[Grounding, dict[Any, int]]:
     """Give the usable phrases, and the place among them of each phrase as numbered in the file."""
     kept: list[tuple[tuple[int, int], ...]] = []
     index_of: dict[Any, int] = {}
-    for number, spans in enumerate(caption.phrases):
-        usable = sorted({span for span in map(_span, spans) if _holds_letters(caption.text, span)})
+    for number, spans in enumerate(picture.phrases):
+        usable = sorted({(span[0], span[1]) for span in spans if _holds_letters(caption, span)})
         if len(usable) < len(spans):
-            raw.problems.add(
-                "span-outside-caption",
-                f"{picture.place} ({picture.file_names[0]}): {_short(spans)} of {len(caption.text)} characters",
-            )
+            where = f"{picture.place} ({picture.file_names[0]})"
+            raw.problems.add("span-outside-caption", f"{where}: {short(spans)} of {len(caption)} characters")
         if usable:
             index_of[number] = len(kept)
             kept.append(tuple(usable))
-    return Grounding(caption.text, tuple(kept)), index_of
+    return Grounding(caption, tuple(kept)), index_of
 
 
-def _span(span: Any) -> tuple[int, int]:
-    """Two whole numbers, or a span that lies nowhere."""
-    if isinstance(span, list | tuple) and len(span) == 2 and all(type(end) is int for end in span):
-        return span[0], span[1]
-    return -1, -1
-
-
-def _holds_letters(text: str, span: tuple[int, int]) -> bool:
+def _holds_letters(text: str, span: Any) -> bool:
+    """Whether a span is two whole numbers with letters of the text between them."""
+    if not isinstance(span, list | tuple) or len(span) != 2 or not all(type(end) is int for end in span):
+        return False
     begin, end = span
     return 0 <= begin < end <= len(text) and bool(clean_name(text[begin:end]) or text[begin:end].strip(" ._?\n\t"))
 
 
-@dataclass
-class _Evidence:
-    """How the boxes of a set fit their pictures, in their own form and in the one they may be mistaken for."""
-
-    form: str
-    boxes: int = 0
-    unfit: int = 0
-    unfit_as_other: int = 0
-    in_unit: int = 0
-    far_above_one: int = 0
-
-    def add(self, numbers: Sequence[float], size_hw: tuple[int, int]) -> None:
-        a, b, c, d = numbers
-        right, low = size_hw[1] + _EDGE_TOLERANCE, size_hw[0] + _EDGE_TOLERANCE
-        starts = a >= -_EDGE_TOLERANCE and b >= -_EDGE_TOLERANCE
-        as_xywh = starts and a + c <= right and b + d <= low and c > 0 and d > 0
-        as_xyxy = starts and c <= right and d <= low and c > a and d > b
-        self.boxes += 1
-        self.unfit += not (as_xyxy if self.form == "xyxy" else as_xywh)
-        self.unfit_as_other += not (as_xywh if self.form == "xyxy" else as_xyxy)
-        largest = max(abs(a), abs(b), abs(c), abs(d))
-        self.in_unit += largest <= 1 and min(size_hw) > 4
-        self.far_above_one += largest > _FAR_ABOVE_ONE
-
-    def judge(self, raw: RawData) -> None:
-        """Tell a wrong form, where the whole set speaks for it."""
-        if not self.boxes:
-            return
-        if self.form == "cxcywh":
-            if self.far_above_one * 2 > self.boxes:
-                raw.problems.add("boxes-look-pixels", count=self.far_above_one)
-            return
-        if self.in_unit == self.boxes:
-            raw.problems.add("boxes-look-normalised", count=self.boxes)
-        elif self.unfit >= 2 and self.unfit > _SUSPICIOUS * self.boxes and not self.unfit_as_other:
-            raw.problems.add(f"boxes-look-{'xywh' if self.form == 'xyxy' else 'xyxy'}", count=self.unfit)
+def _judge_form(measured: "array[float]", raw: RawData) -> None:
+    """Tell a wrong form of the boxes, where the whole set speaks for it: how they fit their pictures, in their own form and
+    in the one they may be mistaken for. Of each box `measured` has the four numbers, and the picture's height and width.
+    """
+    a, b, c, d, height, width = np.frombuffer(measured).reshape(-1, 6).T
+    right, low = width + _EDGE_TOLERANCE, height + _EDGE_TOLERANCE
+    starts = (a >= -_EDGE_TOLERANCE) & (b >= -_EDGE_TOLERANCE)
+    with np.errstate(over="ignore"):
+        as_xywh = starts & (a + c <= right) & (b + d <= low) & (c > 0) & (d > 0)
+    as_xyxy = starts & (c <= right) & (d <= low) & (c > a) & (d > b)
+    fits, fits_as_other = (as_xyxy, as_xywh) if raw.form == "xyxy" else (as_xywh, as_xyxy)
+    largest, unfit = np.abs([a, b, c, d]).max(axis=0), int((~fits).sum())
+    if raw.form == "cxcywh":
+        far_above_one = int((largest > _FAR_ABOVE_ONE).sum())
+        if far_above_one * 2 > len(a):
+            raw.problems.add("boxes-look-pixels", count=far_above_one)
+    elif ((largest <= 1) & (np.minimum(height, width) > 4)).all():
+        raw.problems.add("boxes-look-normalised", count=len(a))
+    elif unfit >= 2 and unfit > _SUSPICIOUS * len(a) and fits_as_other.all():
+        raw.problems.add(f"boxes-look-{'xywh' if raw.form == 'xyxy' else 'xyxy'}", count=unfit)
 
 
-def _clipped(row: RawBox, size_hw: tuple[int, int], form: str, evidence: _Evidence) -> tuple[Box | None, str]:
+def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple[list[float] | None, str]:
     """Turn four numbers into a box inside the picture, or None; and the check that has something to say, or ""."""
-    numbers = _finite(row.numbers)
-    if numbers is None:
-        return None, "box-not-numbers"
-    evidence.add(numbers, size_hw)
     a, b, c, d = numbers
     if form == "cxcywh":
         a, c = (a - c / 2) * size_hw[1], c * size_hw[1]

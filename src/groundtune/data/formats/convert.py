@@ -8,6 +8,7 @@ is saved anew in that frame; everywhere else the boxes would be wrong on it.
     odvg  SPLIT/annotations.odvg.jsonl, pictures beside it      voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
 """
 
+import itertools
 import re
 import shutil
 import tempfile
@@ -25,22 +26,15 @@ from groundtune.data.transforms import load_picture
 from groundtune.errors import DataError
 
 FORMATS = ("coco", "yolo", "voc", "odvg")
-_STATES_SIZE = ("coco", "voc", "odvg")
 
 
 @dataclass
 class Converted:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        pictures: by split.
-        boxes: by split.
-        messages: what reading found, and what the format could not take.
-    """
-
-    pictures: dict[str, int] = field(default_factory=dict)
-    boxes: dict[str, int] = field(default_factory=dict)
-    messages: list[str] = field(default_factory=list)
+    pictures: dict[str, int] = field(default_factory=dict)  # by split
+    boxes: dict[str, int] = field(default_factory=dict)  # by split
+    messages: list[str] = field(default_factory=list)  # what reading found, and what the format could not take
 
 
 def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Converted:
@@ -66,9 +60,8 @@ def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Conver
         raise DataError(f"{data} has captions, which {format.upper()} cannot express. Choose --format odvg or coco.")
     odd = [repr(name) for name in next(iter(splits.values())).class_names if not name.isprintable()]
     if format == "voc" and odd:
-        raise DataError(
-            f"{data} has class names that XML cannot hold: {', '.join(odd)}. Rename them, or choose another format."
-        )
+        told = f"class names that XML cannot hold: {', '.join(odd)}. Rename them, or choose another format."
+        raise DataError(f"{data} has {told}")
     done = Converted(messages=[message for dataset in splits.values() for message in dataset.messages])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,25 +78,23 @@ def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Conver
 
 
 def _write(splits: dict[str, Dataset], folder: Path, format: str, link: bool, done: Converted) -> None:
-    taken: set[str] = set()
+    shared: set[str] = set()  # names of pictures
     for split, dataset in splits.items():
-        if format != "voc":  # where the pictures of all splits share a folder
-            taken = set()
+        taken = shared if format == "voc" else set()  # where the pictures of all splits share a folder
         names = [_new_name(sample.image_path, taken) for sample in dataset.samples]
         place = folder / {"voc": "JPEGImages", "yolo": f"{split}/images"}.get(format, split)
         place.mkdir(parents=True, exist_ok=True)
         for sample, name in zip(dataset.samples, names, strict=True):
-            _put_picture(sample, place / name, link, format in _STATES_SIZE)
+            _put_picture(sample, place / name, link, states_size=format != "yolo")
         _write_split(split, dataset, names, folder, format)
         lost = sum(int(sample.crowd.sum()) for sample in dataset.samples) if format in ("yolo", "odvg") else 0
         if lost:
-            done.messages.append(
-                f"{split}: {lost} boxes of groups were left out, {format.upper()} has no form for them."
-            )
+            told = f"{lost} boxes of groups were left out, {format.upper()} has no form for them."
+            done.messages.append(f"{split}: {told}")
         done.pictures[split] = len(names)
         done.boxes[split] = sum(len(sample.boxes_xyxy) for sample in dataset.samples) - lost
     if format == "yolo":
-        write_yolo_yaml(splits, {split: f"{split}/images" for split in splits}, folder / "data.yaml")
+        write_yolo_yaml(splits, folder / "data.yaml")
     if format == "voc":
         names = next(iter(splits.values())).class_names
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -135,10 +126,8 @@ def _new_name(path: Path, taken: set[str]) -> str:
     """A file name whose stem no other picture has, whatever the case of its letters."""
     name = re.sub(r"[\x00-\x1f\x7f]", "_", path.name).strip()
     stem, suffix = Path(name).stem.strip() or "picture", Path(name).suffix
-    number, unique = 2, stem
-    while unique.lower() in taken:
-        unique = f"{stem}-{number}"
-        number += 1
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    unique = next(one for one in itertools.chain([stem], numbered) if one.lower() not in taken)
     taken.add(unique.lower())
     return unique + suffix
 

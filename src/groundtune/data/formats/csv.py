@@ -12,17 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groundtune.data.findings import Collector
-from groundtune.data.formats.raw import (
-    BoxForm,
-    RawBox,
-    RawData,
-    RawPicture,
-    classes_by_name,
-    collector,
-    find_name_list,
-    is_text,
-    read_text,
-)
+from groundtune.data.formats.files import find_name_list, is_text, read_text
+from groundtune.data.formats.raw import BoxForm, RawBox, RawData, RawPicture, classes_by_name, collector
 from groundtune.errors import DataError
 
 _COLUMNS = {
@@ -57,13 +48,10 @@ def raw_csv(path: Path) -> RawData:
     first_line = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=first_line.count)
     try:
-        rows = [
-            row
-            for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-            if any(cell.strip() for cell in row)
-        ]
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise DataError(f"{path} is not CSV: {error}. {_EXPECTED}.") from error
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         raise DataError(f"{path} is empty. {_EXPECTED}.")
     columns, has_header = _columns(rows[0], path)
@@ -72,10 +60,9 @@ def raw_csv(path: Path) -> RawData:
     pictures: dict[str, RawPicture] = {}
     for number, row in enumerate(rows[has_header:], start=1 + has_header):
         _add_row(pictures, row, columns, f"row {number}", problems)
-    names = {box.label for picture in pictures.values() for box in picture.boxes if isinstance(box.label, str)}
-    classes = classes_by_name(names, find_name_list(path.parent) if names else [])
-    states_size = "width" in columns and "height" in columns
-    return RawData(path, form, list(pictures.values()), classes, problems, states_size)
+    named = any(box.label for picture in pictures.values() for box in picture.boxes)
+    classes = classes_by_name([*pictures.values()], find_name_list(path.parent) if named else [])
+    return RawData(path, form, [*pictures.values()], classes, problems, {"width", "height"} <= set(columns))
 
 
 def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
@@ -90,7 +77,7 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
     boxes = set(_CORNERS) <= set(columns) or set(_SIZES) <= set(columns)
     if {"path", "class"} <= set(columns) and boxes:
         return columns, True
-    numeric = [place for place, cell in enumerate(cells) if _is_number(cell) or not cell]
+    numeric = [place for place, cell in enumerate(cells) if isinstance(_value(cell), float) or not cell]
     if len(cells) == 6 and numeric[-4:] in ([1, 2, 3, 4], [2, 3, 4, 5]) and cells[0]:
         start = numeric[-4]
         named = dict(zip(_CORNERS, range(start, start + 4), strict=True))
@@ -113,8 +100,7 @@ def _add_row(
     if picture is None:
         size_hw = _value(cells.get("height", "")), _value(cells.get("width", ""))
         base = name.rpartition("/")[2]
-        candidates = (name, base) if base and base != name else (name,)
-        picture = pictures[name] = RawPicture(candidates, where, size_hw)
+        picture = pictures[name] = RawPicture(tuple(dict.fromkeys([name, base or name])), where, size_hw)
     keys = _CORNERS if "x1" in columns else _SIZES
     if cells["class"] or any(cells[key] for key in keys):
         picture.boxes.append(RawBox([_value(cells[key]) for key in keys], cells["class"] or None, where))
@@ -125,7 +111,3 @@ def _value(cell: str) -> float | str:
         return float(cell)
     except ValueError:
         return cell
-
-
-def _is_number(cell: str) -> bool:
-    return isinstance(_value(cell), float)

@@ -1,7 +1,7 @@
 """Which files of a folder are a data set: the layouts are looked for one after the other.
 
-1. A folder per split (`train`, `valid` or `val`, `test`) with one annotation file and the pictures beside it or in
-   `images/`: what Roboflow exports as COCO (`_annotations.coco.json`), CSV (`_annotations.csv`) or VOC (XML files), and ODVG.
+1. A folder per split with one annotation file and the pictures beside it or in `images/`: what Roboflow exports as COCO
+   (`_annotations.coco.json`), CSV (`_annotations.csv`) or VOC (XML files), and ODVG.
 2. A file per split, in `annotations/` or in the folder itself: `instances_train2017.json`, `train.jsonl`, `val.csv`, with the
    pictures in `train2017/` or `images/train2017/`: what COCO publishes.
 3. YOLO: `data.yaml`, or `images/` and `labels/` with a names file.
@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groundtune.data.formats.assemble import assemble
-from groundtune.data.formats.coco import is_grounding, raw_coco, read_json
+from groundtune.data.formats.coco import is_grounding, raw_coco
 from groundtune.data.formats.csv import raw_csv
+from groundtune.data.formats.files import SPLIT_NAMES, read_json, split_folders
 from groundtune.data.formats.odvg import odvg_source
-from groundtune.data.formats.raw import SPLIT_NAMES, Place, RawData, Source
+from groundtune.data.formats.raw import RawData, Source
 from groundtune.data.formats.tokens_positive import raw_tokens_positive
 from groundtune.data.formats.voc import find_voc, xml_source
 from groundtune.data.formats.yolo import find_yolo, sources_of_yaml
@@ -43,11 +44,7 @@ _FILES = "a COCO, LVIS or tokens_positive .json file, an ODVG .jsonl file, a .cs
 
 
 def load_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
-    """Read a data set as `read_splits`, and hold out a validation split where there is none.
-
-    Returns:
-        The splits "train", "valid" and, where it exists, "test". Of a single picture: only "train".
-    """
+    """Read a data set as `read_splits`, and hold out "valid" of "train" where there is none (but of a single picture)."""
     splits = read_splits(path, keep_going=keep_going)
     if "train" in splits and "valid" not in splits:
         splits = hold_out(splits["train"]) | splits
@@ -59,8 +56,7 @@ def read_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
 
     Args:
         path: a folder in one of the layouts above, or an annotation file.
-        keep_going: leave out pictures and files that cannot be used, with a finding of severity "error", in place of ending
-            there; for `check`, which tells everything.
+        keep_going: leave out pictures and files that cannot be used, with a finding of severity "error"; for `check`.
 
     Returns:
         The splits that exist under "train", "valid" and "test", with one class list, mapped by name. One file alone
@@ -75,9 +71,9 @@ def read_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
         raise DataError(f"The data {path} does not exist. Expected a folder with annotated pictures, or {_FILES}.")
     try:
         root, sources = _find(path)
-        splits: dict[str, Dataset] = {
-            split: assemble(source.read(source.file), Place(split, root, source.image_dirs, keep_going))
-            for split, source in ((name, sources[name]) for name in ("train", "valid", "test") if name in sources)
+        splits = {
+            split: assemble(source.read(source.file), split, root, source.image_dirs, keep_going)
+            for split, source in sorted(sources.items(), key=lambda item: ("train", "valid", "test").index(item[0]))
         }
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or path}: {error.strerror or error}.") from error
@@ -106,7 +102,7 @@ def _source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
     """A split of one annotation file."""
     if path.suffix.lower() == ".jsonl":
         return odvg_source(path, image_dirs, root)
-    return Source(path, tuple(image_dirs), raw_csv if path.suffix.lower() == ".csv" else _raw_json)
+    return Source(path, image_dirs, raw_csv if path.suffix.lower() == ".csv" else _raw_json)
 
 
 def _raw_json(path: Path) -> RawData:
@@ -116,10 +112,7 @@ def _raw_json(path: Path) -> RawData:
 
 def _split_folders(root: Path) -> dict[str, Source]:
     sources: dict[str, Source] = {}
-    for folder in sorted(root.iterdir()):
-        split = SPLIT_NAMES.get(folder.name.lower())
-        if split is None or not folder.is_dir():
-            continue
+    for split, folder in split_folders(root):
         image_dirs = [place for place in (folder, folder / "images", folder / "data", root) if place.is_dir()]
         files = next((found for suffix in _SUFFIXES if len(found := _preferred(folder, suffix)) == 1), [])
         if files:
@@ -132,8 +125,7 @@ def _split_folders(root: Path) -> dict[str, Source]:
 def _preferred(folder: Path, suffix: str) -> list[Path]:
     """The annotation files of a kind; Roboflow's alone where it is among them."""
     files = _files(folder, suffix)
-    roboflow = [file for file in files if file.name in ("_annotations.coco.json", "_annotations.csv")]
-    return roboflow or files
+    return [file for file in files if file.name in ("_annotations.coco.json", "_annotations.csv")] or files
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
@@ -166,13 +158,13 @@ def _single_file(root: Path) -> dict[str, Source]:
     return {}
 
 
-def _picture_folders(root: Path, path: Path) -> tuple[Path, ...]:
+def _picture_folders(root: Path, path: Path) -> list[Path]:
     """Where the pictures of a file may be: in folders named after it, in `images/`, beside it, in the root."""
     stem = re.sub(r"^(instances|_annotations|lvis_v\d)_", "", path.stem)
     words = [stem, re.sub(r"\d{4}$", "", stem)]
     named = [folder / word for word in words for folder in (root, root / "images")]
-    folders = [*named, root / "images", root / "data", path.parent, root]
-    return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
+    folders = dict.fromkeys([*named, root / "images", root / "data", path.parent, root])
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _add(sources: dict[str, Source], split: str, source: Source) -> None:

@@ -6,10 +6,9 @@
         {"bbox": [x1, y1, x2, y2], "phrase": "a cat", "tokens_positive": [[0, 5]]}]}}
 
 - Class names are the `category` of the boxes, or come from `label_map.json` ({"0": "cat"}) beside the file; its order is kept.
-- A region has one box, several, or none (an empty region is legal: the phrase is known to be there, or known to be absent,
-  without a box). Without `tokens_positive` its phrase is looked for in the caption as whole words, so that "car" is not found
-  in "carrot" (pitfalls 21 and 24); a phrase that stands there several times has several spans. Regions with the same spans
-  are one phrase.
+- A region has one box, several, or none (its phrase is known to be there, or to be absent). Without `tokens_positive` its
+  phrase is looked for as whole words, so that "car" is not found in "carrot" (pitfalls 21 and 24), and has a span for each
+  place that it stands in. Regions with the same spans are one phrase.
 """
 
 import json
@@ -20,19 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.findings import Collector
-from groundtune.data.formats.coco import read_json
-from groundtune.data.formats.raw import (
-    RawBox,
-    RawCaption,
-    RawClass,
-    RawData,
-    RawPicture,
-    Source,
-    classes_by_name,
-    collector,
-    is_text,
-    read_text,
-)
+from groundtune.data.formats.files import is_text, read_json, read_text
+from groundtune.data.formats.raw import RawBox, RawClass, RawData, RawPicture, Source, classes_by_name, collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 
@@ -41,16 +29,12 @@ LABEL_MAP = "label_map.json"
 
 def odvg_source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
     """A split of one file; its label map lies beside it or in the root."""
-    maps = [folder / LABEL_MAP for folder in dict.fromkeys((path.parent, root)) if (folder / LABEL_MAP).is_file()]
-    return Source(path, tuple(image_dirs), partial(raw_odvg, label_map=maps[0] if maps else None))
+    label_map = next((folder / LABEL_MAP for folder in (path.parent, root) if (folder / LABEL_MAP).is_file()), None)
+    return Source(path, image_dirs, partial(_raw_odvg, label_map=label_map))
 
 
-def raw_odvg(path: Path, label_map: Path | None = None) -> RawData:
-    """Take the records out of an ODVG file.
-
-    Raises:
-        DataError: the file cannot be read, no line of it is ODVG, or the label map is none.
-    """
+def _raw_odvg(path: Path, label_map: Path | None) -> RawData:
+    """Take the records out of an ODVG file; a DataError where no line of it is ODVG, or the label map is none."""
     problems = collector()
     known = _label_names(label_map) if label_map else {}
     pictures = []
@@ -68,23 +52,18 @@ def raw_odvg(path: Path, label_map: Path | None = None) -> RawData:
             problems.add("picture-broken", f"{where} is no ODVG object with 'filename' and 'detection' or 'grounding'")
         else:
             pictures.append(picture)
-    if not pictures and problems.count("picture-broken"):
+    broken = problems.count("picture-broken")
+    if broken and not pictures:
         raise DataError(
-            f"{path} is not ODVG: none of its {problems.count('picture-broken')} lines is an object with 'filename' and "
-            "'detection' or 'grounding'."
+            f"{path} is not ODVG: none of its {broken} lines is an object with 'filename' and 'detection' or 'grounding'."
         )
-    names = {box.label for picture in pictures for box in picture.boxes if isinstance(box.label, str)}
-    listed = list(known.values()) or sorted(numbers, key=lambda name: (numbers[name], name))
-    return RawData(path, "xyxy", pictures, _numbered(classes_by_name(names, listed), known, numbers), problems)
-
-
-def _numbered(classes: list[RawClass], known: dict[int, str], numbers: dict[str, int]) -> list[RawClass]:
-    """The classes with the file's label numbers as ids, where these are unique and complete."""
+    classes = classes_by_name(pictures, [*known.values()] or sorted(numbers, key=lambda name: (numbers[name], name)))
     number_of = {name: number for number, name in known.items()} or numbers
-    found = [number_of.get(entry.key) for entry in classes]
-    if None in found or len(set(found)) < len(found):
-        return classes
-    return [RawClass(entry.key, entry.name, number_of[entry.key]) for entry in classes]
+    if len({number_of[entry.key] for entry in classes if entry.key in number_of}) == len(
+        classes
+    ):  # unique and complete
+        classes = [RawClass(entry.key, entry.name, number_of[entry.key]) for entry in classes]
+    return RawData(path, "xyxy", pictures, classes, problems)
 
 
 def _label_names(path: Path) -> dict[int, str]:
@@ -101,23 +80,24 @@ def _picture(
     row: dict[str, Any], where: str, known: dict[int, str], numbers: dict[str, int], problems: Collector
 ) -> RawPicture | None:
     name = row.get("filename", row.get("file_name"))
-    if not isinstance(name, str) or not name.strip() or not is_text(name):
+    if not is_text(name) or not name.strip():
         return None
     picture = RawPicture((name.replace("\\", "/"),), where, (row.get("height"), row.get("width")))
     detection, grounding = row.get("detection"), row.get("grounding")
     if isinstance(grounding, dict) and is_text(grounding.get("caption")):
         _read_regions(picture, grounding, where, problems)
         return picture
-    if not isinstance(detection, dict) or not isinstance(detection.get("instances", []), list):
+    instances = detection.get("instances", []) if isinstance(detection, dict) else None
+    if not isinstance(instances, list):
         return None
-    for place, instance in enumerate(detection.get("instances", [])):
-        at = f"{where} instance {place + 1}"
+    for place, instance in enumerate(instances, start=1):
+        at = f"{where} instance {place}"
         if not isinstance(instance, dict):
             problems.add("annotation-broken", at)
             continue
         label, category = instance.get("label"), instance.get("category")
         number = label if isinstance(label, int) and not isinstance(label, bool) and abs(label) < 2**31 else None
-        if not isinstance(category, str) or not is_text(category):
+        if not is_text(category):
             category = known.get(number) if number is not None else None
         elif number is not None:
             numbers.setdefault(category, number)
@@ -127,12 +107,11 @@ def _picture(
 
 def _read_regions(picture: RawPicture, grounding: dict[str, Any], where: str, problems: Collector) -> None:
     """Sort the regions by phrase and take their boxes."""
-    caption: str = grounding["caption"]
-    phrases: dict[str, int] = {}
-    spans_of: list[list[Any]] = []
+    picture.caption = caption = grounding["caption"]
+    numbers: dict[str, int] = {}  # of the phrases
     regions = grounding.get("regions", [])
-    for place, region in enumerate(regions if isinstance(regions, list) else []):
-        at = f"{where} region {place + 1}"
+    for place, region in enumerate(regions if isinstance(regions, list) else [], start=1):
+        at = f"{where} region {place}"
         if not isinstance(region, dict):
             problems.add("annotation-broken", at)
             continue
@@ -140,23 +119,20 @@ def _read_regions(picture: RawPicture, grounding: dict[str, Any], where: str, pr
         if not isinstance(spans, list):
             spans = phrase_spans(caption, region.get("phrase"))
         if not spans:
-            problems.add(
-                "phrase-not-in-caption", f"{at} of {picture.file_names[0]} ({str(region.get('phrase'))[:40]!r})"
-            )
+            told = f"{at} of {picture.file_names[0]} ({str(region.get('phrase'))[:40]!r})"
+            problems.add("phrase-not-in-caption", told)
             continue
         spans = [spans] if len(spans) == 2 and all(isinstance(end, int) for end in spans) else spans
         try:
-            key = json.dumps(spans)
+            number = numbers.setdefault(json.dumps(spans), len(numbers))
         except (ValueError, RecursionError):
             problems.add("annotation-broken", at)
             continue
-        phrase = phrases.setdefault(key, len(phrases))
-        if phrase == len(spans_of):
-            spans_of.append(spans)
+        if number == len(picture.phrases):
+            picture.phrases.append(spans)
         box = region.get("bbox", [])
         several = isinstance(box, list) and (not box or any(isinstance(item, list) for item in box))
-        picture.boxes += [RawBox(numbers, phrase, at) for numbers in (box if several else [box])]
-    picture.caption = RawCaption(caption, spans_of)
+        picture.boxes += [RawBox(four, number, at) for four in (box if several else [box])]
 
 
 def phrase_spans(caption: str, phrase: Any) -> list[list[int]]:
@@ -174,7 +150,7 @@ def write_odvg(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
 
     Args:
         dataset: of classes, with captions, or of both.
-        file_names: the name of each sample's picture as the file states it.
+        file_names: of each sample's picture, as the file states it.
         path: the file to write.
     """
     with path.open("w", encoding="utf-8") as file:

@@ -11,11 +11,15 @@ from typing import Any
 
 from PIL import Image
 
-from groundtune.data.formats.raw import Place, RawData, RawPicture, inside
+from groundtune.data.formats.files import inside
+from groundtune.data.formats.raw import RawData, RawPicture
 
 _PROBED = 50  # pictures by which the folder of all is chosen
 _LARGEST_SIDE = 2**63
 _EXIF_ORIENTATION = 0x0112
+
+Found = tuple[RawPicture, Path, tuple[int, int]]
+"""A picture, its file, and its height and width."""
 
 
 class FolderListing:
@@ -34,45 +38,34 @@ class FolderListing:
         return path.name in self._names[parent]
 
 
-def find_pictures(raw: RawData, place: Place) -> tuple[list[RawPicture], list[Path]]:
-    """Give the pictures that exist, and the file of each; the others go to the problems.
+def find_pictures(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Found]:
+    """Give the pictures that exist and have a size, stated or else read from the file; the others go to the problems.
 
     The first folder (and way of writing the names) that has any of the first pictures is taken for all of them; single
     pictures that it lacks are looked for in the others.
     """
     ways = max((len(picture.file_names) for picture in raw.pictures), default=0)
-    choices = [(folder, way) for way in range(ways) for folder in place.folders]
+    choices = [(folder, way) for way in range(ways) for folder in folders]
     listing = FolderListing()
 
     def usable(picture: RawPicture, choice: tuple[Path, int]) -> bool:
         folder, way = choice
-        return way < len(picture.file_names) and _allowed(folder, picture.file_names[way], place.root)
+        return way < len(picture.file_names) and _allowed(folder, picture.file_names[way], root)
 
     def exists(picture: RawPicture, choice: tuple[Path, int]) -> bool:
         return usable(picture, choice) and listing.has(choice[0] / picture.file_names[choice[1]])
 
-    likely = next((choice for choice in choices if any(exists(p, choice) for p in raw.pictures[:_PROBED])), None)
-    ordered = choices if likely is None else [likely, *choices]
-    pictures, paths = [], []
+    likely = [choice for choice in choices if any(exists(p, choice) for p in raw.pictures[:_PROBED])][:1]
+    ordered = likely + choices
+    kept = []
     for picture in raw.pictures:
-        found = next((choice for choice in ordered if exists(picture, choice)), None)
-        if found is not None:
-            pictures.append(picture)
-            paths.append(found[0] / picture.file_names[found[1]])
-        elif any(usable(picture, choice) for choice in choices):
-            raw.problems.add("picture-missing", repr(picture.file_names[0]))
-        else:
-            raw.problems.add("picture-outside", repr(picture.file_names[0]))
-    return pictures, paths
-
-
-def picture_sizes(
-    pictures: list[RawPicture], paths: list[Path], raw: RawData
-) -> tuple[list[RawPicture], list[Path], list[tuple[int, int]]]:
-    """Give height and width of each picture, as stated or else from its file; pictures without either are left out."""
-    kept, files, sizes = [], [], []
-    for picture, path in zip(pictures, paths, strict=True):
-        size_hw = stated_size(picture.size_hw)
+        choice = next((choice for choice in ordered if exists(picture, choice)), None)
+        if choice is None:
+            refused = not any(usable(picture, choice) for choice in choices)
+            raw.problems.add("picture-outside" if refused else "picture-missing", repr(picture.file_names[0]))
+            continue
+        path = choice[0] / picture.file_names[choice[1]]
+        size_hw = _stated_size(picture.size_hw)
         if size_hw is None:
             try:
                 size_hw = stored_size(path, upright=not raw.states_size)
@@ -81,13 +74,11 @@ def picture_sizes(
                 continue
             if raw.states_size:
                 raw.problems.add("picture-size-not-stated", picture.file_names[0])
-        kept.append(picture)
-        files.append(path)
-        sizes.append(size_hw)
-    return kept, files, sizes
+        kept.append((picture, path, size_hw))
+    return kept
 
 
-def stated_size(size_hw: Sequence[Any]) -> tuple[int, int] | None:
+def _stated_size(size_hw: Sequence[Any]) -> tuple[int, int] | None:
     """Two whole numbers above 0, or None."""
     for side in size_hw:
         if isinstance(side, bool) or not isinstance(side, int | float):

@@ -19,22 +19,12 @@ from xml.etree import ElementTree
 from defusedxml.ElementTree import fromstring
 
 from groundtune.data.findings import Collector
-from groundtune.data.formats.raw import (
-    PICTURE_SUFFIXES,
-    SPLIT_NAMES,
-    RawBox,
-    RawData,
-    RawPicture,
-    Source,
-    classes_by_name,
-    collector,
-    find_name_list,
-    is_text,
-    read_text,
-)
+from groundtune.data.formats.files import PICTURE_SUFFIXES, SPLIT_NAMES, find_name_list, is_text, read_text
+from groundtune.data.formats.raw import RawBox, RawData, RawPicture, Source, classes_by_name, collector
 from groundtune.data.sample import Sample
 from groundtune.errors import DataError
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = sorted(PICTURE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix))
 
 
@@ -51,24 +41,22 @@ def find_voc(root: Path) -> dict[str, Source]:
     if not homes:
         files = sorted(root.glob("*.xml"))
         return {"train": xml_source(root, files, root)} if files else {}
-    home = homes[0]
-    lists = {}
-    for path in sorted((home / "ImageSets/Main").glob("*.txt")):
-        if path.stem.lower() in SPLIT_NAMES:
-            lists[SPLIT_NAMES[path.stem.lower()]] = path
+    home, annotations = homes[0], homes[0] / "Annotations"
+    files = sorted((home / "ImageSets/Main").glob("*.txt"))
+    lists = {SPLIT_NAMES[path.stem.lower()]: path for path in files if path.stem.lower() in SPLIT_NAMES}
     if not lists and (home / "ImageSets/Main/trainval.txt").is_file():
         lists["train"] = home / "ImageSets/Main/trainval.txt"
     if not lists:
-        return {"train": xml_source(home / "Annotations", sorted((home / "Annotations").glob("*.xml")), home)}
-    return {split: xml_source(path, _listed(path, home / "Annotations"), home) for split, path in lists.items()}
+        return {"train": xml_source(annotations, sorted(annotations.glob("*.xml")), home)}
+    return {split: xml_source(path, _listed(path, annotations), home) for split, path in lists.items()}
 
 
 def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
     """A split of these XML files; pictures lie in the usual folders of `root` or beside the files."""
-    beside = [xml_paths[0].parent] if xml_paths else []
-    folders = [root / "JPEGImages", root / "images", root / "Images", *beside, root]
-    folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    return Source(file, tuple(folders), partial(_read_split, xml_paths=xml_paths, root=root))
+    beside = [path.parent for path in xml_paths[:1]]
+    folders = dict.fromkeys([root / "JPEGImages", root / "images", root / "Images", *beside, root])
+    read = partial(_read_split, xml_paths=xml_paths, root=root)
+    return Source(file, [folder for folder in folders if folder.is_dir()], read)
 
 
 def _listed(path: Path, annotations: Path) -> list[Path]:
@@ -78,10 +66,8 @@ def _listed(path: Path, annotations: Path) -> list[Path]:
         name = line.strip()
         if not name or not is_text(name) or "\0" in name:
             continue
-        whole = annotations / f"{name}.xml"
-        first = name.split()[0]
-        plain = name == os.path.basename(name)
-        found.append(whole if plain and whole.is_file() else annotations / f"{os.path.basename(first)}.xml")
+        whole = name == os.path.basename(name) and (annotations / f"{name}.xml").is_file()
+        found.append(annotations / f"{name if whole else os.path.basename(name.split()[0])}.xml")
     return found
 
 
@@ -98,9 +84,8 @@ def _read_split(file: Path, *, xml_paths: Sequence[Path], root: Path) -> RawData
             problems.add("annotation-file-unreadable", f"{path.name} ({error or type(error).__name__})")
             continue
         pictures.append(_picture(element, path, problems))
-    names = {box.label for picture in pictures for box in picture.boxes if isinstance(box.label, str)}
     listed = find_name_list(root, root / "Annotations", *(path.parent for path in xml_paths[:1]))
-    return RawData(file, "xyxy", pictures, classes_by_name(names, listed), problems)
+    return RawData(file, "xyxy", pictures, classes_by_name(pictures, listed), problems)
 
 
 def _picture(element: ElementTree.Element, path: Path, problems: Collector) -> RawPicture:
@@ -108,12 +93,12 @@ def _picture(element: ElementTree.Element, path: Path, problems: Collector) -> R
     own = [path.stem + suffix for suffix in _SUFFIXES]
     if stated and stated.isprintable():
         own = [stated, *own] if Path(stated).stem == path.stem else [*own, stated]
-    size_hw = tuple(_whole(element.findtext(f"size/{side}")) for side in ("height", "width"))
-    picture = RawPicture(tuple(dict.fromkeys(own)), path.name, (size_hw[0], size_hw[1]))
+    size_hw = _number(element.findtext("size/height")), _number(element.findtext("size/width"))
+    picture = RawPicture(tuple(dict.fromkeys(own)), path.name, size_hw)
     for number, item in enumerate(element.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         box = item.find("bndbox")
-        numbers = None if box is None else [_number(box.findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+        numbers = None if box is None else [_number(box.findtext(key)) for key in _CORNERS]
         difficult = (item.findtext("difficult") or "").strip() == "1"
         picture.boxes.append(RawBox(numbers, name or None, f"{path.name} object {number}", difficult))
     return picture
@@ -126,34 +111,21 @@ def _number(text: str | None) -> float | str | None:
         return text
 
 
-def _whole(text: str | None) -> float | None:
-    number = _number(text)
-    return number if isinstance(number, float) else None
-
-
 def write_voc_xml(sample: Sample, class_names: Sequence[str], file_name: str, path: Path) -> None:
-    """Write one picture's XML file; crowd boxes become difficult objects.
-
-    Args:
-        sample: the picture.
-        class_names: of the data set.
-        file_name: of the picture.
-        path: the file to write.
-    """
+    """Write one picture's XML file; crowd boxes become difficult objects."""
     root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "folder").text = "JPEGImages"
-    ElementTree.SubElement(root, "filename").text = file_name
-    size = ElementTree.SubElement(root, "size")
-    for key, value in (("width", sample.size_hw[1]), ("height", sample.size_hw[0]), ("depth", 3)):
-        ElementTree.SubElement(size, key).text = str(value)
-    ElementTree.SubElement(root, "segmented").text = "0"
+    _add(root, {"folder": "JPEGImages", "filename": file_name, "segmented": "0"})
+    height, width = sample.size_hw
+    _add(ElementTree.SubElement(root, "size"), {"width": str(width), "height": str(height), "depth": "3"})
     for box, c, crowd in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True):
         item = ElementTree.SubElement(root, "object")
-        values = {"name": class_names[c], "pose": "Unspecified", "truncated": "0", "difficult": str(int(crowd))}
-        for key, value in values.items():
-            ElementTree.SubElement(item, key).text = value
+        _add(item, {"name": class_names[c], "pose": "Unspecified", "truncated": "0", "difficult": str(int(crowd))})
         corners = ElementTree.SubElement(item, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            ElementTree.SubElement(corners, key).text = f"{value:.9g}"
+        _add(corners, {key: f"{value:.9g}" for key, value in zip(_CORNERS, box, strict=True)})
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _add(parent: ElementTree.Element, texts: dict[str, str]) -> None:
+    for key, text in texts.items():
+        ElementTree.SubElement(parent, key).text = text

@@ -3,8 +3,8 @@
 Found as `data.yaml` (Ultralytics, Roboflow) or as `images/` + `labels/` with a names file. What people have:
 
 - names as a list or as `{0: cat}`; read as text, so that the names `no` and `007` stay what they are.
-- Paths of the splits relative to `path`, to the file, or to a folder that is not there (Roboflow writes `../train/images`
-  for `train/images`): all are tried, and none that leads out of the data folder. Lists of files (.txt) too.
+- Paths of the splits, or lists of files (.txt), relative to `path`, to the file, or to a folder that is not there (Roboflow
+  writes `../train/images` for `train/images`): all are tried, and none that leads out of the data folder.
 - Rows of more than five numbers are outlines (segments, oriented boxes) and become the boxes around them. With
   `kpt_shape` in the yaml they are key points behind a box, and a sixth number alone is a confidence.
 - A picture without a label file is a picture without objects.
@@ -13,6 +13,7 @@ Sizes are not stated, so the frame is the picture as viewers show it (EXIF orien
 """
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,25 +22,14 @@ from typing import Any
 import yaml
 
 from groundtune.data.findings import Collector
+from groundtune.data.formats.files import PICTURE_SUFFIXES, find_name_list, inside, is_text, read_text, split_folders
 from groundtune.data.formats.pictures import FolderListing
-from groundtune.data.formats.raw import (
-    PICTURE_SUFFIXES,
-    SPLIT_NAMES,
-    RawBox,
-    RawClass,
-    RawData,
-    RawPicture,
-    Source,
-    collector,
-    find_name_list,
-    inside,
-    is_text,
-    read_text,
-)
+from groundtune.data.formats.raw import RawBox, RawClass, RawData, RawPicture, Source, collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 
 _LARGEST_YAML = 2**20  # bytes; a file of 10,000 names has a fifth of it
+_IMAGES = re.compile(r"^((?:.*/)?)images/", re.DOTALL)  # the last such folder of a path
 _SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -75,15 +65,13 @@ def sources_of_yaml(path: Path) -> dict[str, Source]:
         value = next((content[key] for key in keys if content.get(key)), None)
         if value is None:
             continue
-        places = [
-            _resolve(part, content.get("path"), path.parent) for part in (value if isinstance(value, list) else [value])
-        ]
-        found = [place for place in places if place is not None]
-        if not found:
+        parts = value if isinstance(value, list) else [value]
+        places = [place for part in parts if (place := _resolve(part, content.get("path"), path.parent))]
+        if not places:
             looked[split] = value if isinstance(value, str) else "a list"
             continue
-        read = partial(_read_split, places=found, root=path.parent, classes=classes, key_points=key_points)
-        sources[split] = Source(path, tuple(dict.fromkeys([path.parent, *(p.parent for p in found)])), read)
+        read = partial(_read_split, places=places, root=path.parent, classes=classes, key_points=key_points)
+        sources[split] = Source(path, [*dict.fromkeys([path.parent, *(place.parent for place in places)])], read)
     if not sources or "train" in looked:
         missing = ", ".join(f"{split} {value!r}" for split, value in looked.items()) or "no split at all"
         raise DataError(
@@ -111,16 +99,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _classes(names: Any, path: Path) -> list[RawClass]:
     """Classes by their number, which is the key of the boxes."""
     entries = list(enumerate(names)) if isinstance(names, list) else []
-    if isinstance(names, dict):
-        entries = [
-            (int(key), name) for key, name in names.items() if isinstance(key, str) and key.isdecimal() and len(key) < 9
-        ]
-        entries.sort(key=lambda entry: entry[0])
-    if (
-        not entries
-        or not all(is_text(name) for _, name in entries)
-        or (isinstance(names, dict) and len(entries) < len(names))
-    ):
+    if isinstance(names, dict) and all(isinstance(key, str) and key.isdecimal() and len(key) < 9 for key in names):
+        entries = sorted(((int(key), name) for key, name in names.items()), key=lambda entry: entry[0])
+    if not entries or not all(is_text(name) for _, name in entries):
         raise DataError(
             f"{path}: 'names' is not usable. Expected a list of names, or a mapping such as {{0: cat, 1: dog}}."
         )
@@ -145,18 +126,14 @@ def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
 
 def _sources_of_folders(root: Path) -> dict[str, Source]:
     """`images/` + `labels/`, with or without folders for the splits, or `train/images` + `train/labels`."""
-    found: dict[str, list[Path]] = {}
+    places = []
     if (root / "labels").is_dir() and (root / "images").is_dir():
-        for folder in sorted((root / "images").iterdir()):
-            if folder.is_dir() and folder.name.lower() in SPLIT_NAMES:
-                found.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder)
-        found = found or {"train": [root / "images"]}
-    for folder in sorted(root.iterdir()):
-        if folder.name.lower() in SPLIT_NAMES and (folder / "labels").is_dir() and (folder / "images").is_dir():
-            found.setdefault(SPLIT_NAMES[folder.name.lower()], []).append(folder / "images")
-    if not found and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
-        found = {"train": [root]}
-    if not found:
+        places = list(split_folders(root / "images")) or [("train", root / "images")]
+    pairs = [(split, folder / "images", folder / "labels") for split, folder in split_folders(root)]
+    places += [(split, images) for split, images, labels in pairs if images.is_dir() and labels.is_dir()]
+    if not places and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
+        places = [("train", root)]
+    if not places:
         return {}
     names = find_name_list(root, root / "labels", root / "labels/train", root / "train", root / "train/labels")
     if not names:
@@ -165,12 +142,9 @@ def _sources_of_folders(root: Path) -> dict[str, Source]:
             "in the order of the class numbers, or a data.yaml."
         )
     classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
-    return {
-        split: Source(
-            places[0], (root,), partial(_read_split, places=places, root=root, classes=classes, key_points=False)
-        )
-        for split, places in found.items()
-    }
+    read = partial(_read_split, root=root, classes=classes, key_points=False)
+    found = {split: [place for other, place in places if other == split] for split, _ in places}
+    return {split: Source(own[0], [root], partial(read, places=own)) for split, own in found.items()}
 
 
 def _read_split(
@@ -181,7 +155,7 @@ def _read_split(
     pictures = []
     for place in places:
         for names in _listed(place, root) if place.is_file() else _pictures_in(place, root):
-            picture = RawPicture(names, f"{place.name}")
+            picture = RawPicture(names, place.name)
             label = _label_file([root / name for name in names], root, listing)
             if label is None:
                 problems.add("label-file-missing", names[0])
@@ -199,24 +173,20 @@ def _pictures_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
 
 def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
     """Pictures of a list of files: relative to the list, or to the root, or whole paths that lie inside it."""
-    lines = [line.strip().replace("\\", "/").removeprefix("./") for line in read_text(path).splitlines()]
+    beside = os.path.relpath(path.parent, root)
     found: list[tuple[str, ...]] = []
-    for line in lines:
-        if is_text(line) and os.path.basename(line):
-            beside = os.path.relpath(path.parent, root)
-            found.append((line,) if beside == "." or line.startswith("/") else (f"{beside}/{line}", line))
+    for line in read_text(path).splitlines():
+        name = line.strip().replace("\\", "/").removeprefix("./")
+        if is_text(name) and os.path.basename(name):
+            found.append((name,) if beside == "." or name.startswith("/") else (f"{beside}/{name}", name))
     return found
 
 
 def _label_file(pictures: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
     """The label file of a picture: in `labels/` for `images/`, or beside it."""
     for picture in pictures:
-        parts = list(picture.with_suffix(".txt").parts)
-        candidates = [Path(*parts)]
-        if "images" in parts[:-1]:
-            last = len(parts) - 1 - parts[::-1].index("images")
-            candidates.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
-        for candidate in candidates:
+        beside = picture.with_suffix(".txt")
+        for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
             if inside(candidate, root) and listing.has(candidate):
                 return candidate
     return None
@@ -230,13 +200,12 @@ def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
         return []
     boxes = []
     for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words:
+        if not line.strip():
             continue
         where = f"{path.name} line {number}"
         try:
-            numbers = [float(word) for word in words]
-            label = str(int(numbers[0])) if numbers[0].is_integer() else words[0]
+            numbers = [float(word) for word in line.split()]
+            label = str(int(numbers[0])) if numbers[0].is_integer() else line.split()[0]
         except (ValueError, OverflowError):
             problems.add("annotation-broken", f"{where} {line[:40]!r}")
             continue
@@ -256,24 +225,16 @@ def write_yolo_labels(sample: Sample, path: Path) -> None:
     """Write one picture's label file; crowd boxes have no form here and are left out."""
     height, width = sample.size_hw
     lines = []
-    for (x0, y0, x1, y1), c, crowd in zip(
-        sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True
-    ):
-        if not crowd:
-            shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
-            lines.append(f"{c} {' '.join(f'{share:.10g}' for share in shares)}\n")
+    boxes_xyxy, class_ids = sample.boxes_xyxy[~sample.crowd].tolist(), sample.class_ids[~sample.crowd].tolist()
+    for (x0, y0, x1, y1), c in zip(boxes_xyxy, class_ids, strict=True):
+        shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+        lines.append(f"{c} {' '.join(f'{share:.10g}' for share in shares)}\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def write_yolo_yaml(splits: dict[str, Dataset], folders: dict[str, str], path: Path) -> None:
-    """Write `data.yaml`.
-
-    Args:
-        splits: of one data set.
-        folders: for each split its picture folder, relative to the file.
-        path: the file to write.
-    """
+def write_yolo_yaml(splits: dict[str, Dataset], path: Path) -> None:
+    """Write `data.yaml`; the pictures of a split are in SPLIT/images beside it."""
     names = next(iter(splits.values())).class_names
-    content: dict[str, Any] = {("val" if split == "valid" else split): folders[split] for split in splits}
+    content: dict[str, Any] = {("val" if split == "valid" else split): f"{split}/images" for split in splits}
     content |= {"nc": len(names), "names": dict(enumerate(names))}
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -14,7 +14,15 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import ModelBundle, build_network, packaged_towers, picture_format, presets, unique_state
+from groundtune.model.bundle import (
+    PRESET_FOLDER,
+    ModelBundle,
+    build_network,
+    packaged_towers,
+    picture_format,
+    presets,
+    unique_state,
+)
 from groundtune.model.checkpoint import convert, hf
 from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, their_name, to_ours
 from groundtune.model.checkpoint.files import in_one_line, read_json, read_pth, read_safetensors, read_weights
@@ -43,7 +51,7 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     path, name, known = Path(source), str(source), presets()
     if name in known and not path.is_dir():
         config, recipe = ModelConfig(**known[name]["model"]), load_recipe(name)
-        network, picture = build_network(config, seed), picture_format(known[name]["picture"])
+        network, picture = _preset_network(config, known[name]["weights"], seed), picture_format(known[name]["picture"])
         return ModelBundle(network, bert_tokenizer(), config, picture, recipe=recipe, source=name, base_model=name)
     if path.suffix == ".safetensors" and path.is_file():
         raise CheckpointError(f"{path} is one file of a Hugging Face directory; name its folder {path.parent}.")
@@ -64,6 +72,16 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
         )
     bundle.source, bundle.base_model = name, bundle.base_model or base_model
     return bundle
+
+
+def _preset_network(config: ModelConfig, weights: str | None, seed: int) -> GroundingDINO:
+    """The trained part of a preset ships in the package, as float16 and without the denoising labels of its classes."""
+    if weights is None:
+        return build_network(config, seed)
+    file = PRESET_FOLDER / weights
+    return _network(
+        config, read_safetensors(file), file.name, seed, None, (*(f"{t}." for t in packaged_towers(config)), LABELS)
+    )
 
 
 def load_recipe(source: str | Path) -> dict[str, Any]:

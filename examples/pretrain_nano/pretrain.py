@@ -1,0 +1,72 @@
+"""Pretrain the transformer of `nano`: grounding over generated scenes, with the real pictures of your own sets mixed in.
+
+    python examples/pretrain_nano/pretrain.py WORK --mix DATA=4,OTHER=3 [--mix-last CHESS,CELLS=2] [--threads 2]
+
+WORK gets the scenes (about 300 MB), a run folder for each stage, and at the end `nano.safetensors`. After an interruption
+give the same command again: stages that are complete are kept. The weights that ship with the package came from these stages, with
+seed 0 throughout. Sets of --mix-last join in the last stage only: before it, `WORK/second/model` has never seen them, which
+is what the tests of "a set that was left out" run on.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import groundtune
+from groundtune.data.scenes import write_captioned_scenes
+from groundtune.model.bundle import packaged_towers
+from groundtune.model.checkpoint.convert import LABELS
+
+# Small pictures and a high learning rate while the transformer learns to find things; then the pictures' own size.
+STAGES = {
+    "first": {"lr": 1e-3, "lr_drop_at": 1.0, "warmup_steps": 200, "short_side": 256, "max_side": 256},
+    "second": {
+        "limit_train": 10000,
+        "lr": 1e-3,
+        "lr_drop_at": 0.7,
+        "warmup_steps": 50,
+        "short_side": 320,
+        "max_side": 320,
+    },
+    "last": {"limit_train": 3000, "lr": 5e-4, "lr_drop_at": 0.6, "warmup_steps": 50},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--mix", default="", help="data sets of real pictures, PATH or PATH=WEIGHT")
+    parser.add_argument("--mix-last", default="", help="more of them, for the last stage")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    scenes = args.work / "scenes"
+    if not scenes.exists():
+        write_captioned_scenes(scenes, train=16000, valid=200, seed=1)
+    model: str | Path = "nano-untrained"
+    for name, options in STAGES.items():
+        mix = {"first": [args.mix], "last": [args.mix, args.mix_last]}.get(name, [])
+        options["mix"] = [source for sources in mix for source in sources.split(",") if source]
+        run = args.work / name
+        if not (run / "metrics.json").exists():
+            shutil.rmtree(run, ignore_errors=True)  # a stage is one epoch, and begins anew
+            groundtune.train(
+                model, scenes, out=run, threads=args.threads, epochs=1, min_steps=0, cache_features=False, **options
+            )
+        model = run / "model"
+    save_half(model, args.work / "nano.safetensors")
+
+
+def save_half(model: Path, out: Path) -> None:
+    """Write the trained part as float16; the towers are installed packages, the labels of denoising belong to a data set."""
+    network, config = groundtune.load(model).bundle.network, groundtune.load(model).bundle.config
+    apart = (*(f"{tower}." for tower in packaged_towers(config)), LABELS)
+    trained = {k: v.to(torch.float16).clone() for k, v in network.state_dict().items() if not k.startswith(apart)}
+    save_file(trained, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Generated pictures with exact boxes: coloured shapes and things, for the demonstration, for tests and to pretrain `nano`."""
+
+from groundtune.data.scenes.draw import draw_scene
+from groundtune.data.scenes.names import (
+    COLOURS,
+    DEFAULT_CLASSES,
+    DEMO_SHAPES,
+    SHAPES,
+    held_out,
+    held_out_classes,
+    scene_classes,
+)
+from groundtune.data.scenes.write import write_captioned_scenes, write_scenes
+
+__all__ = [
+    "COLOURS",
+    "DEFAULT_CLASSES",
+    "DEMO_SHAPES",
+    "SHAPES",
+    "draw_scene",
+    "held_out",
+    "held_out_classes",
+    "scene_classes",
+    "write_captioned_scenes",
+    "write_scenes",
+]

@@ -1,0 +1,123 @@
+"""The comparison of runs, `comparison.html`: what each came to, what was changed, and which classes it moved.
+
+Only the run folders are read. Numbers of runs that were measured on different pictures or classes stand on the page, under a
+warning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from groundtune.errors import ConfigError
+from groundtune.report.build import chart_series, share, write_page
+from groundtune.report.charts import Series, line_chart
+from groundtune.report.run_data import RunData, read_run
+
+_NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
+_OWN_ROWS = {"data", "model", "out", "resume"}  # options that the first table has, or that say where and not what
+
+
+def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
+    """Write the page, and give what speaks against comparing the runs; nothing is the rule.
+
+    Raises:
+        ConfigError: there are fewer than two runs, or the file cannot be written.
+        DataError: one is no run folder.
+    """
+    if len(folders) < 2:
+        raise ConfigError(f"runs: a comparison needs two or more run folders, found {len(folders)}.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"out: {path} cannot be written; name a file in a folder that exists.")
+    short = len({folder.resolve().name for folder in folders}) == len(folders)
+    runs = {folder.resolve().name if short else str(folder): read_run(folder) for folder in folders}
+    warnings = differing_validation(runs)
+    context = {
+        "title": f"{len(runs)} runs compared",
+        "warnings": warnings,
+        "unfinished": [name for name, run in runs.items() if not run.finished],
+        "names": list(runs),
+        "headline": _headline(runs),
+        "chart": line_chart(_curves(runs), "epoch"),
+        "options": changed_options(runs),
+        "classes": _classes(runs),
+    }
+    write_page(path, "comparison.html.jinja", context)
+    return warnings
+
+
+def differing_validation(runs: dict[str, RunData]) -> list[str]:
+    """Sentences about validation splits with other classes or another number of pictures, as far as the runs tell them."""
+    said = []
+    counts = {name: run.valid_pictures for name, run in runs.items() if run.valid_pictures is not None}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} on {count}" for name, count in counts.items())
+        said.append(f"The runs were measured on different numbers of pictures: {told}.")
+    classes = {name: set(run.per_class) for name, run in runs.items() if run.per_class}
+    first = next(iter(classes), "")
+    for name, own in classes.items():
+        lacking, more = (sorted(names) for names in (classes[first] - own, own - classes[first]))
+        parts = [f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("has", more)) if names]
+        if parts:
+            said.append(f"The classes differ: beside {first}, {name} {' and '.join(parts)}.")
+    return said
+
+
+def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
+    """The options in which the runs differ: name, and the value of each run, as JSON."""
+    told = [
+        {name: json.dumps(value, ensure_ascii=False) for name, value in _flat(run.config).items()}
+        for run in runs.values()
+    ]
+    names = dict.fromkeys(name for options in told for name in options if name not in _OWN_ROWS)
+    rows = [(name, [options.get(name, "–") for options in told]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Options by dotted name, as `optimizer.lr`."""
+    nested = {name: value if isinstance(value, dict) else {"": value} for name, value in config.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()}
+
+
+def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
+    numbers = [name for name in _NUMBERS if any(f"valid/{name}" in run.best for run in runs.values())]
+    rows = []
+    for name, run in runs.items():
+        best = [run.best.get(f"valid/{number}") for number in numbers]
+        before = run.zero_shot.get(f"valid/{numbers[0]}") if numbers else None
+        cost = [
+            "–" if run.seconds is None else f"{run.seconds:.0f} s",
+            "–" if run.memory_bytes is None else f"{run.memory_bytes / 2**20:.0f} MB",
+            str(run.config.get("epochs", "–")),
+        ]
+        source = Path(str(run.config.get("model", "")))
+        model = source.parent.name if source.name == "model" else source.name  # a run folder's model
+        data = Path(str(run.config.get("data", ""))).name
+        rows.append([name, *map(share, best), share(before), *cost, model, data])
+    before_title = [f"zero-shot {numbers[0]}"] if numbers else ["zero-shot"]
+    return {"heads": ["run", *numbers, *before_title, "time", "memory", "epochs", "model", "data"], "rows": rows}
+
+
+def _curves(runs: dict[str, RunData]) -> list[Series]:
+    """AP over epochs of each run; the first point is zero-shot."""
+    curves: list[Series] = []
+    for name, run in runs.items():
+        [(_, _, values)] = chart_series(run.evaluations, ["AP"], "valid/")
+        curves.append((name, [float(line.get("epoch", 0)) for line in run.evaluations], values))
+    return curves
+
+
+def _classes(runs: dict[str, RunData]) -> list[dict[str, Any]]:
+    """For each class of any run its AP in each, the best of them, and how far they lie apart."""
+    rows = []
+    for name in dict.fromkeys(name for run in runs.values() for name in run.per_class):
+        scores = [run.per_class.get(name, {}).get("AP") for run in runs.values()]
+        known = [score for score in scores if score is not None]
+        spread = share(max(known) - min(known)) if len(known) > 1 else "–"
+        best = max(known) if len(set(known)) > 1 else None
+        cells = [(share(score), score is not None and score == best) for score in scores]
+        rows.append({"name": name, "cells": cells, "spread": spread})
+    return rows
