@@ -3,9 +3,9 @@
     python examples/pretrain_nano/pretrain.py WORK --mix DATA=4,OTHER=3 [--mix-last CHESS,CELLS=2] [--threads 2]
 
 WORK gets the scenes (about 300 MB), a run folder for each stage, and at the end `nano.safetensors`. After an interruption
-give the same command again: stages that are complete are kept. The weights that ship with the package came from these stages, with
-seed 0 throughout. Sets of --mix-last join in the last stage only: before it, `WORK/second/model` has never seen them, which
-is what the tests of "a set that was left out" run on.
+give the same command again: stages that are complete are kept. The weights that ship came from these stages, with seed 0
+throughout. Sets of --mix-last join in the last stage only: `WORK/second/model` has never seen them, and is what "a set that
+was left out of pretraining" was measured on.
 """
 
 import argparse
