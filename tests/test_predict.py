@@ -77,7 +77,9 @@ def test_nano_finds_boxes_within_the_picture_and_paths_arrays_and_pictures_are_a
         assert (part.xyxy[:, 2:] >= part.xyxy[:, :2]).all() and part.xyxy[:, 2].max() > 90  # not in shares, not square
         assert (np.diff(part.confidence) <= 0).all() and part.confidence.min() >= 0 and part.confidence.max() <= 1
         assert set(part.data["class_name"]) == {"Red_Circle", "dog"}
-        np.testing.assert_allclose(part.xyxy, found[0].xyxy, atol=1e-3)  # of 200 px; a row of a batch rounds in its own way
+        np.testing.assert_allclose(
+            part.xyxy, found[0].xyxy, atol=1e-3
+        )  # of 200 px; a row of a batch rounds in its own way
 
 
 def test_nano_finds_the_same_in_any_company(nano):

@@ -280,4 +280,4 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in ("", "-") or cell.replace(".", "", 1).removeprefix("-").isdigit()
+    return cell in ("", "-") or cell.replace(".", "", 1).lstrip("+-").isdigit()

@@ -209,12 +209,12 @@ def test_a_folder_that_cannot_be_written_is_a_checkpoint_error(make_bundle, tmp_
 
 def test_nano_follows_its_seed_alone_and_leaves_the_global_random_state():
     state = torch.get_rng_state()
-    first = load_bundle("nano", seed=3).network.state_dict()
+    first = load_bundle("nano-untrained", seed=3).network.state_dict()
     torch.rand(5)
     moved = torch.get_rng_state()
-    again = load_bundle("nano", seed=3).network.state_dict()
+    again = load_bundle("nano-untrained", seed=3).network.state_dict()
     assert torch.equal(torch.get_rng_state(), moved) and not torch.equal(moved, state)
-    other = load_bundle("nano", seed=4).network.state_dict()
+    other = load_bundle("nano-untrained", seed=4).network.state_dict()
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     same = {name for name in first if torch.equal(first[name], other[name])}
     assert {name for name in first if name.startswith(("backbone.", "language_model."))} <= same
