@@ -395,7 +395,7 @@ def test_models_and_env_are_lists(capsys: pytest.CaptureFixture) -> None:
     assert any(row.split()[:5] == ["iSEE-Laboratory/llmdet_tiny", "172", "M", "Swin-T", "Apache-2.0"] for row in rows)
     assert main(["env"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"groundtune", "python", "torch", "device", "threads", "tensorboard"} <= set(names)
+    assert {"groundtune", "python", "torch", "device", "threads", "deformable", "tensorboard"} <= set(names)
 
 
 def test_a_reader_of_stdout_that_goes_is_no_traceback() -> None:
