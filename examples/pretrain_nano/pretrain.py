@@ -61,9 +61,11 @@ def main() -> None:
 
 def save_half(model: Path, out: Path) -> None:
     """Write the trained part as float16; the towers are installed packages, the labels of denoising belong to a data set."""
-    network, config = groundtune.load(model).bundle.network, groundtune.load(model).bundle.config
-    apart = (*(f"{tower}." for tower in packaged_towers(config)), LABELS)
-    trained = {k: v.to(torch.float16).clone() for k, v in network.state_dict().items() if not k.startswith(apart)}
+    bundle = groundtune.load(model).bundle
+    apart = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
+    trained = {
+        k: v.to(torch.float16).clone() for k, v in bundle.network.state_dict().items() if not k.startswith(apart)
+    }
     save_file(trained, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 

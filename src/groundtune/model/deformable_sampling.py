@@ -75,9 +75,7 @@ class _Bags(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
         ctx.level_shapes = level_shapes
-        first, steps = _rows(value.shape, level_shapes, locations)
-        shares = _shares(level_shapes, locations, weights)
-        rows = (first[..., None] + steps).flatten(1)
+        _, rows, shares = _corners(value.shape, level_shapes, locations, weights)
         return F.embedding_bag(rows, value.flatten(0, 2), mode="sum", per_sample_weights=shares.flatten(1))
 
     @staticmethod
@@ -85,11 +83,9 @@ class _Bags(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
         value, locations, weights = ctx.saved_tensors
         gradient = gradient.contiguous()
-        first, steps = _rows(value.shape, ctx.level_shapes, locations)
         with torch.enable_grad():
             locations, weights = locations.detach().requires_grad_(), weights.detach().requires_grad_()
-            shares = _shares(ctx.level_shapes, locations, weights)
-            rows = (first[..., None] + steps).flatten(1)
+            first, rows, shares = _corners(value.shape, ctx.level_shapes, locations, weights)
             samples = F.embedding_bag(rows, value.flatten(0, 2), mode="sum", per_sample_weights=shares.flatten(1))
         of_locations, of_weights = torch.autograd.grad(samples, (locations, weights), gradient)
         if not ctx.needs_input_grad[0]:
@@ -116,13 +112,21 @@ def _scatter(gradient: Tensor, first: Tensor, shares: Tensor, shape: torch.Size,
     return of_value.view(shape)
 
 
-def _rows(shape: torch.Size, level_shapes: Shapes, locations: Tensor) -> tuple[Tensor, Tensor]:
+def _corners(
+    shape: torch.Size, level_shapes: Shapes, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every point its first row, (B·Q·heads, L·P); the rows of its four corners, (B·Q·heads, L·P·4), and their shares."""
+    x, y = _cells(level_shapes, locations)
+    points = locations.shape[-2]
+    first, steps = _rows(shape, level_shapes, points, x.detach(), y.detach())
+    return first, (first[..., None] + steps).flatten(1), _shares(level_shapes, points, x, y, weights)
+
+
+def _rows(shape: torch.Size, level_shapes: Shapes, points: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Row of the framed table (B·S·heads) at the upper left of every point, (B·Q·heads, L·P) int32, and the steps from
     it to its four corners, (L·P, 4)."""
     batch, positions, heads, _ = shape
-    points = locations.shape[-2]
     starts = [0, *itertools.accumulate((h + 2) * (w + 2) for h, w in level_shapes[:-1])]
-    x, y = _cells(level_shapes, locations.detach())
     h, w = _per_point(level_shapes, points, torch.int32)
     # clamped as integers too: a coordinate that is not finite must not become a row outside of the table
     column = x.floor().int().add_(1).clamp_(min=0).minimum(w)
@@ -140,10 +144,9 @@ def _steps(w: int) -> tuple[int, int, int, int]:
     return 0, 1, w + 2, w + 3
 
 
-def _shares(level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def _shares(level_shapes: Shapes, points: int, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """The bilinear weight of each corner times the weight of its point, (B·Q·heads, L·P, 4)."""
-    x, y = _cells(level_shapes, locations)
-    h, w = _per_point(level_shapes, locations.shape[-2], x.dtype)
+    h, w = _per_point(level_shapes, points, x.dtype)
     weights = weights.flatten(3).flatten(0, 2)
     right = x - x.detach().floor().minimum(w - 1)
     bottom = y - y.detach().floor().minimum(h - 1)

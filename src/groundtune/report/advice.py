@@ -8,7 +8,7 @@ import numpy as np
 
 from groundtune.data.check.splits import count_boxes
 from groundtune.data.sample import Dataset
-from groundtune.report.run_data import RunData
+from groundtune.report.run_data import RunData, score
 
 _FEW_BOXES = 10
 _MOST = 8
@@ -32,7 +32,7 @@ def advice(
 
 
 def _progress(run: RunData) -> list[str]:
-    scores = [(line["step"], line.get("valid/AP") or line.get("valid/recall@1") or 0.0) for line in run.evaluations[1:]]
+    scores = [(line["step"], score(line)) for line in run.evaluations[1:]]
     if len(scores) < 4:
         return []
     best_step, best = max(scores, key=lambda pair: pair[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 from groundtune.errors import DataError
 
 Metrics = dict[str, float | None]
+_SCORES = ("valid/AP", "valid/recall@1")
 
 
 @dataclass
@@ -50,16 +51,14 @@ def read_run(folder: Path) -> RunData:
     run.config = _read(run, "config.yaml", yaml.safe_load, {})
     run.environment = _read(run, "env.json", json.loads, {})
     for line in _read(run, "metrics.jsonl", _lines, []):
-        (run.evaluations if "valid/AP" in line or "valid/recall@1" in line else run.steps).append(line)
+        (run.evaluations if any(name in line for name in _SCORES) else run.steps).append(line)
     summary = _read(run, "metrics.json", json.loads, {})
     run.finished = bool(summary)
     run.predictions = _read(run, "predictions_valid.json", json.loads, [])
     numbers = [{name: v for name, v in line.items() if name.startswith("valid/")} for line in run.evaluations]
     run.zero_shot = summary.get("zero_shot") or (numbers[0] if numbers else {})
     run.final = summary.get("final") or (numbers[-1] if len(numbers) > 1 else {})
-    run.best = summary.get("best") or max(
-        numbers[1:], key=lambda m: m.get("valid/AP") or m.get("valid/recall@1") or 0.0, default={}
-    )
+    run.best = summary.get("best") or max(numbers[1:], key=score, default={})
     run.per_class = summary.get("per_class", {})
     run.retained = summary.get("retained", {})
     run.seconds, run.memory_bytes = summary.get("seconds"), summary.get("memory_bytes")
@@ -91,3 +90,8 @@ def _lines(text: str) -> list[dict[str, Any]]:
             if isinstance(line, dict) and "step" in line:
                 found.append(line)
     return found
+
+
+def score(numbers: Mapping[str, Any]) -> float:
+    """What the best weights are chosen by: AP, of captions recall@1; 0 where there was nothing to count."""
+    return float(next((numbers[name] for name in _SCORES if numbers.get(name)), 0.0))
