@@ -89,13 +89,13 @@ def test_names_the_pictures_and_the_first_module(
                 bundle.network.get_submodule(module).weight.view(-1)[0] = float("nan")
 
     seen: list[list[str]] = []
-    step = engine._step
+    step = engine.optimiser_step
 
     def watched(run: Any, batch: Any, place: Any) -> Any:
         seen.append([str(sample.image_path) for sample in batch.samples])
         return step(run, batch, place)
 
-    monkeypatch.setattr(engine, "_step", watched)
+    monkeypatch.setattr(engine, "optimiser_step", watched)
     monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
     with pytest.raises(TrainingDiverged):
         run(options(data, max_bad_steps=2), bundle, tmp_path / "run", Breaker())
