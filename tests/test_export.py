@@ -128,7 +128,7 @@ def test_what_the_other_codes_derive_must_be_so(model):
     ("arguments", "code", "message"),
     [
         (["source"], 2, "out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub."),
-        (["source", "--format", "onx", "--out", "x"], 2, "format: expected hf or idea, got 'onx'"),
+        (["source", "--format", "onx", "--out", "x"], 2, "format: expected hf or onnx or openvino or idea, got 'onx'"),
         (["source", "--format", "idea", "--push-to-hub", "me/it"], 2, "push_to_hub: only --format hf can be uploaded."),
         (
             ["source", "--out", "pictures"],
@@ -150,8 +150,8 @@ def test_mistakes_are_told_in_one_line(arguments, code, message, model, tmp_path
 
 
 def test_an_unknown_format_in_python(model):
-    with pytest.raises(ConfigError, match="format: expected hf or idea, got 'onnx'"):
-        groundtune.export(model(IDEA), "x", format="onnx")
+    with pytest.raises(ConfigError, match="format: expected hf, onnx, openvino or idea, got 'onx'"):
+        groundtune.export(model(IDEA), "x", format="onx")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""Finding objects by name: boxes in the user's pixels, names as the user wrote them, and pictures that show them."""
+"""Finding objects by name or sentence: boxes in the user's pixels, names as the user wrote them; and the command for it."""
 
 import json
+import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from supervision import Detections
+from video_files import UNEVEN, write_video
 
 from groundtune import predict as module
 from groundtune.api import Model
@@ -16,10 +19,11 @@ from groundtune.cli import main
 from groundtune.data.transforms import PictureFormat
 from groundtune.errors import ConfigError, DataError
 from groundtune.postprocess import PictureDetections
-from groundtune.predict import predict, records_of, save_predictions
+from groundtune.predict import Finder, batched, predict
+from groundtune.results import records_of
+from groundtune.tiles import Tiles
 
 CPU = torch.device("cpu")
-VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colours of supervision's palette, RGB
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def stub(monkeypatch, tokenizer):
     """A bundle whose network finds, in every picture, all of it as class 0 and its left half as the last class."""
     calls = []
 
-    def detect(network, features, prompts, sizes_hw):
+    def detect(network, features, prompts, sizes_hw, kept):
         last = sum(len(indices) for indices in prompts.class_indices) - 1
         calls.append(SimpleNamespace(sizes_hw=list(sizes_hw), prompts=prompts, pictures=features))
         return [
@@ -48,8 +52,12 @@ def stub(monkeypatch, tokenizer):
 
     monkeypatch.setattr(module, "detect_batch", detect)
     monkeypatch.setattr(module, "extract", lambda network, pictures, device: pictures)
+    network = torch.nn.Linear(1, 1)
     return SimpleNamespace(
-        network=torch.nn.Linear(1, 1),
+        network=network,
+        to=network.to,
+        own_names=None,
+        kept=None,
         tokenizer=tokenizer,
         config=SimpleNamespace(max_text_len=256),
         picture=PictureFormat((0.0,) * 3, (1.0,) * 3, 32, 64),
@@ -189,92 +197,257 @@ def test_a_picture_that_is_cut_off_is_named(stub, tmp_path):
             run(stub, [picture])
 
 
-def detections(boxes, class_ids, names=("cat", "dog")):
-    return Detections(
-        xyxy=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        confidence=np.linspace(0.9, 0.4, len(boxes)),
-        class_id=np.array(class_ids, dtype=int),
-        data={"class_name": np.array([names[c] for c in class_ids], dtype=object)},
+def test_pictures_are_taken_a_batch_at_a_time_and_never_all(stub):
+    asked = []
+    images = (asked.append(i) or noise() for i in range(9))
+    found = Finder(stub, ["cat"], CPU, batch_size=2).each(images)
+    next(found)
+    assert asked == [0, 1]
+    assert len(list(found)) == 8 and len(asked) == 9
+    assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]] and list(batched("", 2)) == []
+    assert Finder(stub, ["cat"], CPU).find([]) == []
+
+
+def test_torch_is_as_it_was_between_the_pictures_of_a_stream(nano):
+    found = Finder(nano, ["cat"], CPU, batch_size=1, precision="bf16").each([noise(), noise()])
+    next(found)
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "names"),
+    [({"CAT": 0.8}, ["dog"]), ({"dog": 0.51, "horse": 0.0}, ["Cat"]), ({"cat": 0.75, "dog": 0.5}, ["Cat", "dog"])],
+)
+def test_a_name_has_its_own_threshold_however_it_is_written(stub, thresholds, names):
+    """Scores of the stub: 0.75 and 0.5."""
+    (found,) = Finder(stub, ["Cat", "dog"], CPU, 0.5, thresholds).find([Image.fromarray(noise())])
+    assert found.data["class_name"].tolist() == names
+
+
+def test_sentences_are_prompts_of_their_own_and_score_by_their_best_token(stub):
+    sentences = ["The cat. on the left?", "a [big dog] near [the sofa]"]
+    finder = Finder(stub, sentences, CPU, sentences=True)
+    assert finder.names == ["The cat on the left", "big dog", "the sofa"]
+    (found,) = finder.find([Image.fromarray(noise())])
+    prompts = stub.calls[0].prompts
+    assert prompts.how == "max" and prompts.class_indices == [[0], [1, 2]]
+    ids = prompts.text.input_ids
+    read = [stub.tokenizer.decode(row[row != stub.tokenizer.pad_token_id][1:-1]) for row in ids]
+    assert read == ["the cat on the left.", "a big dog near the sofa."]
+    # tokens of the first: [CLS] the cat on the left . [SEP]; of the second: [CLS] a big dog near the sofa . [SEP]
+    assert [rows.nonzero()[:, 1].tolist() for rows in prompts.phrase_maps] == [[1, 2, 3, 4, 5], [2, 3, 5, 6]]
+    assert found.data["class_name"].tolist() == ["The cat on the left", "the sofa"]
+    assert found.class_id.tolist() == [0, 2]
+
+
+def test_the_score_of_a_sentence_is_the_best_of_its_tokens(tokenizer, monkeypatch):
+    """Through `detect_batch` itself, on logits put together by hand."""
+    from groundtune.engine.inference import detect_batch, sentence_prompts
+    from groundtune.text.prompt import sentence_prompt
+
+    logits = torch.full((1, 2, 256), -torch.inf)
+    logits[0, :, 1:6] = torch.tensor([[0.0, 2.0, -1.0, 0.0, 0.0], [-3.0, -2.0, -3.0, -3.0, -3.0]])
+    network = SimpleNamespace(
+        forward_features=lambda maps, text: {
+            "pred_logits": logits,
+            "pred_boxes": torch.tensor([[[0.5, 0.5, 1, 1]] * 2]),
+        }
     )
+    prompts = sentence_prompts(tokenizer, [sentence_prompt("the cat on the left")])
+    (found,) = detect_batch(network, [[]], prompts, [(10, 10)])
+    torch.testing.assert_close(found.scores, torch.tensor([2.0, -2.0]).sigmoid())
 
 
-def test_drawn_pictures_have_boxes_of_the_right_colour_at_the_right_place(tmp_path):
-    path = tmp_path / "a.jpg"
-    Image.new("RGB", (300, 200), (10, 20, 30)).save(path, quality=95)
-    found = detections([(50, 60, 150, 160), (170, 80, 280, 190)], [0, 1])
-    save_predictions([path], [found], ["cat", "dog"], tmp_path / "new/out")
-    drawn = np.asarray(Image.open(tmp_path / "new/out/a.png"))
-    original = np.asarray(Image.open(path))
-    assert drawn.shape == original.shape
-    for (x0, y0, x1, y1), colour in zip(found.xyxy.astype(int), (VIOLET, RED), strict=True):
-        for x, y in [(x0, (y0 + y1) // 2), (x1, (y0 + y1) // 2), ((x0 + x1) // 2, y1)]:
-            assert tuple(drawn[y, x]) == colour  # RGB, not BGR
-        assert np.array_equal(drawn[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5], original[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5])
-        label = drawn[y0 - 12 : y0 - 2, x0 + 2 : x0 + 50].reshape(-1, 3)
-        assert (label == colour).all(1).mean() > 0.3 and (label.min(1) > 200).any()  # white letters on the colour
-    assert np.array_equal(drawn[:30], original[:30])
-    with Image.open(path) as untouched:
-        assert np.array_equal(np.asarray(untouched), original)
+@pytest.mark.parametrize("sentence", ["", " . ", "a [cat", "cat]", "[]", "a [ ] cat", "[a [b] c]", "?"])
+def test_sentences_that_cannot_be_looked_for_are_said(stub, sentence):
+    with pytest.raises(DataError, match="cannot be looked for"):
+        Finder(stub, [sentence], CPU, sentences=True)
 
 
-def test_the_better_detection_lies_on_top_and_letters_can_be_read_on_light_colours(tmp_path):
-    Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
-    same_place = detections([(50, 60, 150, 160)] * 2, [1, 0])
-    light = detections([(50, 60, 150, 160)], [2], ["", "", "pink: ü"])
-    save_predictions([tmp_path / "a.png"] * 2, [same_place, light], ["cat", "dog", "ü"], tmp_path / "out")
-    assert Image.open(tmp_path / "out/a.png").getpixel((50, 110)) == RED
-    label = np.asarray(Image.open(tmp_path / "out/a-2.png"))[48:58, 52:100].reshape(-1, 3)
-    assert label.min() < 60  # dark letters
+def test_a_sentence_of_nano_is_found_like_a_name(nano):
+    """One word is both, and its one token makes mean and maximum equal."""
+    picture = Image.fromarray(noise(90, 120))
+    (name,) = Finder(nano, ["cat"], CPU, 0.0).find([picture])
+    (sentence,) = Finder(nano, ["cat"], CPU, 0.0, sentences=True).find([picture])
+    np.testing.assert_allclose(name.confidence, sentence.confidence, atol=1e-5)
 
 
-def test_predictions_json_says_what_was_found_where(tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        Image.new("RGB", (80, 60)).save(tmp_path / folder / "a.jpg")
-    Image.new("RGB", (80, 60)).save(tmp_path / "two/a-2.jpg")
-    paths = [tmp_path / "one/a.jpg", tmp_path / "two/a.jpg", tmp_path / "two/a-2.jpg"]
-    found = [detections([(1, 2, 30, 40)], [1]), detections([], []), Detections.empty()]
-    save_predictions(paths, found, ["cat", "dog"], tmp_path / "out")
-    content = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
-    names = ["a.png", "a-2.png", "a-2-2.png"]
-    one = {"class": "dog", "score": 0.9, "box_xyxy": [1.0, 2.0, 30.0, 40.0]}
-    assert content == {
-        "classes": ["cat", "dog"],
-        "images": [
-            {"image": str(path), "drawn": name, "detections": part}
-            for path, name, part in zip(paths, names, [[one], [], []], strict=True)
-        ],
-    }
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*names, "predictions.json"])
+def test_tiles_look_at_the_picture_and_its_parts_and_answer_once(stub):
+    """The stub finds, in every region, all of it as class 0, and its left half as the last class."""
+    (found,) = Finder(stub, ["cat", "dog"], CPU, tiles=Tiles(100, 0.2), batch_size=2).find(
+        [Image.fromarray(noise(100, 180))]
+    )
+    assert [call.sizes_hw for call in stub.calls] == [[(100, 180), (100, 100)], [(100, 100)]]
+    cats = found.xyxy[found.class_id == 0].tolist()
+    assert cats == [[0, 0, 180, 100]]  # of the tiles every cat is cut, and agrees with the whole one
+    assert len(found) > 1 and found.data["class_name"][0] == "cat"
+    (small,) = Finder(stub, ["cat", "dog"], CPU, tiles=Tiles(200)).find([Image.fromarray(noise(100, 180))])
+    assert len(small) == 2
 
 
-def test_drawn_pictures_never_replace_the_pictures_themselves(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pictures(stub, tmp_path, monkeypatch):
+    """700 pictures of 0.3 MB, once decoded: 180 MB lie between the 100th and the last one."""
+    import psutil
+
+    load(monkeypatch, stub)
+    Image.new("RGB", (320, 240)).save(tmp_path / "a.png")
+    sizes = []
+
+    def lines():
+        for number in range(700):
+            if number in (100, 699):
+                sizes.append(psutil.Process().memory_info().rss)
+            yield f"{tmp_path / 'a.png'}\n"
+
+    monkeypatch.setattr(sys, "stdin", lines())
+    monkeypatch.setattr(stub, "calls", SimpleNamespace(append=lambda call: None))
+    line = ["predict", "stub", "-", "--classes", "cat,dog", "--device", "cpu", "--save", str(tmp_path / "out")]
+    assert main([*line, "--save-as", "json,coco,yolo,csv"]) == 0
+    assert len(json.loads((tmp_path / "out/coco.json").read_text())["annotations"]) == 1400
+    assert sizes[1] - sizes[0] < 40_000_000
+
+
+def load(monkeypatch, bundle):
+    """Let every model source load this bundle."""
+    monkeypatch.setattr("groundtune.model.checkpoint.load.load_bundle", lambda source, seed=0: bundle)
+
+
+@pytest.fixture()
+def folder(stub, tmp_path, monkeypatch):
+    """An empty working folder with two pictures, where every model is the stub."""
+    load(monkeypatch, stub)
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (80, 60)).save("a.png")
-    before = Path("a.png").read_bytes()
-    with pytest.raises(ConfigError, match="a.png would be replaced"):
-        save_predictions([Path("a.png")], [detections([(1, 2, 30, 40)], [1])], ["cat", "dog"], tmp_path)
-    assert Path("a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    for name in ("in/a.jpg", "in/b.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (80, 60)).save(name)
 
 
-@pytest.mark.parametrize("name", ["file", "file/deeper", "n" * 300])
-def test_a_folder_that_cannot_be_written_is_a_config_error(tmp_path, name):
-    (tmp_path / "file").touch()
-    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
-    with pytest.raises(ConfigError, match="save: cannot write to"):
-        save_predictions([tmp_path / "a.jpg"], [Detections.empty()], ["cat"], tmp_path / name)
+PREDICT = ["predict", "stub", "--classes", "Red_Circle,dog", "--device", "cpu"]
+FOUND = ["  Red_Circle  0.750  0.0 0.0 80.0 60.0", "  dog  0.500  0.0 0.0 40.0 60.0"]
 
 
-def test_the_command_line_draws_and_says_errors_in_one_line(stub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("groundtune.model.checkpoint.load.load_bundle", lambda source, seed=0: stub)
-    Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
-    line = ["predict", "stub", str(tmp_path / "a.jpg"), "--classes", "Red_Circle,dog", "--device", "cpu", "--save"]
-    assert main([*line, str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "  Red_Circle  0.750  0.0 0.0 80.0 60.0",
-        "  dog  0.500  0.0 0.0 40.0 60.0",
+def test_the_command_prints_and_saves(folder, capsys):
+    assert main([*PREDICT, "in", "--save", "out"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["in/a.jpg: 2 found", *FOUND, "in/b.jpg: 2 found", *FOUND]
+    assert said.err == "The results are in out.\n"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "predictions.json"]
+    assert main([*PREDICT, "in/b.jpg", "--json", "--threshold", "0.6"]) == 0
+    one = {"class": "Red_Circle", "score": 0.75, "box_xyxy": [0.0, 0.0, 80.0, 60.0]}
+    assert json.loads(capsys.readouterr().out) == [{"image": "in/b.jpg", "detections": [one]}]
+
+
+def test_an_unreadable_picture_in_the_middle_does_not_end_it(folder, capsys):
+    Path("in/aa.jpg").write_text("no picture")
+    assert main([*PREDICT, "in", "--save", "out", "--json"]) == 3
+    said = capsys.readouterr()
+    assert [one["image"] for one in json.loads(said.out)] == ["in/a.jpg", "in/b.jpg"]
+    assert "left out: Cannot read the picture in/aa.jpg" in said.err
+    assert said.err.endswith("1 of the files could not be read (to the end):\n  in/aa.jpg\n")
+    content = json.loads(Path("out/predictions.json").read_text())
+    assert list(content["unreadable"]) == ["in/aa.jpg"] and len(content["images"]) == 2
+
+
+def test_a_video_is_looked_at_and_drawn_with_its_times(folder, capsys):
+    write_video(Path("in/film.mp4"), UNEVEN, sound=True)
+    assert (
+        main([*PREDICT, "in/film.mp4", "in/film.mp4", "--every", "2", "--save", "out", "--save-as", "drawn,coco"]) == 0
+    )
+    said = capsys.readouterr()
+    assert said.out.splitlines()[::3][:4] == [
+        f"in/film.mp4 frame {frame} at {time} s: 2 found"
+        for frame, time in ((0, "0.000"), (2, "0.100"), (4, "0.260"), (6, "1.000"))
     ]
-    assert (tmp_path / "out/a.png").is_file()
-    assert main([*line, str(tmp_path / "a.jpg/out")]) == 2
+    assert said.err.count("The sound of videos is not saved.") == 1
+    from groundtune.media import video_frames
+
+    for name in ("out/film.mp4", "out/film-2.mp4"):
+        drawn = list(video_frames(Path(name), 1))
+        assert [round(float(shot.time), 3) for shot in drawn] == [0, 0.1, 0.26, 1]
+        edge = np.asarray(drawn[0].picture)[5:-5, :2].reshape(-1, 3).mean(0)
+        assert edge[2] > 180 and edge[0] > 90 and edge[1] < 130  # violet, the first class, around all of it
+    images = json.loads(Path("out/coco.json").read_text())["images"]
+    assert images[1] == {
+        "id": 2, "file_name": "in/film.mp4", "width": 64, "height": 48, "frame": 2, "seconds": 0.1
+    }  # fmt: skip
+
+
+def test_a_damaged_video_keeps_what_was_done(folder, capsys):
+    path = write_video(Path("in/film.mkv"), [Fraction(i, 10) for i in range(50)], noise=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert main([*PREDICT, "in/film.mkv", "--every", "5", "--save", "out"]) == 3
+    assert "was cut off" in capsys.readouterr().err
+    from groundtune.media import video_frames
+
+    done = len(json.loads(Path("out/predictions.json").read_text())["images"])
+    assert len(list(video_frames(Path("out/film.mp4"), 1))) == done > 2
+
+
+def test_what_was_done_before_ctrl_c_is_kept(folder, capsys, monkeypatch):
+    def interrupted():
+        yield "in/a.jpg\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", interrupted())
+    assert main([*PREDICT, "-", "--save", "out", "--batch-size", "1", "--json"]) == 130
+    assert [one["image"] for one in json.loads(capsys.readouterr().out)] == ["in/a.jpg"]
+    assert [one["image"] for one in json.loads(Path("out/predictions.json").read_text())["images"]] == ["in/a.jpg"]
+
+
+def test_names_come_from_a_file_and_sentences_have_commas(folder, stub, capsys):
+    Path("names.txt").write_text("Red_Circle\n\n  dog \n")
+    assert main(["predict", "stub", "in/a.jpg", "--classes", "names.txt", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == FOUND
+    line = ["predict", "stub", "in/a.jpg", "--phrase", "the cat, left", "--phrase", "a dog", "--device", "cpu"]
+    assert main(line) == 0
+    assert [row.split("  ")[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["the cat, left", "a dog"]
+    assert main([*PREDICT, "in/a.jpg", "--phrase", "x"]) == 2
+    assert main(["predict", "stub", "in/a.jpg", "--classes", "absent.txt"]) == 3
+    Path("names.txt").write_text("\n")
+    assert main(["predict", "stub", "in/a.jpg", "--classes", "names.txt"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(folder, capsys):
+    assert main([*PREDICT, "in/a.jpg", "--save", "in/a.jpg/out"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("groundtune: error: save: cannot write to")
+    assert main([*PREDICT, "in", "--save", "in"]) == 2
+    assert "name a folder outside of it" in capsys.readouterr().err
+
+
+def test_names_of_files_cannot_command_the_terminal(folder, capsys):
+    name = "in/\x1b[2J\udcff.jpg"
+    Path("in/a.jpg").rename(name)
+    assert main([*PREDICT, name, "--save", "out", "--save-as", "drawn,json,csv,coco,yolo"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "in/\\x1b[2J?.jpg: 2 found"
+    assert json.loads(Path("out/predictions.json").read_text())["images"][0]["image"] == name
+
+
+def test_thresholds_of_a_run_are_those_of_its_report(tmp_path, stub, folder, capsys):
+    """Every object is found with the score of its class, and there is something wrong 0.2 below: F1 is 1 at that score."""
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.data.scenes import write_scenes
+
+    write_scenes(Path("data"), train=1, valid=3, classes=["red circle", "dog"], size=64)
+    valid = load_splits(Path("data"))["valid"]
+    predictions = []
+    for sample in valid.samples:
+        for (x0, y0, x1, y1), class_id in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), strict=True):
+            score = (0.7, 0.45)[class_id]
+            known = {"image_id": sample.image_id, "category_id": valid.category_ids[class_id], "score": score}
+            predictions.append({**known, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+            predictions.append({**known, "bbox": [0, 0, 1, 1], "score": score - 0.2})
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("data: data\n")
+    Path("run/predictions_valid.json").write_text(json.dumps(predictions))
+    from groundtune.commands import run_thresholds
+
+    assert {score["score"] for score in predictions} >= {0.7, 0.45}
+    assert run_thresholds(Path("run")) == pytest.approx({"red circle": 0.7, "dog": 0.45})
+    assert main([*PREDICT, "in/a.jpg", "--thresholds", "run", "--threshold", "0.99"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == FOUND
+    Path("run/predictions_valid.json").unlink()
+    assert main([*PREDICT, "in/a.jpg", "--thresholds", "run"]) == 3
+    assert "run has no thresholds" in capsys.readouterr().err

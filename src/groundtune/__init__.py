@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from groundtune.api import (
         Model,
+        blend,
         check,
         compare_runs,
         convert,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Model",
+    "blend",
     "check",
     "compare_runs",
     "convert",

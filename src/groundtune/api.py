@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from groundtune.commands import model_source, prompt_names, read_data, resolve_training, run_check, run_training
-from groundtune.config import CheckConfig
+from groundtune.commands import (
+    model_source,
+    prompt_names,
+    read_data,
+    resolve_training,
+    run_blend,
+    run_check,
+    run_training,
+)
+from groundtune.config import BlendConfig, CheckConfig
 from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import resolve, suggestion
 from groundtune.progress import Progress
@@ -20,9 +28,12 @@ if TYPE_CHECKING:
     from supervision import Detections
 
     from groundtune.data.check.report import Report
+    from groundtune.engine.blend import BlendPoint
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
+    from groundtune.predict import Finder
+    from groundtune.tiles import Tiles
 
     Picture = str | Path | Image.Image | np.ndarray
 
@@ -77,29 +88,50 @@ class Model:
             ConfigError: there are no names to look for.
             DataError: a picture cannot be read, or a name cannot be used.
         """
-        from groundtune.device import pick_device, pick_precision
-        from groundtune.predict import predict
-
         several = images if isinstance(images, list) else [images]
         pictures = [Path(picture) if isinstance(picture, str) else picture for picture in several]
-        names = prompt_names(classes, self.bundle)
-        device = pick_device(self.device)
-        found = predict(
-            self.bundle,
-            pictures,
-            names,
-            threshold=threshold,
-            device=device,
-            batch_size=batch_size,
-            precision=pick_precision(self.precision, device),
-        )
+        found = list(self.finder(classes, threshold, batch_size=batch_size).each(pictures))
         return found if isinstance(images, list) else found[0]
+
+    def finder(
+        self,
+        classes: Sequence[str] | None = None,
+        threshold: float = 0.3,
+        *,
+        thresholds: Mapping[str, float] | None = None,
+        phrases: Sequence[str] = (),
+        tiles: "Tiles | None" = None,
+        batch_size: int = 4,
+    ) -> "Finder":
+        """Ask for objects once, and find them in any number of pictures: `for found in model.finder(["cat"]).each(paths)`.
+
+        Args:
+            classes: names to look for; None takes those of the fine-tuning.
+            threshold: smallest score, in [0, 1].
+            thresholds: those of single names.
+            phrases: sentences in the place of names, each describing an object as a whole, or [several] in [brackets].
+            tiles: how large pictures are divided; None: not at all.
+            batch_size: pictures, or tiles, at a time.
+
+        Raises:
+            ConfigError: there are no names to look for.
+            DataError: a name cannot be used.
+        """
+        from groundtune.device import pick_device, pick_precision
+        from groundtune.predict import Finder
+
+        names = list(phrases) or prompt_names(classes, self.bundle)
+        device = pick_device(self.device)
+        precision = pick_precision(self.precision, device)
+        return Finder(
+            self.bundle, names, device, threshold, thresholds or {}, bool(phrases), tiles, batch_size, precision
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder that `load` reads. It appears whole or not at all; an existing one is replaced."""
         from groundtune.model.checkpoint.save import save_bundle
 
-        save_bundle(self.bundle, Path(folder))
+        save_bundle(_with_weights(self, "saved"), Path(folder))
 
 
 def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
@@ -107,42 +139,84 @@ def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
 
     Args:
         source: a preset ("nano"), a model folder or a run folder, a Hugging Face directory or Hub id such as
-            "IDEA-Research/grounding-dino-tiny", or a .pth of IDEA or MMDetection.
+            "IDEA-Research/grounding-dino-tiny", a .pth of IDEA or MMDetection, or an exported .onnx or .xml.
         seed: of the weights that the source leaves untrained.
         device: where it will compute: auto, cpu, cuda, …
 
     Raises:
         CheckpointError: there is no such model, or it cannot be read.
     """
+    if Path(source).suffix in (".onnx", ".xml") and Path(source).is_file():
+        from groundtune.exported.runtime import open_exported
+
+        return Model(open_exported(Path(source)), device)
     from groundtune.model.checkpoint.load import load_bundle
 
     return Model(load_bundle(model_source(source), seed=seed), device)
 
 
-def export(model: Model | str | Path, path: str | Path, *, format: str = "hf") -> list[str]:
+def _with_weights(model: Model | str | Path, use: str) -> "ModelBundle":
+    """The bundle of a model that is no exported file; `use` says what is wanted of it, in a participle."""
+    from groundtune.exported.runtime import is_exported
+
+    bundle = (model if isinstance(model, Model) else load(model)).bundle
+    if is_exported(bundle.network):
+        raise CheckpointError(
+            f"{bundle.source} is an exported file, which can predict and be evaluated, but not be {use}; use its model."
+        )
+    return bundle
+
+
+def export(
+    model: Model | str | Path,
+    path: str | Path,
+    *,
+    format: str = "hf",
+    classes: Sequence[str] | None = None,
+    precision: str = "fp32",
+    data: str | Path | None = None,
+    allow_loss: float = 1.0,
+) -> list[str]:
     """Write a model in a form that other tools read.
 
     Args:
         model: a loaded model, or a source for `load`.
-        path: folder ("hf") or file ("idea"); one written before is replaced when the new one is whole.
-        format: "hf", a Hugging Face directory that transformers opens; "idea", a .pth for IDEA's own code.
+        path: folder ("hf") or file; one written before is replaced when the new one is whole.
+        format: "hf", a Hugging Face directory that transformers opens; "onnx" (a .onnx file) or "openvino" (.xml and .bin),
+            which `load` opens for prediction and evaluation; "idea", a .pth for IDEA's own code.
+        classes: names to build into a graph, which then needs the picture only; None leaves the vocabulary open.
+        precision: of a graph: "fp32"; "fp16", weights of half the size; "int8".
+        data: where to calibrate int8 (split train), and to measure the graph against the model (split valid).
+        allow_loss: points of AP that int8 may lose.
 
     Returns:
-        What the other tool does otherwise, or has to be told, in sentences.
+        What was measured, what the other tool does otherwise or has to be told, in sentences.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: there is no such format or precision, or options do not fit each other.
         CheckpointError: the format cannot express the model (every reason is given), or the path cannot be written.
+        ExportError: the graph cannot express the model or be written, or int8 loses more than is allowed.
     """
-    from groundtune.model.checkpoint.hf import beyond_transformers
-    from groundtune.model.checkpoint.save import save_bundle, save_idea
+    from groundtune.model.checkpoint.save import beyond_others, save_bundle, save_idea
 
-    if format not in ("hf", "idea"):
-        raise ConfigError(f"format: expected hf or idea, got {format!r}.")
-    bundle = (model if isinstance(model, Model) else load(model)).bundle
+    for name, value, known in (
+        ("format", format, ("hf", "onnx", "openvino", "idea")),
+        ("precision", precision, ("fp32", "fp16", "int8")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}.")
+    bundle = _with_weights(model, "exported")
+    if format in ("onnx", "openvino"):
+        from groundtune.exported.write import Wanted, write_exported
+
+        wanted = Wanted(format, list(classes or []), precision, allow_loss)
+        splits = None if data is None else read_data(str(data), [], {})
+        return write_exported(bundle, Path(path), wanted, splits, Progress())
+    if classes or data is not None or precision != "fp32":
+        raise ConfigError(f"classes, precision and data are of the formats onnx and openvino, not of {format}.")
     if format == "idea":
         return save_idea(bundle, Path(path))
-    reasons = beyond_transformers(bundle.config)
+    reasons = beyond_others(bundle)
     if reasons:
         raise CheckpointError(
             f"The model {bundle.source!r} cannot be written for transformers: {'; '.join(reasons)}. "
@@ -171,7 +245,7 @@ def push_to_hub(model: Model | str | Path, name: str, *, private: bool = False) 
     from groundtune.model.checkpoint.hub import upload
     from groundtune.model.checkpoint.save import save_bundle
 
-    bundle = (model if isinstance(model, Model) else load(model)).bundle
+    bundle = _with_weights(model, "uploaded")
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(bundle, Path(folder) / "model")
         return upload(Path(folder) / "model", name, private)
@@ -204,7 +278,7 @@ def train(
         DataError: the data cannot be used.
         TrainingDiverged: the loss stayed non-finite.
     """
-    bundle = model.bundle if isinstance(model, Model) else None
+    bundle = _with_weights(model, "trained") if isinstance(model, Model) else None
     given = {"data": data, "model": (bundle.source or "model") if bundle else model, **options}
     if isinstance(model, Model) and model.device != "auto":
         given.setdefault("device", model.device)
@@ -212,6 +286,30 @@ def train(
         given["out"] = out
     resolved = resolve_training(given, Path(config) if config else None, where="train()", bundle=bundle)
     return run_training(resolved, Progress(quiet=quiet), bundle=bundle)
+
+
+def blend(
+    base: str | Path, tuned: str | Path, out: str | Path, *, quiet: bool = True, **options: Any
+) -> "tuple[list[BlendPoint], BlendPoint]":
+    """Find the best model between a base and what was fine-tuned from it, on the line of their weights.
+
+    Args:
+        base: a source for `load`.
+        tuned: a run folder, whose data is measured on; or a source for `load`, and data=.
+        out: folder for the chosen model, with blend.json and blend.html.
+        quiet: show no progress on stderr.
+        options: any option of `groundtune blend`, such as at=[0.3, 0.5] or retain=["data/coco-sample"].
+
+    Returns:
+        The points in order (`at`, `metrics`, `retained`, `gain`, `kept`), and the chosen one.
+
+    Raises:
+        ConfigError: options are unknown or unusable, or there is no data to measure on.
+        DataError: the data cannot be used.
+        CheckpointError: the models do not fit each other, or the folder cannot be written.
+    """
+    values = {"base": base, "tuned": tuned, "out": out, **options}
+    return run_blend(resolve(BlendConfig, [("blend()", values)]), Progress(quiet=quiet))
 
 
 def check(data: str | Path, *, quiet: bool = True, **options: Any) -> "Report":
@@ -307,6 +405,9 @@ def evaluate(
     device: str | None = None,
     precision: str = "fp32",
     progress: Progress | None = None,
+    ray: str | None = None,
+    ray_workers: int = 0,
+    threads: int = 0,
 ) -> "Evaluation":
     """Measure a model on a data set.
 
@@ -320,6 +421,9 @@ def evaluate(
         device: None takes the model's.
         precision: fp32, bf16, or auto, which is bf16 where the device computes in it.
         progress: told about the pictures done.
+        ray: share the pictures out among Ray's workers: "local", "auto", or a cluster's "HOST:PORT" or "ray://HOST:PORT".
+        ray_workers: 0 is one per GPU, or where there is none one per core.
+        threads: of torch in each of these workers; 0 is one.
 
     Returns:
         `metrics["AP"]`, `["AP50"]` …, by LVIS's rules where the categories have frequencies; of captions `["recall@1"]` …;
@@ -339,7 +443,22 @@ def evaluate(
     from groundtune.engine.evaluate import evaluate as measure
 
     loaded = model if isinstance(model, Model) else load(model)
-    place = pick_device(device or loaded.device)
+    name = device or loaded.device
+    if ray is not None:
+        from groundtune.engine.ray_evaluation import evaluate_on_ray
+        from groundtune.engine.ray_stream import RayPool
+
+        return evaluate_on_ray(
+            loaded.bundle,
+            dataset,
+            RayPool(ray, ray_workers, threads, gpus=name != "cpu"),
+            class_indices=indices,
+            batch_size=batch_size,
+            device=name,
+            precision=precision,
+            progress=progress,
+        )
+    place = pick_device(name)
     return measure(
         loaded.bundle,
         dataset,

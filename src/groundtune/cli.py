@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from groundtune import __version__, config, verbs
-from groundtune.errors import ConfigError, GroundtuneError
+from groundtune.errors import ConfigError, GroundtuneError, Interrupted
 from groundtune.options import flag_of, leaf_fields, suggestion
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GroundtuneError as error:
         if debug:
             raise
-        print(f"groundtune: error: {error}", file=sys.stderr)
+        print(f"groundtune: {'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if debug:
@@ -88,7 +88,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="groundtune",
         description="Fine-tune Grounding DINO on your own boxes.",
-        epilog="Exit codes: 0 ok, 2 options, 3 data, 4 model, 5 training diverged, 130 interrupted. "
+        epilog="Exit codes: 0 ok, 2 options, 3 data, 4 model, 5 training diverged, 6 out of memory, 130 interrupted, "
+        "143 stopped by SIGTERM or SIGUSR1. "
         "Every command takes --debug, which shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"groundtune {__version__}")
@@ -126,8 +127,9 @@ def _add_options(parser: _Parser, options: type) -> None:
             settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
             settings |= {"dest": name, "metavar": next((m for word, m in _METAVARS.items() if word in kind), "VALUE")}
-        if "dict" in kind:
-            settings["action"] = "append"  # one pair for each use of the option
+            settings |= {"metavar": "TEXT"} if known["repeat"] else {}
+        if "dict" in kind or known["repeat"]:
+            settings["action"] = "append"  # one pair, or text, for each use of the option
         groups[known["group"]].add_argument(flag_of(name, field), **settings)
 
 
@@ -135,10 +137,12 @@ _METAVARS = {"dict": "NAME=OTHER", "list": "A,B", "int": "N", "float": "X"}
 _VERBS = {
     "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of pictures with boxes"),
     "evaluate": _Verb(verbs.evaluate, config.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"),
+    "blend": _Verb(verbs.blend, config.BlendConfig, "find the best model between a base and its fine-tuned child"),
     "check": _Verb(verbs.check, config.CheckConfig, "look for what is wrong with a data set"),
     "convert": _Verb(verbs.convert, config.ConvertConfig, "write a data set in another format"),
     "init": _Verb(verbs.init, config.InitConfig, "write a generated data set"),
     "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in pictures"),
+    "demo": _Verb(verbs.demo, config.DemoConfig, "find objects by name on a page in the browser"),
     "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),
     "report": _Verb(verbs.report, config.ReportConfig, "write report.html of a run, or compare runs"),
     "models": _Verb(verbs.models, None, "list the built-in models"),
@@ -147,11 +151,13 @@ _VERBS = {
 _USAGES = {
     "train": " DATA [--model MODEL] [options]",
     "evaluate": " MODEL DATA [options]",
+    "blend": " BASE TUNED --out FOLDER [options]",
     "check": " DATA [options]",
     "convert": " DATA OUT --format coco|yolo|voc|odvg [--link]",
     "init": " scenes OUT [options]",
     "predict": " MODEL IMAGES... [options]",
-    "export": " MODEL --format hf|idea --out PATH [options]",
+    "demo": " MODEL [--base MODEL] [options]",
+    "export": " MODEL --format hf|onnx|openvino|idea --out PATH [options]",
     "report": " RUN... [options]",
 }
 

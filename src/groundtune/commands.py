@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.config import CheckConfig, TrainConfig, train_config
+from groundtune.config import BlendConfig, CheckConfig, TrainConfig, train_config
 from groundtune.errors import ConfigError, DataError
+from groundtune.options import read_yaml
 from groundtune.progress import Progress
 
 if TYPE_CHECKING:
     from groundtune.data.check.report import Report
     from groundtune.data.check.run import Limits
     from groundtune.data.sample import Dataset
+    from groundtune.engine.blend import BlendPoint
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
 
@@ -26,13 +28,20 @@ def model_source(source: str | Path) -> str:
 
 
 def prompt_names(classes: Sequence[str] | None, bundle: "ModelBundle") -> list[str]:
-    """The names to look for: those given, otherwise those of the fine-tuning.
+    """The names to look for: those given, or in the lines of a .txt file that is given; otherwise those of the fine-tuning.
 
     Raises:
         ConfigError: there are neither.
+        DataError: the file cannot be read.
     """
     if isinstance(classes, str):
         classes = classes.split(",")
+    if classes and len(classes) == 1 and classes[0].endswith(".txt"):
+        from groundtune.data.formats.files import read_text
+
+        classes = [line for line in read_text(Path(classes[0])).splitlines() if line.strip()]
+        if not classes:
+            raise ConfigError("classes: the file has no names; write one a line.")
     names = [name.strip() for name in classes or bundle.classes]
     if not names:
         raise ConfigError(f"classes: the model {bundle.source} has no classes of its own; name those to look for.")
@@ -89,11 +98,15 @@ def run_training(
     Raises:
         GroundtuneError: as `train`.
     """
+    from groundtune.engine.launch import refuse_launch
+
+    refuse_launch(config.devices)
     out = _run_folder(config)
     limits = {"train": config.limit_train, "valid": config.limit_valid}
     splits = read_data(config.data, config.mix, config.classes, limits)
     retained = read_retained(config.retain)
     from groundtune.data.check.run import refuse_errors
+    from groundtune.data.mix import parse_mix, with_replayed
     from groundtune.engine.inference import class_prompts
     from groundtune.engine.train import train as train_loop
     from groundtune.model.checkpoint.load import load_bundle
@@ -108,7 +121,9 @@ def run_training(
     if warnings:
         told = ", ".join(dict.fromkeys(warnings))
         progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
-    found = train_loop(replace(config, out=str(out)), bundle, splits, out, progress, retained)
+    others = [parse_mix(text, "replay", 0.2, 1.0) for text in config.replay if text not in ("self", "none")]
+    training = {"train": with_replayed(splits["train"], others)} if "train" in splits else {}
+    found = train_loop(replace(config, out=str(out)), bundle, splits | training, out, progress, retained)
     if os.environ.get("RANK", "0") == "0":  # of several processes one writes
         from groundtune.report.build import build_report
 
@@ -146,7 +161,7 @@ def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
     from groundtune.data.formats.detect import read_splits
 
     found: dict[str, Dataset] = {}
-    for path in paths:
+    for path in paths if list(paths) not in (["own"], ["none"]) else ():
         splits = read_splits(Path(path))
         dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
         if all(sample.crowd.all() for sample in dataset.samples):
@@ -156,6 +171,76 @@ def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
         name = Path(path).resolve().name
         found[path if name in found else name] = dataset
     return found
+
+
+def run_thresholds(folder: Path) -> dict[str, float]:
+    """The score of each class from which on its F1 is best on the validation split of a run, as its report shows it.
+
+    Classes of which nothing right was found have none.
+
+    Raises:
+        DataError: it is no run folder, it has no detections of classes yet, or its data cannot be read.
+    """
+    from groundtune.metrics.errors import best_thresholds, collect
+    from groundtune.report.run_data import read_run
+
+    run = read_run(folder)
+    limits = {"valid": run.config.get("limit_valid")}
+    splits = read_data(
+        str(run.config.get("data", "")), run.config.get("mix") or [], run.config.get("classes") or {}, limits
+    )
+    if "valid" not in splits or splits["valid"].is_grounding or not run.predictions:
+        raise DataError(f"{folder} has no thresholds: it has no detections of classes. Name a run that was evaluated.")
+    names = splits["valid"].class_names
+    best = best_thresholds(collect(splits["valid"], run.predictions), len(names))
+    return {name: one.threshold for name, one in zip(names, best, strict=True) if one.f1}
+
+
+def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint], BlendPoint]":
+    """Measure the models between a base and a fine-tuned one, and write the best of them; all points, and the chosen one.
+
+    Raises:
+        GroundtuneError: as `blend`.
+    """
+    folder = Path(config.tuned)
+    run = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    data = config.data or run.get("data")
+    if not data:
+        raise ConfigError(f"data: missing; {folder} is no run folder, so name the data set that it was fine-tuned on.")
+    splits = read_data(str(data), run.get("mix") or [], run.get("classes") or {}, {"valid": run.get("limit_valid")})
+    if "valid" not in splits:
+        raise DataError(f"{data}: there is no split 'valid' to measure on; found: {', '.join(splits)}.")
+    retained = read_retained(config.retain or run.get("retain") or [])
+    from groundtune.device import pick_device
+    from groundtune.engine.blend import best_point, blended, measure_line
+    from groundtune.engine.evaluate import Evaluation, evaluate
+    from groundtune.model.checkpoint.load import load_bundle
+    from groundtune.model.checkpoint.save import refuse_foreign, save_bundle
+    from groundtune.report.blend import write_blend
+
+    refuse_foreign(Path(config.out))
+    base, tuned = load_bundle(model_source(config.base)), load_bundle(model_source(config.tuned))
+    device = pick_device(config.device)
+
+    def measure(dataset: "Dataset") -> Evaluation:
+        return evaluate(tuned, dataset, batch_size=config.batch_size, device=device, progress=progress)
+
+    try:
+        points = measure_line(
+            base.network.to(device),
+            tuned.network.to(device),
+            config.at,
+            lambda: (measure(splits["valid"]), {name: measure(dataset) for name, dataset in retained.items()}),
+        )
+    finally:
+        progress.close()
+    best = best_point(points)
+    tuned.network.load_state_dict(blended(base.network.state_dict(), tuned.network.state_dict(), best.at))
+    numbers = [{f"valid/{name}": value for name, value in point.metrics.items()} for point in (best, points[0])]
+    about = {"data": Path(data).resolve().name, "metrics": numbers[0], "zero_shot": numbers[1]}
+    save_bundle(tuned, Path(config.out), about)
+    write_blend(points, best, Path(config.out), {"base": config.base, "tuned": config.tuned, "data": str(data)})
+    return points, best
 
 
 def run_check(config: CheckConfig, progress: Progress) -> "Report":

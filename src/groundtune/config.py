@@ -16,6 +16,12 @@ from groundtune.options import COMMAND_LINE, check, fail, option, read_yaml, res
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
 """The names that `param_groups` knows, the reference's vocabulary (semantics 19). Paths go deeper: encoder.layers.0."""
 
+ADAPTATIONS = ("full", "lora", "prompt", "heads")
+SAVED_AS = ("drawn", "json", "coco", "yolo", "csv", "crops")
+
+_PLACES = ("data", "model", "mix", "out", "resume", "track", "retain", "replay")  # where a run reads and writes
+# Values of these that name no place.
+_WITHIN_THE_RUN: tuple[Any, ...] = ([], ["self"], ["own"], ["none"], "self", "own", "none")
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
 _PRECISIONS = ("auto", "fp32", "bf16")
 _TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -67,7 +73,16 @@ class TrainConfig:
         group="run",
     )
     retain: list[str] = option(
-        [], "data sets that should not be forgotten, as PATH,PATH: measured before and after training", group="run"
+        ["own"],
+        "data sets that should not be forgotten, as PATH,PATH: measured before and after training; own measures whether the "
+        "model still finds the common things that it found in the validation pictures; none measures nothing",
+        group="run",
+    )
+    replay: list[str] = option(
+        [],
+        "what keeps other things findable: self, the model's own detections of what nobody labelled in the training pictures; "
+        "PATH=SHARE, another data set's pictures and their share of an epoch (0.2 where none is given); none",
+        group="run",
     )
     limit_train: int | None = option(None, "pictures of train to use, the first ones", low=1, group="run")
     limit_valid: int | None = option(None, "pictures of valid to use, the first ones", low=1, group="run")
@@ -80,9 +95,39 @@ class TrainConfig:
         group="training",
     )
     batch_size: int = option(4, "pictures per optimiser step, over all devices", low=1, group="training")
+    micro_batch: int = option(
+        0,
+        "pictures of a step that a device computes at a time: fewer need less memory, with the same losses; 0 takes all",
+        low=0,
+        group="training",
+    )
     eval_every: int = option(1, "epochs between evaluations", low=1, group="training")
+    save_every: int = option(
+        500, "steps between checkpoints within an epoch; 0 saves only at the end of each", low=0, group="training"
+    )
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     param_groups: list[ParamGroup] = dataclasses.field(default_factory=_default_groups)
+    adapt: str = option(
+        "full",
+        "what trains: full, all but the towers; lora, small matrices beside encoder and decoder, and the heads; heads, the "
+        "class and box heads; prompt, how the class names are read, which leaves all other names as they were",
+        choices=ADAPTATIONS,
+        group="training",
+    )
+    lora_rank: int = option(8, "rank of --adapt lora", low=1, group="training")
+    lora_alpha: float = option(16.0, "scale of --adapt lora, over its rank", low=0, above=True, group="training")
+    blend: float | None = option(
+        None,
+        "in the end, how far to go from the base (0) to the trained weights (1); see groundtune blend",
+        low=0,
+        high=1,
+        group="training",
+    )
+    keep: bool = option(
+        False,
+        "keep the base's weights beside the trained ones: they answer for all names but the data set's, as before",
+        group="training",
+    )
     clip_grad: float = option(0.1, "largest norm of the gradient; 0 does not clip", low=0, group="training")
     warmup_steps: int = option(50, "steps of linear warm-up", low=0, group="training")
     lr_drop_at: float = option(
@@ -128,6 +173,13 @@ class TrainConfig:
     )
 
     device: str = option("auto", _DEVICE_HELP, group="machine")
+    devices: int = option(
+        1,
+        "processes to start on this machine, one per GPU; on a CPU they divide its threads. torchrun, accelerate and srun "
+        "start their own",
+        low=1,
+        group="machine",
+    )
     precision: str = option(
         "auto",
         "fp32 or bf16 (the losses stay fp32); auto takes bf16 where the device computes in it",
@@ -140,10 +192,19 @@ class TrainConfig:
     recompute: bool = option(
         False, "compute the encoder's activations again in the backward pass: less memory, more time", group="machine"
     )
-    workers: int = option(0, "processes that load pictures; 0 loads in the main one", low=0, group="machine")
+    workers: int = option(
+        0, "threads that load pictures ahead; 0 loads each when it is its turn", low=0, group="machine"
+    )
     threads: int = option(0, _THREADS_HELP, low=0, group="machine")
     max_bad_steps: int = option(
         5, "steps in a row with a non-finite loss before training stops", low=1, group="machine"
+    )
+    max_bad_pictures: float = option(
+        0.01,
+        "share of a split's pictures that may turn out unreadable, at least one picture, before training stops; 0 allows none",
+        low=0,
+        high=1,
+        group="machine",
     )
     log_every: int = option(10, "steps between lines of metrics.jsonl", low=1, group="machine")
 
@@ -162,6 +223,27 @@ class EvaluateConfig:
     batch_size: int = option(8, "pictures at a time", low=1)
     device: str = option("auto", _DEVICE_HELP)
     precision: str = option("fp32", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
+    threads: int = option(0, _THREADS_HELP, low=0)
+    ray: str | None = option(
+        None, "share the pictures out among Ray's workers: local, auto, or a cluster's HOST:PORT or ray://HOST:PORT"
+    )
+    ray_workers: int = option(0, "of --ray; 0 is one per GPU, or where there is none one per core", low=0)
+
+
+@dataclass
+class BlendConfig:
+    """Find the best model between a base and what was fine-tuned from it."""
+
+    base: str = option(help=_MODEL_HELP, positional=True)
+    tuned: str = option(help="a run folder, or the model that was fine-tuned from BASE", positional=True)
+    out: str = option(help="folder for the chosen model, with blend.json and blend.html")
+    at: list[float] = option(
+        [0.3, 0.5, 0.7], "points to measure beside the ends, 0 the base and 1 TUNED", low=0, high=1
+    )
+    data: str | None = option(None, "the data set that TUNED was made for; otherwise that of its run, the split valid")
+    retain: list[str] = option([], "data sets that should not be forgotten, as PATH,PATH; otherwise those of its run")
+    batch_size: int = option(8, "pictures at a time", low=1)
+    device: str = option("auto", _DEVICE_HELP)
     threads: int = option(0, _THREADS_HELP, low=0)
 
 
@@ -212,12 +294,51 @@ class PredictConfig:
     """Find objects by name in pictures."""
 
     model: str = option(help=_MODEL_HELP, positional=True)
-    images: list[str] = option(help="pictures, or folders of them", positional=True)
-    classes: list[str] = option([], "names to look for, as 'cat, remote control'; otherwise those of the fine-tuning")
+    images: list[str] = option(
+        help="pictures, videos, folders or patterns of them, the number of a camera, or - for paths on stdin",
+        positional=True,
+    )
+    classes: list[str] = option(
+        [],
+        "names to look for, as 'cat, remote control', or a .txt file with one a line; otherwise those of the fine-tuning",
+    )
+    phrase: list[str] = option(
+        [],
+        "in place of names a sentence, as 'the cat on the left', to look for as a whole; or what it has in brackets, as "
+        "'a [cat] on the [sofa]'; repeatable",
+        repeat=True,
+    )
     threshold: float = option(0.3, "smallest score of a detection", low=0, high=1)
-    save: str | None = option(None, "folder for the pictures with boxes drawn, and predictions.json")
+    thresholds: str | None = option(
+        None, "a run, of which each class gets the threshold with the best F1; --threshold is for other names"
+    )
+    tiles: int | None = option(
+        None, "look at larger pictures also in overlapping squares of so many pixels, for small objects", low=64
+    )
+    tile_overlap: float = option(0.2, "share of a tile that the next one shows again", low=0.05, high=0.8)
+    recursive: bool = option(False, "look into the folders of a folder too")
+    every: int = option(1, "look at each n-th frame of a video", low=1)
+    save: str | None = option(None, "folder for the results")
+    save_as: list[str] = option(
+        ["drawn", "json"], "what is saved, as A,B of drawn, json, coco, yolo, csv, crops", choices=SAVED_AS
+    )
     json: bool = option(False, "print JSON")
-    batch_size: int = option(4, "pictures at a time", low=1)
+    batch_size: int = option(4, "pictures, or tiles, at a time", low=1)
+    device: str = option("auto", _DEVICE_HELP)
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
+    threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class DemoConfig:
+    """Find objects by name on a page in the browser."""
+
+    model: str = option(help=_MODEL_HELP, positional=True)
+    base: str | None = option(None, "a model to show beside it, before and after: what MODEL was fine-tuned from")
+    classes: list[str] = option([], "names to begin with, as 'cat, remote control'; otherwise those of the fine-tuning")
+    threshold: float = option(0.3, "smallest score that the page begins with", low=0.05, high=1)
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 lets other machines in, and there is no password")
+    port: int | None = option(None, "port to listen at; otherwise the first free one from 7860", low=1, high=65535)
     device: str = option("auto", _DEVICE_HELP)
     precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
     threads: int = option(0, _THREADS_HELP, low=0)
@@ -228,8 +349,23 @@ class ExportConfig:
     """Write a model in a form that other tools read."""
 
     model: str = option(help=_MODEL_HELP, positional=True)
-    format: str = option("hf", "hf: a Hugging Face directory; idea: a .pth for IDEA's own code", choices=("hf", "idea"))
-    out: str | None = option(None, "folder (hf) or file (idea) to write")
+    format: str = option(
+        "hf",
+        "hf: a Hugging Face directory; onnx, openvino: a file for that runtime; idea: a .pth for IDEA's own code",
+        choices=("hf", "onnx", "openvino", "idea"),
+    )
+    out: str | None = option(None, "folder (hf) or file (NAME.onnx, NAME.xml, NAME.pth) to write")
+    classes: list[str] = option(
+        [], "onnx, openvino: names to build in, as a,b: a closed set, without the language model"
+    )
+    closed: bool = option(False, "the same with the names that the model was fine-tuned on")
+    precision: str = option(
+        "fp32", "onnx, openvino: fp32; fp16, weights of half the size; int8", choices=("fp32", "fp16", "int8")
+    )
+    data: str | None = option(
+        None, "measure the file against the model on this data set's split valid; its split train calibrates int8"
+    )
+    allow_loss: float = option(1.0, "points of AP that int8 may lose; otherwise nothing is written", low=0)
     push_to_hub: str | None = option(None, "owner/name of a model on the Hub, to upload the folder to")
     private: bool = option(False, "make the model on the Hub a private one")
 
@@ -264,6 +400,9 @@ def train_config(
     own = {**file, **cli}
     if "epochs" in own and "min_steps" not in own:  # who says how many epochs means it
         recipe = {name: value for name, value in recipe.items() if name != "min_steps"}
+    told = "a model has no say in where a run reads and writes; remove it."  # it may come from anywhere
+    places = {name: value for name, value in recipe.items() if name in _PLACES and value not in _WITHIN_THE_RUN}
+    fail([f"the model's recipe: {name}: {told}" for name in places])
     layers = [("the model's recipe", recipe), (str(yaml_path), file), (where, cli)]
     config = resolve(TrainConfig, layers)
     validate(config)
@@ -277,6 +416,12 @@ def validate(config: TrainConfig) -> None:
         ConfigError: values out of range, unknown modules, options that contradict each other; all of them are listed.
     """
     problems = check(config) + _group_problems(config.param_groups)
+    if config.adapt != "full" and config.param_groups != _default_groups():
+        problems.append(
+            f"adapt, param_groups: --adapt {config.adapt} decides what trains, and so do param_groups; leave one of them out."
+        )
+    if config.keep and (config.adapt != "full" or config.blend is not None):
+        problems.append("keep: it is for --adapt full without --blend; leave these out.")
     if config.short_side and config.max_side and config.short_side > config.max_side:
         problems.append(f"short_side: {config.short_side} is more than max_side {config.max_side}.")
     problems += [

@@ -9,6 +9,8 @@ import torch
 
 from groundtune.errors import ConfigError
 
+_NO_MEMORY = ["out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed"]
+_NO_MEMORY += ["could not create a primitive"]  # of oneDNN, which says no more
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -61,6 +63,23 @@ def set_up_cpu(threads: int) -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         allocator.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def release_memory() -> None:
+    """Give back what is kept for later: to the accelerator, and to the system what `set_up_cpu` keeps."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that the host or an accelerator had no memory left; torch has no one type for it."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in told for words in _NO_MEMORY)
+    )
 
 
 def peak_memory(device: torch.device) -> int:

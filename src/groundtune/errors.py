@@ -1,10 +1,26 @@
 """The errors a user can cause or meet. Each carries the exit code of the command line (design, section 4)."""
 
+import re
+
+COMMANDS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys, or that turn a line around; a line break is none of them."""
+
+_LONGEST = 10_000  # characters of a message, whatever it quotes
+
+
+def harmless(text: str) -> str:
+    """Text out of a file for the terminal: what would move its cursor, rename its window or turn its lines is spelt out."""
+    return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 class GroundtuneError(Exception):
     """A problem stated in words: what (value and place), what was expected, and the fix."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return harmless(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 class ConfigError(GroundtuneError):
@@ -23,6 +39,26 @@ class CheckpointError(GroundtuneError):
     """A model source cannot be found, read or matched to the network. Exit code 4."""
 
     exit_code = 4
+
+
+class ExportError(GroundtuneError):
+    """A model cannot be written for a runtime, or an exported file cannot be run. Exit code 4."""
+
+    exit_code = 4
+
+
+class Interrupted(GroundtuneError):
+    """A signal asked a run to stop, and it did, with its state saved. Exit code 130 for SIGINT, 143 for the others."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class OutOfMemory(GroundtuneError):
+    """The memory of the machine or of its accelerator is too small. Exit code 6."""
+
+    exit_code = 6
 
 
 class TrainingDiverged(GroundtuneError):

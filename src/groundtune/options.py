@@ -39,6 +39,7 @@ def option(
     choices: Sequence[str] = (),
     positional: bool = False,
     flag: bool | str = True,
+    repeat: bool = False,
     group: str = "",
 ) -> Any:
     """A dataclass field with what is known about it.
@@ -51,6 +52,7 @@ def option(
         choices: the only strings that it may be; none allows any.
         positional: whether the command line takes it by its place.
         flag: whether the command line has it at all; or what it is called there, such as "--rename".
+        repeat: whether a list is given by one use of the option for each of its texts, which may have commas.
         group: heading in the help text; the general one where empty.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
@@ -111,18 +113,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, it is not YAML, or not a mapping of options.
     """
-    import yaml
+    from groundtune.plain_yaml import parse_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}. Expected a YAML file.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"Cannot read the configuration {path}: it is not UTF-8 text.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path} is not YAML{place}: {getattr(error, 'problem', None) or 'unreadable'}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML{error}.") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path} must be a mapping of options such as `epochs: 20`, found {_shown(content)}.")
     return content or {}

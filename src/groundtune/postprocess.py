@@ -36,6 +36,10 @@ class PictureDetections:
     def cpu(self) -> "PictureDetections":
         return PictureDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_indices.cpu())
 
+    def of(self, index: Tensor) -> "PictureDetections":
+        """Those that a mask or an index chooses."""
+        return PictureDetections(self.boxes_xyxy[index], self.scores[index], self.class_indices[index])
+
 
 def class_scores(pred_logits: Tensor, phrase_map: Tensor, how: Literal["mean", "max"] = "mean") -> Tensor:
     """Scores of each query for each class from its scores for the classes' tokens.

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.config import (
+    BlendConfig,
     CheckConfig,
     ConvertConfig,
+    DemoConfig,
     EvaluateConfig,
     ExportConfig,
     InitConfig,
     PredictConfig,
     ReportConfig,
 )
-from groundtune.errors import ConfigError, DataError
+from groundtune.errors import ConfigError, DataError, harmless
 from groundtune.metrics.retention import retention
 from groundtune.options import COMMAND_LINE, resolve
 from groundtune.progress import Progress
@@ -27,19 +29,25 @@ if TYPE_CHECKING:
     from groundtune.data.check.report import Report
     from groundtune.data.sample import Dataset
     from groundtune.engine.train import RunResult
+    from groundtune.media import Shot
     from groundtune.model.bundle import ModelBundle
+    from groundtune.predict import Finder
 
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _MAIN_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "recall@1", "recall@5", "recall@10")
 
 
-def train(values: dict[str, Any]) -> None:
+def train(values: dict[str, Any]) -> int | None:
     from groundtune.commands import resolve_training, run_training
     from groundtune.data.check.run import describe_classes
 
     file = values.pop("config", None)
     config = resolve_training(values, Path(file) if file else None, where=COMMAND_LINE)
-    progress = Progress()
+    from groundtune.engine.launch import is_main, join, launch, launched
+
+    join()
+    if config.devices > 1 and not launched():
+        return launch(config.devices, config.device, config.threads)
+    progress = Progress(quiet=not is_main())
 
     def announce(out: Path, splits: dict[str, "Dataset"], bundle: "ModelBundle") -> None:
         for dataset in splits.values():
@@ -48,7 +56,10 @@ def train(values: dict[str, Any]) -> None:
         progress.message(_class_table(describe_classes(splits, bundle.tokenizer)))
         progress.message(f"Run folder: {out}")
 
-    _print_run(run_training(config, progress, announce=announce))
+    found = run_training(config, progress, announce=announce)
+    if is_main():
+        _print_run(found)
+    return None
 
 
 def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
@@ -81,6 +92,22 @@ def convert(values: dict[str, Any]) -> None:
     rows = [[split, str(count), str(done.boxes[split])] for split, count in done.pictures.items()]
     print(_table([[config.format, "pictures", "boxes"], *rows]))
     print(config.out)
+
+
+def blend(values: dict[str, Any]) -> None:
+    config = resolve(BlendConfig, [(COMMAND_LINE, values)])
+    from groundtune.commands import run_blend
+    from groundtune.device import set_up_cpu
+
+    set_up_cpu(config.threads)
+    points, best = run_blend(config, Progress())
+    rows = [["at", "target", "gain", *points[0].retained, "kept", ""]]
+    for point in points:
+        others = [_share(retention(numbers)[2]) for numbers in point.retained.values()]
+        chosen = "chosen" if point is best else ""
+        rows.append([f"{point.at:g}", _share(point.score), _share(point.gain), *others, _share(point.kept), chosen])
+    print(_table(rows))
+    print(f"\nThe chosen model is in {config.out}, with blend.json and blend.html.")
 
 
 def init(values: dict[str, Any]) -> None:
@@ -156,6 +183,9 @@ def evaluate(values: dict[str, Any]) -> None:
             device=config.device,
             precision=config.precision,
             progress=progress,
+            ray=config.ray,
+            ray_workers=config.ray_workers,
+            threads=config.threads,
         )
     finally:
         progress.close()
@@ -169,50 +199,109 @@ def evaluate(values: dict[str, Any]) -> None:
         print(f"\n{_per_class(found.per_class)}")
 
 
-def predict(values: dict[str, Any]) -> None:
+def predict(values: dict[str, Any]) -> int:
     config = resolve(PredictConfig, [(COMMAND_LINE, values)])
-    paths = _picture_paths(config.images)
-    from groundtune import api
-    from groundtune.commands import prompt_names
-    from groundtune.device import set_up_cpu
-    from groundtune.predict import records_of, save_predictions
+    if config.phrase and config.classes:
+        raise ConfigError("phrase, classes: a prediction looks for sentences or for names; leave one of them out.")
+    from groundtune.media import refuse_missing, refuse_own_results
 
+    refuse_missing(config.images, config.recursive)
+    if config.save is not None:
+        refuse_own_results(Path(config.save), config.images, config.recursive)
+    from groundtune import api
+    from groundtune.commands import run_thresholds
+    from groundtune.device import set_up_cpu
+    from groundtune.tiles import Tiles
+
+    thresholds = run_thresholds(Path(config.thresholds)) if config.thresholds else {}
     set_up_cpu(config.threads)
     model = api.load(config.model, device=config.device)
     model.precision = config.precision
-    names = prompt_names(config.classes, model.bundle)
-    found = model.predict(list(paths), names, config.threshold, config.batch_size)
+    finder = model.finder(
+        config.classes or None,
+        config.threshold,
+        thresholds=thresholds,
+        phrases=config.phrase,
+        tiles=Tiles(config.tiles, config.tile_overlap) if config.tiles else None,
+        batch_size=config.batch_size,
+    )
+    unreadable = _predict(config, finder)
     if config.save is not None:
-        save_predictions(paths, found, names, Path(config.save))
-    listed = [records_of(part) for part in found]
-    if config.json:
-        content = [{"image": str(path), "detections": part} for path, part in zip(paths, listed, strict=True)]
-        print(json.dumps(content, indent=2))
-    else:
-        for path, part in zip(paths, listed, strict=True):
-            print(f"{path}: {len(part)} found")
-            for one in part:
-                print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
-    if config.save is not None:
-        print(f"The pictures with boxes and predictions.json are in {config.save}.", file=sys.stderr)
+        print(f"The results are in {config.save}.", file=sys.stderr)
+    if unreadable:
+        told = "\n  ".join([f"{len(unreadable)} of the files could not be read (to the end):", *unreadable])
+        print(f"groundtune: {harmless(told)}", file=sys.stderr)
+    return DataError.exit_code if unreadable else 0
 
 
-def _picture_paths(images: Sequence[str]) -> list[Path]:
-    """The picture files that were named, and those in the folders that were named."""
-    paths: list[Path] = []
-    problems = []
-    for path in map(Path, images):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _PICTURE_SUFFIXES)
-            problems += [] if inside else [f"{path}: the folder has no pictures"]
-            paths += inside
-        elif path.is_file():
-            paths.append(path)
-        else:
-            problems.append(f"{path}: there is no such picture")
-    if problems or not paths:
-        raise DataError("; ".join(problems) + "." if problems else "images: name at least one picture.")
-    return paths
+def _predict(config: PredictConfig, finder: "Finder") -> dict[str, str]:
+    """Look at everything that was named, print and save what is found; the files that cannot be read, and why."""
+    from groundtune.media import shots
+    from groundtune.predict import batched
+    from groundtune.results import JsonArray, Results, origin_of, records_of
+
+    unreadable: dict[str, str] = {}
+    silent = config.save is None or "drawn" not in config.save_as
+
+    def failed(path: str, reason: str) -> None:
+        unreadable[path] = reason
+        print(f"groundtune: left out: {harmless(reason)}", file=sys.stderr)
+
+    inputs = [Path(name).parent for name in config.images]
+    results = Results(Path(config.save), config.save_as, finder.names, inputs) if config.save is not None else None
+    listed = JsonArray(sys.stdout) if config.json else None
+    try:
+        for group in batched(shots(config.images, config.recursive, config.every, failed), config.batch_size):
+            for shot, found in zip(group, finder.find([shot.picture for shot in group]), strict=True):
+                if results is not None:
+                    results.add(shot, found)
+                if shot.clip is not None and shot.clip.sound and not silent:
+                    print("The sound of videos is not saved.", file=sys.stderr)
+                    silent = True
+                if listed is not None:
+                    listed.add({**origin_of(shot), "detections": records_of(found)})
+                else:
+                    _print_found(shot, records_of(found))
+    finally:
+        if results is not None:
+            results.close(unreadable)
+        if listed is not None:
+            listed.close()
+    return unreadable
+
+
+def _print_found(shot: "Shot", found: Sequence[Mapping[str, Any]]) -> None:
+    place = f"{shot.path} frame {shot.frame} at {float(shot.time):.3f} s" if shot.clip else str(shot.path)
+    print(f"{harmless(place.encode(errors='replace').decode())}: {len(found)} found")
+    for one in found:
+        print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
+
+
+def demo(values: dict[str, Any]) -> None:
+    config = resolve(DemoConfig, [(COMMAND_LINE, values)])
+    import signal
+    import tempfile
+    from contextlib import redirect_stdout
+
+    from groundtune import api
+    from groundtune.demo.page import Demo, need_gradio, only_here, serve
+    from groundtune.device import pick_device, pick_precision, set_up_cpu
+
+    need_gradio()
+    set_up_cpu(config.threads)
+    device = pick_device(config.device)
+    models = {source: api.load(source).bundle for source in (config.base, config.model) if source is not None}
+    shown = Demo(models, device, pick_precision(config.precision, device), config.threshold)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = config.classes or models[config.model].classes
+    with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
+        page = serve(shown, names, config.host, config.port, folder)
+        if not only_here(config.host):
+            print("Warning: whoever reaches this machine can use the page; it asks for no password.", file=sys.stderr)
+        print(page.local_url, flush=True)
+        print("Ctrl-C ends the page.", file=sys.stderr)
+        with redirect_stdout(sys.stderr):  # it says that it ends
+            page.block_thread()
 
 
 def export(values: dict[str, Any]) -> None:
@@ -222,10 +311,21 @@ def export(values: dict[str, Any]) -> None:
     if config.push_to_hub is not None and config.format != "hf":
         raise ConfigError("push_to_hub: only --format hf can be uploaded.")
     from groundtune import api
+    from groundtune.commands import prompt_names
 
     model = api.load(config.model)
     if config.out is not None:
-        for note in api.export(model, config.out, format=config.format):
+        names = prompt_names(config.classes, model.bundle) if config.closed or config.classes else None
+        notes = api.export(
+            model,
+            config.out,
+            format=config.format,
+            classes=names,
+            precision=config.precision,
+            data=config.data,
+            allow_loss=config.allow_loss,
+        )
+        for note in notes:
             print(f"Note: {note}", file=sys.stderr)
         print(config.out)
     if config.push_to_hub is not None:
@@ -270,6 +370,7 @@ def _share(value: float | None) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns: text to the left, numbers (and the headings over them) to the right."""
+    rows = [[harmless(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
     lines = []

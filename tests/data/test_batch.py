@@ -6,7 +6,7 @@ import torch
 from loader_files import FORMAT, dataset_of, loader_of, seven_pictures
 from PIL import Image
 
-from groundtune.data.loader import evaluation_pictures
+from groundtune.data.decoding import evaluation_pictures
 
 
 @pytest.fixture()

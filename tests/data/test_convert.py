@@ -266,7 +266,7 @@ def test_no_split_is_made_and_links_are_links(tmp_path, capsys):
 
 
 def test_a_class_name_that_xml_cannot_hold_is_told(tmp_path):
-    data = small(tmp_path / "in", categories=[(1, "cat\x01")])
+    data = small(tmp_path / "in", categories=[(1, "cat\ufffe")])
     with pytest.raises(DataError, match="XML cannot hold: 'cat.*'"):
         convert(data, tmp_path / "out", "voc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -13,7 +13,7 @@ from loader_files import dataset_of, loader_of, sample
 
 from groundtune.commands import read_data
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.mix import mix_in, parse_mix
+from groundtune.data.mix import mix_in, parse_mix, with_replayed
 from groundtune.data.sample import Grounding
 from groundtune.errors import ConfigError, DataError
 from groundtune.text.prompt import caption_prompt, mirror_caption
@@ -172,7 +172,7 @@ def test_mixing_one_set_changes_nothing_and_mistakes_are_told(tmp_path):
     assert splits["train"].samples == before and all(s.annotated is None for s in before)
     assert parse_mix("a") == (Path("a"), 1.0) and parse_mix("a=b/c=0.5") == (Path("a=b/c"), 0.5)
     for text in ("a=x", "a=0", "a=-1", "a=inf", "=2"):
-        with pytest.raises(ConfigError, match="PATH=WEIGHT"):
+        with pytest.raises(ConfigError, match="PATH=NUMBER"):
             parse_mix(text)
     with pytest.raises(DataError, match="does not exist"):
         mix_in(splits, [(tmp_path / "no", 1.0)])
@@ -184,3 +184,23 @@ def test_a_limit_cuts_the_main_set_and_not_what_is_mixed_in(tmp_path):
     splits = read_data(str(main), [str(other)], {}, {"train": 2, "valid": 1})
     assert Counter(s.image_path.relative_to(tmp_path).parts[0] for s in splits["train"].samples) == {"a": 2, "b": 4}
     assert len(splits["valid"].samples) == 1
+
+
+def test_a_replayed_set_takes_its_share_of_an_epoch_and_its_classes_stay_out_of_valid(tmp_path, tokenizer):
+    splits = load_splits(class_set(tmp_path / "a", [(1, "cat"), (2, "dog")], [1, 2], 12))
+    other = class_set(tmp_path / "b", [(9, "dog"), (1, "zebra")], [9, 1], 8)
+    train = with_replayed(splits["train"], [(other, 0.25)])
+    assert splits["train"].class_names == splits["valid"].class_names == ["cat", "dog"]
+    assert train.class_names == ["cat", "dog", "zebra"] and len(splits["train"].samples) == 12
+    loader = loader_of(train, tokenizer, batch_size=4)
+    shown = Counter(
+        train.samples[i].image_path.parts[-3] for epoch in range(3) for b in loader.batch_plan(epoch) for i in b
+    )
+    assert shown == {"a": 36, "b": 12}  # a quarter of 16
+    assert all(sample.annotated == {0, 1} for sample in train.samples[:12])
+    assert all(sample.annotated == {1, 2} for sample in train.samples[12:])
+    assert with_replayed(splits["train"], []) is splits["train"]
+    with pytest.raises(ConfigError, match="below 1"):
+        with_replayed(splits["train"], [(other, 0.5), (other, 0.5)])
+    with pytest.raises(ConfigError, match="below 1, got 'b=1.0'"):
+        parse_mix("b=1.0", "replay", 0.2, 1.0)

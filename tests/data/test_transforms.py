@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
+from groundtune.data.picture_files import MAX_PIXELS
 from groundtune.data.transforms import (
-    MAX_PIXELS,
     PictureFormat,
     PictureView,
     draw_view,

@@ -1,9 +1,13 @@
 """Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn pictures, and a recording watcher."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from groundtune.commands import read_data, read_retained
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
@@ -57,7 +61,7 @@ class Recorder:
         if done == self.stop_at:
             raise KeyboardInterrupt
 
-    def evaluation(self, done: int, total: int) -> None:
+    def evaluation(self, done: int, total: int, what: str = "evaluating") -> None:
         self.events.append(("evaluation", done))
 
     def metrics(self, ap: float | None, best: float | None) -> None:
@@ -76,6 +80,53 @@ def tiny_bundle(tokenizer, **sizes: Any) -> ModelBundle:
     return ModelBundle(build_network(config), tokenizer, config, picture)
 
 
+def steady_bundle(tokenizer) -> ModelBundle:
+    """A bundle whose gradients hardly change where other last bits come in.
+
+    Without the fourth level: a group norm over one cell of two channels makes much of them. With noise on the weights: at
+    their start all boxes lie on a grid, and the last bits would decide which one is matched.
+    """
+    bundle, generator = tiny_bundle(tokenizer, num_levels=3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in bundle.network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return bundle
+
+
+@contextmanager
+def gradients_of(bundle: ModelBundle) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """The gradients that the optimiser gets, by step and name. Comparing them later: AdamW divides their scale away."""
+    found: list[dict[str, torch.Tensor]] = []
+
+    def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        names = {id(parameter): name for name, parameter in bundle.network.named_parameters()}
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        found.append({names[id(p)]: p.grad.clone() for p in parameters})
+
+    hook = register_optimizer_step_pre_hook(remember)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def same_gradients(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> None:
+    """Asserts that they are equal to 1e-5 of the largest one of each step."""
+    assert len(found) == len(expected)
+    for step, (own, other) in enumerate(zip(found, expected, strict=True)):
+        assert own.keys() == other.keys()
+        largest = max(float(gradient.abs().max()) for gradient in other.values())
+        for name in own:
+            off = float((own[name] - other[name]).abs().max())
+            assert off <= 1e-5 * largest, f"step {step}, {name}: off by {off}, largest {largest}"
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that training wrote."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
 def scenes(folder: Path, train: int = 5, valid: int = 3, size: int = 64, classes: list[str] = CLASSES) -> Path:
     write_scenes(folder, train=train, valid=valid, classes=classes, size=size)
     return folder
@@ -91,6 +142,7 @@ def options(data: Path, **changed: Any) -> TrainConfig:
         "device": "cpu",
         "precision": "fp32",
         "track": [],
+        "retain": [],
     } | changed
     return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
 

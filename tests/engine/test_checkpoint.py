@@ -1,5 +1,6 @@
 """The training state on disk: what goes round, what is refused, and what a failing disk leaves."""
 
+import hashlib
 import pickle
 import random
 from pathlib import Path
@@ -75,16 +76,31 @@ class Foreign:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "There is no checkpoint at .*last.pt. To resume, name a run folder"),
+        (None, "There is no checkpoint at .*last.pt"),
         (b"", "cannot be read .* damaged"),
         (b"not a checkpoint at all", "cannot be read .* damaged"),
         ("half", "cannot be read .* damaged"),
         ("code", "cannot be read .* damaged"),
+        ("code with a checksum", "cannot be read .* damaged"),
+        ("bit", "cannot be read .*checksum.* damaged"),
+        ("longer", "cannot be read .*checksum.* damaged"),
         ({"network": {}}, "not a checkpoint of a Groundtune training run"),
         ([1, 2], "not a checkpoint of a Groundtune training run"),
         (torch.zeros(3), "not a checkpoint of a Groundtune training run"),
     ],
-    ids=["missing", "empty", "text", "half", "code", "foreign", "list", "tensor"],
+    ids=[
+        "missing",
+        "empty",
+        "text",
+        "half",
+        "code",
+        "code with a checksum",
+        "bit",
+        "longer",
+        "foreign",
+        "list",
+        "tensor",
+    ],
 )
 def test_unusable_files(tmp_path: Path, network: FakeNetwork, content: object, message: str) -> None:
     path = tmp_path / "last.pt"
@@ -93,10 +109,21 @@ def test_unusable_files(tmp_path: Path, network: FakeNetwork, content: object, m
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif content == "code":
         path.write_bytes(pickle.dumps(Foreign(tmp_path / "ran"), protocol=2))
+    elif content == "code with a checksum":
+        checkpoint.save_state({"network": {}, "epoch": Foreign(tmp_path / "ran")}, path)
+    elif content == "bit":  # of a weight: torch itself would read it
+        checkpoint.save_state({"network": {"a": torch.arange(100.0)}, "epoch": 1}, path)
+        damaged = bytearray(path.read_bytes())
+        damaged[damaged.find(torch.arange(100.0).numpy().tobytes()) + 41] ^= 1
+        path.write_bytes(damaged)
+        assert not torch.equal(torch.load(path)["network"]["a"], torch.arange(100.0))
+    elif content == "longer":
+        checkpoint.save_state({"network": {}, "epoch": 1}, path)
+        path.write_bytes(path.read_bytes() + b"\0")
     elif isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
-        torch.save(content, path)
+        checkpoint.save_state(content, path)
     with pytest.raises(CheckpointError, match=message) as error:
         checkpoint.load_state(path)
     assert error.value.exit_code == 4 and "\n" not in str(error.value)
@@ -117,6 +144,21 @@ def test_a_failing_write_leaves_the_old_file_whole(tmp_path: Path, network, monk
     with pytest.raises(CheckpointError, match="cannot be written.*disk full"):
         checkpoint.save_state(state_of(network), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_checksum_is_that_of_the_file_before_it(tmp_path: Path, network: FakeNetwork) -> None:
+    """So that `sha256sum` can say it too."""
+    checkpoint.save_state(state_of(network), tmp_path / "last.pt")
+    content, _, said = (tmp_path / "last.pt").read_bytes().rpartition(b"\nsha256 ")
+    assert hashlib.sha256(content).hexdigest() == said.decode()
+
+
+def test_the_one_before_is_kept(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for epoch in (1, 2, 3):
+        checkpoint.save_state({"network": {}, "epoch": epoch}, last, previous)
+    assert checkpoint.load_state(last)["epoch"] == 3 and checkpoint.load_state(previous)["epoch"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
 
 def test_another_model_is_refused_with_an_example(network: FakeNetwork) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from engine_runs import CLASSES, Recorder, differing, options, run, scenes, tiny_bundle, weights
 
+from groundtune.config import TrainConfig
+from groundtune.engine import checkpoint
 from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.errors import CheckpointError, ConfigError
 
@@ -50,17 +53,18 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "stop"),
+    ("changed", "stop", "first"),
     [
-        pytest.param({}, Recorder(stop_at=5), id="in the second epoch"),
-        pytest.param({"ema": 0.9}, Recorder(stop_at=4), id="average"),
-        pytest.param({"cache_features": True, "cache_views": 2}, Recorder(stop_at=5), id="cached features"),
-        pytest.param({"cache_features": True, "ema": 0.9, "workers": 2}, StopsAtMetrics(), id="between two files"),
-        pytest.param({"precision": "bf16"}, Recorder(stop_at=5), id="bf16"),
+        pytest.param({}, Recorder(stop_at=5), 4, id="in the second epoch"),
+        pytest.param({"save_every": 1, "log_every": 4}, Recorder(stop_at=6), 6, id="between two lines"),
+        pytest.param({"ema": 0.9, "save_every": 2}, Recorder(stop_at=6), 5, id="average"),
+        pytest.param({"cache_features": True, "save_every": 2}, Recorder(stop_at=4), 4, id="cached features"),
+        pytest.param({"cache_features": True, "ema": 0.9, "workers": 2}, StopsAtMetrics(), 4, id="between two files"),
+        pytest.param({"precision": "bf16", "save_every": 5}, Recorder(stop_at=6), 6, id="bf16"),
     ],
 )
 def test_resume_equals_uninterrupted(
-    tmp_path: Path, data: Path, tokenizer, changed: dict[str, Any], stop, monkeypatch
+    tmp_path: Path, data: Path, tokenizer, changed: dict[str, Any], stop, first: int, monkeypatch
 ) -> None:
     """Bit for bit, with dropout on."""
     monkeypatch.setattr("groundtune.engine.train.evaluate", evaluate_arbitrarily)
@@ -76,7 +80,9 @@ def test_resume_equals_uninterrupted(
     watcher = Recorder()
     result = run(config, parts, tmp_path / "parts", watcher)
 
-    assert next(value for name, value in watcher.events if name == "step") == 4  # the first epoch was not run again
+    assert (
+        next(value for name, value in watcher.events if name == "step") == first
+    )  # the ones before were not run again
     assert differing(weights(parts), weights(whole)) == []
     last = [torch.load(tmp_path / name / "checkpoints/last.pt")["network"] for name in ("whole", "parts")]
     assert differing(*last) == []
@@ -97,9 +103,26 @@ def test_resuming_a_finished_run_trains_no_further(tmp_path: Path, data: Path, t
     bundle, out = tiny_bundle(tokenizer), tmp_path / "run"
     result = run(options(data, epochs=1), bundle, out)
     again, watcher = tiny_bundle(tokenizer), Recorder()
+    before = snapshot(out)
     repeated = run(options(data, epochs=1, resume=str(out)), again, out, watcher)
     assert "step" not in dict(watcher.events) and differing(weights(bundle), weights(again)) == []
+    assert ("message", "The run is finished already.") in watcher.events
+    changed = {name for name, content in snapshot(out).items() if content != before[name]}
+    assert changed == {"train.log", "config.yaml"} and len(before) == len(snapshot(out))
     assert repeated.metrics == result.metrics and repeated.zero_shot == result.zero_shot
+    shutil.rmtree(out / "model")
+    run(options(data, epochs=1, resume=str(out)), again, out)
+    assert (out / "model/model.safetensors").read_bytes() == before["model/model.safetensors"]
+
+
+def test_a_finished_run_without_its_states_is_not_finished(tmp_path: Path, data: Path, tokenizer) -> None:
+    config, out = options(data, epochs=1), tmp_path / "run"
+    run(config, tiny_bundle(tokenizer), out)
+    for name in ("last", "previous", "best"):
+        (out / f"checkpoints/{name}.pt").unlink(missing_ok=True)
+    (out / "metrics.json").write_text('{"retained": {"of": {"another": 1}}}')
+    result = run(options(data, epochs=1, resume=str(out)), tiny_bundle(tokenizer), out)
+    assert result.retained == {} and json.loads((out / "metrics.json").read_text())["best"] == result.metrics
 
 
 def test_changed_options_are_all_listed_and_nothing_is_written(stopped: Path, data: Path, tokenizer) -> None:
@@ -118,8 +141,8 @@ def test_a_run_from_before_an_option_existed_goes_on(tmp_path: Path, stopped: Pa
     older = tmp_path / "older"
     shutil.copytree(stopped, older)
     state = torch.load(older / "checkpoints/last.pt", weights_only=True)
-    del state["config"]["retain"]
-    torch.save(state, older / "checkpoints/last.pt")
+    del state["config"]["blend"]
+    checkpoint.save_state(state, older / "checkpoints/last.pt")
     assert run(options(data, resume=str(older)), tiny_bundle(tokenizer), older).metrics
 
 
@@ -142,14 +165,117 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path, stopped: Path, data: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("state", ["none", "weights", "other model"])
+def test_free_options_may_change_and_are_listed(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
+    out, watcher = shutil.copytree(stopped, tmp_path / "run"), Recorder()
+    run(options(data, resume=str(out), workers=1, log_every=7), tiny_bundle(tokenizer), out, watcher)
+    line = "Taken from now: workers 1 (was 0), log_every 7 (was 1); all else is kept from the run."
+    assert ("message", line) in watcher.events and line in (out / "train.log").read_text()
+
+
+@pytest.mark.parametrize("state", ["weights", "other model", "other version"])
 def test_a_state_that_cannot_be_used(tmp_path: Path, stopped: Path, data: Path, tokenizer, state: str) -> None:
     out = shutil.copytree(stopped, tmp_path / "run")
     bundle = tiny_bundle(tokenizer, ffn_dim=32) if state == "other model" else tiny_bundle(tokenizer)
-    if state == "none":
-        (out / "checkpoints/last.pt").unlink()
     if state == "weights":
         shutil.copy(out / "checkpoints/best.pt", out / "checkpoints/last.pt")
-    message = {"none": "no checkpoint at", "weights": "weights only", "other model": "does not fit this model"}[state]
+    if state == "other version":
+        checkpoint.save_state(
+            checkpoint.load_state(out / "checkpoints/last.pt") | {"schedule": 3}, out / "checkpoints/last.pt"
+        )
+    message = {"weights": "weights only", "other model": "does not fit this model", "other version": "or version"}[
+        state
+    ]
     with pytest.raises(CheckpointError, match=message):
         run(options(data, resume=str(out)), bundle, out)
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 3])
+    elif how == "gone":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def saved(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[TrainConfig, Path, Path]:
+    """Options that save each step; the folder of a whole run, and of one that was stopped in step 6 of 6."""
+    config, folder = options(data, save_every=1, ema=0.9), tmp_path_factory.mktemp("saved")
+    run(config, tiny_bundle(tokenizer), folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tiny_bundle(tokenizer), folder / "stopped", Recorder(stop_at=6))
+    return config, folder / "whole", folder / "stopped"
+
+
+@pytest.mark.parametrize(
+    ("faults", "first"),
+    [
+        ({"last": "bit"}, 5),
+        ({"last": "cut"}, 5),
+        ({"last": "gone"}, 5),  # killed between the two renames
+        ({"last": "bit", "previous": "cut"}, 1),
+        ({"last": "gone", "previous": "gone", "best": "gone"}, 1),
+    ],
+    ids=["bit", "cut", "gone", "both", "killed before the first"],
+)
+def test_a_damaged_checkpoint_falls_back(tmp_path: Path, tokenizer, saved, faults: dict[str, str], first: int) -> None:
+    """To the one before, or the beginning; and ends equal to the uninterrupted run."""
+    config, whole, out, watcher = saved[0], saved[1], shutil.copytree(saved[2], tmp_path / "run"), Recorder()
+    for name, how in faults.items():
+        damage(out / f"checkpoints/{name}.pt", how)
+    run(replace(config, resume=str(out)), tiny_bundle(tokenizer), out, watcher)
+    said = "\n".join(str(value) for name, value in watcher.events if name == "message")
+    assert next(value for name, value in watcher.events if name == "step") == first
+    assert all(f"{name}.pt" in said for name in faults.keys() - {"best"})
+    assert ("begins again" in said) == (first == 1)
+    for name in [*FILES, "model/model.safetensors"]:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_what_was_damaged_does_not_come_back_as_the_one_before(tmp_path: Path, tokenizer, saved) -> None:
+    out = shutil.copytree(saved[2], tmp_path / "run")
+    config = replace(saved[0], resume=str(out))
+    for _ in range(2):
+        damage(out / "checkpoints/last.pt", "bit")
+        watcher = Recorder(stop_at=6)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tiny_bundle(tokenizer), out, watcher)
+        assert next(value for name, value in watcher.events if name == "step") == 5
+
+
+@pytest.mark.parametrize("fault", ["bit", "gone", "other step"])
+def test_a_damaged_best_file_gives_way_to_the_newest_average(
+    tmp_path: Path, data: Path, tokenizer, monkeypatch, fault: str
+) -> None:
+    """The first epoch was the best; its weights are lost, and the second's are measured and kept in its place."""
+    aps = iter([0.1, 0.9, 0.4, 0.4])
+    monkeypatch.setattr(
+        "groundtune.engine.train.evaluate", lambda *args, **kwargs: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}])
+    )
+    bundle, out = tiny_bundle(tokenizer), tmp_path / "run"
+
+    class Damager(Recorder):
+        def metrics(self, ap: float | None, best: float | None) -> None:
+            super().metrics(ap, best)
+            best_file = out / "checkpoints/best.pt"
+            if ap == 0.4 and fault == "other step":
+                checkpoint.save_state(checkpoint.load_state(best_file) | {"step": 1}, best_file)
+            elif ap == 0.4 and [name for name, _ in self.events].count("metrics") == 2:
+                damage(best_file, fault)
+
+    watcher = Damager()
+    if fault == "other step":
+        aps = iter([0.1, 0.9, 0.4])
+        with pytest.raises(StopIteration):  # the file that replaces it was tampered with again: only the message counts
+            run(options(data, ema=0.5), bundle, out, watcher)
+        return
+    result = run(options(data, ema=0.5), bundle, out, watcher)
+    assert any("Taking the newest weights" in str(value) for name, value in watcher.events if name == "message")
+    assert result.metrics == {"valid/AP": 0.4} and json.loads((out / "metrics.json").read_text())["best_step"] == 6
+    average = torch.load(out / "checkpoints/last.pt", weights_only=True)["average"]
+    found = weights(bundle)
+    assert average and all(torch.equal(found[name], value) for name, value in average.items())
+    assert (out / "model/groundtune.json").is_file()

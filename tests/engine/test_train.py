@@ -129,7 +129,7 @@ def test_run_folder(tmp_path: Path, data: Path, tokenizer) -> None:
         "config.yaml", "env.json", "train.log", "metrics.jsonl", "metrics.json", "predictions_valid.json",
         "checkpoints", "model", "samples",
     }  # fmt: skip
-    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "previous.pt", "best.pt"}
     assert train_config({}, out / "config.yaml", {}) == config
     assert json.loads((out / "env.json").read_text())["trains on"] == "cpu"
     assert "frozen: backbone, language_model" in (out / "train.log").read_text()

@@ -1,36 +1,38 @@
-"""Two processes compute what one does, and only the first of them writes."""
+"""Two processes compute what one does, whatever goes wrong in one of them, and only the first of them writes."""
 
 import dataclasses
 import json
 import os
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, options, run, scenes, tiny_bundle, weights
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from engine_runs import Recorder, gradients_of, logged, options, run, same_gradients, scenes, steady_bundle, weights
 
 from groundtune.config import TrainConfig
-from groundtune.errors import TrainingDiverged
+from groundtune.data.loader import TrainLoader
+from groundtune.engine.run import _Forward
+from groundtune.errors import GroundtuneError
 
 pytestmark = pytest.mark.slow
 
 
-def worker(rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: Path, poison: str) -> None:
-    """One process of a run in `folder/run`; what it saw goes to `folder/RANK.pt`.
-
-    Args:
-        poison: name of a picture that makes its process's predictions NaN.
-    """
+def worker(
+    rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: Path, trouble: Callable[[int], None]
+) -> None:
+    """One process of a run in `folder/run`; what it saw goes to `folder/RANK.pt`."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     written: list[str] = []
     sys.addaudithook(lambda event, args: _note_write(written, folder / "run", event, args))
-    seen = observe(config, tokenizer, folder / "run", poison)
+    trouble(rank)
+    seen = observe(config, tokenizer, folder / "run")
     torch.save(seen | {"written": written}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -43,60 +45,59 @@ def _note_write(written: list[str], folder: Path, event: str, args: tuple[Any, .
         written.append(f"{event} {args[0]}")
 
 
-def observe(config: TrainConfig, tokenizer: Any, out: Path, poison: str = "") -> dict[str, Any]:
-    """A run, with the clipped gradients of every step."""
-    # without the fourth level: a group norm over one cell of two channels makes much of the last bits
-    bundle, gradients, watcher = tiny_bundle(tokenizer, num_levels=3), [], Recorder()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # at their start all boxes lie on a grid: the last bits would decide which one is matched
-        for parameter in bundle.network.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    names = {}
-
-    def remember(optimizer: Any, *_: Any) -> None:
-        names.update({id(parameter): name for name, parameter in bundle.network.named_parameters()})
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients.append({names[id(p)]: p.grad.clone() for p in parameters})
-
-    if poison:
-        from groundtune.data.loader import TrainLoader
-
-        collate = TrainLoader._collate
-
-        def poisoned(self: Any, *args: Any) -> Any:
-            batch = collate(self, *args)
-            for place, sample in enumerate(batch.samples):
-                if sample.image_path.name == poison:
-                    batch.pictures[place].fill_(float("nan"))
-            return batch
-
-        TrainLoader._collate = poisoned
-    hook = register_optimizer_step_pre_hook(remember)
-    diverged = False
-    try:
-        run(config, bundle, out, watcher)
-    except TrainingDiverged:
-        diverged = True
-    finally:
-        hook.remove()
-    return {
-        "gradients": gradients,
-        "weights": weights(bundle),
-        "told": [name for name, _ in watcher.events],
-        "diverged": diverged,
-    }
+def observe(config: TrainConfig, tokenizer: Any, out: Path) -> dict[str, Any]:
+    """A run, with the clipped gradients of every step, and how it ended."""
+    bundle, watcher, error = steady_bundle(tokenizer), Recorder(), ""
+    with gradients_of(bundle) as gradients:
+        try:
+            run(config, bundle, out, watcher)
+        except GroundtuneError as raised:
+            error = f"{type(raised).__name__}: {raised}"
+    told = [name for name, _ in watcher.events]
+    return {"gradients": gradients, "weights": weights(bundle), "told": told, "error": error}
 
 
-def in_two_processes(config: TrainConfig, tokenizer: Any, folder: Path, poison: str = "") -> list[dict[str, Any]]:
+def no_trouble(rank: int) -> None: ...
+
+
+def poison(name: str, rank: int) -> None:
+    """The picture of that name makes its process's predictions NaN."""
+    collate = TrainLoader._collate
+
+    def poisoned(self: Any, *args: Any) -> Any:
+        batch = collate(self, *args)
+        for picture, sample in zip(batch.pictures, batch.samples, strict=True):
+            if sample.image_path.name == name:
+                picture.fill_(float("nan"))
+        return batch
+
+    TrainLoader._collate = poisoned
+
+
+def short_of_memory(rank: int) -> None:
+    """The second process has no room for two pictures."""
+    forward = _Forward.forward
+
+    def limited(self: Any, batch: Any, *args: Any) -> Any:
+        if rank == 1 and len(batch.targets) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, *args)
+
+    _Forward.forward = limited
+
+
+def in_two_processes(
+    config: TrainConfig, tokenizer: Any, folder: Path, trouble: Callable[[int], None] = no_trouble
+) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir()
     context = torch.multiprocessing.start_processes(
-        worker, (port, config, tokenizer, folder, poison), nprocs=2, join=False, start_method="spawn"
+        worker, (port, config, tokenizer, folder, trouble), nprocs=2, join=False, start_method="spawn"
     )
     try:
-        for _ in range(12):
+        for _ in range(30):
             if context.join(timeout=10):
                 return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
         pytest.fail("the processes wait for each other")
@@ -105,49 +106,79 @@ def in_two_processes(config: TrainConfig, tokenizer: Any, folder: Path, poison: 
             process.kill()
 
 
-@pytest.mark.parametrize("changed", [{}, {"cache_features": True, "ema": 0.9, "batch_size": 3}])
-def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
-    """Pictures with one to six boxes, so that the processes' own counts differ; batch 3 is split into 2 and 1.
+def same_numbers(folder: Path) -> None:
+    """Asserts that the runs `one` and `two/run` logged the same losses, all terms of them."""
+    one, two = logged(folder / "one"), logged(folder / "two/run")
+    assert len(one) == len(two) > 0
+    for expected, found in zip(one, two, strict=True):
+        assert expected.keys() == found.keys() and "d0.dn_loss_giou" in found
+        for name in expected.keys() - {"lr", "grad_norm"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5), (found["step"], name)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
-    Gradients are compared before AdamW divides their scale, and with it many a mistake, away.
+
+@pytest.mark.parametrize("changed", [{"epochs": 5}, {"epochs": 4, "cache_features": True, "ema": 0.9, "batch_size": 3}])
+def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
+    """20 steps with denoising; pictures with none to six boxes, so that the processes' own numbers differ.
+
+    Batches of three are split into 2 and 1. The last batch of an epoch has one picture, and the second process none.
     """
-    data = scenes(tmp_path / "data", train=12, valid=2)
-    config = options(data, epochs=1, batch_size=4, denoising=False, clip_grad=0.0, seed=3, lr=1e-4)
-    config = dataclasses.replace(config, retain=[str(scenes(tmp_path / "other", train=1, valid=2))], **changed)
+    data = scenes(tmp_path / "data", train=13, valid=2)
+    config = options(data, batch_size=4, clip_grad=0.0, seed=3, lr=1e-4)
+    config = dataclasses.replace(config, retain=[str(scenes(tmp_path / "other", train=1, valid=2))])
+    config = dataclasses.replace(config, **changed)
     expected = observe(config, tokenizer, tmp_path / "one")
     main, other = in_two_processes(config, tokenizer, tmp_path / "two")
-    assert len(expected["gradients"]) == len(main["gradients"]) == (4 if changed else 3)
-    for step, found in zip(expected["gradients"], main["gradients"], strict=True):
-        assert step.keys() == found.keys()
-        largest = max(float(gradient.abs().max()) for gradient in step.values())
-        for name in step:
-            torch.testing.assert_close(found[name], step[name], rtol=1e-3, atol=1e-5 * largest)
+    assert len(main["gradients"]) == 20
+    same_gradients(main["gradients"][:1], expected["gradients"][:1])
+    same_numbers(tmp_path)
     for name, tensor in expected["weights"].items():
         assert torch.equal(main["weights"][name], other["weights"][name]), name
         if not name.endswith("k_proj.bias"):  # moves no output, so AdamW scales up noise there
-            torch.testing.assert_close(main["weights"][name], tensor, rtol=0, atol=1e-5)
+            torch.testing.assert_close(main["weights"][name], tensor, rtol=0, atol=1e-4)
 
     assert other["written"] == [] and other["told"] == ["close"] and len(main["written"]) > 10
     of_one, of_two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two/run"))
     assert of_one["retained"]["other"]["before"] == pytest.approx(of_two["retained"]["other"]["before"])
     assert of_two["retained"]["other"].keys() == {"before", "after"}
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two/run")]
-    for one, two in zip(*lines, strict=True):
-        one, two = json.loads(one), json.loads(two)
-        assert one["step"] == two["step"]
-        for key in {"grad_norm", "loss"} & one.keys():
-            assert one[key] == pytest.approx(two[key], rel=1e-4)
 
 
-@pytest.mark.parametrize("poison", ["train_00000.jpg", "train_00005.jpg"])
-def test_a_bad_picture_of_one_process_is_skipped_by_both_and_reported(tmp_path: Path, tokenizer, poison: str) -> None:
+@pytest.mark.parametrize("picture", ["train_00000.jpg", "train_00005.jpg"])
+def test_a_bad_picture_of_one_process_is_skipped_by_both_and_reported(tmp_path: Path, tokenizer, picture: str) -> None:
     data = scenes(tmp_path / "data", train=8, valid=2)
     config = options(data, epochs=2, batch_size=4, max_bad_steps=2)
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two", poison)
-    assert not main["diverged"] and not other["diverged"]
+    main, other = in_two_processes(config, tokenizer, tmp_path / "two", partial(poison, picture))
+    assert not main["error"] and not other["error"]
     assert len(main["gradients"]) == len(other["gradients"]) == 2  # one of two steps in each epoch
     for name, tensor in main["weights"].items():
         assert torch.equal(tensor, other["weights"][name]) and tensor.isfinite().all(), name
     skipped = [line for line in (tmp_path / "two/run/train.log").read_text().splitlines() if "Step skipped" in line]
-    assert len(skipped) == 4 and sum(poison in line for line in skipped) == 2
-    assert all(("first module whose output is not finite" in line) == (poison in line) for line in skipped)
+    assert len(skipped) == 4 and sum(picture in line for line in skipped) == 2
+    assert all(("first module whose output is not finite" in line) == (picture in line) for line in skipped)
+
+
+def test_one_process_that_is_short_of_memory_halves_the_parts_of_both(tmp_path: Path, tokenizer) -> None:
+    data = scenes(tmp_path / "data", train=8, valid=2)
+    config = options(data, epochs=1, batch_size=4, clip_grad=0.0)
+    expected = observe(config, tokenizer, tmp_path / "one")
+    main, other = in_two_processes(config, tokenizer, tmp_path / "two", short_of_memory)
+    assert not main["error"] and not other["error"]
+    same_gradients(main["gradients"][:1], expected["gradients"][:1])
+    same_numbers(tmp_path)
+    assert (tmp_path / "two/run/train.log").read_text().count("Out of memory in step 1, pictures at a time: 2") == 1
+
+
+def test_an_unreadable_picture_of_one_process_is_told_by_the_main_one(tmp_path: Path, tokenizer) -> None:
+    """A process without a picture takes the step of the other. A second unreadable picture ends the run of both."""
+    data = scenes(tmp_path / "data", train=5, valid=2)
+    config = options(data, epochs=1, batch_size=2, clip_grad=0.0)
+    next(data.rglob("train_00001.jpg")).write_text("hello")
+    expected = observe(config, tokenizer, tmp_path / "one")
+    main, other = in_two_processes(config, tokenizer, tmp_path / "two")
+    assert not main["error"] and not other["error"]
+    same_gradients(main["gradients"][:1], expected["gradients"][:1])
+    same_numbers(tmp_path)
+    assert (tmp_path / "two/run/train.log").read_text().count("is left out") == 1
+    next(data.rglob("train_00003.jpg")).write_text("hello")
+    main, other = in_two_processes(config, tokenizer, tmp_path / "three")
+    assert main["error"] == other["error"] and main["error"].startswith("DataError: 2 of 5 pictures of train")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundtune.loss.criterion import GroundingDINOCriterion, total
+from groundtune.loss.criterion import BatchCounts, GroundingDINOCriterion, total
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import create_positive_map_from_span, tokenize
 
@@ -48,7 +48,7 @@ def _batch(seed, counts, queries=5, layers=3, length=7, groups=2):
         positive_map[1:, : mask[image].sum()] = (
             torch.rand(max(count - 1, 0), int(mask[image].sum()), generator=generator) < 0.5
         )
-        targets.append(SimpleNamespace(boxes_cxcywh=boxes, positive_map=positive_map))
+        targets.append(SimpleNamespace(boxes_cxcywh=boxes, positive_map=positive_map, confidence=None))
     return outputs, targets
 
 
@@ -103,7 +103,9 @@ def _one_query(logits_of_tokens, box=(0.5, 0.5, 0.2, 0.2), padded=0):
     positive_map = torch.zeros(1, 256, dtype=torch.bool)
     positive_map[0, 1] = True
     boxes = torch.tensor(box).expand(1, len(logits_of_tokens), 4)
-    target = SimpleNamespace(boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), positive_map=positive_map)
+    target = SimpleNamespace(
+        boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.2]]), positive_map=positive_map, confidence=None
+    )
     return {"pred_logits": logits, "pred_boxes": boxes, "text_token_mask": mask}, [target]
 
 
@@ -173,7 +175,7 @@ def _train_one_query(tokenizer, names, make_map):
     prompt = class_prompt(names)
     text, _ = tokenize(tokenizer, [prompt])
     box = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
-    targets = [SimpleNamespace(boxes_cxcywh=box, positive_map=make_map(prompt)[:1])]
+    targets = [SimpleNamespace(boxes_cxcywh=box, positive_map=make_map(prompt)[:1], confidence=None)]
     logits = torch.zeros(1, 1, 256, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.3)
     for _ in range(150):
@@ -244,24 +246,31 @@ def test_pitfall_11_a_zero_area_box_is_finite_even_where_the_prediction_equals_i
     assert torch.isfinite(loss) and torch.isfinite(boxes.grad).all()
 
 
-def test_normaliser_is_averaged_over_processes_and_two_processes_equal_one():
-    """Pitfall 8: the mean of the gradients of two processes is the gradient of one with both batches."""
-    outputs, targets = _batch(10, [4, 1, 0, 2])
+def test_pitfall_08_the_terms_of_parts_of_a_batch_add_up_to_its_own():
+    """Parts of processes or of micro-batches. Of seven boxes in one picture five find a query, of the encoder's four."""
+    outputs, targets = _batch(10, [7, 1, 0, 2])
     whole = criterion(outputs, targets)
-    parts, lengths = [], []
-    for process in (slice(0, 2), slice(2, 4)):
-        heads = _slice_outputs(outputs, process)
-
-        def mean_over_processes(counts):
-            lengths.append(len(counts))
-            matched, denoising = 7.0, 14.0  # boxes of both processes, and times two groups
-            return torch.tensor([matched] * (len(counts) - 1) + [denoising]) / 2
-
-        parts.append(criterion(heads, targets[process], normalise=mean_over_processes))
-    assert lengths == [5, 5], "one vector of the same length on every process: 3 layers, encoder, denoising"
+    counts = BatchCounts([len(target.boxes_cxcywh) for target in targets], int(outputs["text_token_mask"].sum()))
+    parts = [
+        criterion(_slice_outputs(outputs, part), targets[part], counts)
+        for part in (slice(0, 1), slice(1, 2), slice(2, 4))
+    ]
+    assert whole["matched_boxes"] == 5 + 1 + 0 + 2 and whole["class_error"] > 0
     for name, value in whole.items():
-        if "loss_" in name and not name.startswith("enc_"):
-            assert (parts[0][name] + parts[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-4), name
+        assert sum(part[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_boxes_past_the_queries_do_not_count():
+    """Three equal boxes, two queries a tenth beside them: the mean over the two pairs is 5 × 0.1, over the boxes less."""
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    logits = torch.full((1, 2, 256), -math.inf)
+    logits[..., :2] = 0
+    predicted = torch.tensor([[[0.6, 0.5, 0.2, 0.2]] * 2])
+    positive_map = torch.zeros(3, 256, dtype=torch.bool)
+    target = SimpleNamespace(boxes_cxcywh=torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3), positive_map=positive_map)
+    target.confidence = None
+    terms = criterion({"pred_logits": logits, "pred_boxes": predicted, "text_token_mask": mask}, [target])
+    assert terms["loss_bbox"].item() == pytest.approx(0.5) and terms["matched_boxes"] == 2
 
 
 def _slice_outputs(outputs, images):

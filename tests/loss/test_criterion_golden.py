@@ -25,6 +25,7 @@ def _targets(arrays, meta):
         SimpleNamespace(
             boxes_cxcywh=xyxy_to_cxcywh(arrays[f"gt{i}_boxes_xyxy"] / torch.tensor([width, height, width, height])),
             positive_map=arrays[f"gt{i}_positive_map"] > 0,
+            confidence=None,
         )
         for i in range(IMAGES)
     ]

@@ -22,3 +22,17 @@ def test_focal_loss_is_cross_entropy_without_focus_and_plain_at_infinity():
     # no repair inside the loss: filtering is the criterion's duty, and a NaN here shows that it was forgotten
     assert sigmoid_focal_loss(torch.tensor([-math.inf]), torch.tensor([0.0])).isnan()
     assert sigmoid_focal_loss(torch.zeros(0), torch.zeros(0)).shape == (0,)
+
+
+def test_soft_targets_by_hand_and_no_pull_where_the_model_agrees():
+    """Quality focal loss: |t - p|^gamma times the cross-entropy, here with the weight between those of 0 and 1."""
+    p, t = 0.7, 0.4
+    logit = torch.tensor(math.log(p / (1 - p)), requires_grad=True)
+    loss = sigmoid_focal_loss(logit, torch.tensor(t))
+    entropy = -(t * math.log(p) + (1 - t) * math.log(1 - p))
+    assert loss.item() == pytest.approx((0.25 * t + 0.75 * (1 - t)) * 0.3**2 * entropy, rel=1e-5)
+    loss.backward()
+    assert logit.grad > 0
+    agreed = torch.tensor(math.log(t / (1 - t)), requires_grad=True)
+    sigmoid_focal_loss(agreed, torch.tensor(t)).backward()
+    assert abs(agreed.grad.item()) < 1e-7

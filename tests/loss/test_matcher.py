@@ -17,7 +17,7 @@ def _target(boxes, token_lists):
     positive_map = torch.zeros(len(boxes), 256, dtype=torch.bool)
     for row, tokens in enumerate(token_lists):
         positive_map[row, tokens] = True
-    return SimpleNamespace(boxes_cxcywh=torch.tensor(boxes).reshape(-1, 4), positive_map=positive_map)
+    return SimpleNamespace(boxes_cxcywh=torch.tensor(boxes).reshape(-1, 4), positive_map=positive_map, confidence=None)
 
 
 def _random_case(seed, counts, sizes, length=6):

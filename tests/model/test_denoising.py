@@ -130,9 +130,9 @@ def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_ca
         group = noisy["dn_meta"]["group_size"]
         changed = denoising_queries(case.targets, network.decoder.label_embedding)
         changed.boxes_cxcywh[:, group:] = 0.9
-        network._denoising = lambda targets: changed
+        network._denoising = lambda targets, most_boxes: changed
         other = case.run(network)
-        network._denoising = lambda targets: None
+        network._denoising = lambda targets, most_boxes: None
         without = case.run(network)
     for output in (other, without):
         torch.testing.assert_close(output["pred_boxes"], noisy["pred_boxes"], rtol=0, atol=1e-5)

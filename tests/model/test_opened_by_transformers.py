@@ -173,5 +173,5 @@ def test_the_base_model_survives_a_second_fine_tuning(trained, tmp_path):
 
     bundle = load_bundle(trained("grounding-dino"))
     save_bundle(bundle, tmp_path / "again")
-    assert "base_model: owner/model-tiny" in (tmp_path / "again/README.md").read_text()
+    assert 'base_model: "owner/model-tiny"' in (tmp_path / "again/README.md").read_text()
     assert str(bundle.source) not in (tmp_path / "again/README.md").read_text(), "paths of this machine stay here"

@@ -1,7 +1,7 @@
 """What the loaders give out: pictures of several sizes, side by side until a canvas is asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from groundtune.text.tokens import TextInput
 
 @dataclass
 class Batch:
-    """B entries: a picture, its prompt and its target each. All lists have length B.
+    """B entries: a picture, its prompt and its target each. All lists have length B, which is 0 where a process has no share.
 
     Attributes:
         pictures: (3, h, w) float32 normalised, unpadded; None where `needs_pixels` said no.
@@ -28,6 +28,7 @@ class Batch:
         samples: the records that the entries were made from.
         indices: their places in `Dataset.samples`.
         views: which view of the picture it is.
+        unreadable: path of each picture that was to be in the batch and cannot be read, and why.
     """
 
     pictures: list[Tensor | None]
@@ -40,6 +41,25 @@ class Batch:
     samples: list[Sample]
     indices: list[int]
     views: list[int]
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Give parts of `size` entries, the last one of what is left, each with its own padding."""
+        return [self._rows(slice(begin, begin + size)) for begin in range(0, len(self.targets), size)]
+
+    def _rows(self, rows: slice) -> "Batch":
+        return Batch(
+            pictures=self.pictures[rows],
+            sizes_hw=self.sizes_hw[rows],
+            text=self.text.rows(rows),
+            phrase_maps=self.phrase_maps[rows],
+            prompts=self.prompts[rows],
+            prompt_classes=self.prompt_classes[rows],
+            targets=self.targets[rows],
+            samples=self.samples[rows],
+            indices=self.indices[rows],
+            views=self.views[rows],
+        )
 
     def images(self) -> Tensor:
         """Pad the pictures into one (B, 3, H, W) float32 canvas. `ValueError` where one was not decoded."""

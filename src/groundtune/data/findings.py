@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from groundtune.errors import harmless
+
 Severity = Literal["error", "warning", "note"]
 
 _EXAMPLES = 5
@@ -70,7 +72,7 @@ class Collector:
             finding = self._found[check] = Finding(check, kind.severity, kind.message, kind.fix)
         finding.count += count
         if example and len(finding.examples) < _EXAMPLES:
-            finding.examples.append(example)
+            finding.examples.append(harmless(example))
 
     def count(self, check: str) -> int:
         """How often a check has found something so far."""

@@ -14,6 +14,8 @@ A picture with a caption has it as its one prompt, and its phrases as classes. I
 away), and where it is mirrored its caption is too. Pictures of several sources have weights: how often each is shown in an
 epoch, on average over its source; which of them, where that is not a whole number, is drawn anew for each epoch.
 
+A picture that cannot be read is left out of its batch, which says so; whether the run goes on is the engine's business.
+
 Deviation from the reference: classes that the picture has, but that this view has no box of (all cropped away, or only
 crowd boxes), are left out of the prompt. They would be taught as absent while they may be seen.
 """
@@ -23,12 +25,14 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.data.batch import Batch, EvalBatch
+from groundtune.data.batch import Batch
 from groundtune.data.captions import grounding_prompt, refuse_unreadable_captions
+from groundtune.data.decoding import decoded
 from groundtune.data.prefetch import in_background
 from groundtune.data.sample import Dataset, Sample
 from groundtune.data.targets import make_target, trained_boxes
@@ -37,9 +41,7 @@ from groundtune.data.transforms import (
     PictureView,
     draw_view,
     flip,
-    load_picture,
     resize_keep_ratio,
-    to_tensor,
 )
 from groundtune.errors import DataError
 from groundtune.text.prompt import Prompt, class_prompt
@@ -172,18 +174,18 @@ class TrainLoader:
         """Give the batches of an epoch; any epoch, any number of times.
 
         A picture whose classes do not fit into one prompt stands in its batch once per prompt (semantics 6), each time
-        with the boxes of that prompt, so the batch can be larger than `batch_size`.
+        with the boxes of that prompt, so the batch can be larger than `batch_size`. It can be smaller where pictures cannot be
+        read, and empty where this process has no share of the last one.
 
         Args:
             epoch: counted from 0.
             first_batch: leave out so many batches, to go on within an epoch.
 
         Raises:
-            DataError: a picture cannot be decoded; the message names it.
+            OutOfMemory: a picture does not fit into memory; the message names it.
         """
         rank, processes = self.options.rank, self.options.processes
-        # a process for which the last batch has no picture repeats one: every process must take every step
-        plan = [batch[rank::processes] or batch[:1] for batch in self.batch_plan(epoch)[first_batch:]]
+        plan = [batch[rank::processes] for batch in self.batch_plan(epoch)[first_batch:]]
         jobs = ([(index, self.view_of(index, epoch)) for index in batch] for batch in plan)
         for batch, pictures in zip(plan, in_background(self._pixels, jobs, self.options.workers), strict=True):
             yield self._collate(batch, pictures, epoch)
@@ -200,41 +202,45 @@ class TrainLoader:
         height, width = self.geometry(index, self.view_of(index, epoch)).size_hw
         return float(width / height)
 
-    def _pixels(self, job: tuple[int, int]) -> Callable[[], Tensor] | None:
+    def _pixels(self, job: tuple[int, int]) -> Callable[[], Tensor | DataError] | None:
         index, view = job
         if self.needs_pixels is not None and not self.needs_pixels(index, view):
             return None
-        sample, geometry = self.dataset.samples[index], self.geometry(index, view)
-        return lambda: to_tensor(geometry.picture(load_picture(sample.image_path, sample.size_hw)), self.picture)
+        return partial(decoded, self.dataset.samples[index], self.geometry(index, view), self.picture)
 
-    def _collate(self, indices: list[int], pictures: Sequence[Tensor | None], epoch: int) -> Batch:
+    def _collate(self, indices: list[int], pictures: Sequence[Tensor | DataError | None], epoch: int) -> Batch:
         """Put a batch together; here and not in the threads, because a fast tokenizer is not safe to share."""
-        entries = []  # (place in the batch's pictures, geometry, prompt, its classes, noise seed)
-        for place, index in enumerate(indices):
+        entries = []  # (picture, index, geometry, prompt, its classes, noise seed)
+        unreadable = {}
+        for index, picture in zip(indices, pictures, strict=True):
+            if isinstance(picture, DataError):
+                unreadable[str(self.dataset.samples[index].image_path)] = str(picture)
+                continue
             geometry = self.geometry(index, self.view_of(index, epoch))
             rng = _rng(self.options.seed, "prompt", index, epoch)
             for prompt, classes in self._prompts(self.dataset.samples[index], geometry, rng):
-                entries.append((place, geometry, prompt, classes, rng.getrandbits(62)))
-        places, geometries, prompts, prompt_classes, _ = (list(column) for column in zip(*entries, strict=True))
+                entries.append((picture, index, geometry, prompt, classes, rng.getrandbits(62)))
+        prompts = [prompt for *_, prompt, _, _ in entries]
         text, phrase_maps = tokenize(self.tokenizer, prompts, self.options.max_text_len)
-        samples = [self.dataset.samples[indices[place]] for place in places]
+        samples = [self.dataset.samples[index] for _, index, *_ in entries]
         targets = [
             make_target(sample, geometry, classes, phrase_map, noise_seed)
-            for sample, phrase_map, (_, geometry, _, classes, noise_seed) in zip(
+            for sample, phrase_map, (_, _, geometry, _, classes, noise_seed) in zip(
                 samples, phrase_maps, entries, strict=True
             )
         ]
         return Batch(
-            pictures=[pictures[place] for place in places],
-            sizes_hw=[geometry.size_hw for geometry in geometries],
+            pictures=[picture for picture, *_ in entries],
+            sizes_hw=[geometry.size_hw for _, _, geometry, *_ in entries],
             text=text,
             phrase_maps=phrase_maps,
             prompts=prompts,
-            prompt_classes=prompt_classes,
+            prompt_classes=[classes for *_, classes, _ in entries],
             targets=targets,
             samples=samples,
-            indices=[indices[place] for place in places],
-            views=[self.view_of(indices[place], epoch) for place in places],
+            indices=[index for _, index, *_ in entries],
+            views=[self.view_of(index, epoch) for _, index, *_ in entries],
+            unreadable=unreadable,
         )
 
     def _prompts(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[tuple[Prompt, Sequence[int]]]:
@@ -269,39 +275,6 @@ class TrainLoader:
             max_text_len=self.options.max_text_len,
         )
         return [[allowed[i] for i in prompt] for prompt in prompts]
-
-
-def evaluation_pictures(
-    dataset: Dataset,
-    picture: PictureFormat,
-    batch_size: int,
-    needs_pixels: Callable[[int], bool] | None = None,
-    workers: int = 0,
-) -> Iterator[EvalBatch]:
-    """Give all pictures in the order of the data set, whole and at the model's size.
-
-    Args:
-        dataset: no pictures give no batches.
-        picture: the model's picture format.
-        batch_size: pictures per batch; the last one may be smaller.
-        needs_pixels: sample index -> whether to decode the picture. None decodes all.
-        workers: threads that decode ahead.
-
-    Raises:
-        DataError: a picture cannot be decoded; the message names it.
-    """
-    every = range(len(dataset.samples))
-    plan = [list(every[begin : begin + batch_size]) for begin in range(0, len(every), batch_size)]
-    views = [resize_keep_ratio(sample.size_hw, picture) for sample in dataset.samples]
-
-    def pixels(index: int) -> Callable[[], Tensor] | None:
-        if needs_pixels is not None and not needs_pixels(index):
-            return None
-        sample, view = dataset.samples[index], views[index]
-        return lambda: to_tensor(view.picture(load_picture(sample.image_path, sample.size_hw)), picture)
-
-    for indices, pictures in zip(plan, in_background(pixels, plan, workers), strict=True):
-        yield EvalBatch([dataset.samples[i] for i in indices], pictures, [views[i].size_hw for i in indices], indices)
 
 
 def _rng(seed: int, purpose: str, *numbers: int) -> random.Random:

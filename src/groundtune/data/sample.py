@@ -54,6 +54,7 @@ class Sample:
         grounding: caption and phrases, in place of the data set's classes.
         weight: how often the picture is shown per epoch, on average over its source (`--mix`).
         annotated: classes that its source looked for, where that are not all (`--mix`): others are never negatives.
+        confidence: (N,) float32 in (0, 1], how sure each box is (`--replay self`); None where people drew all of them.
     """
 
     image_path: Path
@@ -65,6 +66,7 @@ class Sample:
     grounding: Grounding | None = None
     weight: float = 1.0
     annotated: frozenset[int] | None = None
+    confidence: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

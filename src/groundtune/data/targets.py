@@ -24,6 +24,8 @@ class Target:
             only.
         positive_map: (N, max_text_len) bool, the tokens of each box's phrase.
         noise_seed: seeds this picture's denoising noise.
+        confidence: (N,) float32 in (0, 1]: what the class of each box is taught as, and the weight of its box loss. 1 for
+            boxes that people drew, below for a model's own detections. None where all are 1.
     """
 
     boxes_cxcywh: Tensor
@@ -31,6 +33,7 @@ class Target:
     class_ids: Tensor
     positive_map: Tensor
     noise_seed: int
+    confidence: Tensor | None = None
 
     def to(self, device: torch.device) -> Target:
         """The same target with its tensors on `device`."""
@@ -40,6 +43,7 @@ class Target:
             self.class_ids.to(device),
             self.positive_map.to(device),
             self.noise_seed,
+            None if self.confidence is None else self.confidence.to(device),
         )
 
 
@@ -72,6 +76,7 @@ def make_target(
         class_ids=torch.from_numpy(class_ids.astype(np.int64)),
         positive_map=phrase_map[labels],
         noise_seed=noise_seed,
+        confidence=None if sample.confidence is None else torch.from_numpy(sample.confidence[wanted]),
     )
 
 

@@ -26,12 +26,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from groundtune.data.picture_files import exif_orientation, open_picture, refuse_bomb
 from groundtune.errors import DataError
 
-MAX_PIXELS = 89_478_485
-"""Above Pillow's own warning level a picture is refused: decoding and converting it takes over 1 GB."""
-
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -218,24 +215,21 @@ def load_picture(path: Path, stated_size_hw: tuple[int, int] | None = None) -> I
         An RGB picture of exactly the stated size.
 
     Raises:
-        DataError: the file is missing, broken, cut off, or has more than `MAX_PIXELS` pixels.
+        DataError: the file is missing, broken, cut off, or too large (`picture_files.MAX_PIXELS`).
     """
     try:
-        with Image.open(path) as opened:
-            _refuse_bomb(path, opened.size)
+        with open_picture(path) as opened:
             opened.load()
             picture = to_rgb(opened)
             orientation = exif_orientation(opened)
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"The picture {path} does not exist.") from error
     except Exception as error:  # Pillow's decoders raise nearly every kind for broken files
         raise DataError(f"Cannot read the picture {path}: {error}. Expected a whole JPEG, PNG or the like.") from error
     if orientation in _UPRIGHT and belongs_upright(picture.size, orientation, stated_size_hw):
         picture = picture.transpose(_UPRIGHT[orientation])
     if stated_size_hw is not None and picture.size != stated_size_hw[::-1]:
-        _refuse_bomb(path, stated_size_hw[::-1])
+        refuse_bomb(path, stated_size_hw[::-1])
         picture = picture.resize(stated_size_hw[::-1], Image.Resampling.BILINEAR)
     return picture
 
@@ -275,20 +269,3 @@ def belongs_upright(size: tuple[int, int], orientation: int, stated_size_hw: tup
     wanted = stated_size_hw[1] / stated_size_hw[0]
     stored, turned = size[0] / size[1], size[1] / size[0]
     return abs(math.log(turned / wanted)) < abs(math.log(stored / wanted))
-
-
-def exif_orientation(picture: Image.Image) -> int:
-    """Give the EXIF orientation of an opened picture, 1 where it has none."""
-    try:
-        value = picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _refuse_bomb(path: Path, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(
-            f"The picture {path} would have {size[0]} × {size[1]} pixels. At most {MAX_PIXELS:,} are read "
-            "(it may be a decompression bomb); make it smaller."
-        )

@@ -1,22 +1,27 @@
 """The training state on disk: all that a resumed run needs to go on as if it had never stopped.
 
 One file of tensors and plain Python values, so that it opens with `weights_only=True`: a checkpoint from a stranger can be
-wrong but cannot run code. Frozen modules are not in it, they come from the model itself.
+wrong but cannot run code. Frozen modules are not in it, they come from the model itself. The file ends with a SHA-256 of all
+before it, which torch's reader takes no notice of: its own format does not see a flipped bit.
 """
 
-import os
+import hashlib
+import mmap
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from groundtune.engine.record import replacing
 from groundtune.errors import CheckpointError
 from groundtune.model.detector import GroundingDINO
 
 State = dict[str, Any]
+_CHECKSUM = "\nsha256 {}"
+_CHECKSUM_BYTES = len(_CHECKSUM.format("0" * 64))
 
 
 def trained_state(network: GroundingDINO) -> dict[str, Tensor]:
@@ -73,37 +78,38 @@ def set_random_state(state: State) -> None:
     random.setstate((version, tuple(internal), gauss_next))
 
 
-def save_state(state: State, path: Path) -> None:
+def save_state(state: State, path: Path, previous: Path | None = None) -> None:
     """Writes a state so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        previous: where the old file goes; None lets it go.
 
     Raises:
         CheckpointError: the file cannot be written; the old one is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, previous) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            file.seek(0)
+            file.write(_CHECKSUM.format(hashlib.file_digest(file, "sha256").hexdigest()).encode())
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be written: {error}. Is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written: {error}. Is the disk full? The one before it is whole."
+        ) from error
 
 
 def load_state(path: Path) -> State:
     """Reads a state to the CPU, without running any code from the file.
 
     Raises:
-        CheckpointError: there is no such file, or it is not one of ours.
+        CheckpointError: there is no such file, it is not one of ours, or it is damaged.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint at {path}. To resume, name a run folder with checkpoints/last.pt."
-        )
+        raise CheckpointError(f"There is no checkpoint at {path}.")
     try:
+        with path.open("rb") as file:
+            _verify(file)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its parser meets in a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -113,3 +119,10 @@ def load_state(path: Path) -> State:
     if not isinstance(state, dict) or "network" not in state or "epoch" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of a Groundtune training run.")
     return state
+
+
+def _verify(file: BinaryIO) -> None:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+        checksum = hashlib.sha256(view[:-_CHECKSUM_BYTES]).hexdigest()
+        if bytes(view[-_CHECKSUM_BYTES:]) != _CHECKSUM.format(checksum).encode():
+            raise ValueError("its checksum does not match")

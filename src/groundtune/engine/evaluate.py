@@ -3,10 +3,13 @@
 Everything goes by name and by the data set's own category ids (semantics 22): the model sees class names, the predictions
 carry `dataset.category_ids`, which may have gaps and any order. In a data set with captions each picture is asked for its own
 caption; a query's score for a phrase is the largest over the phrase's tokens (semantics 23).
+
+Where processes share an evaluation, whole batches are dealt out: every picture has the company that it has in one process,
+and with it the same last bits, on the same kind of device with as many threads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +17,11 @@ from torch import Tensor
 from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from groundtune.data.batch import EvalBatch
 from groundtune.data.captions import grounding_prompt, refuse_unreadable_captions
-from groundtune.data.loader import evaluation_pictures
+from groundtune.data.decoding import evaluation_pictures
 from groundtune.data.sample import Dataset, Sample
+from groundtune.engine.distributed import from_main, gather, processes
 from groundtune.engine.features import FeatureCache, extract
-from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
+from groundtune.engine.inference import Prompts, class_prompts, detect_batch, inference_mode
 from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics
 from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseAnswer, grounding_metrics
@@ -38,16 +42,103 @@ class Evaluation:
         per_class: AP and AP50 of each class, by name; empty for captions.
         predictions: the detections in COCO's result format, original pixels, the data set's own ids. Of captions the best
             box of each phrase, with the phrase in place of a category.
+        unreadable: the paths of pictures that could not be read, and why; they count as ones without detections.
     """
 
     metrics: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
     predictions: list[Prediction]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
         """The number that the best weights are chosen by: AP, or recall@1 of captions."""
         return self.metrics["AP"] if "AP" in self.metrics else self.metrics["recall@1"]
+
+
+@dataclass
+class PictureAnswer:
+    """What was found in one picture; `phrases` where it has a caption."""
+
+    predictions: list[Prediction]
+    phrases: list[PhraseAnswer]
+
+
+@dataclass
+class Questions:
+    """What the pictures of a data set are asked for. With its model it can travel to another process.
+
+    Attributes:
+        bundle: the model.
+        prompts: of the classes; None asks each picture for its own caption.
+        category_ids: of the classes, in the order of the prompts.
+        precision: "fp32" or "bf16".
+    """
+
+    bundle: ModelBundle
+    prompts: Prompts | None
+    category_ids: list[int]
+    precision: str
+
+    def answers(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        device: torch.device,
+        told: Callable[[int], None] = lambda _: None,
+        features: FeatureCache | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> dict[int, PictureAnswer]:
+        """The answers by the pictures' places in a data set.
+
+        Args:
+            dataset: the pictures; none give no answer.
+            batch_size: pictures at a time; the last ones may be fewer.
+            device: where to compute; the network is moved there.
+            told: called with the number of pictures of each batch that is done.
+            features: keeps the backbone's maps, by the same places.
+            unreadable: gets the pictures that cannot be read, which have no answer; None: such a picture is an error.
+        """
+        network = self.bundle.to(device)
+        needs_pixels = None if features is None else (lambda index: features.needs_pixels(index, 0))
+        answer = self._of_captions if self.prompts is None else self._of_classes
+        found: dict[int, PictureAnswer] = {}
+        with inference_mode(network, self.precision):
+            for batch in evaluation_pictures(
+                dataset, self.bundle.picture, batch_size, needs_pixels, unreadable=unreadable
+            ):
+                maps = _maps(self.bundle, batch.pictures, batch.indices, features, device)
+                found |= zip(batch.indices, answer(batch, maps, device), strict=True)
+                told(len(batch.samples))
+        return found
+
+    def _of_classes(
+        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
+    ) -> list[PictureAnswer]:
+        assert self.prompts is not None
+        sizes_hw = [sample.size_hw for sample in batch.samples]
+        found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.kept)
+        return [
+            PictureAnswer(_coco_results(sample, detections, self.category_ids), [])
+            for sample, detections in zip(batch.samples, found, strict=True)
+        ]
+
+    def _of_captions(
+        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
+    ) -> list[PictureAnswer]:
+        self.bundle.network.language_model.forget()  # a phrase's last bits depend on those that it was met with
+        found = []
+        for sample, ranked in zip(batch.samples, _best_for_phrases(self.bundle, batch, maps, device), strict=True):
+            answer = PictureAnswer([], [])
+            assert sample.grounding is not None
+            for number, (phrase, (boxes, scores)) in enumerate(zip(sample.grounding.phrases, ranked, strict=True)):
+                true = sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]
+                answer.phrases.append(PhraseAnswer(boxes, scores, true))
+                best = {"phrase": phrase, "bbox": xyxy_to_xywh(boxes[0]).tolist(), "score": float(scores[0])}
+                answer.predictions.append({"image_id": sample.image_id, **best})
+            found.append(answer)
+        self.bundle.network.language_model.forget()
+        return found
 
 
 def evaluate(
@@ -60,8 +151,12 @@ def evaluate(
     precision: str = "fp32",
     progress: Progress | None = None,
     features: FeatureCache | None = None,
+    keep_going: bool = False,
 ) -> Evaluation:
     """Detects the data set's classes in each of its pictures and scores the detections.
+
+    In a run of several processes all of them call it, and share the pictures. All get the numbers, or the error of one of
+    them; the predictions are those of the whole data set in the main process, and none in the others.
 
     Args:
         class_indices: the classes to ask for and to count; None takes all.
@@ -70,40 +165,88 @@ def evaluate(
         precision: "fp32" or "bf16".
         progress: told (pictures done, pictures in all) after each batch.
         features: keeps the backbone's maps of this data set between evaluations.
+        keep_going: whether pictures that cannot be read are told in the result, in place of an error.
 
     Raises:
         DataError: the data set has no picture or no class, has captions in some pictures only, or a picture cannot be read.
     """
+    questions = ask(bundle, dataset, class_indices, precision)
+    rank, count = processes()
+    total, done = len(dataset.samples), 0
+    starts = range(rank * batch_size, total, count * batch_size)
+    places = [place for start in starts for place in range(start, min(start + batch_size, total))]
+    own = replace(dataset, samples=[dataset.samples[place] for place in places])
+
+    def told(pictures: int) -> None:
+        nonlocal done
+        done += pictures * count
+        if progress is not None:
+            progress.evaluation(min(done, total), total)
+
+    def share() -> tuple[dict[int, PictureAnswer], dict[str, str]]:
+        unreadable: dict[str, str] = {}
+        found = questions.answers(own, batch_size, device, told, features, unreadable if keep_going else None)
+        return {places[place]: answer for place, answer in found.items()}, unreadable
+
+    answers: dict[int, PictureAnswer] = {}
+    unreadable: dict[str, str] = {}
+    for found, missing in gather(share):
+        answers |= found
+        unreadable |= missing
+    return scored(dataset, class_indices, answers, unreadable)
+
+
+def ask(
+    bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None = None, precision: str = "fp32"
+) -> Questions:
+    """The questions of `evaluate`, which has the same arguments and errors."""
     if dataset.is_grounding:
-        return _evaluate_captions(bundle, dataset, batch_size, device, progress, features)
+        refuse_unreadable_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
+        return Questions(bundle, None, [], precision)
     if any(sample.grounding is not None for sample in dataset.samples):
         raise DataError(
             f"{dataset.name}: some pictures have captions and some have classes, which are measured differently. Evaluate on "
             "each kind by itself; train on both with --mix."
         )
-    indices = list(range(len(dataset.class_names))) if class_indices is None else list(class_indices)
+    indices = _indices(dataset, class_indices)
     if not dataset.samples or not indices:
         raise DataError(
             f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} pictures, {len(indices)} classes."
         )
-    network = bundle.network.to(device)
     names = [dataset.class_names[index] for index in indices]
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).to(device)
-    needs_pixels = None if features is None else (lambda index: features.needs_pixels(index, 0))
-    predictions: list[Prediction] = []
-    done = 0
-    with inference_mode(network, precision):
-        for samples, pictures, _, places in evaluation_pictures(dataset, bundle.picture, batch_size, needs_pixels):
-            maps = _maps(bundle, pictures, places, features, device)
-            found = detect_batch(network, maps, prompts, [sample.size_hw for sample in samples])
-            for sample, detections in zip(samples, found, strict=True):
-                predictions += _coco_results(sample, detections, [dataset.category_ids[index] for index in indices])
-            done += len(samples)
-            if progress is not None:
-                progress.evaluation(done, len(dataset.samples))
-    measure = coco_metrics if dataset.lvis is None else lvis_metrics
-    scored = measure(dataset, predictions, indices)
-    return Evaluation(scored.metrics, scored.per_class, predictions)
+    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
+    return Questions(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
+
+
+def scored(
+    dataset: Dataset,
+    class_indices: Sequence[int] | None,
+    answers: Mapping[int, PictureAnswer],
+    unreadable: Mapping[str, str],
+) -> Evaluation:
+    """The evaluation of the answers by the pictures' places, which need only be there in the main process."""
+    ordered = [answers.get(place) or _no_answer(sample) for place, sample in enumerate(dataset.samples)]
+    predictions = [prediction for answer in ordered for prediction in answer.predictions]
+
+    def numbers() -> Evaluation:  # sent to the others without the predictions
+        if dataset.is_grounding:
+            metrics = grounding_metrics([phrase for answer in ordered for phrase in answer.phrases])
+            return Evaluation(metrics, {}, [], dict(unreadable))
+        measure = coco_metrics if dataset.lvis is None else lvis_metrics
+        found = measure(dataset, predictions, _indices(dataset, class_indices))
+        return Evaluation(found.metrics, found.per_class, [], dict(unreadable))
+
+    return replace(from_main(numbers), predictions=predictions)
+
+
+def _no_answer(sample: Sample) -> PictureAnswer:
+    phrases = 0 if sample.grounding is None else len(sample.grounding.phrases)
+    true = [sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd] for number in range(phrases)]
+    return PictureAnswer([], [PhraseAnswer(torch.zeros(0, 4), torch.zeros(0), boxes) for boxes in true])
+
+
+def _indices(dataset: Dataset, class_indices: Sequence[int] | None) -> list[int]:
+    return list(range(len(dataset.class_names)) if class_indices is None else class_indices)
 
 
 def _coco_results(sample: Sample, detections: PictureDetections, category_ids: Sequence[int]) -> list[Prediction]:
@@ -115,39 +258,6 @@ def _coco_results(sample: Sample, detections: PictureDetections, category_ids: S
     ]
 
 
-def _evaluate_captions(
-    bundle: ModelBundle,
-    dataset: Dataset,
-    batch_size: int,
-    device: torch.device,
-    progress: Progress | None,
-    features: FeatureCache | None,
-) -> Evaluation:
-    """Looks for the phrases of each picture's caption and counts those that are found."""
-    refuse_unreadable_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
-    network = bundle.network.to(device)
-    needs_pixels = None if features is None else (lambda index: features.needs_pixels(index, 0))
-    answers: list[PhraseAnswer] = []
-    predictions: list[Prediction] = []
-    done = 0
-    with inference_mode(network):
-        for batch in evaluation_pictures(dataset, bundle.picture, batch_size, needs_pixels):
-            maps = _maps(bundle, batch.pictures, batch.indices, features, device)
-            for sample, ranked in zip(batch.samples, _best_for_phrases(bundle, batch, maps, device), strict=True):
-                assert sample.grounding is not None
-                for number, (phrase, (boxes, scores)) in enumerate(zip(sample.grounding.phrases, ranked, strict=True)):
-                    true = sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]
-                    answers.append(PhraseAnswer(boxes, scores, true))
-                    box = xyxy_to_xywh(boxes[0]).tolist()
-                    predictions.append(
-                        {"image_id": sample.image_id, "phrase": phrase, "bbox": box, "score": float(scores[0])}
-                    )
-            done += len(batch.samples)
-            if progress is not None:
-                progress.evaluation(done, len(dataset.samples))
-    return Evaluation(grounding_metrics(answers), {}, predictions)
-
-
 def _best_for_phrases(
     bundle: ModelBundle, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
 ) -> list[list[tuple[Tensor, Tensor]]]:
@@ -157,7 +267,8 @@ def _best_for_phrases(
     """
     prompts = [grounding_prompt(sample.grounding) for sample in batch.samples if sample.grounding is not None]
     text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
-    output = bundle.network.forward_features([list(levels) for levels in maps], text.to(device))
+    network = bundle.kept or bundle.network
+    output = network.forward_features([list(levels) for levels in maps], text.to(device))
     found = []
     for sample, logits, boxes, phrase_map in zip(
         batch.samples, output["pred_logits"], output["pred_boxes"], phrase_maps, strict=True

@@ -5,9 +5,11 @@ computed once and meet every prompt; (picture, prompt) pairs run as batches, and
 ranked together (the reference runs chunk after chunk at batch 1 and encodes the text again for each).
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from transformers import BertTokenizer
 
 from groundtune.model.detector import GroundingDINO
 from groundtune.postprocess import PictureDetections, class_scores, top_detections
-from groundtune.text.prompt import class_prompt
+from groundtune.text.prompt import Prompt, class_prompt
 from groundtune.text.sampling import chunk_names
 from groundtune.text.tokens import TextInput, count_tokens, tokenize
 
@@ -30,44 +32,66 @@ class Prompts:
         text: one row per prompt, padded to the longest.
         phrase_maps: per prompt (C_p, max_text_len) bool, the tokens of each of its classes.
         class_indices: per prompt the indices of its C_p classes in the list of names.
+        how: what a class's score is of those of its tokens (semantics 23).
+        foreign: per prompt whether it has names that a model with a kept base was not trained on; empty: no prompt has.
     """
 
     text: TextInput
     phrase_maps: list[Tensor]
     class_indices: list[list[int]]
+    how: Literal["mean", "max"] = "mean"
+    foreign: Sequence[bool] = ()
 
     def to(self, device: torch.device | str) -> "Prompts":
-        return Prompts(self.text.to(device), self.phrase_maps, self.class_indices)
+        return Prompts(self.text.to(device), self.phrase_maps, self.class_indices, self.how, self.foreign)
 
     def rows(self, prompts: Sequence[int]) -> TextInput:
         """The text of a batch whose i-th picture is asked for prompt `prompts[i]`; cut to its longest prompt."""
-        index = torch.tensor(list(prompts), device=self.text.input_ids.device)
-        mask = self.text.text_token_mask[index]
-        length = int(mask.sum(1).max())
-        return TextInput(
-            input_ids=self.text.input_ids[index, :length],
-            text_token_mask=mask[:, :length],
-            position_ids=self.text.position_ids[index, :length],
-            phrase_mask=self.text.phrase_mask[index, :length, :length],
-        )
+        return self.text.rows(torch.tensor(list(prompts), device=self.text.input_ids.device))
 
 
-def class_prompts(tokenizer: BertTokenizer, names: Sequence[str], max_text_len: int = 256) -> Prompts:
+def class_prompts(
+    tokenizer: BertTokenizer, names: Sequence[str], max_text_len: int = 256, own: Collection[str] | None = None
+) -> Prompts:
     """Tokenises the class names into as few prompts as fit the budget.
 
     Args:
         names: at least one name; cleaned and unique, in the order of the class indices.
+        own: names that share no prompt with others (`ModelBundle.own_names`); None makes no difference between names.
 
     Raises:
         DataError: a name has no token, or does not fit a prompt by itself.
     """
-    chunks = chunk_names(names, count_tokens(tokenizer, names), max_text_len)
+    chunks: list[list[int]] = []
+    foreign: list[bool] = []
+    for is_foreign in (False, True):
+        places = [place for place, name in enumerate(names) if is_foreign == (own is not None and name not in own)]
+        asked = [names[place] for place in places]
+        if asked:
+            chunks += [[places[i] for i in c] for c in chunk_names(asked, count_tokens(tokenizer, asked), max_text_len)]
+        foreign += [is_foreign] * (len(chunks) - len(foreign))
     text, phrase_maps = tokenize(tokenizer, [class_prompt([names[i] for i in chunk]) for chunk in chunks], max_text_len)
-    return Prompts(text, phrase_maps, [list(chunk) for chunk in chunks])
+    return Prompts(text, phrase_maps, chunks, foreign=foreign)
+
+
+def sentence_prompts(tokenizer: BertTokenizer, sentences: Sequence[Prompt], max_text_len: int = 256) -> Prompts:
+    """Tokenises sentences, each of which is a prompt; the phrases of all of them are counted one after the other.
+
+    Raises:
+        DataError: a sentence does not fit the budget, or a phrase has no token.
+    """
+    text, phrase_maps = tokenize(tokenizer, sentences, max_text_len)
+    numbers = itertools.count()
+    indices = [[next(numbers) for _ in prompt.phrases] for prompt in sentences]
+    return Prompts(text, phrase_maps, indices, "max", foreign=[True] * len(indices))
 
 
 def detect_batch(
-    network: GroundingDINO, features: Sequence[Sequence[Tensor]], prompts: Prompts, sizes_hw: Sequence[tuple[int, int]]
+    network: GroundingDINO,
+    features: Sequence[Sequence[Tensor]],
+    prompts: Prompts,
+    sizes_hw: Sequence[tuple[int, int]],
+    kept: GroundingDINO | None = None,
 ) -> list[PictureDetections]:
     """Detects the prompts' classes in a batch of pictures.
 
@@ -76,25 +100,33 @@ def detect_batch(
         features: per picture the backbone's maps (C_l, h_l, w_l), as `network.extract_features` gives them.
         prompts: from `class_prompts`, on the network's device.
         sizes_hw: per picture the size of the ORIGINAL in pixels; boxes come back in it.
+        kept: answers the foreign prompts (`ModelBundle.kept`); None: `network` answers them too.
 
     Returns:
         Per picture its best 300 detections, on the CPU; an empty batch gives an empty list.
     """
     count = len(prompts.phrase_maps)
-    scores: list[list[Tensor]] = [[] for _ in features]
-    boxes: list[list[Tensor]] = [[] for _ in features]
-    pairs = [(picture, prompt) for prompt in range(count) for picture in range(len(features))]
+    foreign = prompts.foreign if kept is not None else ()
+    scores: list[dict[int, Tensor]] = [{} for _ in features]
+    boxes: list[dict[int, Tensor]] = [{} for _ in features]
     at_once = max(len(features), PAIRS_AT_ONCE)
-    for start in range(0, len(pairs), at_once):
-        group = pairs[start : start + at_once]
-        text = prompts.rows([prompt for _, prompt in group])
-        output = network.forward_features([list(features[picture]) for picture, _ in group], text)
-        for (picture, prompt), logits, own in zip(group, output["pred_logits"], output["pred_boxes"], strict=True):
-            scores[picture].append(class_scores(logits, prompts.phrase_maps[prompt]))
-            boxes[picture].append(own)
+    for answering, asked in ((network, False), (kept, True)):
+        rows = [prompt for prompt in range(count) if asked == (bool(foreign) and foreign[prompt])]
+        pairs = [(picture, prompt) for prompt in rows for picture in range(len(features))]
+        for start in range(0, len(pairs), at_once):
+            assert answering is not None
+            group = pairs[start : start + at_once]
+            text = prompts.rows([prompt for _, prompt in group])
+            output = answering.forward_features([list(features[picture]) for picture, _ in group], text)
+            for (picture, prompt), logits, own in zip(group, output["pred_logits"], output["pred_boxes"], strict=True):
+                scores[picture][prompt] = class_scores(logits, prompts.phrase_maps[prompt], prompts.how)
+                boxes[picture][prompt] = own
+    order = range(count)
     return [
-        top_detections(scores[picture], boxes[picture], prompts.class_indices, size_hw).cpu()
-        for picture, size_hw in enumerate(sizes_hw)
+        top_detections(
+            [scores[p][n] for n in order], [boxes[p][n] for n in order], prompts.class_indices, size_hw
+        ).cpu()
+        for p, size_hw in enumerate(sizes_hw)
     ]
 
 

@@ -15,17 +15,48 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import BertTokenizer
 
-from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
+from groundtune.config import MODULES, OptimizerConfig, ParamGroup, TrainConfig
 from groundtune.errors import ConfigError
 from groundtune.model.detector import GroundingDINO
+from groundtune.model.lora import HEADS, add_adapters, is_adapter
+from groundtune.model.prompt_tuning import VECTORS, extended
+
+_ADAPTED = {"lora": list(HEADS), "heads": ["bbox_head"], "prompt": [VECTORS]}  # beside LoRA's own matrices
+
+
+def adapt(network: GroundingDINO, config: TrainConfig, class_names: Sequence[str], tokenizer: BertTokenizer) -> None:
+    """Puts into the network what `config.adapt` trains beside its own weights: LoRA's matrices, or offsets of the classes.
+
+    Raises:
+        ConfigError: there are no classes whose names could be learned.
+    """
+    if config.adapt == "lora":
+        add_adapters(network, config.lora_rank, config.lora_alpha, config.seed)
+    if config.adapt == "prompt":
+        if not class_names:
+            raise ConfigError("adapt: prompt learns class names, and captions have none. Use lora, heads or full.")
+        encoder, width = network.encoder, network.language_model.width
+        encoder.phrase_offsets = extended(encoder.phrase_offsets, class_names, tokenizer, width).to(
+            encoder.level_embed.device
+        )
+
+
+def groups_of(config: TrainConfig) -> list[ParamGroup]:
+    """The parameter groups that `config.adapt` stands for; of "full" those of the options."""
+    if config.adapt == "full":
+        return config.param_groups
+    trained = _ADAPTED[config.adapt]
+    return [ParamGroup([path for path in MODULES if path not in trained], 0.0), ParamGroup(trained, 1.0)]
 
 
 def lr_multipliers(network: nn.Module, param_groups: Sequence[ParamGroup]) -> dict[str, tuple[str, float]]:
     """Finds each parameter's group.
 
     Returns:
-        Parameter name → (path that matched it, lr_mult); ("", 1.0) for a parameter that no path matches.
+        Parameter name → (path that matched it, lr_mult); ("", 1.0) for a parameter that no path matches, and ("lora", 1.0)
+        for an adapter's.
 
     Raises:
         ConfigError: paths that match no parameter (all of them, with suggestions) or that stand in several groups.
@@ -44,6 +75,9 @@ def lr_multipliers(network: nn.Module, param_groups: Sequence[ParamGroup]) -> di
         raise ConfigError("\n".join(problems))
     found = {}
     for name in names:
+        if is_adapter(name):
+            found[name] = ("lora", 1.0)
+            continue
         path = max((path for path in multiplier if _is_under(name, path)), key=len, default="")
         found[name] = (path, multiplier.get(path, 1.0))
     return found

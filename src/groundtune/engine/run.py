@@ -11,6 +11,7 @@ import random
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,13 +30,14 @@ from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
+from groundtune.engine.checkpoint import trained_state
 from groundtune.engine.features import FeatureCache
-from groundtune.engine.optim import WeightAverage, build_optimizer, build_schedule, freeze
+from groundtune.engine.optim import WeightAverage, adapt, build_optimizer, build_schedule, freeze, groups_of
 from groundtune.engine.record import RunFolder
 from groundtune.environment import describe
 from groundtune.errors import ConfigError, DataError
 from groundtune.loss.criterion import GroundingDINOCriterion
-from groundtune.model.bundle import ModelBundle
+from groundtune.model.bundle import ModelBundle, companion
 from groundtune.model.deformable_attention import compile_sampling
 from groundtune.model.detector import GroundingDINO, Output
 from groundtune.progress import Progress
@@ -50,8 +53,13 @@ class Place:
     """How far a run has come; saved with every checkpoint."""
 
     epoch: int = 0
+    batch: int = 0  # of the epoch: so many are done
     step: int = 0
+    running: dict[str, float] = field(default_factory=dict)  # means of the losses that are shown
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of the terms since the last line of metrics.jsonl,
+    counted: int = 0  # over so many steps
     bad_steps: int = 0  # in a row
+    micro_batch: int = 0  # what memory had room for, where it was too small for `config.micro_batch`
     best_ap: float = -math.inf
     best: dict[str, Any] = field(default_factory=dict)
     final: Metrics = field(default_factory=dict)
@@ -80,6 +88,8 @@ class Run:
     train_features: FeatureCache | None
     valid: Dataset
     valid_features: FeatureCache | None
+    base: dict[str, Tensor] | None = None  # what trains, as it was before, where `config.blend` asks for it
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)  # of each split the pictures, and why
 
     @property
     def network(self) -> GroundingDINO:
@@ -108,16 +118,16 @@ class Run:
 
 
 class _Forward(nn.Module):
-    """The one module that accelerate wraps: both ways into the network must pass through it to be reduced and cast."""
+    """The one module that accelerate wraps: both ways into the network must pass through it to be cast."""
 
     def __init__(self, network: GroundingDINO) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, batch: Batch, features: list[list[Tensor]] | None) -> Output:
+    def forward(self, batch: Batch, features: list[list[Tensor]] | None, most_boxes: int) -> Output:
         if features is not None:
-            return self.network.forward_features(features, batch.text, batch.targets)
-        return self.network(batch.images(), batch.sizes_hw, batch.text, batch.targets)
+            return self.network.forward_features(features, batch.text, batch.targets, most_boxes)
+        return self.network(batch.images(), batch.sizes_hw, batch.text, batch.targets, most_boxes)
 
 
 def training_data(config: TrainConfig, splits: dict[str, Dataset]) -> tuple[Dataset, Dataset]:
@@ -134,6 +144,18 @@ def training_data(config: TrainConfig, splits: dict[str, Dataset]) -> tuple[Data
     return splits["train"], splits["valid"]
 
 
+def _kept(bundle: ModelBundle, frozen: Sequence[str], class_names: Sequence[str]) -> GroundingDINO:
+    """The network that goes on answering for other names, as it is now; that of a model that has one is taken over."""
+    if not class_names:
+        raise ConfigError("keep: what a run has learned is told by its class names, and captions have none.")
+    towers = [tower for tower in ("backbone", "language_model") if tower not in frozen]
+    if towers:
+        raise ConfigError(
+            f"keep: both sets of weights share the towers, and {' and '.join(towers)} would train; freeze them."
+        )
+    return bundle.kept or companion(bundle.network)
+
+
 def set_up(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, out: Path, progress: Progress
 ) -> Run:
@@ -147,7 +169,6 @@ def set_up(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=_trackers(config.track) or None,
         project_dir=out / "tensorboard",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     _seed(config.seed + accelerator.process_index)
 
@@ -159,9 +180,13 @@ def set_up(
         network.bucket = _COMPILED_BUCKET
     if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
         network.init_label_embedding(training.class_names, bundle.tokenizer)
-    bundle.classes = list(training.class_names)
-    frozen = freeze(network, config.param_groups)
-    optimizer, parameters = build_optimizer(network, config.optimizer, config.param_groups)
+    bundle.classes = list(valid.class_names)  # without those that are replayed
+    adapt(network, config, bundle.classes, bundle.tokenizer)
+    groups = groups_of(config)
+    frozen = freeze(network, groups)
+    bundle.kept = _kept(bundle, frozen, bundle.classes) if config.keep else None
+    optimizer, parameters = build_optimizer(network, config.optimizer, groups)
+    broadcast([parameter.data for parameter in parameters])  # what begins at random
     bundle.picture = dataclasses.replace(
         bundle.picture,
         short_side=config.short_side or bundle.picture.short_side,
@@ -185,7 +210,7 @@ def set_up(
         folder=folder,
         progress=progress if accelerator.is_main_process else Progress(quiet=True),
         accelerator=accelerator,
-        model=accelerator.prepare_model(_Forward(network)),
+        model=accelerator.prepare_model(_Forward(network), evaluation_mode=True),  # `step` reduces the gradients itself
         optimizer=optimizer,
         schedule=schedule,
         parameters=parameters,
@@ -197,11 +222,13 @@ def set_up(
         train_features=caches[0] if caches else None,
         valid=valid,
         valid_features=caches[1] if caches else None,
+        base=trained_state(network) if config.blend is not None else None,
     )
     trained = sum(parameter.numel() for parameter in parameters)
     run.say(
         f"Training {trained / 1e6:.1f} M parameters on {len(training.samples)} pictures, {len(training.class_names)} "
-        f"classes, {epochs} epochs, {accelerator.device}, {config.precision}; frozen: {', '.join(frozen) or 'nothing'}."
+        f"classes, {epochs} epochs, {accelerator.device}, {config.precision}; "
+        + (f"frozen: {', '.join(frozen) or 'nothing'}." if config.adapt == "full" else f"adapt: {config.adapt}.")
         + cache_says
     )
     return run

@@ -6,13 +6,15 @@ together in `run.set_up`. The host waits for the device once per step, for the l
 is not finite must not reach the optimiser (semantics 17). The best weights are chosen by AP on the validation split,
 never on the test split (pitfall 28).
 
-A run can be resumed from the end of an epoch. The order of the data follows from seed and epoch, and the state has every
-random generator, so a resumed run on the CPU equals the uninterrupted one bit for bit. Evaluation is in float32 with one
-process, whatever trains: its numbers are those of `groundtune evaluate`.
+A run can be resumed after any step. The order of the data follows from seed and epoch, and the state has every random
+generator, so a resumed run on the CPU equals the uninterrupted one bit for bit; with captions up to the last bits, because
+phrases are encoded in the company in which they are met. Evaluation is in float32 with one process, whatever trains: its
+numbers are those of `groundtune evaluate`.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,14 +27,23 @@ from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.device import peak_memory, pick_device, pick_precision
 from groundtune.engine import checkpoint
+from groundtune.engine.agreement import own_detections
+from groundtune.engine.blend import blended
 from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.engine.inference import class_prompts, inference_mode
-from groundtune.engine.resume import refuse_changes, restore, save_last
+from groundtune.engine.record import disk_faults
+from groundtune.engine.replay import add_own_detections
+from groundtune.engine.resume import command_to_go_on, newest_state, save_last, take_up
 from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.engine.samples import write_samples
+from groundtune.engine.signals import StopRequest, stop_signals
 from groundtune.engine.step import optimiser_step
+from groundtune.engine.unreadable import leave_out
+from groundtune.errors import CheckpointError, Interrupted
 from groundtune.model.bundle import ModelBundle
+from groundtune.model.checkpoint.adapter import save_adapter
 from groundtune.model.checkpoint.save import save_bundle
+from groundtune.model.lora import merge_adapters
 from groundtune.progress import Progress
 
 
@@ -72,7 +83,7 @@ def train(
     Args:
         config: resolved options; `config.resume` names a run folder to go on with, usually `out` itself.
         bundle: changed in place; afterwards it has the best weights, and the data set's classes.
-        splits: of one data set, with the same class names in all of them.
+        splits: of one data set, with the same class names in all of them; "train" may have more, of what is replayed.
         out: run folder, new or empty unless resuming.
         progress: told about steps, evaluations and messages.
         retained: by name, other data sets to measure before and after.
@@ -81,45 +92,46 @@ def train(
         ConfigError: options, modules or the run folder are not usable, or a resumed run's options were changed; nothing
             has been written.
         DataError: a split is missing or has nothing in it, or a picture cannot be read.
-        CheckpointError: the state to resume from cannot be read, or belongs to another model.
+        CheckpointError: the state to resume from belongs to another model, or the run folder cannot be written to.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
         TrainingDiverged: `config.max_bad_steps` steps in a row were not finite.
     """
     training, valid = training_data(config, splits)
     config = replace(config, precision=pick_precision(config.precision, pick_device(config.device)))
-    state = checkpoint.load_state(Path(config.resume) / "checkpoints" / "last.pt") if config.resume else None
-    if state is not None:
-        refuse_changes(config, training, state, out)
+    resumed, go_on = newest_state(config, training, valid.class_names, out), command_to_go_on(config, out)
     place, started, run = Place(), time.perf_counter(), None
-    try:
-        run = set_up(config, bundle, training, valid, out, progress)
-        run.progress.start(run.config.epochs * len(run.loader))
-        if state is not None:
-            restore(run, place, state)
-        run.start_trackers(place.step)
-        if state is None:
-            _measure_retained(run, place, retained or {}, "before")
-        _encode_classes(run)
-        if state is None:
-            if run.accelerator.is_main_process:
-                write_samples(run.loader, out / "samples")
-            place.zero_shot = _prefixed(_evaluate(run, place, averaged=False).metrics)
-        before = place.seconds
-        while place.epoch < run.config.epochs:
-            _train_epoch(run, place)
-            place.epoch += 1
-            if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
-                _evaluate_and_keep_best(run, place)
-            place.seconds = before + time.perf_counter() - started
-            place.memory_bytes = max(place.memory_bytes, peak_memory(run.accelerator.device))
-            save_last(run, place)
-        return _finish(run, place, retained or {})
-    finally:
-        progress.close()
-        for tracker in run.accelerator.trackers if run is not None else ():
-            tracker.finish()
-        bundle.network.eval()
-        if PartialState._shared_state and PartialState().num_processes == 1:
-            AcceleratorState._reset_state(reset_partial_state=True)  # the next run may want another device or precision
+    with disk_faults(out, go_on), stop_signals() as stop:
+        try:
+            untrained = (pick_device(config.device), config.batch_size, progress)
+            if config.retain == ["own"]:
+                retained = own_detections(bundle, valid, *untrained)
+            if "self" in config.replay:
+                training = add_own_detections(bundle, training, *untrained)
+            run = set_up(config, bundle, training, valid, out, progress)
+            run.progress.start(run.config.epochs * len(run.loader))
+            take_up(run, place, resumed)
+            run.start_trackers(place.step)
+            if resumed.state is None:
+                _measure_retained(run, place, retained or {}, "before", stop)
+            _encode_classes(run)
+            if resumed.state is None:
+                if run.accelerator.is_main_process:
+                    write_samples(run.loader, out / "samples")
+                place.zero_shot = _prefixed(_evaluate(run, place, stop, averaged=False).metrics)
+            _train_epochs(run, place, stop, started - place.seconds)
+            return _finish(run, place, stop, retained or {})
+        except Interrupted as asked:
+            raise Interrupted(f"stopped after step {place.step}. Go on with: {go_on}", asked.exit_code) from None
+        finally:
+            progress.close()
+            for tracker in run.accelerator.trackers if run is not None else ():
+                tracker.finish()
+            bundle.network.eval()
+            if config.adapt == "lora":
+                merge_adapters(bundle.network)  # of a run that stopped early
+            if PartialState._shared_state and PartialState().num_processes == 1:
+                # the next run may want another device or precision
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _encode_classes(run: Run) -> None:
@@ -133,32 +145,70 @@ def _encode_classes(run: Run) -> None:
         language_model(prompts.text.to(device))
 
 
-def _train_epoch(run: Run, place: Place) -> None:
+def _train_epochs(run: Run, place: Place, stop: StopRequest, began: float) -> None:
+    """Trains and evaluates to the end; saves where it stops early, with the weights as they are after the last step.
+
+    Args:
+        began: when this process's clock would have shown 0, with the time before a resume.
+    """
+
+    def save() -> None:
+        place.seconds = time.perf_counter() - began
+        place.memory_bytes = max(place.memory_bytes, peak_memory(run.accelerator.device))
+        save_last(run, place)
+
+    try:
+        while place.epoch < run.config.epochs:
+            _train_epoch(run, place, stop, save)
+            place.epoch, place.batch, batches = place.epoch + 1, 0, place.batch
+            if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
+                try:
+                    _evaluate_and_keep_best(run, place, stop)
+                except Interrupted:  # it is done again
+                    place.epoch, place.batch = place.epoch - 1, batches
+                    raise
+            stop.follow(run.accelerator)
+            save()
+    except Interrupted:
+        save()
+        raise
+
+
+def _train_epoch(run: Run, place: Place, stop: StopRequest, save: Callable[[], None]) -> None:
     run.model.train()
-    sums: dict[str, Tensor] = {}
-    running: dict[str, float] = {}
-    counted = 0
-    for batch in run.progress.batches(run.loader.epoch(place.epoch)):
+    for batch in run.progress.batches(run.loader.epoch(place.epoch, place.batch)):
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
-        values = optimiser_step(run, batch.to(run.accelerator.device), place)
+        values = optimiser_step(run, batch, place)
         place.step += 1
-        if values is None:
-            continue
-        losses, norm, terms = values
-        running = {name: 0.95 * running.get(name, value) + 0.05 * value for name, value in losses.items()}
-        run.progress.step(place.step, running, max(rates.values()), peak_memory(run.accelerator.device))
-        for name, value in terms.items():
-            sums[name] = sums[name] + value if name in sums else value
-        counted += 1
-        if place.step % run.config.log_every == 0:
-            means = dict(zip(sums, (torch.stack(list(sums.values())) / counted).tolist(), strict=True))
-            run.record(place, {"loss": running["loss"], "grad_norm": norm, "lr": rates} | means)
-            sums, counted = {}, 0
+        place.batch += 1
+        if values is not None:
+            _note(run, place, values, rates)
+        stop.follow(run.accelerator)
+        if run.config.save_every and place.step % run.config.save_every == 0:
+            save()
 
 
-def _evaluate(run: Run, place: Place, averaged: bool = True) -> Evaluation:
+def _note(
+    run: Run, place: Place, values: tuple[dict[str, float], float, dict[str, Tensor]], rates: dict[str, float]
+) -> None:
+    """Shows the losses of a step, and writes the means since the last line when there have been enough."""
+    losses, norm, terms = values
+    place.running = {name: 0.95 * place.running.get(name, value) + 0.05 * value for name, value in losses.items()}
+    run.progress.step(place.step, place.running, max(rates.values()), peak_memory(run.accelerator.device))
+    for name, value in terms.items():
+        place.sums[name] = place.sums[name] + value if name in place.sums else value
+    place.counted += 1
+    if place.step % run.config.log_every == 0:
+        means = (torch.stack(list(place.sums.values())) / place.counted).tolist()
+        line = {"loss": place.running["loss"], "grad_norm": norm, "lr": rates}
+        run.record(place, line | dict(zip(place.sums, means, strict=True)))
+        place.sums, place.counted = {}, 0
+
+
+def _evaluate(run: Run, place: Place, stop: StopRequest, averaged: bool = True) -> Evaluation:
     """Evaluates on the validation split, with the averaged weights if there are any, and writes the numbers down."""
-    with run.average.applied() if averaged and run.average is not None else nullcontext():
+    average = run.average.applied() if averaged and run.average is not None else nullcontext()
+    with average, stop.at_once(run.accelerator):
         found = evaluate(
             run.bundle,
             run.valid,
@@ -166,29 +216,32 @@ def _evaluate(run: Run, place: Place, averaged: bool = True) -> Evaluation:
             device=run.accelerator.device,
             progress=run.progress,
             features=run.valid_features,
+            keep_going=True,
         )
+    leave_out(run, run.valid, found.unreadable)
     run.record(place, _prefixed(found.metrics))
     run.folder.log(f"step {place.step}: " + ", ".join(f"{name} {value}" for name, value in found.metrics.items()))
     return found
 
 
-def _measure_retained(run: Run, place: Place, retained: Mapping[str, Dataset], when: str) -> None:
+def _measure_retained(run: Run, place: Place, retained: Mapping[str, Dataset], when: str, stop: StopRequest) -> None:
     """Evaluates on the data sets that should not be forgotten, with the weights as they are."""
     for name, dataset in retained.items():
-        found = evaluate(
-            run.bundle,
-            dataset,
-            batch_size=run.config.batch_size,
-            device=run.accelerator.device,
-            progress=run.progress,
-        )
+        with stop.at_once(run.accelerator):
+            found = evaluate(
+                run.bundle,
+                dataset,
+                batch_size=run.config.batch_size,
+                device=run.accelerator.device,
+                progress=run.progress,
+            )
         place.retained.setdefault(name, {})[when] = found.metrics
         numbers = ", ".join(f"{metric} {value}" for metric, value in found.metrics.items())
         run.folder.log(f"retained {name}, {when} training: {numbers}")
 
 
-def _evaluate_and_keep_best(run: Run, place: Place) -> None:
-    found = _evaluate(run, place)
+def _evaluate_and_keep_best(run: Run, place: Place, stop: StopRequest) -> None:
+    found = _evaluate(run, place, stop)
     ap = found.score
     assert ap is not None  # the validation split has boxes
     place.final = _prefixed(found.metrics)
@@ -211,21 +264,32 @@ def _evaluate_and_keep_best(run: Run, place: Place) -> None:
         run.progress.message(f"evaluation  recall@1 {ap:.3f} (best {place.best_ap:.3f})")
 
 
-def _finish(run: Run, place: Place, retained: Mapping[str, Dataset]) -> RunResult:
-    """Takes the best weights back into the network, and writes the model and the summary."""
+def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Dataset]) -> RunResult:
+    """Takes the best weights back into the network, and writes what is missing of the model and the summary."""
     run.accelerator.wait_for_everyone()  # the main process has written the file
-    best_file = run.folder.checkpoint("best")
-    checkpoint.load_trained_state(run.network, checkpoint.load_state(best_file)["network"], str(best_file))
+    _take_best(run, place, stop)
+    if run.base is not None:
+        _blend(run, place, stop, run.base)
     run.network.eval()
-    if run.accelerator.is_main_process:
-        results = {"data": _data_in_words(run), "metrics": place.best["metrics"], "zero_shot": place.zero_shot}
+    finished = run.folder.finished()
+    writes = run.accelerator.is_main_process and not (finished and (run.folder.path / "model").is_dir())
+    results = {"data": _data_in_words(run), "metrics": place.best["metrics"], "zero_shot": place.zero_shot}
+    if run.config.adapt == "lora":
+        if writes:
+            save_adapter(run.bundle, run.folder.path / "adapter", results)
+        merge_adapters(run.network)
+    if writes:
         save_bundle(run.bundle, run.folder.path / "model", results)
-    _measure_retained(run, place, retained, "after")
-    numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
-    numbers["retained"] = place.retained
-    where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
-    where |= {"memory_bytes": place.memory_bytes, "valid_pictures": len(run.valid.samples)}
-    run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
+    if finished:
+        run.say("The run is finished already.")
+        place.retained = finished["retained"]
+    else:
+        _measure_retained(run, place, retained, "after", stop)
+        numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
+        numbers["retained"] = place.retained
+        where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
+        where |= {"memory_bytes": place.memory_bytes, "valid_pictures": len(run.valid.samples)}
+        run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
     return RunResult(
         folder=run.folder.path,
         zero_shot=place.zero_shot,
@@ -235,6 +299,35 @@ def _finish(run: Run, place: Place, retained: Mapping[str, Dataset]) -> RunResul
         retained=place.retained,
         seconds=place.seconds,
     )
+
+
+def _take_best(run: Run, place: Place, stop: StopRequest) -> None:
+    """Loads the best weights; where their file is damaged or of another step, the newest ones are the best there are."""
+    file = run.folder.checkpoint("best")
+    try:
+        best = checkpoint.load_state(file)
+        if best.get("step") != place.best["step"]:
+            raise CheckpointError(f"{file} has not the weights of the best step {place.best['step']}.")
+    except CheckpointError as error:
+        run.say(f"{error} Taking the newest weights in place of the best ones.")
+        place.best_ap = -math.inf
+        _evaluate_and_keep_best(run, place, stop)
+        run.accelerator.wait_for_everyone()
+        best = checkpoint.load_state(file)
+    checkpoint.load_trained_state(run.network, best["network"], str(file))
+
+
+def _blend(run: Run, place: Place, stop: StopRequest, base: dict[str, Tensor]) -> None:
+    """Goes back from the best weights towards the base, and measures what is there: it is what ships."""
+    assert run.config.blend is not None
+    weights = blended(base, checkpoint.trained_state(run.network), run.config.blend)
+    checkpoint.load_trained_state(run.network, weights, "The base")
+    found = _evaluate(
+        run, replace(place, epoch=place.epoch + 1), stop, averaged=False
+    )  # so a resumed run forgets the line
+    run.say(f"Blended at {run.config.blend:g}: {found.score:.3f}, the trained weights {place.best_ap:.3f}.")
+    place.best |= {"metrics": _prefixed(found.metrics), "per_class": found.per_class}
+    run.folder.json("predictions_valid.json", found.predictions, indent=None)
 
 
 def _data_in_words(run: Run) -> str:

@@ -5,14 +5,17 @@ layer. Three rules that re-implementations miss:
 
 - Positions outside the text mask (logit -inf) are filtered out with `masked_select` BEFORE the focal loss.
 - All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach background.
-- Targets are binary on the tokens of the phrase.
+- Targets are binary on the tokens of the phrase. Only the model's own detections (`--replay self`) have soft ones: their
+  confidence, which weighs their box losses too.
 
 Deviations from the reference (MMDetection 3.3 `GroundingDINOHead`; all else gives its numbers): GIoU is computed on
 shares of the image, not pixels (it has no unit, only its eps differs); `loss_iou` is called `loss_giou`; the class
-weight is 2 by default, MMDetection's own configs use 1. The counts of all heads are averaged over processes at once.
+weight is 2 by default, MMDetection's own configs use 1. The numbers of pairs are those of the whole optimiser batch, which
+follow from its boxes: so the terms of its parts, in micro-batches or on processes, add up to its own (the reference averages
+each process's number, and has at least 1 on each: the same but for batches with fewer boxes than processes).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,14 +26,20 @@ from groundtune.boxes import cxcywh_to_xyxy, paired_giou
 from groundtune.loss.focal import sigmoid_focal_loss
 from groundtune.loss.matcher import Head, Match, MatchingCost, Target, match
 
-Normalise = Callable[[Tensor], Tensor]
+
+class BatchCounts(NamedTuple):
+    """How much there is in an optimiser batch, of which the criterion may see a part."""
+
+    boxes: Sequence[int]  # of each of its pictures
+    tokens: int  # real ones of all its prompts
 
 
 class _Truth(NamedTuple):
     """The boxes of all images, concatenated (N of them), and the text mask: what every head is compared with."""
 
     boxes_cxcywh: Tensor  # (N, 4) float32
-    positive_map: Tensor  # (N, T) bool
+    positive_map: Tensor  # (N, T) float32, the box's confidence on the tokens of its phrase, 0 elsewhere
+    confidence: Tensor  # (N,) float32
     text_token_mask: Tensor  # (B, T) bool
 
 
@@ -59,7 +68,7 @@ class GroundingDINOCriterion:
     cost_giou: float = 2.0
 
     def __call__(
-        self, outputs: Mapping[str, Any], targets: Sequence[Target], normalise: Normalise | None = None
+        self, outputs: Mapping[str, Any], targets: Sequence[Target], whole: BatchCounts | None = None
     ) -> dict[str, Tensor]:
         """Match, and compute every term in float32 (also under autocast).
 
@@ -68,13 +77,13 @@ class GroundingDINOCriterion:
                 (B, Q, 4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool, optionally
                 `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
             targets: One per image. Images without boxes, and batches without any, are valid.
-            normalise: Averages a float vector of counts over processes. The vector has the same length on all of them.
+            whole: Of the optimiser batch that the images are a part of; None where they are all of it.
 
         Returns:
             Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last layer, with the prefix `d{i}.` of
             decoder layer i, `enc_` of the encoder, `dn_` of denoising queries. `total` adds them up. Beside them,
-            detached: `class_error`, 100 - percentage of valid (query, token) positions on the right side of 0.5, and
-            `matched_boxes`, the pairs of the last layer on this process.
+            detached: `class_error`, percentage of valid (query, token) positions on the wrong side of 0.5, and
+            `matched_boxes`, the pairs of the last layer. The scalars of the parts of an optimiser batch add up to its own.
 
         Raises:
             NonFiniteCost: Predictions or boxes of an image are not finite.
@@ -84,11 +93,13 @@ class GroundingDINOCriterion:
         cost = MatchingCost(self.cost_cls, self.cost_bbox, self.cost_giou, self.focal_alpha, self.focal_gamma)
         matches = dict(zip(heads, match(list(heads.values()), truth.text_token_mask, targets, cost), strict=True))
         denoising, dn_match = _denoising_heads(outputs, targets)
-        counts = _counts([*matches.values(), dn_match], truth.boxes_cxcywh.device, normalise)
-        normaliser = dict(zip(matches, counts, strict=False))
+        if whole is None:
+            whole = BatchCounts([len(target.boxes_cxcywh) for target in targets], int(truth.text_token_mask.sum()))
+        normaliser = {name: _pairs(whole, head.boxes_cxcywh.shape[1]) for name, head in heads.items()}
         heads |= denoising
         matches |= dict.fromkeys(denoising, dn_match)
-        normaliser |= dict.fromkeys(denoising, counts[-1])
+        if denoising:
+            normaliser |= dict.fromkeys(denoising, max(1, outputs["dn_meta"]["num_groups"] * sum(whole.boxes)))
 
         terms = {}
         with torch.autocast(truth.boxes_cxcywh.device.type, enabled=False):
@@ -97,7 +108,7 @@ class GroundingDINOCriterion:
                 l1, giou = self.loss_boxes(head, matches[name], truth)
                 terms[f"{name}loss_bbox"] = l1 / normaliser[name]
                 terms[f"{name}loss_giou"] = giou / normaliser[name]
-            terms["class_error"] = _class_error(heads[""], matches[""], truth)
+            terms["class_error"] = _class_error(heads[""], matches[""], truth, whole.tokens)
         terms["matched_boxes"] = torch.tensor(float(len(matches[""].query)), device=truth.boxes_cxcywh.device)
         return terms
 
@@ -110,8 +121,9 @@ class GroundingDINOCriterion:
         """Give the weighted, unnormalised L1 and GIoU losses of one head's pairs; no pairs give 0, gradient too."""
         predicted = head.boxes_cxcywh[matched.image, matched.query].float()
         true = truth.boxes_cxcywh[matched.box]
-        l1 = (predicted - true).abs().sum()
-        giou = (1 - paired_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))).sum()
+        weight = truth.confidence[matched.box]
+        l1 = ((predicted - true).abs().sum(1) * weight).sum()
+        giou = ((1 - paired_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))) * weight).sum()
         return self.loss_bbox * l1, self.loss_giou * giou
 
 
@@ -125,7 +137,10 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
     boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
     # > 0: the target is the binary map, whatever form it came in
     positive_map = torch.cat([target.positive_map for target in targets])[:, :length] > 0
-    return _Truth(boxes, positive_map, text_token_mask)
+    ones = [torch.ones(len(target.boxes_cxcywh), device=boxes.device) for target in targets]
+    own = [one if target.confidence is None else target.confidence for target, one in zip(targets, ones, strict=True)]
+    confidence = torch.cat(own).float()
+    return _Truth(boxes, positive_map * confidence[:, None], confidence, text_token_mask)
 
 
 def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
@@ -170,12 +185,9 @@ def _head(output: Mapping[str, Tensor]) -> Head:
     return Head(output["pred_logits"], output["pred_boxes"])
 
 
-def _counts(matches: Sequence[Match], device: torch.device, normalise: Normalise | None) -> list[Tensor]:
-    """Give each head's number of pairs, averaged over processes, at least 1."""
-    counts = torch.tensor([float(len(matched.query)) for matched in matches], device=device)
-    if normalise is not None:
-        counts = normalise(counts)
-    return list(counts.clamp(min=1).unbind())
+def _pairs(whole: BatchCounts, num_queries: int) -> int:
+    """How many pairs a matched head has in the whole batch, at least 1: boxes past the queries stay unmatched."""
+    return max(1, sum(min(count, num_queries) for count in whole.boxes))
 
 
 def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
@@ -186,12 +198,12 @@ def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor,
     length = truth.text_token_mask.shape[1]
     logits = head.logits[..., :length]
     labels = torch.zeros_like(logits, dtype=torch.float32)
-    labels[matched.image, matched.query] = truth.positive_map[matched.box].float()
+    labels[matched.image, matched.query] = truth.positive_map[matched.box]
     valid = truth.text_token_mask.unsqueeze(1).expand_as(logits)
     return torch.masked_select(logits, valid).float(), torch.masked_select(labels, valid)
 
 
 @torch.no_grad()
-def _class_error(head: Head, matched: Match, truth: _Truth) -> Tensor:
+def _class_error(head: Head, matched: Match, truth: _Truth, tokens: int) -> Tensor:
     logits, labels = _valid_positions(head, matched, truth)
-    return 100 - 100 * ((logits > 0) == (labels > 0)).float().mean()
+    return 100 * ((logits > 0) != (labels > 0)).sum() / (tokens * head.logits.shape[1])

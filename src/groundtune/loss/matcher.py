@@ -53,10 +53,12 @@ class Target(Protocol):
     Attributes:
         boxes_cxcywh: (N, 4) float in [0, 1], relative to the resized, unpadded image.
         positive_map: (N, 256) bool, True on the tokens of the box's phrase in the image's own prompt.
+        confidence: (N,) float in (0, 1], or None where all are 1.
     """
 
     boxes_cxcywh: Tensor
     positive_map: Tensor
+    confidence: Tensor | None
 
 
 @dataclass(frozen=True)

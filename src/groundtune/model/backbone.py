@@ -43,6 +43,9 @@ class Swin(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
+        h, w = images.shape[-2:]
+        patch = self.body.config.patch_size
+        images = F.pad(images, (0, -w % patch, 0, -h % patch))  # as the body does, but for exporters in every size
         return list(self.body(images).feature_maps)
 
 
@@ -51,12 +54,14 @@ class _SameConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
+        padding = kernel // 2 if stride == 1 else 0  # with a stride it depends on the side
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
         self.kernel, self.stride, self.relu = kernel, stride, relu
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel > 1:
-            total = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:]]
+        s = self.stride
+        if s > 1:
+            total = [(n + s - 1) // s * s - s + self.kernel - n for n in x.shape[-2:]]
             x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
         x = self.conv(x)
         return F.relu6(x, inplace=True) if self.relu else x

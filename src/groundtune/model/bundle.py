@@ -6,6 +6,8 @@ from an installed package are part of no file of ours.
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from groundtune.model.language import LanguageModel, build_bert, load_minilm
 from groundtune.model.neck import Neck
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
+_LARGEST_SIDE = 8192  # pixels that a model may ask its pictures to be resized to
 _PACKAGED_TOWERS = {"efficientnet-lite0": "backbone", "minilm": "language_model"}
 
 
@@ -46,14 +49,33 @@ class ModelBundle:
     own_towers: set[str] = field(default_factory=set)
     # what its weights first came from, through any number of fine-tunings: a preset, a Hub id, a file or folder; "" unknown
     base_model: str = ""
+    # what `network` was trained from (`--keep`), with the same towers: it answers for all names but `classes`
+    kept: GroundingDINO | None = None
+
+    @property
+    def own_names(self) -> frozenset[str] | None:
+        """The names that `network` answers for; None: all of them."""
+        return frozenset(self.classes) if self.kept is not None else None
+
+    def to(self, device: torch.device) -> GroundingDINO:
+        """Move everything to a device; the network."""
+        if self.kept is not None:
+            self.kept.to(device)
+        return self.network.to(device)
 
 
 def picture_format(values: dict[str, Any]) -> PictureFormat:
     """A picture format of plain values; a `KeyError`, `TypeError` or `ValueError` if one is missing or no number."""
-    mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
-    if (len(mean), len(std)) != (3, 3):
-        raise ValueError(f"mean {mean} and std {std} must have three numbers each")
-    return PictureFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
+    try:
+        mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+        picture = PictureFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
+    except OverflowError as error:
+        raise ValueError(f"numbers without end: {error}") from error
+    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"mean {mean} and std {std} must have three numbers each, those of std above 0")
+    if not (1 <= picture.short_side <= _LARGEST_SIDE and 1 <= picture.max_side <= _LARGEST_SIDE):
+        raise ValueError(f"short_side and max_side must lie between 1 and {_LARGEST_SIDE}, found {picture}")
+    return picture
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -125,6 +147,30 @@ def _build_decoder(config: ModelConfig) -> Decoder:
     sizes = (width, config.num_heads, config.num_levels, config.decoder_points, config.ffn_dim, config.dropout)
     layers = [DecoderLayer(*sizes) for _ in range(config.decoder_layers)]
     return Decoder(layers, width, config.num_queries, learned, config.num_labels, config.decoder_eps)
+
+
+def companion(network: GroundingDINO) -> GroundingDINO:
+    """A copy that stays as it is while the network is trained; the two have the same frozen towers."""
+    parts = (network.neck, network.encoder, network.decoder, network.bbox_head)
+    neck, encoder, decoder, head = (copy.deepcopy(part).requires_grad_(False) for part in parts)
+    kept = GroundingDINO(
+        network.backbone,
+        network.language_model,
+        neck,
+        encoder,
+        decoder,
+        head,
+        head_eps=network.head_eps,
+        max_text_len=network.max_text_len,
+    )
+    kept.decoder.label_embedding = nn.Embedding(1, kept.decoder.d_model)  # of training only
+    return kept.eval()
+
+
+def kept_state(kept: GroundingDINO) -> dict[str, torch.Tensor]:
+    """What a network of `companion` has of its own, by the names in it; the shared towers are not in it."""
+    towers = ("backbone.", "language_model.")
+    return {name: tensor for name, tensor in unique_state(kept).items() if not name.startswith(towers)}
 
 
 def unique_state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from groundtune.model.attention import FeedForward, MultiheadAttention
 from groundtune.model.deformable_attention import DeformableAttention
 from groundtune.model.encoder import Memory, cell_centres
 from groundtune.model.head import MLP
-from groundtune.model.positions import inverse_sigmoid, sine_position_boxes
+from groundtune.model.positions import inverse_sigmoid, sides_wh, sine_position_boxes
 
 
 class DecoderLayer(nn.Module):
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         """
         boxes, like = [], memory.valid_ratios
         for level, (h, w) in enumerate(memory.level_shapes):
-            canvas_wh = torch.tensor([w, h], dtype=like.dtype, device=like.device)
+            canvas_wh = sides_wh(h, w, like)
             centres = cell_centres(h, w, like) / (like[:, None, level] * canvas_wh)
             boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**level)), dim=-1))
         boxes_cxcywh = torch.cat(boxes, dim=1)

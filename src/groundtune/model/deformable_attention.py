@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from groundtune.model.deformable_sampling import Sampling, Shapes, gather_levels, sample_by_device
-from groundtune.model.positions import at_least_float32
+from groundtune.model.positions import at_least_float32, sides_wh
 
 
 def use_sampling(network: nn.Module, sample: Sampling) -> None:
@@ -82,7 +82,7 @@ class DeformableAttention(nn.Module):
         weights = weights.unflatten(-1, shape[1:])
         points = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
         if references.shape[-1] == 2:
-            cells_wh = torch.tensor([[w, h] for h, w in level_shapes], dtype=offsets.dtype, device=offsets.device)
+            cells_wh = torch.stack([sides_wh(h, w, offsets) for h, w in level_shapes])
             locations = points + offsets / cells_wh[:, None]
         else:
             locations = points[..., :2] + offsets * (points[..., 2:] * (0.5 / self.num_points))

@@ -3,7 +3,8 @@
 In training the decoder gets extra queries that start at noised ground-truth boxes: positives, moved by less than half a
 side, must come back to their box; negatives, moved by more, must predict nothing. Groups repeat this with new noise.
 Layout within a group: M positives, then M negatives, M = the most boxes in a picture of the batch; query i belongs to
-box i, and slots past a picture's own boxes are background.
+box i, and slots past a picture's own boxes are background. The batch is the optimiser's: M, and with it the groups, do not
+depend on the part of it that a micro-batch or a process has.
 
 Deviation: the noise of a picture comes from the picture's own seed rather than from one stream over the batch, so that it
 does not depend on which pictures share the batch.
@@ -33,14 +34,17 @@ class DenoisingQueries:
     group_size: int  # 2M
 
 
-def denoising_queries(targets: list[Target], label_embedding: nn.Embedding) -> DenoisingQueries | None:
+def denoising_queries(
+    targets: list[Target], label_embedding: nn.Embedding, most: int | None = None
+) -> DenoisingQueries | None:
     """Noised copies of the ground truth; None if no picture of the batch has a box.
 
     Args:
         targets: of B pictures; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
         label_embedding: one row per class of the data set; class ids past its end wrap around.
+        most: M, where the pictures are a part of a larger batch; None takes the most of their own.
     """
-    most = max(len(target.boxes_cxcywh) for target in targets)
+    most = max(len(target.boxes_cxcywh) for target in targets) if most is None else most
     if most == 0:
         return None
     groups = max(1, NUM_DENOISING // most)

@@ -93,7 +93,12 @@ class GroundingDINO(nn.Module):
         self.frozen: set[str] = set()
 
     def forward(
-        self, images: Tensor, sizes_hw: list[tuple[int, int]], text: TextInput, targets: list[Target] | None = None
+        self,
+        images: Tensor,
+        sizes_hw: list[tuple[int, int]],
+        text: TextInput,
+        targets: list[Target] | None = None,
+        most_boxes: int | None = None,
     ) -> Output:
         """Detect.
 
@@ -102,14 +107,15 @@ class GroundingDINO(nn.Module):
             sizes_hw: height and width of each picture on the canvas.
             text: B prompts.
             targets: of B pictures, for the denoising queries in training.
+            most_boxes: of a picture of the optimiser batch that these are a part of; None: of these.
         """
         if self.exact_padding:
-            return self.forward_features(self.extract_features(images, sizes_hw), text, targets)
+            return self.forward_features(self.extract_features(images, sizes_hw), text, targets, most_boxes)
         maps = self._run_backbone(images)
         real = (~padding_mask_of([*sizes_hw, (images.shape[-2], images.shape[-1])], images.device))[:-1, None].float()
         neck_maps = self.neck(maps, None)
         masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in neck_maps]
-        return self._detect(neck_maps, masks, text, targets)
+        return self._detect(neck_maps, masks, text, targets, most_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
         """For each picture alone its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
@@ -126,20 +132,29 @@ class GroundingDINO(nn.Module):
             return self.backbone(images)
 
     def forward_features(
-        self, features: list[list[Tensor]], text: TextInput, targets: list[Target] | None = None
+        self,
+        features: list[list[Tensor]],
+        text: TextInput,
+        targets: list[Target] | None = None,
+        most_boxes: int | None = None,
     ) -> Output:
         """Detect from what `extract_features` gave, now or from a cache; other arguments as in `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
-        return self._detect(self.neck(maps, masks), masks, text, targets)
+        return self._detect(self.neck(maps, masks), masks, text, targets, most_boxes)
 
     def _detect(
-        self, maps: list[Tensor], masks: list[Tensor] | None, text: TextInput, targets: list[Target] | None
+        self,
+        maps: list[Tensor],
+        masks: list[Tensor] | None,
+        text: TextInput,
+        targets: list[Target] | None,
+        most_boxes: int | None,
     ) -> Output:
         """Everything after the neck: enhance, select, add denoising queries, decode, predict."""
         memory = self.encoder(maps, masks, self.language_model(text), text)
         selection = self._select_queries(memory)
         queries, boxes = selection.queries, selection.boxes_cxcywh
-        denoising = self._denoising(targets)
+        denoising = self._denoising(targets, most_boxes)
         allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
@@ -175,10 +190,10 @@ class GroundingDINO(nn.Module):
             selected_logits = self._absent_logits(selected_logits, absent, memory.text_token_mask)
         return Selection(queries, boxes.detach(), (selected_logits, boxes), absent)
 
-    def _denoising(self, targets: list[Target] | None) -> DenoisingQueries | None:
+    def _denoising(self, targets: list[Target] | None, most_boxes: int | None) -> DenoisingQueries | None:
         if targets is None or not self.training or not self.denoising:
             return None
-        return denoising_queries(targets, self.decoder.label_embedding)
+        return denoising_queries(targets, self.decoder.label_embedding, most_boxes)
 
     def _predict(
         self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, absent: Tensor | None

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from groundtune.model.attention import FeedForward, MultiheadAttention
 from groundtune.model.deformable_attention import DeformableAttention
 from groundtune.model.fusion import FusionLayer
-from groundtune.model.positions import sine_position_2d, sine_position_text
+from groundtune.model.positions import sides_wh, sine_position_2d, sine_position_text
+from groundtune.model.prompt_tuning import PhraseOffsets
 from groundtune.text.tokens import TextInput
 
 
@@ -97,6 +98,7 @@ class Encoder(nn.Module):
         self.text_projection = nn.Linear(text_width, d_model)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
+        self.phrase_offsets: PhraseOffsets | None = None  # of names that were learned with everything else frozen
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model).normal_())
         self.fusion_layers = nn.ModuleList(fusion for fusion, _, _ in layers)
         self.text_layers = nn.ModuleList(text for _, text, _ in layers)
@@ -116,6 +118,8 @@ class Encoder(nn.Module):
         positions, valid_ratios = self._picture_positions(maps, masks)
         references = reference_points(level_shapes, valid_ratios)
         padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1) if masks is not None else None
+        if self.phrase_offsets is not None:
+            text_features = self.phrase_offsets(text_features, text)
         tokens = self.text_projection(text_features)
         token_positions = sine_position_text(text.position_ids, self.d_model, tokens.dtype)
 
@@ -158,7 +162,7 @@ def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) 
     """Centre of every position, (B, S, L, 2) xy on every level's canvas, [0, 1]; `valid_ratios` is (B, L, 2) xy."""
     centres = []
     for level, (h, w) in enumerate(level_shapes):
-        canvas_wh = torch.tensor([w, h], dtype=valid_ratios.dtype, device=valid_ratios.device)
+        canvas_wh = sides_wh(h, w, valid_ratios)
         centres.append(cell_centres(h, w, valid_ratios) / canvas_wh / valid_ratios[:, None, level])
     return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]
 

@@ -55,14 +55,14 @@ class BiAttention(nn.Module):
         into_scores = keys @ self._of_heads(self.vision_proj.weight)  # (B, heads, T, D)
         shift = keys @ self._of_heads(self.vision_proj.bias[:, None])  # (B, heads, T, 1)
         scores = into_scores.flatten(1, 2) @ vision.transpose(1, 2)  # (B, heads·T, S)
-        scores = scores.unflatten(1, keys.shape[1:3]) + shift
+        scores = scores.unflatten(1, (self.num_heads, -1)) + shift
         out_weight = self._of_heads(self.out_vision_proj.weight.T)  # (heads, c, D)
         to_text = scores.masked_fill(~text_token_mask[:, None, :, None], float("-inf")).softmax(2)
         vision_update = to_text.flatten(1, 2).transpose(1, 2) @ (text_values @ out_weight).flatten(1, 2)
         vision_update = vision_update + self.out_vision_proj.bias
         if padding_mask is not None:
             scores = scores.masked_fill(padding_mask[:, None, None], float("-inf"))
-        seen = (scores.softmax(-1).flatten(1, 2) @ vision).unflatten(1, keys.shape[1:3])  # (B, heads, T, D)
+        seen = (scores.softmax(-1).flatten(1, 2) @ vision).unflatten(1, (self.num_heads, -1))  # (B, heads, T, D)
         seen_values = seen @ self._of_heads(self.values_vision_proj.weight).transpose(1, 2)
         seen_values = seen_values + self._of_heads(self.values_vision_proj.bias[:, None]).transpose(1, 2)
         return vision_update, self.out_text_proj(seen_values.transpose(1, 2).flatten(2))

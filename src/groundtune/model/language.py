@@ -38,11 +38,12 @@ class LanguageModel(nn.Module):
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.bert.parameters())
         if self.training or trains:  # its weights are about to change
             self._phrase_features.clear()
-            return self._run(text.input_ids, text.position_ids, text.phrase_mask)
+            return self.run_bert(text.input_ids, text.position_ids, text.phrase_mask)
         with torch.no_grad():
             return self._from_cache(text)
 
-    def _run(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
+    def run_bert(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
+        """(B, T) ids and positions and (B, T, T) bool, as in `TextInput` → (B, T, width), remembering nothing."""
         dtype = self.bert.embeddings.word_embeddings.weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
@@ -72,7 +73,7 @@ class LanguageModel(nn.Module):
         input_ids[real] = torch.tensor([token for ids in phrases for token in ids])
         mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
         with torch.autocast(device.type, enabled=False):  # what is kept must not depend on who asked first
-            features = self._run(input_ids.to(device), (positions * real).to(device), mask.to(device))
+            features = self.run_bert(input_ids.to(device), (positions * real).to(device), mask.to(device))
         for ids, feature in zip(phrases, features, strict=True):
             self._phrase_features[ids] = feature[: len(ids)].clone()
 

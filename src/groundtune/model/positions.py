@@ -18,6 +18,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def sides_wh(h: int, w: int, like: Tensor) -> Tensor:
+    """(2,) width and height of a map, of the type and on the device of `like`."""
+    if torch.jit.is_tracing():  # then they are tensors, which `torch.tensor` would make constants of
+        return torch.stack([torch.as_tensor(side).to(like) for side in (w, h)])
+    return torch.tensor([w, h], dtype=like.dtype, device=like.device)
+
+
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
     """Logit of probabilities of any shape; `eps`, the lower clamp of x and 1 − x, belongs to the weights (semantics 9)."""
     x = x.clamp(0, 1)

@@ -1,8 +1,8 @@
 """The report of a run, `report.html`: one file without network, script libraries or fonts, that opens from disk.
 
 Everything that comes from users (class names, file names, options) passes Jinja's autoescape or `html.escape`: a class
-called `<script>` is text. Pictures are thumbnails inside the file; boxes are drawn over them as SVG, so that the page can
-show and hide them.
+called `<script>` is text, and the browser runs no script but the page's own, which a number used once tells. Pictures are
+thumbnails inside the file; boxes are drawn over them as SVG, so that the page can show and hide them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from groundtune.metrics.retention import retention
 from groundtune.report.advice import advice
 from groundtune.report.charts import Series, heat_map, line_chart
 from groundtune.report.gallery import gallery
-from groundtune.report.run_data import RunData, read_run
+from groundtune.report.run_data import RunData, read_run, values_of_runs
 from groundtune.text.prompt import class_prompt
 
 _MOST_PICTURES = 500
@@ -45,10 +46,11 @@ def build_report(folder: Path, splits: dict[str, Dataset], most_pictures: int = 
         most_pictures: of the gallery, the worst ones.
 
     Raises:
-        DataError: it is no run folder.
+        DataError: it is no run folder, or its files hold something else than a run writes.
     """
     path = folder / "report.html"
-    write_page(path, "report.html.jinja", _context(read_run(folder), splits, most_pictures))
+    with values_of_runs(folder):
+        write_page(path, "report.html.jinja", _context(read_run(folder), splits, most_pictures))
     return path
 
 
@@ -57,7 +59,7 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("groundtune.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    about = {"version": groundtune.__version__, "date": time.strftime("%Y-%m-%d %H:%M")}
+    about = {"version": groundtune.__version__, "date": time.strftime("%Y-%m-%d %H:%M"), "nonce": secrets.token_hex(16)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(environment.get_template(template).render(about | context), encoding="utf-8")
     os.replace(temporary, path)

@@ -14,7 +14,7 @@ from typing import Any
 from groundtune.errors import ConfigError
 from groundtune.report.build import chart_series, share, write_page
 from groundtune.report.charts import Series, line_chart
-from groundtune.report.run_data import RunData, read_run
+from groundtune.report.run_data import RunData, read_run, values_of_runs
 
 _NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
 _OWN_ROWS = {"data", "model", "out", "resume"}  # options that the first table has, or that say where and not what
@@ -25,7 +25,7 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
 
     Raises:
         ConfigError: there are fewer than two runs, or the file cannot be written.
-        DataError: one is no run folder.
+        DataError: one is no run folder, or its files hold something else than a run writes.
     """
     if len(folders) < 2:
         raise ConfigError(f"runs: a comparison needs two or more run folders, found {len(folders)}.")
@@ -33,18 +33,19 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
         raise ConfigError(f"out: {path} cannot be written; name a file in a folder that exists.")
     short = len({folder.resolve().name for folder in folders}) == len(folders)
     runs = {folder.resolve().name if short else str(folder): read_run(folder) for folder in folders}
-    warnings = differing_validation(runs)
-    context = {
-        "title": f"{len(runs)} runs compared",
-        "warnings": warnings,
-        "unfinished": [name for name, run in runs.items() if not run.finished],
-        "names": list(runs),
-        "headline": _headline(runs),
-        "chart": line_chart(_curves(runs), "epoch"),
-        "options": changed_options(runs),
-        "classes": _classes(runs),
-    }
-    write_page(path, "comparison.html.jinja", context)
+    with values_of_runs(*folders):
+        warnings = differing_validation(runs)
+        context = {
+            "title": f"{len(runs)} runs compared",
+            "warnings": warnings,
+            "unfinished": [name for name, run in runs.items() if not run.finished],
+            "names": list(runs),
+            "headline": _headline(runs),
+            "chart": line_chart(_curves(runs), "epoch"),
+            "options": changed_options(runs),
+            "classes": _classes(runs),
+        }
+        write_page(path, "comparison.html.jinja", context)
     return warnings
 
 

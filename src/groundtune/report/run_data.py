@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from groundtune.errors import DataError
+from groundtune.plain_yaml import parse_yaml
 
 Metrics = dict[str, float | None]
 _SCORES = ("valid/AP", "valid/recall@1")
@@ -48,7 +47,7 @@ def read_run(folder: Path) -> RunData:
     if not (folder / "config.yaml").is_file():
         raise DataError(f"{folder} is not a run folder: it has no config.yaml.")
     run = RunData(folder)
-    run.config = _read(run, "config.yaml", yaml.safe_load, {})
+    run.config = _read(run, "config.yaml", parse_yaml, {})
     run.environment = _read(run, "env.json", json.loads, {})
     for line in _read(run, "metrics.jsonl", _lines, []):
         (run.evaluations if any(name in line for name in _SCORES) else run.steps).append(line)
@@ -66,6 +65,16 @@ def read_run(folder: Path) -> RunData:
     return run
 
 
+@contextmanager
+def values_of_runs(*folders: Path) -> Iterator[None]:
+    """Turns what values of other types raise, where a page is made of them, into a `DataError`: runs come from anywhere."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"values that no run writes ({error!r:.120}). Look into its .json files."
+        raise DataError(f"{' or '.join(map(str, folders))} holds {what}") from error
+
+
 def _read(run: RunData, name: str, parse: Callable[[str], Any], empty: Any) -> Any:
     """What a file of the run holds; `empty`, and a word about it, where it is not there or not of that type."""
     try:
@@ -73,7 +82,7 @@ def _read(run: RunData, name: str, parse: Callable[[str], Any], empty: Any) -> A
     except FileNotFoundError:
         run.missing.append(f"{name} is not there (yet)")
         return empty
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, type(empty)):
         run.missing.append(f"{name} cannot be read")

@@ -15,9 +15,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from groundtune.errors import DataError
+from groundtune.errors import COMMANDS, DataError
 
-_INNERMOST_PARENTHESES = re.compile(r"\([^()]*\)")
 _SEPARATOR = ". "
 _SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
 
@@ -37,12 +36,19 @@ def clean_name(name: str) -> str:
     """Give the one form in which a class name is used everywhere; "" when nothing is left, which the callers report.
 
     `_`, `.` and `?` become spaces, text in parentheses (nested ones too) is dropped, white space is collapsed and
-    trimmed, letters are lower-cased. Nothing else changes: "/", "-", "," and "'" stay.
+    trimmed, letters are lower-cased. So do characters that command a terminal or turn a line around, which no tokenizer
+    reads. Nothing else changes: "/", "-", "," and "'" stay.
     """
-    without, dropped = _INNERMOST_PARENTHESES.subn(" ", name)
-    while dropped:
-        without, dropped = _INNERMOST_PARENTHESES.subn(" ", without)
-    return " ".join(re.sub(r"[_.?]", " ", without).split()).lower()
+    kept: list[str] = []
+    opened: list[int] = []  # where in `kept` each open parenthesis stands
+    for letter in COMMANDS.sub(" ", name):
+        if letter == "(":
+            opened.append(len(kept))
+        if letter == ")" and opened:
+            del kept[opened.pop() :]
+            letter = " "
+        kept.append(letter)
+    return " ".join(re.sub(r"[_.?]", " ", "".join(kept)).split()).lower()
 
 
 def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
@@ -100,6 +106,26 @@ def caption_prompt(caption: str, spans: Spans) -> Prompt:
     cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in own) for own in spans)
     phrases = tuple(" ".join(closed[begin:end] for begin, end in own) for own in cut)
     return Prompt(closed if closed.endswith((".", "?")) else f"{closed}.", phrases, cut)
+
+
+def sentence_prompt(sentence: str) -> Prompt:
+    """Make a prompt of a sentence that describes an object as a whole, or of what it has in brackets: `a [cat] on [the sofa]`.
+
+    `.` and `?` become spaces, as they would cut the sentence in two; brackets go. Everything else stays as it is written.
+
+    Raises:
+        DataError: there is no text, in it or between brackets, or a bracket has no other.
+    """
+    caption, spans = "", []
+    for place, piece in enumerate(re.split(r"\[([^][]*)\]", " ".join(re.sub(r"[.?]", " ", sentence).split()))):
+        if place % 2:
+            spans.append(((len(caption), len(caption) + len(piece)),))
+        caption += piece
+    prompt = caption_prompt(caption, tuple(spans) or (((0, len(caption)),),))
+    if set("[]") & set(caption) or not all(any(map(str.isalnum, phrase)) for phrase in prompt.phrases):
+        expected = "write 'the cat on the left', or 'a [cat] on a [sofa]'"
+        raise DataError(f"The sentence {sentence!r} cannot be looked for; {expected}.")
+    return prompt
 
 
 def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:

@@ -39,6 +39,13 @@ class TextInput:
     position_ids: Tensor  # (B, T) long, the place of a token in its phrase; 0 on padding
     phrase_mask: Tensor  # (B, T, T) bool, True = row token may attend to column token; padding attends to itself alone
 
+    def rows(self, index: Tensor | slice) -> "TextInput":
+        """Give some of the prompts, at least one, cut to the longest of them."""
+        mask = self.text_token_mask[index]
+        length = int(mask.sum(1).max())
+        ids, positions = self.input_ids[index, :length], self.position_ids[index, :length]
+        return TextInput(ids, mask[:, :length], positions, self.phrase_mask[index, :length, :length])
+
     def to(self, device: torch.device | str) -> "TextInput":
         """Give the same input with all tensors on `device`."""
         return TextInput(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -85,7 +92,7 @@ def tokenize(
 
     Args:
         tokenizer: From `build_tokenizer`.
-        prompts: One prompt per image, at least one. A prompt without phrases gives [CLS] [SEP] and (0, 256).
+        prompts: One prompt per image; none gives (0, 0) tensors. A prompt without phrases gives [CLS] [SEP] and (0, 256).
         max_text_len: Most tokens of a prompt with [CLS] and [SEP], and the columns of the maps.
 
     Returns:
@@ -95,6 +102,9 @@ def tokenize(
         DataError: A prompt has more than `max_text_len` tokens (it is never cut), or phrases have no token at all (for
             instance only zero-width characters). All of a kind are listed.
     """
+    if not prompts:
+        ids = torch.zeros(0, 0, dtype=torch.long)
+        return TextInput(ids, ids.bool(), ids, torch.zeros(0, 0, 0, dtype=torch.bool)), []
     tokenized = tokenizer([prompt.caption for prompt in prompts], padding="longest", return_tensors="pt")
     input_ids, text_token_mask = tokenized["input_ids"], tokenized["attention_mask"].bool()
     too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len]

@@ -15,8 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from groundtune.data.findings import Collector
 from groundtune.data.formats.files import PICTURE_SUFFIXES
+from groundtune.data.picture_files import PictureTooLarge, exif_orientation, open_picture
 from groundtune.data.sample import Dataset, Sample
-from groundtune.data.transforms import MAX_PIXELS, belongs_upright, exif_orientation, to_rgb
+from groundtune.data.transforms import belongs_upright, to_rgb
 
 _SMALL = 64  # pixels of the side that pictures are shrunk to
 _ROUNDING = 1.5  # pixels
@@ -47,16 +48,10 @@ def read_pictures(paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, P
 def read_picture(path: Path) -> PictureFacts:
     """Decode a picture file to its end. Whatever is wrong with it is a fact, not an error."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "blake2b").digest()
-            file.seek(0)
-            with Image.open(file) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    return PictureFacts("picture-bomb", f"{width} × {height} pixels")
-                return _facts(opened, digest)
-    except Image.DecompressionBombError:
-        return PictureFacts("picture-bomb", f"more than {2 * MAX_PIXELS:,} pixels")
+        with open_picture(path) as opened, path.open("rb") as file:
+            return _facts(opened, hashlib.file_digest(file, "blake2b").digest())
+    except PictureTooLarge as error:
+        return PictureFacts("picture-bomb", str(error))
     except UnidentifiedImageError:
         empty = path.is_file() and path.stat().st_size == 0
         return PictureFacts("picture-corrupt", "the file is empty" if empty else "no picture format is recognised")

@@ -1,5 +1,6 @@
 """What the formats share of reading files: text and JSON of any content, lists of names, and paths that stay in a folder."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -40,12 +41,19 @@ def read_text(path: Path) -> str:
         DataError: it cannot be opened, or is neither UTF-8 nor, by its byte order mark, UTF-16.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, ValueError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, ValueError) else error.strerror or str(error)
         raise DataError(f"Cannot read {path}: {reason}. Save it as UTF-8, or export the annotations again.") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file, an `OSError` otherwise: a pipe or a device would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:

@@ -1,7 +1,8 @@
 """Finding the picture files that annotations name, and their sizes where the annotations do not state them.
 
-A picture's path must stay inside the data folder: `..` and absolute paths that leave it are refused. Whole folders are
-listed once, which is fast for 100,000 files. No picture is decoded here.
+A picture's path must stay inside the data folder: `..` and absolute paths that leave it are refused. A link in the data
+folder is the user's own word and is followed, but `..` takes back a name, not what the system makes of a link. Whole folders
+are listed once, which is fast for 100,000 files. No picture is decoded here.
 """
 
 import os
@@ -9,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from groundtune.data.formats.files import inside
 from groundtune.data.formats.raw import RawData, RawPicture
+from groundtune.data.picture_files import MAX_PIXELS, exif_orientation, open_picture
 
 _PROBED = 50  # pictures by which the folder of all is chosen
 _LARGEST_SIDE = 2**63
-_EXIF_ORIENTATION = 0x0112
 
 Found = tuple[RawPicture, Path, tuple[int, int]]
 """A picture, its file, and its height and width."""
@@ -64,7 +63,7 @@ def find_pictures(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Fou
             refused = not any(usable(picture, choice) for choice in choices)
             raw.problems.add("picture-outside" if refused else "picture-missing", repr(picture.file_names[0]))
             continue
-        path = choice[0] / picture.file_names[choice[1]]
+        path = Path(os.path.normpath(choice[0] / picture.file_names[choice[1]]))
         size_hw = _stated_size(picture.size_hw)
         if size_hw is None:
             try:
@@ -74,6 +73,9 @@ def find_pictures(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Fou
                 continue
             if raw.states_size:
                 raw.problems.add("picture-size-not-stated", picture.file_names[0])
+        if size_hw[0] * size_hw[1] > MAX_PIXELS:
+            raw.problems.add("picture-bomb", f"{picture.file_names[0]} ({size_hw[1]} × {size_hw[0]})")
+            continue
         kept.append((picture, path, size_hw))
     return kept
 
@@ -90,19 +92,13 @@ def _stated_size(size_hw: Sequence[Any]) -> tuple[int, int] | None:
 
 def stored_size(path: Path, upright: bool) -> tuple[int, int]:
     """Height and width of a picture file: of its stored pixels, or as viewers turn it by its EXIF orientation."""
-    with Image.open(path) as picture:
-        turned = upright and _orientation(picture) in (5, 6, 7, 8)
+    with open_picture(path) as picture:
+        turned = upright and exif_orientation(picture) in (5, 6, 7, 8)
         return (picture.width, picture.height) if turned else (picture.height, picture.width)
-
-
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # broken EXIF data do not make a broken picture
-        return 1
 
 
 def _allowed(folder: Path, name: str, root: Path) -> bool:
     if "\0" in name or os.path.basename(name) in ("", ".", ".."):  # of ".", the folder above would be looked into
         return False
-    return (".." not in name and not name.startswith("/")) or inside(folder / name, root)
+    plain = ".." not in name and ":" not in name and not name.startswith("/")  # ":" is of Windows' drives
+    return plain or inside(folder / name, root)

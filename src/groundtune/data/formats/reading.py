@@ -1,6 +1,7 @@
 """Every problem that reading can meet: how grave it is, what is said about it, and what the user can do."""
 
 from groundtune.data.findings import Kind
+from groundtune.data.picture_files import MAX_PIXELS
 
 _NOTHING = "Nothing has to be done."
 _NOTHING_IF = "Nothing has to be done if that is so."
@@ -24,6 +25,11 @@ READING: dict[str, Kind] = {
         "error",
         "{n} pictures cannot be opened, and the annotations state no size of them.",
         "Replace or remove the files.",
+    ),
+    "picture-bomb": Kind(
+        "error",
+        f"{{n}} pictures have, or are stated to have, over {MAX_PIXELS:,} pixels.",
+        "Make them smaller, and export the annotations again.",
     ),
     "picture-broken": Kind(
         "error", "{n} pictures have no usable entry.", "Every picture needs its own id and a file name."
@@ -110,5 +116,5 @@ READING: dict[str, Kind] = {
 }
 
 FATAL = ["annotation-file-unreadable", "picture-broken", "picture-id-twice", "category-broken", "category-id-twice"]
-FATAL += ["picture-outside", "picture-missing", "picture-unreadable"]
+FATAL += ["picture-outside", "picture-missing", "picture-unreadable", "picture-bomb"]
 """What ends the reading of a data set for training, all of it told at once; `check` goes on without these pictures."""

@@ -22,7 +22,15 @@ from typing import Any
 import yaml
 
 from groundtune.data.findings import Collector
-from groundtune.data.formats.files import PICTURE_SUFFIXES, find_name_list, inside, is_text, read_text, split_folders
+from groundtune.data.formats.files import (
+    PICTURE_SUFFIXES,
+    find_name_list,
+    inside,
+    is_text,
+    read_bytes,
+    read_text,
+    split_folders,
+)
 from groundtune.data.formats.pictures import FolderListing
 from groundtune.data.formats.raw import RawBox, RawClass, RawData, RawPicture, Source, collector
 from groundtune.data.sample import Dataset, Sample
@@ -188,13 +196,13 @@ def _label_file(pictures: Sequence[Path], root: Path, listing: FolderListing) ->
         beside = picture.with_suffix(".txt")
         for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
             if inside(candidate, root) and listing.has(candidate):
-                return candidate
+                return Path(os.path.normpath(candidate))
     return None
 
 
 def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        text = read_bytes(path).decode("utf-8-sig", errors="replace")
     except OSError as error:
         problems.add("annotation-file-unreadable", f"{path.name} ({error.strerror or error})")
         return []

@@ -20,11 +20,11 @@ from groundtune.model.config import ModelConfig
 
 PUBLISHED_PICTURE = PictureFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 800, 1333)
 _FAMILIES: dict[str, Any] = {"grounding-dino": GroundingDinoConfig, "mm-grounding-dino": MMGroundingDinoConfig}
-_SWIN_OPTIONS = (
+SWIN_OPTIONS = (
     *("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias"),
     *("hidden_act", "drop_path_rate", "layer_norm_eps", "use_absolute_embeddings"),
 )
-_BERT_OPTIONS = (
+BERT_OPTIONS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
     *("layer_norm_eps", "pad_token_id"),
@@ -38,9 +38,8 @@ _OPTIONS = {name: name for name in _ALIKE} | {  # ours: theirs, taken over in bo
     "ffn_dim": "encoder_ffn_dim",
     "share_box_head": "decoder_bbox_embed_share",
 }
+_FROM_HUB = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")  # a folder is all we read
 _EXPECTED = {  # what our network does, and a configuration may not ask otherwise
-    "backbone_config.model_type": "swin",
-    "text_config.model_type": "bert",
     "two_stage": True,
     "embedding_init_target": True,
     "position_embedding_type": "sine",
@@ -55,8 +54,13 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     if family not in list(_FAMILIES):
         families = " and ".join(map(repr, _FAMILIES))
         raise CheckpointError(f"{where} is a model of the type {family!r}; groundtune loads {families}.")
+    for part, kind in (("backbone_config", "swin"), ("text_config", "bert")):  # others may look for more on the Hub
+        inner = settings.get(part) or {}
+        found = inner.get("model_type", kind) if isinstance(inner, dict) else inner
+        if found != kind:
+            raise CheckpointError(f"{where} cannot be loaded: {part}.model_type is {found!r:.60}, expected {kind!r}.")
     try:
-        theirs = _FAMILIES[family].from_dict(settings)
+        theirs = _FAMILIES[family].from_dict({name: settings[name] for name in settings if name not in _FROM_HUB})
         problems = _beyond_ours(theirs)
     except Exception as error:  # their validation raises classes of several libraries
         raise CheckpointError(f"{where}: its config.json cannot be used: {in_one_line(error)}.") from error
@@ -66,8 +70,8 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     width, heads = theirs.encoder_ffn_dim // 2, theirs.encoder_attention_heads // 2
     return ModelConfig(
         **{ours: getattr(theirs, name) for ours, name in _OPTIONS.items()},
-        backbone_config={name: getattr(swin, name) for name in _SWIN_OPTIONS} | {"out_indices": list(swin.out_indices)},
-        language_config={name: getattr(bert, name) for name in _BERT_OPTIONS},
+        backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS} | {"out_indices": list(swin.out_indices)},
+        language_config={name: getattr(bert, name) for name in BERT_OPTIONS},
         **{"fusion_dim": width, "text_ffn_dim": width, "fusion_heads": heads},
         share_class_head=theirs.decoder_cls_embed_share if mm else theirs.decoder_bbox_embed_share,
         contrastive_scale="auto" if mm else "none",

@@ -7,9 +7,11 @@ read off the weights; a configuration that leaves the flag out would tie heads t
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
@@ -18,22 +20,28 @@ from groundtune.model.bundle import (
     PRESET_FOLDER,
     ModelBundle,
     build_network,
+    companion,
+    kept_state,
     packaged_towers,
     picture_format,
     presets,
     unique_state,
 )
-from groundtune.model.checkpoint import convert, hf
+from groundtune.model.checkpoint import adapter, convert, hf
 from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, their_name, to_ours
 from groundtune.model.checkpoint.files import in_one_line, read_json, read_pth, read_safetensors, read_weights
 from groundtune.model.checkpoint.hub import looks_like_hub_id, snapshot
 from groundtune.model.checkpoint.names import Layout
+from groundtune.model.checkpoint.save import KEPT
 from groundtune.model.config import ModelConfig
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.language import bert_tokenizer
+from groundtune.model.prompt_tuning import VECTORS, offsets_of
+from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
+_MOST = 1024  # layers of a kind, or tokens of a prompt; published models have 24 and 256
 _SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 
 
@@ -41,8 +49,8 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     """Load a model.
 
     Args:
-        source: a preset's name ("nano"); a folder of ours or a Hugging Face directory; a .pth of IDEA or MMDetection; or a
-            Hub id such as "IDEA-Research/grounding-dino-tiny", which is downloaded once.
+        source: a preset's name ("nano"); a folder of ours, an adapter's too, or a Hugging Face directory; a .pth of IDEA or
+            MMDetection; or a Hub id such as "IDEA-Research/grounding-dino-tiny", which is downloaded once.
         seed: of the weights that the source leaves untrained.
 
     Raises:
@@ -60,7 +68,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     base_model = path.resolve().name
     if name and not path.exists() and looks_like_hub_id(name):
         path, base_model = snapshot(name), name
-    if name and (path / "groundtune.json").is_file():
+    if name and (path / "adapter_config.json").is_file():
+        bundle = _bundle_of_adapter(path, seed)
+    elif name and (path / "groundtune.json").is_file():
         bundle = _bundle_of_own_folder(path, name)
     elif name and (path / "config.json").is_file():
         bundle = _bundle_of_transformers(path, name, seed)
@@ -90,29 +100,83 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
     if str(source) in known and not Path(source).is_dir():
         return dict(known[str(source)].get("training", {}))
     path = Path(source) / "groundtune.json"
-    return dict(read_json(path).get("recipe", {})) if path.is_file() else {}
+    recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
+    if not isinstance(recipe, dict):
+        raise CheckpointError(f"{path}: expected an object as its recipe, found {type(recipe).__name__}.")
+    return recipe
 
 
 def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
     meta = read_json(folder / "groundtune.json")
     try:
-        config, picture = ModelConfig(**meta["config"]), picture_format(meta["picture"])
-        classes, recipe = [str(name) for name in meta["classes"]], dict(meta["recipe"])
+        config, picture = _plain_config(meta["config"]), picture_format(meta["picture"])
+        classes, recipe = [clean_name(str(name)) for name in meta["classes"]], dict(meta["recipe"])
         base_model = str(meta.get("base_model", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'groundtune.json'} is not complete: {error!r}.") from error
-    weights, layout, towers = read_weights(folder), None, packaged_towers(config)
+    weights, layout, towers = read_weights(folder), None, packaged_towers(_refuse_depth(config, where))
     if meta.get("layout") == "transformers":
         layout = layout_of("transformers", config)
         weights = to_ours(weights, layout, where) | read_safetensors(folder / "groundtune.safetensors")
     own_towers = {tower for tower in towers if any(key.startswith(f"{tower}.") for key in weights)}
     packaged = tuple(f"{tower}." for tower in towers if tower not in own_towers)
+    vectors, tokenizer = weights.pop(VECTORS, None), _tokenizer(folder)
     network = _network(config, weights, where, 0, layout, packaged)
-    return ModelBundle(network, _tokenizer(folder), config, picture, classes, recipe, where, own_towers, base_model)
+    if vectors is not None:
+        names = meta.get("phrase_offsets")
+        network.encoder.phrase_offsets = offsets_of(names, vectors, tokenizer, network.language_model.width, where)
+    kept = _kept(network, folder / KEPT) if (folder / KEPT).is_file() else None
+    return ModelBundle(network, tokenizer, config, picture, classes, recipe, where, own_towers, base_model, kept)
+
+
+def _kept(network: GroundingDINO, file: Path) -> GroundingDINO:
+    weights, kept = read_safetensors(file), companion(network)
+    expected = kept_state(kept)
+    shapes, found = ({name: tensor.shape for name, tensor in state.items()} for state in (expected, weights))
+    wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"The weights in {file} do not fit the model: {len(wrong)} are missing, unexpected or of another shape, for "
+            f"example {', '.join(wrong[:3])}."
+        )
+    kept.load_state_dict(weights, strict=False)
+    return kept
+
+
+def _plain_config(values: dict[str, Any]) -> ModelConfig:
+    """Sizes of the right types and nothing else: other options of transformers may name code on the Hub, to be run.
+
+    Raises:
+        TypeError, ValueError: anything else is there.
+    """
+    config, usual = ModelConfig(**values), vars(ModelConfig())
+    kinds = {name: (int, float) if isinstance(value, float) else type(value) for name, value in usual.items()}
+    wrong = {name: value for name, value in vars(config).items() if not isinstance(value, kinds[name])}
+    if not wrong:
+        wrong |= {name: value for name, value in vars(config).items() if isinstance(value, float) and value - value}
+        wrong |= {n: v for n, v in config.backbone_config.items() if n not in (*hf.SWIN_OPTIONS, "out_indices")}
+        wrong |= {n: v for n, v in config.language_config.items() if n not in hf.BERT_OPTIONS}
+    if wrong:
+        raise ValueError(f"its config has {wrong!r:.200}")
+    return config
+
+
+def _bundle_of_adapter(folder: Path, seed: int) -> ModelBundle:
+    base, adapters = adapter.base_of(folder)
+    try:
+        bundle = load_bundle(base, seed)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The adapter {folder} stands on the model {base!r}, which cannot be loaded: {in_one_line(error)} Name where it "
+            f"lies now in base_model_name_or_path of {adapters[0] / adapter.CONFIG}."
+        ) from error
+    for part in adapters:
+        bundle = adapter.with_adapter(bundle, part)
+    return bundle
 
 
 def _bundle_of_transformers(folder: Path, where: str, seed: int) -> ModelBundle:
-    config = hf.config_of_transformers(read_json(folder / "config.json"), where)
+    config = _refuse_depth(hf.config_of_transformers(read_json(folder / "config.json"), where), where)
     layout = layout_of("transformers", config)
     weights = to_ours(read_weights(folder), layout, where)
     config.share_box_head &= same_branches(weights, "reg", config.decoder_layers)
@@ -149,10 +213,12 @@ def _network(
 ) -> GroundingDINO:
     """A network of these sizes and weights, which may lack the prefixes `absent`; messages have the names of the file."""
     try:
-        network = build_network(config, seed)
+        with warnings.catch_warnings(), torch.device("meta"):  # no memory: sizes are judged before any is taken
+            warnings.simplefilter("ignore")  # packaged weights are not taken over either
+            planned = build_network(config, seed)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: no network can be built of its sizes: {in_one_line(error)}.") from error
-    expected, needed = network.state_dict(), unique_state(network)
+    expected, needed = planned.state_dict(), unique_state(planned)
     shapes = {name: (list(weights[name].shape), list(expected[name].shape)) for name in weights if name in expected}
     faults = {
         "missing": [their_name(n, layout) for n in needed if n not in weights and not n.startswith(absent)],
@@ -162,8 +228,20 @@ def _network(
     problems = [f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in faults.items() if names]
     if problems:
         raise CheckpointError(f"The weights in {where} do not fit the model: {'; '.join(problems)}.")
+    network = build_network(config, seed)
     network.load_state_dict(weights, strict=False)
     return network
+
+
+def _refuse_depth(config: ModelConfig, where: str) -> ModelConfig:
+    """Names and layers are made one by one, so their number is judged before any is."""
+    names = ("encoder_layers", "decoder_layers", "num_levels", "max_text_len", "num_hidden_layers", "depths")
+    settings = vars(config) | config.language_config | config.backbone_config
+    for name, value in ((name, settings.get(name, 0)) for name in names):
+        counts = value if isinstance(value, list) else [value]
+        if len(counts) > _MOST or not all(isinstance(count, int) and count <= _MOST for count in counts):
+            raise CheckpointError(f"{where}: no network can be built of its sizes: {name} is {value!r:.60}.")
+    return config
 
 
 def _tokenizer(folder: Path) -> BertTokenizer:
@@ -172,9 +250,9 @@ def _tokenizer(folder: Path) -> BertTokenizer:
         return build_tokenizer(folder / "vocab.txt")
     if not (folder / "tokenizer.json").is_file():  # transformers would make a tokenizer without a vocabulary
         raise CheckpointError(f"Cannot read the tokenizer in {folder}: neither vocab.txt nor tokenizer.json exists.")
-    try:
-        tokenizer = BertTokenizer.from_pretrained(folder)
-    except Exception as error:  # the parser of tokenizer.json raises plain Exception
+    try:  # not from_pretrained, which takes more than a vocabulary from the folder, and may ask the Hub
+        tokenizer = BertTokenizer(vocab=read_json(folder / "tokenizer.json")["model"]["vocab"])
+    except Exception as error:  # the library that builds it raises plain Exception
         raise CheckpointError(f"Cannot read the tokenizer in {folder}: {in_one_line(error)}.") from error
     found = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATORS}
     if found != _SEPARATORS:

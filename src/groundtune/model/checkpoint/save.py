@@ -3,8 +3,8 @@
 A Swin + BERT network becomes a Hugging Face directory that transformers opens: config.json, model.safetensors, tokenizer
 and processor, with the flags of head sharing always written out (pitfall 13). Beside it lie groundtune.json (classes,
 recipe, sizes), README.md (the model card), and groundtune.safetensors with what transformers has no place for, the
-denoising labels. A network that transformers cannot express, such as nano with its packaged towers, keeps our own names,
-and the card says so.
+denoising labels. A network that transformers cannot express, such as nano with its packaged towers or one with learned
+offsets of class names, keeps our own names, and the card says so.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from transformers import GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import ModelBundle, packaged_towers, unique_state
+from groundtune.model.bundle import ModelBundle, kept_state, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, from_ours, layout_of
 from groundtune.model.checkpoint.hf import beyond_transformers, transformers_config
+
+KEPT = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
@@ -42,10 +44,9 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
     Raises:
         CheckpointError: the folder holds something else than a model of ours, or cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
-        raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
+    refuse_foreign(folder)
     bundle.config.num_labels = bundle.network.decoder.label_embedding.num_embeddings
-    in_transformers = not beyond_transformers(bundle.config)
+    in_transformers, offsets = not beyond_others(bundle), bundle.network.encoder.phrase_offsets
     card = _model_card(bundle, results or {}, in_transformers)
     meta = {
         "format": 1,
@@ -53,15 +54,32 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "config": asdict(bundle.config),
         "picture": asdict(bundle.picture),
         **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "recipe")},
+        "phrase_offsets": offsets.names if offsets is not None else [],
         "results": dict(results or {}),
     }
     try:
-        with _replacing(folder) as staging:
+        with replacing(folder) as staging:
             (_write_transformers if in_transformers else _write_own)(bundle, staging)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             (staging / "README.md").write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write the model to {folder}: {error}.") from error
+
+
+def refuse_foreign(folder: Path) -> None:
+    """A `CheckpointError` where a folder holds something that is not ours to replace."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
+        raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
+
+
+def beyond_others(bundle: ModelBundle) -> list[str]:
+    """What of a model neither transformers nor IDEA's code can express, in words."""
+    learned = bundle.network.encoder.phrase_offsets is not None
+    return [
+        *beyond_transformers(bundle.config),
+        *["it has learned offsets of class names (--adapt prompt)"] * learned,
+        *["it has two sets of weights (--keep)"] * (bundle.kept is not None),
+    ]
 
 
 def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers: bool) -> str:
@@ -75,7 +93,7 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `folder`; the old one stays until then, and on failure."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -102,6 +120,9 @@ def _write_own(bundle: ModelBundle, folder: Path) -> None:
     left_out = tuple(f"{tower}." for tower in towers - bundle.own_towers)
     kept = {name: tensor for name, tensor in unique_state(bundle.network).items() if not name.startswith(left_out)}
     save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
+    if bundle.kept is not None:
+        base = {name: tensor.detach().cpu().contiguous() for name, tensor in kept_state(bundle.kept).items()}
+        save_file(base, folder / KEPT)
     bundle.tokenizer.save_pretrained(folder)
 
 
@@ -130,7 +151,7 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         CheckpointError: IDEA's code cannot express the network (every reason is given), or the file cannot be written.
     """
     config = bundle.config
-    reasons = beyond_transformers(config)
+    reasons = beyond_others(bundle)
     if config.contrastive_bias and config.contrastive_scale == "auto":
         reasons.append("the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product")
     if reasons:

@@ -1,0 +1,1 @@
+"""Models as one file for runtimes without PyTorch: ONNX and OpenVINO."""

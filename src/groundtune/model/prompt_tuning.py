@@ -1,0 +1,92 @@
+"""Learned offsets of class names: the network stays as it is and reads some phrases otherwise.
+
+Each token of a learned phrase has a vector that is added to the language model's features of that token, wherever the phrase
+stands in a prompt as a whole: in any order, among any others, in any chunk. The place is before the text projection, where
+the features of a phrase depend on that phrase alone (semantics 4): what the language model remembers of a phrase stays
+valid, and a prompt without learned phrases passes through untouched, bit for bit.
+
+A phrase is recognised by its token ids with the "." that closes it, which is all that the model knows of a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import BertTokenizer
+
+from groundtune.errors import CheckpointError
+from groundtune.text.tokens import TextInput, phrase_blocks
+
+VECTORS = "encoder.phrase_offsets.vectors"  # the one parameter's name in a network
+
+
+class PhraseOffsets(nn.Module):
+    """One vector for each token of each of `names`, of the language model's width; 0 at first.
+
+    Attributes:
+        names: cleaned class names, in the order of the vectors.
+        vectors: (tokens of all names, text width); the "." that closes a phrase has none.
+    """
+
+    def __init__(self, names: Sequence[str], tokenizer: BertTokenizer, width: int) -> None:
+        super().__init__()
+        self.names = list(names)
+        self._first_row: dict[tuple[int, ...], int] = {}
+        count = 0
+        for ids in tokenizer([f"{name}." for name in names], add_special_tokens=False)["input_ids"]:
+            self._first_row[tuple(ids)] = count
+            count += len(ids) - 1
+        self.vectors = nn.Parameter(torch.zeros(count, width))
+
+    def forward(self, features: Tensor, text: TextInput) -> Tensor:
+        """(B, T, width) features of the tokens that `text` describes → the same shape; unknown phrases keep their bits."""
+        pictures: list[int] = []
+        tokens: list[int] = []
+        rows: list[int] = []
+        for picture, blocks in enumerate(phrase_blocks(text)):
+            for place, ids in blocks:
+                first = self._first_row.get(ids)
+                if first is not None:
+                    count = len(ids) - 1
+                    pictures += [picture] * count
+                    tokens += range(place.start, place.start + count)
+                    rows += range(first, first + count)
+        where = tuple(torch.tensor(index, dtype=torch.long, device=features.device) for index in (pictures, tokens))
+        chosen = self.vectors[torch.tensor(rows, dtype=torch.long, device=features.device)]
+        return features.index_put(where, chosen.to(features.dtype), accumulate=True)
+
+
+def extended(
+    offsets: PhraseOffsets | None, names: Sequence[str], tokenizer: BertTokenizer, width: int
+) -> PhraseOffsets:
+    """Offsets of the phrases of `offsets` and of these names; those that were learned keep their vectors."""
+    known = [] if offsets is None else offsets.names
+    grown = PhraseOffsets(list(dict.fromkeys([*known, *names])), tokenizer, width)
+    if offsets is not None:
+        with torch.no_grad():
+            grown.vectors[: len(offsets.vectors)] = offsets.vectors
+        grown.to(offsets.vectors.device)
+    return grown
+
+
+def offsets_of(names: object, vectors: Tensor, tokenizer: BertTokenizer, width: int, where: str) -> PhraseOffsets:
+    """Offsets from what a model folder has of them.
+
+    Args:
+        names, vectors: as the folder says and holds them.
+        tokenizer, width: of its language model.
+        where: what the folder is called in messages.
+
+    Raises:
+        CheckpointError: they do not belong together.
+    """
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{where} has offsets of class names, but its groundtune.json does not name the classes.")
+    offsets = PhraseOffsets(names, tokenizer, width)
+    if offsets.vectors.shape != vectors.shape:
+        found, expected = list(vectors.shape), list(offsets.vectors.shape)
+        raise CheckpointError(f"{where} has offsets of class names of the shape {found}, expected {expected}.")
+    offsets.load_state_dict({"vectors": vectors})
+    return offsets

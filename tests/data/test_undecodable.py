@@ -1,0 +1,219 @@
+"""Pictures that turn out unreadable in the middle of training: left out and told, and too many of them end the run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
+from loader_files import FORMAT, loader_of, seven_pictures
+
+from groundtune.data import decoding
+from groundtune.data.decoding import evaluation_pictures
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.scenes import write_captioned_scenes, write_scenes
+from groundtune.engine import train as engine
+from groundtune.engine.evaluate import evaluate
+from groundtune.errors import DataError, OutOfMemory
+from groundtune.model.bundle import ModelBundle
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BREAK = {"vanished": Path.unlink, "cut off": truncate, "not a picture": lambda path: path.write_text("hello")}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path):
+    (tmp_path / "loader").mkdir()
+    return seven_pictures(tmp_path / "loader")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return scenes(tmp_path / "data", train=6, valid=3)
+
+
+@pytest.fixture
+def bundle(tokenizer) -> ModelBundle:
+    return tiny_bundle(tokenizer)
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch) -> None:
+    monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+
+
+def picture(data: Path, number: int, split: str = "train") -> Path:
+    return next(data.rglob(f"{split}_{number:05}.jpg"))
+
+
+def left_out(watcher: Recorder) -> list[str]:
+    return [value for name, value in watcher.events if name == "message" and "left out" in value]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", BREAK)
+def test_a_batch_goes_without_it_and_says_so(pictures, tokenizer, how: str, workers: int) -> None:
+    whole = list(loader_of(pictures, tokenizer, batch_size=3).epoch(0))
+    broken = pictures.samples[4].image_path
+    BREAK[how](broken)
+    batches = list(loader_of(pictures, tokenizer, batch_size=3, workers=workers).epoch(0))
+    for batch, expected in zip(batches, whole, strict=True):
+        kept = [place for place, index in enumerate(expected.indices) if index != 4]
+        assert batch.indices == [expected.indices[place] for place in kept]
+        assert batch.prompts == [expected.prompts[place] for place in kept]
+        for found, place in zip(batch.pictures, kept, strict=True):
+            assert torch.equal(found, expected.pictures[place])
+        assert [*batch.unreadable] == ([str(broken)] if 4 in expected.indices else [])
+        assert all(str(broken) in reason for reason in batch.unreadable.values())
+
+
+def test_a_batch_of_nothing_else_is_empty(pictures, tokenizer) -> None:
+    pictures.samples[4].image_path.unlink()
+    batches = list(loader_of(pictures, tokenizer, batch_size=1).epoch(0))
+    (empty,) = [batch for batch in batches if batch.unreadable]
+    assert empty.indices == empty.targets == empty.pictures == empty.split(3) == [] and len(batches) == 7
+    assert empty.text.input_ids.shape == (0, 0) and empty.to(torch.device("cpu")).text.phrase_mask.shape == (0, 0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_goes_without_it_where_that_is_wanted(pictures, workers: int) -> None:
+    for index in (1, 3, 4, 5):
+        pictures.samples[index].image_path.unlink()
+    found: dict[str, str] = {}
+    batches = list(evaluation_pictures(pictures, FORMAT, 3, workers=workers, unreadable=found))
+    assert [batch.indices for batch in batches] == [[0, 2], [6]]
+    assert [[own.image_id - 100 for own in batch.samples] for batch in batches] == [[0, 2], [6]]
+    assert [*found] == [str(pictures.samples[index].image_path) for index in (1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stage", ["load_picture", "to_tensor"])
+def test_whatever_a_thread_raises_names_the_picture(pictures, tokenizer, monkeypatch, workers: int, stage: str) -> None:
+    """Errors that nobody expects make it unreadable; memory has to do with the machine and ends the run."""
+    path, real = pictures.samples[2].image_path, getattr(decoding, stage)
+    size = loader_of(pictures, tokenizer).geometry(2, 0).size_hw
+    shapes = [sample.size_hw for sample in pictures.samples]
+    assert shapes.count(shapes[2]) == 1
+
+    def failing(error: Exception) -> Any:
+        def fail(first: Any, *args: Any) -> Any:
+            if first == path or (stage == "to_tensor" and first.size == size[::-1]):
+                raise error
+            return real(first, *args)
+
+        return fail
+
+    monkeypatch.setattr(decoding, stage, failing(ZeroDivisionError("odd")))
+    found = [batch.unreadable for batch in loader_of(pictures, tokenizer, workers=workers, cache_views=1).epoch(0)]
+    (reason,) = [reason for unreadable in found for reason in unreadable.values()]
+    assert str(path) in reason and "ZeroDivisionError: odd" in reason
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        monkeypatch.setattr(decoding, stage, failing(error))
+        with pytest.raises(OutOfMemory, match=f"{path.name} .*pixels.*--workers"):
+            list(loader_of(pictures, tokenizer, workers=workers, cache_views=1).epoch(0))
+
+
+@pytest.mark.parametrize("changed", [{}, {"cache_features": True}], ids=["", "with kept features"])
+def test_training_goes_on_and_tells_once(
+    tmp_path: Path, data: Path, bundle: ModelBundle, no_evaluation, changed: dict[str, Any]
+) -> None:
+    """Batches of one: without its picture there is no step, and none is counted as bad."""
+    broken = picture(data, 2)
+    truncate(broken)
+    watcher = Recorder()
+    run(options(data, epochs=3, batch_size=1, max_bad_steps=1, **changed), bundle, tmp_path / "run", watcher)
+    (text,) = left_out(watcher)
+    assert str(broken) in text and "train is left out" in text
+    assert (tmp_path / "run/train.log").read_text().count("left out") == 1
+    assert len([name for name, _ in watcher.events if name == "step"]) == 3 * 5
+    assert len(logged(tmp_path / "run")) == 15
+
+
+@pytest.mark.parametrize(
+    ("share", "broken", "ends"),
+    [(0.01, 1, False), (0.01, 2, True), (0.5, 3, False), (0.5, 4, True), (0.0, 1, True)],
+)
+def test_too_many_end_the_run(
+    tmp_path: Path, data: Path, bundle: ModelBundle, no_evaluation, share: float, broken: int, ends: bool
+) -> None:
+    """Of six pictures; one at least is allowed, except by a share of 0."""
+    for number in range(broken):
+        picture(data, number).write_text("hello")
+    config = options(data, epochs=2, batch_size=2, max_bad_pictures=share)
+    if not ends:
+        run(config, bundle, tmp_path / "run")
+        return
+    with pytest.raises(
+        DataError, match=rf"^{broken} of 6 pictures of train cannot be read.*train_0.*--max-bad"
+    ) as error:
+        run(config, bundle, tmp_path / "run")
+    assert error.value.exit_code == 3
+
+
+def test_the_terminal_is_told_of_five(tmp_path: Path, bundle: ModelBundle, no_evaluation) -> None:
+    data, watcher = scenes(tmp_path / "more", train=8, valid=1), Recorder()
+    for number in range(7):
+        truncate(picture(data, number))
+    run(options(data, epochs=1, max_bad_pictures=1.0), bundle, tmp_path / "run", watcher)
+    told = left_out(watcher)
+    assert len(told) == 5 and "train.log only" in told[-1] and not any("train.log" in text for text in told[:-1])
+    assert (tmp_path / "run/train.log").read_text().count("left out") == 7
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, no_evaluation
+) -> None:
+    truncate(picture(data, 3))
+    config = options(data, epochs=3, batch_size=1)
+    run(config, bundle, tmp_path / "whole")
+    again = tiny_bundle(tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, again, tmp_path / "run", Recorder(stop_at=9))
+    again = tiny_bundle(tokenizer)
+    run(dataclasses.replace(config, resume=str(tmp_path / "run")), again, tmp_path / "run")
+    assert differing(weights(bundle), weights(again)) == []
+    assert logged(tmp_path / "whole") == logged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_validation_picture_counts_as_one_without_detections(
+    tmp_path: Path, bundle: ModelBundle, captions: bool
+) -> None:
+    """The same recall as of a picture in which nothing is found; a run goes on, `evaluate` by itself does not."""
+    write = write_captioned_scenes if captions else write_scenes
+    write(tmp_path / "data", train=2, valid=3, size=64)
+    valid = load_splits(tmp_path / "data")["valid"]
+    broken = valid.samples[1]
+    arguments = {"batch_size": 1, "device": torch.device("cpu")}
+    whole = evaluate(bundle, valid, **arguments)
+    truncate(broken.image_path)
+    without = evaluate(bundle, valid, **arguments, keep_going=True)
+    assert [*without.unreadable] == [str(broken.image_path)] and str(broken.image_path) in str(without.unreadable)
+    assert without.predictions == [answer for answer in whole.predictions if answer["image_id"] != broken.image_id]
+    if captions:  # a phrase is answered with nothing: all of them are still counted
+        boxes = sum(len({*sample.class_ids.tolist()}) for sample in valid.samples)
+        answered = sum(len({*sample.class_ids.tolist()}) for sample in valid.samples if sample is not broken)
+        assert without.metrics["T-acc"] is not None and without.metrics["T-acc"] <= answered / boxes
+    with pytest.raises(DataError, match=broken.image_path.name):
+        evaluate(bundle, valid, **arguments)
+    watcher = Recorder()
+    run(options(tmp_path / "data", epochs=2), bundle, tmp_path / "run", watcher)
+    (text,) = left_out(watcher)
+    assert str(broken.image_path) in text and "of valid is left out" in text
+    truncate(valid.samples[2].image_path)
+    with pytest.raises(DataError, match=r"^2 of 3 pictures of valid"):
+        run(options(tmp_path / "data"), bundle, tmp_path / "other")
+
+
+def test_memory_that_ends_while_a_file_is_decoded_is_not_the_files_fault(pictures, tokenizer, monkeypatch) -> None:
+    def no_room(self: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_room)
+    with pytest.raises(OutOfMemory, match=r"\.png "):
+        next(loader_of(pictures, tokenizer).epoch(0))

@@ -1,0 +1,280 @@
+"""`--devices N`: the processes that it starts, how they end, and what of it the terminal shows."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from engine_runs import scenes, tiny_bundle
+
+from groundtune import api
+from groundtune.cli import main
+from groundtune.commands import run_training
+from groundtune.config import TrainConfig
+from groundtune.engine import launch as launching
+from groundtune.engine.launch import join, launch, slurm_variables
+from groundtune.errors import ConfigError, DataError
+from groundtune.progress import Progress
+
+# Scripts that stand for `groundtune train`; "rank" is this process's number, a file of that name is its own.
+BEGIN = """
+import os, signal, sys, time
+from pathlib import Path
+rank = int(os.environ["RANK"])
+file = Path(str(rank))
+def handle(number, _):
+    file.write_text(file.read_text() + f"{number} ")
+    sys.exit(128 + (2 if number == signal.SIGINT else 15))
+def wait():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handle)
+    file.write_text("")
+    while not all(Path(str(other)).exists() for other in range(2)):
+        pass
+def say(text):
+    print("groundtune: error:", text, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Starts a script as so many processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launching, "_GRACE", 0.3)
+    # the tests themselves may be run in the background, where SIGINT is ignored
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+
+    def start(script: str, count: int = 2, threads: int = 0) -> int:
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-c", BEGIN + script])
+        return launch(count, "cpu", threads)
+
+    yield start
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, "2"), (5, "5")])
+def test_each_process_knows_its_place(run, tmp_path: Path, monkeypatch, threads: int, expected: str) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    names = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS MASTER_PORT"
+    assert run(f"file.write_text(' '.join(os.environ[n] for n in '{names}'.split()))", 3, threads) == 0
+    lines = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
+    assert [line[:5] for line in lines] == [[str(r), str(r), "3", "127.0.0.1", expected] for r in range(3)]
+    assert len({line[5] for line in lines}) == 1
+
+
+def test_only_the_main_process_prints_and_nothing_is_said_of_a_good_end(run, capfd) -> None:
+    assert run("print('result', rank); print('progress', rank, file=sys.stderr)") == 0
+    assert capfd.readouterr() == ("result 0\n", "progress 0\n")
+
+
+TRACEBACK = "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"  # as `join` does
+WAITS = "\nsignal.pause()"  # the other one waits for it, and would never end
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        ("say('of all'); sys.exit(3)", 3, "groundtune: error: of all\n"),
+        ("if not rank: say('of the main one'); sys.exit(5)", 5, "groundtune: error: of the main one\n"),
+        ("if not rank: say('of one'); sys.exit(4)" + WAITS, 4, "groundtune: error: of one\n"),
+        (
+            "if rank: print('noise', file=sys.stderr); say('of one'); sys.exit(3)" + WAITS,
+            3,
+            "groundtune: error: of one\n",
+        ),
+        (f"if rank: {TRACEBACK}" + WAITS, 1, "Traceback of 1\n"),
+        (f"if not rank: {TRACEBACK}" + WAITS, 1, "Traceback of 0\n"),
+        ("if rank: sys.exit(1)" + WAITS, 1, "groundtune: error: process 1 of 2 ended with exit code 1.\n"),
+        (
+            "if rank: os.kill(os.getpid(), signal.SIGKILL)" + WAITS,
+            137,
+            "groundtune: error: process 1 of 2 ended with signal SIGKILL.\n",
+        ),
+    ],
+)
+def test_one_failure_ends_all_and_is_told_once(run, capfd, script: str, code: int, said: str) -> None:
+    assert run(script) == code
+    assert capfd.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
+def test_a_signal_reaches_each_process_once_and_their_code_comes_back(
+    run, tmp_path: Path, capfd, name: str, code: int
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(f"wait()\nif rank == 0: os.kill(os.getppid(), signal.{name})\nsignal.pause()") == code
+    number = getattr(signal, name)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [f"{int(number)} "] * 2
+    assert capfd.readouterr() == ("", "") and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(run) -> None:
+    """As nohup has it, and a shell that starts a job in the background."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    script = "if not rank:\n for _ in range(9): os.kill(os.getppid(), signal.SIGUSR1)\n"
+    assert run("signal.signal(signal.SIGUSR1, signal.SIG_DFL)\n" + script) == 0
+
+
+def test_no_process_is_in_the_group_that_gets_ctrl_c(run, tmp_path: Path) -> None:
+    assert run("file.write_text(str(os.getpgid(0)))") == 0
+    groups = {int((tmp_path / str(rank)).read_text()) for rank in range(2)}
+    assert len(groups) == 2 and os.getpgid(0) not in groups
+
+
+def test_who_still_saves_is_waited_for(run, tmp_path: Path) -> None:
+    """The other has stopped; the main process ends when the other is long gone, far beyond the grace of a failure."""
+    script = "wait()\nif rank: sys.exit(143)\ntime.sleep(1.0)\nfile.write_text('saved')\nsys.exit(143)"
+    assert run(script) == 143 and (tmp_path / "0").read_text() == "saved"
+
+
+def test_a_started_process_keeps_its_traceback_for_the_one_that_waits(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GROUNDTUNE_ERRORS", str(tmp_path / "errors"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(launching, "sys", SimpleNamespace(platform="none", excepthook=None))
+    join()
+    try:
+        raise ZeroDivisionError("by hand")
+    except ZeroDivisionError as error:
+        launching.sys.excepthook(type(error), error, error.__traceback__)
+    assert "ZeroDivisionError: by hand" in (tmp_path / "errors").read_text()
+
+
+STEP = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_JOB_ID": "1234567",
+    "SLURM_NTASKS": "8",
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node[007-009,12],other", "node007"), ("gpu-a1,gpu-b2", "gpu-a1"), ("n[3,5]", "n3"), ("alone", "alone")],
+)
+def test_a_task_of_slurm_gets_torchruns_variables(nodes: str, first: str) -> None:
+    assert slurm_variables({**STEP, "SLURM_STEP_NODELIST": nodes}) == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": first,
+        "MASTER_PORT": "24567",
+    }
+
+
+def test_slurm_variables_that_are_set_stay_and_a_batch_script_is_no_task() -> None:
+    step = {**STEP, "SLURM_STEP_NODELIST": "a,b", "MASTER_ADDR": "head", "MASTER_PORT": "1"}
+    assert slurm_variables(step).keys() == {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    assert slurm_variables({**step, "RANK": "0"}) == {}
+    assert slurm_variables({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == {}
+    assert slurm_variables({**step, "SLURM_STEP_NUM_TASKS": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "said"),
+    [(4, "cuda", "4 were asked for, and torch sees 2 (cuda)"), (2, "cuda:1", "2 processes cannot share cuda:1")],
+)
+def test_more_devices_than_there_are(monkeypatch, count: int, device: str, said: str) -> None:
+    monkeypatch.setattr(launching, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(ConfigError) as error:
+        launch(count, device, 0)
+    assert str(error.value).startswith(f"devices: {said}")
+
+
+def test_from_python_nothing_is_started(monkeypatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2 SCRIPT"):
+        run_training(TrainConfig(data="anywhere", devices=2), Progress(quiet=True))
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", "the best"), ("1", "")])
+def test_of_processes_that_others_start_one_prints(
+    tmp_path: Path, tokenizer, monkeypatch, capsys, rank: str, printed: str
+) -> None:
+    """And none starts more."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("groundtune.verbs._print_run", print)
+
+    def run_training(config: TrainConfig, progress: Progress, announce: object) -> str:
+        progress.message(f"so many devices: {config.devices}")
+        return "the best"
+
+    monkeypatch.setattr("groundtune.commands.run_training", run_training)
+    api.Model(tiny_bundle(tokenizer)).save(tmp_path)
+    assert main(["train", "data", "--model", str(tmp_path), "--devices", "2"]) == 0
+    told = capsys.readouterr()
+    assert told.out.strip() == printed and (told.err == "so many devices: 2\n") == bool(printed)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_model_in_parts_is_refused(monkeypatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    with pytest.raises(DataError):  # goes on, to the data
+        run_training(TrainConfig(data="nowhere"), Progress(quiet=True))
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ConfigError, match=f"accelerate launch asks for {name}"):
+        run_training(TrainConfig(data="nowhere"), Progress(quiet=True))
+
+
+def command(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), **variables}
+    environment.pop("RANK", None)
+    line = [sys.executable, "-m", "groundtune.cli", *arguments]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_the_command_line(tmp_path: Path, tokenizer) -> None:
+    """One table, one report; then a picture that both see broken, and one mistake told once."""
+    data = scenes(tmp_path / "data", train=4, valid=3)
+    api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
+    options = ["--devices", "2", "--device", "cpu", "--epochs", "1", "--batch-size", "2", "--track", "none"]
+    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--out"]
+    run = command(*line, str(tmp_path / "run"))
+    printed, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    assert printed.count("zero-shot") == 1 and printed.count("The best weights are in") == 1
+    assert said.count("Run folder") == 1 and "Traceback" not in said and "arning:" not in said
+    assert (tmp_path / "run/report.html").is_file()
+
+    annotations = data / "train/_annotations.coco.json"
+    annotations.write_text("{")
+    run = command(*line, str(tmp_path / "other"))
+    _, said = run.communicate(timeout=300)
+    assert run.returncode == 3 and said.count("groundtune: error:") == 1 and "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
+def test_nobody_is_left_behind(tmp_path: Path, tokenizer, name: str, code: int) -> None:
+    """The starting process is asked to end, or killed; the run is resumed afterwards."""
+    data = scenes(tmp_path / "data", train=4, valid=3)
+    api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
+    options = ["--devices", "2", "--device", "cpu", "--epochs", "3000", "--batch-size", "2", "--eval-every", "3000"]
+    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--track", "none", "--log-every", "1"]
+    run = command(*line, "--out", str(tmp_path / "run"))
+    assert run.stderr is not None
+    try:
+        numbers = tmp_path / "run/metrics.jsonl"
+        while not (numbers.is_file() and '"loss"' in numbers.read_text()):
+            assert run.poll() is None, run.stderr.read()
+        started = psutil.Process(run.pid).children(recursive=True)
+    except BaseException:
+        run.kill()
+        raise
+    assert len(started) == 2
+    run.send_signal(getattr(signal, name))
+    said = run.stderr.read()
+    assert run.wait(timeout=120) == code
+    _, alive = psutil.wait_procs(started, timeout=120)
+    assert alive == [] and "Traceback" not in said and said.count("Go on with: groundtune train") == 1
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()

@@ -1,0 +1,148 @@
+"""Ray's workers evaluate to what one process does, also when one of them is killed half-way; errors come back in words."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from engine_runs import CPU, Recorder, scenes, tiny_bundle
+
+from groundtune import api
+from groundtune.cli import main
+from groundtune.data.formats.detect import load_splits
+from groundtune.data.sample import Dataset
+from groundtune.data.scenes import write_captioned_scenes
+from groundtune.engine import ray_stream
+from groundtune.engine.evaluate import evaluate
+from groundtune.engine.ray_evaluation import evaluate_on_ray
+from groundtune.engine.ray_stream import RayPool, on_ray
+from groundtune.errors import ConfigError, DataError, GroundtuneError
+
+POOL = RayPool("local", workers=3, gpus=False)
+
+
+def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch, tokenizer, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    data = scenes(tmp_path / "data", train=1, valid=1)
+    with pytest.raises(ConfigError) as error:
+        api.evaluate(api.Model(tiny_bundle(tokenizer)), data, ray="local")
+    assert str(error.value) == 'ray: not installed. Install it: pip install "groundtune[ray]".'
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine with three CPUs, whatever it has; the pictures of a run started here share it."""
+    pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
+    from groundtune.engine.ray_stream import _connect, _ray
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers: the last bits depend on it
+    ray = _ray()
+    _connect(ray, POOL)
+    yield ray
+    ray.shutdown()
+    torch.set_num_threads(threads)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that Ray Data's actors run in."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if any("MapWorker" in word for word in child.cmdline())]
+
+
+class Killer(Recorder):
+    """Kills a worker when the first batch is done."""
+
+    killed: int | None = None
+
+    def evaluation(self, done: int, total: int) -> None:
+        super().evaluation(done, total)
+        if self.killed is None:
+            self.killed = workers()[0].pid
+            os.kill(self.killed, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classes", "captions"])
+def test_workers_evaluate_to_the_same_bits(tmp_path: Path, tokenizer, ray, kind: str) -> None:
+    data = read(tmp_path, kind, 7)
+    bundle = tiny_bundle(tokenizer)
+    alone = evaluate(bundle, data, batch_size=2, device=CPU)
+    watcher = Recorder()
+    found = evaluate_on_ray(bundle, data, POOL, batch_size=2, device="cpu", progress=watcher)
+    assert found == alone and len(found.predictions) > 10
+    assert watcher.events[-1] == ("evaluation", 7) and len(watcher.events) == 4
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tokenizer, ray) -> None:
+    data = read(tmp_path, "classes", 60)
+    bundle, killer = tiny_bundle(tokenizer), Killer()
+    alone = evaluate(bundle, data, batch_size=1, device=CPU)
+    found = evaluate_on_ray(bundle, data, POOL, batch_size=1, device="cpu", progress=killer)
+    assert killer.killed is not None and not psutil.pid_exists(killer.killed)
+    assert found == alone
+
+
+def read(folder: Path, kind: str, pictures: int) -> Dataset:
+    if kind == "captions":
+        write_captioned_scenes(folder / "data", train=1, valid=pictures, size=64, seed=0)
+        return load_splits(folder / "data")["valid"]
+    return load_splits(scenes(folder / "data", train=1, valid=pictures))["valid"]
+
+
+@pytest.mark.slow
+def test_a_picture_that_a_worker_cannot_read_is_named(tmp_path: Path, tokenizer, ray) -> None:
+    data = read(tmp_path, "classes", 3)
+    data.samples[1].image_path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=data.samples[1].image_path.name):
+        evaluate_on_ray(tiny_bundle(tokenizer), data, POOL, batch_size=1, device="cpu")
+
+
+@dataclass
+class Deadly:
+    """Ends its process, as the system does with one that takes too much memory. Found by pickle as a value of this file."""
+
+    def __call__(self, job: int) -> int:
+        if job == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_every_worker_does_not_go_round_for_ever(ray, monkeypatch) -> None:
+    from ray import cloudpickle
+
+    monkeypatch.setattr(ray_stream, "_RETRIES", 1)
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(GroundtuneError, match="ray: the workers could not go on"):
+        list(on_ray(Deadly(), range(4), POOL))
+
+
+@pytest.mark.slow
+def test_no_cluster_at_the_address() -> None:
+    pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
+    with pytest.raises(ConfigError, match="ray: no cluster answers at '127.0.0.1:1'"):
+        list(on_ray(len, [[]], RayPool("127.0.0.1:1")))
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path: Path, capfd, monkeypatch) -> None:
+    """Nothing but the table on stdout, and nothing of Ray on stderr."""
+    pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
+    import ray
+
+    assert not ray.is_initialized() or ray.shutdown() is None
+    data = str(scenes(tmp_path / "data", train=1, valid=3))
+    line: list[Any] = ["evaluate", "nano", data, "--batch-size", "1", "--device", "cpu", "--threads", "1"]
+    assert main(line) == 0
+    alone = capfd.readouterr().out
+    assert main([*line, "--ray", "local", "--ray-workers", "3"]) == 0
+    printed, said = capfd.readouterr()
+    assert printed == alone and said == "" and not ray.is_initialized()

@@ -1,0 +1,107 @@
+"""`--replay self`: what the model finds beside the boxes joins them, and nothing else changes."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from engine_runs import CLASSES, CPU, Recorder, options, run, scenes, tiny_bundle
+
+from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.data.sample import Dataset, Sample
+from groundtune.engine import replay
+from groundtune.postprocess import PictureDetections
+
+NAMES = ["white king", "white rook", "black king", "black pawn"]  # so "white pawn" and "black rook" are likely
+
+
+def picture(number: int, boxes: list[tuple[float, ...]], classes: list[int], crowd: list[bool] | None = None) -> Sample:
+    return Sample(
+        image_path=Path(f"{number}.png"),
+        image_id=number,
+        size_hw=(100, 100),
+        boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
+        class_ids=np.array(classes, np.int64),
+        crowd=np.array(crowd or [False] * len(boxes)),
+    )
+
+
+def detections(*rows: tuple[tuple[float, ...], float, int]) -> PictureDetections:
+    boxes, scores, classes = zip(*rows, strict=True) if rows else ((), (), ())
+    return PictureDetections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(classes).long())
+
+
+A, B, C, D = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0), (60.0, 0.0, 70.0, 10.0)
+
+
+def replayed(
+    samples: list[Sample], own: list[PictureDetections], other: list[PictureDetections], monkeypatch
+) -> Dataset:
+    monkeypatch.setattr(replay, "detect_groups", lambda *_: [own, other])
+    dataset = Dataset("train", Path("."), list(NAMES), samples, [3, 1, 7, 2])
+    return replay.add_own_detections(SimpleNamespace(), dataset, CPU, 4, Recorder())
+
+
+def test_detections_away_from_the_boxes_join_with_their_relative_confidence(monkeypatch) -> None:
+    """The labelled boxes score 0.8, 0.4 and 0.3 under their names: 0.4 counts as 1, below 0.2 is left out."""
+    samples = [picture(1, [A, B], [0, 1]), picture(2, [A], [2])]
+    own = [
+        detections((A, 0.9, 1), (A, 0.8, 0), (B, 0.4, 1)),  # the best one of A has another name
+        detections((A, 0.3, 2), (D, 0.2, 2)),
+    ]
+    common = 2  # after the two likely names
+    other = [
+        detections((A, 0.9, 0), (C, 0.6, common), (C, 0.3, 0), (D, 0.25, common + 4), (D, 0.19, 0)),
+        detections((C, 0.1, 1)),
+    ]
+    found = replayed(samples, own, other, monkeypatch)
+    assert found.class_names == [*NAMES, "white pawn", replay.COMMON_NAMES[4]]
+    assert found.category_ids == [3, 1, 7, 2, 8, 9]
+    first, second = found.samples
+    assert first.boxes_xyxy.tolist() == [list(box) for box in (A, B, C, D)]
+    assert first.class_ids.tolist() == [0, 1, 4, 5]  # the likely name before a surer common one
+    assert first.confidence.tolist() == pytest.approx([1, 1, 0.75, 0.625])
+    assert first.annotated == {0, 1, 2, 3, 4, 5}
+    assert second.class_ids.tolist() == [2] and second.annotated == {0, 1, 2, 3}
+
+
+def test_a_name_that_was_found_is_asked_for_in_its_pictures_only(monkeypatch, tokenizer) -> None:
+    samples = [picture(1, [A], [0]), picture(2, [A], [0])]
+    own = [detections((A, 0.5, 0))] * 2
+    found = replayed(samples, own, [detections((C, 0.5, 0)), detections()], monkeypatch)
+    bundle = tiny_bundle(tokenizer)
+    loader = TrainLoader(
+        found, tokenizer, bundle.picture, options=LoaderOptions(batch_size=2), needs_pixels=lambda *_: False
+    )
+    asked: dict[int, set[str]] = {0: set(), 1: set()}
+    for epoch in range(20):
+        for batch in loader.epoch(epoch):
+            for index, prompt, target in zip(batch.indices, batch.prompts, batch.targets, strict=True):
+                asked[index] |= set(prompt.phrases)
+                assert len(target.confidence) == len(target.boxes_cxcywh) == (2 if index == 0 else 1)
+    assert "white pawn" in asked[0] and "white pawn" not in asked[1]
+    assert asked[1] == set(NAMES)
+
+
+def test_a_run_keeps_its_own_classes_and_measures_only_them(tmp_path: Path, tokenizer, monkeypatch) -> None:
+    """Also where the detections add boxes of a new class to every picture."""
+    data = scenes(tmp_path / "data", train=4, valid=2)
+    everything = replay._unlabelled
+    monkeypatch.setattr(replay, "_unlabelled", lambda sample, found, *rest: everything(sample, found, 0.0, 0)[:2])
+    bundle, recorder = tiny_bundle(tokenizer), Recorder()
+    result = run(options(data, replay=["self"], epochs=1), bundle, tmp_path / "run", recorder)
+    assert bundle.classes == CLASSES == list(result.per_class)
+    told = [text for kind, text in recorder.events if kind == "message"]
+    assert any("8 objects that nobody labelled" in text for text in told)
+
+
+def test_resuming_a_run_with_replay_equals_the_uninterrupted_one(tmp_path: Path, tokenizer) -> None:
+    data = scenes(tmp_path / "data", train=4, valid=2)
+    config = options(data, replay=["self"])
+    whole = run(config, tiny_bundle(tokenizer), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tiny_bundle(tokenizer), tmp_path / "cut", Recorder(stop_at=3))
+    resumed = run(replace(config, resume=str(tmp_path / "cut")), tiny_bundle(tokenizer), tmp_path / "cut")
+    assert resumed.final == whole.final

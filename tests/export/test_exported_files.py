@@ -1,0 +1,304 @@
+"""Exported files against the network that they were made of: ONNX Runtime and OpenVINO, open vocabulary and closed set."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from engine_runs import SWIN, scenes, tiny_bundle
+
+from groundtune import api
+from groundtune.cli import main
+from groundtune.data.transforms import PictureFormat, load_picture, resize_keep_ratio, to_tensor
+from groundtune.engine.inference import class_prompts, inference_mode
+from groundtune.errors import CheckpointError, ConfigError, DataError, ExportError
+from groundtune.exported import graph, write
+from groundtune.exported.runtime import open_exported
+from groundtune.model.config import ModelConfig
+from groundtune.model.prompt_tuning import PhraseOffsets
+
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra openvino")
+NAMES = ["red circle", "blue star", "green triangle"]
+STANDALONE = Path(__file__).parents[2] / "examples/onnx_standalone.py"
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """A random Swin + BERT detector for pictures of 96 to 128 pixels, with answers that depend on the picture."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(SWIN, "window_size", 2)
+    patch.setitem(SWIN, "image_size", 128)
+    bundle = tiny_bundle(tokenizer, num_levels=3)
+    patch.undo()
+    bundle.picture = PictureFormat((0.5,) * 3, (0.25,) * 3, short_side=96, max_side=128)
+    bundle.classes = NAMES
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in bundle.network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    bundle.network.language_model.forget()
+    return api.Model(bundle, "cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):
+    """`files(format, closed)`: the file, written once."""
+    folder, made = tmp_path_factory.mktemp("exported"), {}
+
+    def file(format, closed):
+        if (format, closed) not in made:
+            path = folder / f"{'closed' if closed else 'open'}.{'onnx' if format == 'onnx' else 'xml'}"
+            assert api.export(model, path, format=format, classes=NAMES if closed else None) == []
+            made[format, closed] = path
+        return made[format, closed]
+
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return scenes(tmp_path_factory.mktemp("scenes") / "data", train=4, valid=2)
+
+
+def answers(bundle, image, names):
+    """Logits of the prompt's tokens and boxes for one normalised picture (1, 3, h, w)."""
+    text = class_prompts(bundle.tokenizer, names, 256).text
+    with inference_mode(bundle.network):
+        network = bundle.network
+        output = network.forward_features(network.extract_features(image, [tuple(image.shape[2:])]), text)
+    return output["pred_logits"][0, :, : text.input_ids.shape[1]], output["pred_boxes"][0]
+
+
+def same(found, expected):
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=openvino)])
+def test_files_equal_the_network_in_any_size(format, closed, model, files):
+    written = open_exported(files(format, closed))
+    for size_hw in ((96, 128), (101, 96), (127, 97)):
+        image = torch.randn(1, 3, *size_hw, generator=torch.Generator().manual_seed(1))
+        for names in (NAMES, ["cat", "small white blood cell", "x", "y"]):
+            if not closed or names is NAMES:
+                same(answers(written, image, names), answers(model.bundle, image, names))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=openvino)])
+def test_nanos_files_equal_nano_on_real_pictures(format, closed, shared, tmp_path):
+    nano, names = api.load("nano", device="cpu"), ["red blood cell", "white blood cell", "platelet"]
+    path = tmp_path / ("nano.onnx" if format == "onnx" else "nano.xml")
+    api.export(nano, path, format=format, classes=names if closed else None)
+    for file in (next((shared / "data/bccd/valid").glob("*.jpg")), next((shared / "data/amenity/valid").glob("*.jpg"))):
+        picture = load_picture(file)
+        view = resize_keep_ratio((picture.height, picture.width), nano.bundle.picture)
+        image = to_tensor(view.picture(picture), nano.bundle.picture)[None]
+        same(answers(open_exported(path), image, names), answers(nano.bundle, image, names))
+
+
+@pytest.mark.slow
+def test_the_ap_of_a_file_is_that_of_the_model(shared, tmp_path):
+    nano = api.load("nano", device="cpu")
+    api.export(nano, tmp_path / "nano.onnx", format="onnx")
+    expected = api.evaluate(nano, shared / "data/bccd").metrics["AP"]
+    assert expected > 0.1
+    assert api.evaluate(tmp_path / "nano.onnx", shared / "data/bccd").metrics["AP"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_closed_set_answers_for_some_of_its_names_in_any_order(files):
+    written, image = open_exported(files("onnx", True)), torch.randn(1, 3, 96, 128)
+    logits, boxes = answers(written, image, NAMES)  # [CLS] red circle . blue star . green triangle . [SEP]
+    assert logits.shape[1] == 11
+    turned, again = answers(written, image, ["green triangle", "red circle"])
+    assert torch.equal(turned, logits[:, [0, 7, 8, 9, 1, 2, 3, 10]]) and torch.equal(again, boxes)
+    with pytest.raises(DataError, match="closed.onnx has the names red circle, .*cannot look for cat, blue. Use some"):
+        answers(written, image, ["cat", "red circle", "blue"])
+
+
+def test_predict_and_evaluate_take_a_file(model, files, data, capsys):
+    path, picture = (
+        str(files("onnx", True)),
+        str(next((data / "valid").rglob("*.jpg"), None) or next(data.rglob("*.png"))),
+    )
+    expected = model.predict(picture, NAMES, threshold=0.0)
+    assert main(["predict", path, picture, "--json", "--threshold", "0"]) == 0  # its own names
+    found = json.loads(capsys.readouterr().out)[0]["detections"]
+    assert len(found) == len(expected) > 10
+    np.testing.assert_allclose([one["score"] for one in found], expected.confidence, atol=1e-4)
+    np.testing.assert_allclose(sorted(found[0]["box_xyxy"]), sorted(expected.xyxy[0].tolist()), atol=0.05)
+    assert api.evaluate(path, data).metrics["AP"] == pytest.approx(api.evaluate(model, data).metrics["AP"], abs=1e-3)
+
+
+def test_narrow_pictures_are_stretched(files):
+    written = open_exported(files("onnx", False))
+    assert written.network.about.smallest_side == 32 * 2 + 4
+    image = torch.rand(1, 3, 128, 20)
+    (features,) = written.network.extract_features(image, [(128, 20)])
+    assert features[0].shape == (3, 128, 68)
+    torch.testing.assert_close(features[0][:, :, 0], image[0, :, :, 0])
+    logits, boxes = answers(written, image, ["cat"])
+    assert logits.isfinite().all() and boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=openvino)])
+def test_fp16_halves_the_weights_and_is_measured(format, model, files, data, tmp_path):
+    path = tmp_path / ("half.onnx" if format == "onnx" else "half.xml")
+    (note,) = api.export(model, path, format=format, classes=NAMES, precision="fp16", data=data)
+    assert note.startswith("AP on valid: 0.") and f" {format} fp16 (" in note
+    full, weights = files(format, True), path if format == "onnx" else path.with_suffix(".bin")
+    full = full if format == "onnx" else full.with_suffix(".bin")
+    assert weights.stat().st_size < 0.8 * full.stat().st_size  # the vocabulary stays as it is
+    image = torch.randn(1, 3, 96, 128)
+    logits = answers(open_exported(path), image, NAMES)[0]
+    exact = answers(model.bundle, image, NAMES)[0]
+    assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_int8_quantises_the_towers_and_leaves_coordinates_alone(model, data, tmp_path):
+    (note,) = api.export(
+        model, tmp_path / "int8.onnx", format="onnx", classes=NAMES, precision="int8", data=data, allow_loss=100
+    )
+    assert " onnx int8 (" in note
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    dequantised = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    layers = [
+        node.name for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm") and set(node.input) & dequantised
+    ]
+    assert any("backbone" in name for name in layers) and any("ffn" in name for name in layers)
+    assert not any(part in name for name in layers for part in ("sampling_offsets", "bbox_head", "decoder"))
+
+
+def test_int8_that_loses_too_much_is_refused_with_the_number(model, data, tmp_path, monkeypatch):
+    scores = iter((0.5, 0.488, 0.5, 0.488))
+    found = lambda *_, **__: SimpleNamespace(score=next(scores), metrics={"AP": 0.0})  # noqa: E731
+    monkeypatch.setattr(write, "evaluate", found)
+    monkeypatch.setattr(write, "_quantise", lambda *_: None)
+    out, told = tmp_path / "out", r"AP on valid: 0.500 the model, 0.488 onnx int8 \(-1.2 points\)"
+    with pytest.raises(ExportError, match=rf"{told}. int8 may lose 1, so it is not kept"):
+        api.export(model, out / "x.onnx", format="onnx", classes=NAMES, precision="int8", data=data)
+    assert not list(out.iterdir())
+    options = {"classes": NAMES, "precision": "int8", "data": data, "allow_loss": 1.3}
+    (note,) = api.export(model, out / "x.onnx", format="onnx", **options)
+    assert note.startswith(told.replace("\\", "")) and [file.name for file in out.iterdir()] == ["x.onnx"]
+
+
+def test_a_graph_that_differs_is_not_kept(model, tmp_path, monkeypatch):
+    def other(bundle, *rest):
+        bias = bundle.network.neck.convs[0].gn.bias.data[::2]  # of every channel, layer norms would take it away again
+        bias += 1.0
+        try:
+            graph.trace(bundle, *rest)
+        finally:
+            bias -= 1.0
+
+    monkeypatch.setattr(write, "trace", other)
+    with pytest.raises(ExportError, match=r"The written graph differs from the model .* is not kept"):
+        api.export(model, tmp_path / "x.onnx", format="onnx", classes=NAMES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_learned_offsets_of_names_are_built_into_a_closed_set(model, tokenizer, tmp_path):
+    network = model.bundle.network
+    network.encoder.phrase_offsets = PhraseOffsets(NAMES, tokenizer, network.language_model.width)
+    try:
+        with torch.no_grad():
+            network.encoder.phrase_offsets.vectors.fill_(0.7)
+        with pytest.raises(ExportError, match="only a closed set can have: add --classes"):
+            api.export(model, tmp_path / "x.onnx", format="onnx")
+        api.export(model, tmp_path / "x.onnx", format="onnx", classes=NAMES)
+        image = torch.randn(1, 3, 96, 128)
+        expected = answers(model.bundle, image, NAMES)
+        same(answers(open_exported(tmp_path / "x.onnx"), image, NAMES), expected)
+    finally:
+        network.encoder.phrase_offsets = None
+    assert (answers(model.bundle, image, NAMES)[0] - expected[0]).abs().max() > 1e-3
+
+
+def test_the_standalone_example_finds_the_same(model, files, data):
+    source = STANDALONE.read_text(encoding="utf-8")
+    imported = {a.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for a in node.names}
+    imported |= {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"} and len(source.splitlines()) <= 60
+    picture = next(path for path in sorted(data.rglob("*")) if path.suffix in (".jpg", ".png"))
+    command = [sys.executable, str(STANDALONE), str(files("onnx", True)), str(picture), "0.0"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    expected = model.predict(picture, NAMES, threshold=0.0)
+    assert len(lines) == len(expected)
+    scores = [float(line.split("  ")[1]) for line in lines]
+    np.testing.assert_allclose(scores, expected.confidence, atol=1e-3)
+    best = [float(value) for value in lines[0].split("  ")[2].split()]
+    np.testing.assert_allclose(best, expected.xyxy[0], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"path": "x.xml", "format": "onnx"}, ConfigError, r"x.xml must end in .onnx for the format onnx"),
+        ({"precision": "int8"}, ConfigError, "data: int8 is calibrated and measured on pictures"),
+        ({"precision": "bf16"}, ConfigError, "precision: expected fp32, fp16 or int8, got 'bf16'"),
+        ({"format": "hf", "classes": ["cat"]}, ConfigError, "are of the formats onnx and openvino, not of hf"),
+        ({"classes": [f"name{n}" for n in range(200)]}, ExportError, r"the 200 names need \d prompts of 256 tokens"),
+        ({"classes": ["cat"], "data": True}, DataError, "The data has none of the names cat; it has "),
+    ],
+)
+def test_what_does_not_fit(options, error, told, model, data, tmp_path):
+    options = {"path": "x.onnx", "format": "onnx"} | options
+    if "data" in options:
+        options["data"] = data
+    with pytest.raises(error, match=told):
+        api.export(model, tmp_path / options.pop("path"), **options)
+
+
+def test_a_closed_set_of_a_model_without_names(capsys, tmp_path):
+    assert main(["export", "nano", "--format", "onnx", "--closed", "--out", str(tmp_path / "x.onnx")]) == 2
+    assert "classes: the model nano has no classes of its own; name those to look for" in capsys.readouterr().err
+
+
+def test_a_model_of_small_pictures(tokenizer, tmp_path):
+    with pytest.raises(ExportError, match="short side of 64 pixels; a graph for pictures of any size needs 132"):
+        api.export(api.Model(tiny_bundle(tokenizer)), tmp_path / "x.onnx", format="onnx")
+
+
+def test_a_missing_package_names_the_extra(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(write.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ExportError, match=r'pip install "groundtune\[openvino\]"'):
+        api.export(model, tmp_path / "x.xml", format="openvino")
+
+
+def test_files_of_others(tmp_path, files):
+    broken, foreign = tmp_path / "broken.onnx", tmp_path / "foreign.onnx"
+    broken.write_bytes(b"no graph")
+    with pytest.raises(ExportError, match="Cannot open .*broken.onnx"):
+        api.load(broken)
+    read = onnx.load(files("onnx", True))
+    del read.metadata_props[:]
+    onnx.save(read, foreign)
+    with pytest.raises(ExportError, match="foreign.onnx is no exported file of groundtune"):
+        api.load(foreign)
+
+
+def test_a_file_has_no_weights_to_train_save_or_export(files, data, tmp_path):
+    written = api.load(files("onnx", True))
+    for use, call in (
+        ("trained", lambda: api.train(written, data, out=tmp_path / "run")),
+        ("saved", lambda: written.save(tmp_path / "model")),
+        ("exported", lambda: api.export(written, tmp_path / "x.onnx", format="onnx")),
+    ):
+        with pytest.raises(CheckpointError, match=f"is an exported file, .* but not be {use}"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_config_of_a_file_says_only_how_long_prompts_are(files):
+    assert open_exported(files("onnx", False)).config == ModelConfig(max_text_len=256)
