@@ -90,7 +90,7 @@ def smallest_side(bundle: ModelBundle) -> int:
     side = 2 * _STEP
     backbone = bundle.network.backbone
     if isinstance(backbone, Swin):
-        side = _STEP * backbone.body.config.window_size + backbone.body.config.patch_size
+        side = _STEP * backbone.body.config.window_size + backbone.patch_size
     while sum((-(-side // (8 << level))) ** 2 for level in range(bundle.config.num_levels)) < bundle.config.num_queries:
         side += _STEP
     if side > bundle.picture.short_side:

@@ -25,7 +25,7 @@ from groundtune.data.transforms import PictureFormat
 from groundtune.errors import DataError, ExportError
 from groundtune.model.bundle import ModelBundle, picture_format
 from groundtune.model.config import ModelConfig
-from groundtune.model.detector import ABSENT_LOGIT, GroundingDINO, Output
+from groundtune.model.detector import ABSENT_LOGIT, GroundingDINO, LayerOutput, Output
 from groundtune.model.head import pad_logits
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, phrase_mask_and_positions
 
@@ -141,18 +141,19 @@ class ExportedNetwork(nn.Module):
             own_logits, own_boxes = (torch.from_numpy(np.asarray(part))[0] for part in self._run(feed))
             logits.append(pad_logits(own_logits[:, columns], self.about.max_text_len))
             boxes.append(own_boxes)
+        nothing = torch.empty(0)
         return Output(
             pred_logits=pad_sequence(logits, batch_first=True, padding_value=ABSENT_LOGIT),
             pred_boxes=pad_sequence(boxes, batch_first=True),
             text_token_mask=text.text_token_mask,
             aux_outputs=[],
-            enc_outputs={},
+            enc_outputs=LayerOutput(pred_logits=nothing, pred_boxes=nothing),
         )
 
     def _columns(self, prompt: TextInput) -> list[int]:
         """For each token of a prompt its place in the file's own: names may be fewer, and in another order."""
         asked = phrase_blocks(prompt)[0]
-        unknown = [self._tokenizer.decode(ids[:-1]) for _, ids in asked if ids not in self._places]
+        unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for _, ids in asked if ids not in self._places]
         if unknown:
             raise DataError(
                 f"{self.path} has the names {', '.join(self.about.classes)} and cannot look for {', '.join(unknown)}. "

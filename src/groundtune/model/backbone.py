@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,12 +40,12 @@ class Swin(nn.Module):
         self.body = TransformersSwin(SwinConfig(**{"out_indices": [2, 3, 4], **config}))
         self.body.swin.register_module("layernorm", nn.Identity())  # of the pooled features, which no map reads
         self.channels: list[int] = list(self.body.channels)
+        self.patch_size = cast(int, self.body.config.patch_size)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
         h, w = images.shape[-2:]
-        patch = self.body.config.patch_size
-        images = F.pad(images, (0, -w % patch, 0, -h % patch))  # as the body does, but for exporters in every size
+        images = F.pad(images, (0, -w % self.patch_size, 0, -h % self.patch_size))  # as the body does, but for exporters in every size
         return list(self.body(images).feature_maps)
 
 

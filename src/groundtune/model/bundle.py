@@ -151,18 +151,18 @@ def _build_decoder(config: ModelConfig) -> Decoder:
 
 def companion(network: GroundingDINO) -> GroundingDINO:
     """A copy that stays as it is while the network is trained; the two have the same frozen towers."""
-    parts = (network.neck, network.encoder, network.decoder, network.bbox_head)
-    neck, encoder, decoder, head = (copy.deepcopy(part).requires_grad_(False) for part in parts)
     kept = GroundingDINO(
         network.backbone,
         network.language_model,
-        neck,
-        encoder,
-        decoder,
-        head,
+        copy.deepcopy(network.neck),
+        copy.deepcopy(network.encoder),
+        copy.deepcopy(network.decoder),
+        copy.deepcopy(network.bbox_head),
         head_eps=network.head_eps,
         max_text_len=network.max_text_len,
     )
+    for part in (kept.neck, kept.encoder, kept.decoder, kept.bbox_head):
+        part.requires_grad_(False)
     kept.decoder.label_embedding = nn.Embedding(1, kept.decoder.d_model)  # of training only
     return kept.eval()
 
