@@ -13,7 +13,7 @@ from groundtune.data import decoding
 from groundtune.data.decoding import evaluation_pictures
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.scenes import write_captioned_scenes, write_scenes
-from groundtune.engine import train as engine
+from groundtune.engine import measure
 from groundtune.engine.evaluate import evaluate
 from groundtune.errors import DataError, OutOfMemory
 from groundtune.model.bundle import ModelBundle
@@ -44,7 +44,7 @@ def bundle(tokenizer) -> ModelBundle:
 
 @pytest.fixture
 def no_evaluation(monkeypatch) -> None:
-    monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
 
 
 def picture(data: Path, number: int, split: str = "train") -> Path:

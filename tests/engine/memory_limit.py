@@ -13,7 +13,7 @@ import psutil
 import torch
 from engine_runs import Recorder, options, run, scenes, tiny_bundle
 
-from groundtune.engine import train as engine
+from groundtune.engine import measure
 from groundtune.model.language import bert_tokenizer
 
 
@@ -28,7 +28,7 @@ class Limit(Recorder):
 
 
 torch.set_num_threads(1)
-engine.evaluate = lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, [])
+measure.evaluate = lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, [])
 bundle = tiny_bundle(bert_tokenizer())
 bundle.picture = dataclasses.replace(bundle.picture, short_side=640, max_side=640)
 data, watcher = scenes(Path(sys.argv[1]) / "data", train=16, valid=1, size=320), Limit()

@@ -9,6 +9,7 @@ import torch
 from engine_runs import Recorder, differing, options, run, scenes, tiny_bundle, weights
 from torch import Tensor
 
+from groundtune.engine import measure
 from groundtune.engine import train as engine
 from groundtune.errors import TrainingDiverged
 from groundtune.loss.criterion import GroundingDINOCriterion
@@ -96,7 +97,7 @@ def test_names_the_pictures_and_the_first_module(
         return step(run, batch, place)
 
     monkeypatch.setattr(engine, "optimiser_step", watched)
-    monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
     with pytest.raises(TrainingDiverged):
         run(options(data, max_bad_steps=2), bundle, tmp_path / "run", Breaker())
     found = bad_lines(tmp_path / "run")

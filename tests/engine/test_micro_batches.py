@@ -11,7 +11,7 @@ from loader_files import dataset_of, sample, seven_pictures
 
 from groundtune.data.loader import LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset
-from groundtune.engine import train as engine
+from groundtune.engine import measure
 from groundtune.engine.run import _Forward
 from groundtune.engine.train import train
 from groundtune.model.denoising import denoising_queries
@@ -48,7 +48,7 @@ def whole(tokenizer, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory)
 
 
 def skip_evaluation(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+    patch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
 
 
 @pytest.mark.parametrize(("micro_batch", "parts"), [(1, [1] * 8), (3, [3, 1] * 2), (9, [4] * 2)])

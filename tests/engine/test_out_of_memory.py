@@ -12,7 +12,7 @@ import torch
 from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
 
 from groundtune.device import is_out_of_memory
-from groundtune.engine import train as engine
+from groundtune.engine import measure
 from groundtune.engine.run import _Forward
 from groundtune.errors import OutOfMemory
 from groundtune.model.bundle import ModelBundle
@@ -59,7 +59,7 @@ def short_of_memory(monkeypatch, most: int, error: Exception = ERRORS[0], late: 
         return output
 
     monkeypatch.setattr(_Forward, "forward", limited)
-    monkeypatch.setattr(engine, "evaluate", lambda *args, **kwargs: engine.Evaluation({"AP": 0.0}, {}, []))
+    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
     return seen
 
 

@@ -67,7 +67,7 @@ def test_resume_equals_uninterrupted(
     tmp_path: Path, data: Path, tokenizer, changed: dict[str, Any], stop, first: int, monkeypatch
 ) -> None:
     """Bit for bit, with dropout on."""
-    monkeypatch.setattr("groundtune.engine.train.evaluate", evaluate_arbitrarily)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", evaluate_arbitrarily)
     config = options(data, epochs=3, **changed)
     sizes = {"dropout": 0.1, "fusion_droppath": 0.1}
     whole, parts = tiny_bundle(tokenizer, **sizes), tiny_bundle(tokenizer, **sizes)
@@ -253,7 +253,8 @@ def test_a_damaged_best_file_gives_way_to_the_newest_average(
     """The first epoch was the best; its weights are lost, and the second's are measured and kept in its place."""
     aps = iter([0.1, 0.9, 0.4, 0.4])
     monkeypatch.setattr(
-        "groundtune.engine.train.evaluate", lambda *args, **kwargs: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}])
+        "groundtune.engine.measure.evaluate",
+        lambda *args, **kwargs: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}]),
     )
     bundle, out = tiny_bundle(tokenizer), tmp_path / "run"
 

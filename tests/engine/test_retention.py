@@ -51,7 +51,7 @@ def test_before_the_first_step_and_with_the_best_weights(
     """The first of two epochs is the best."""
     watched, bundle = Watched([0.5, 0.1, 0.4, 0.3, 0.2]), tiny_bundle(tokenizer)
     before = weights(bundle)
-    monkeypatch.setattr("groundtune.engine.train.evaluate", watched)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", watched)
     result = run(options(data, retain=[str(other)]), bundle, tmp_path / "run")
     assert [name for name, _ in watched.asked] == ["other", "data", "data", "data", "other"]
     assert "purple cross" in watched.asked[0][1] and watched.asked[0] == watched.asked[4]
@@ -87,7 +87,7 @@ def test_a_resumed_run_does_not_measure_the_start_again(
         asked.append(dataset.root.name)
         return evaluate(bundle, dataset, **options)
 
-    monkeypatch.setattr("groundtune.engine.train.evaluate", watched)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", watched)
     config.resume = str(out)
     assert run(config, tiny_bundle(tokenizer), out).retained == whole.retained
     assert asked == ["data", "other"]

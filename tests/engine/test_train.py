@@ -72,7 +72,7 @@ def test_overfits_four_pictures(tmp_path: Path, tokenizer) -> None:
 def test_zero_shot_is_measured_before_the_first_step(tmp_path: Path, data: Path, tokenizer, monkeypatch) -> None:
     bundle, watcher, script = tiny_bundle(tokenizer), Recorder(), ScriptedEvaluation([0.7, 0.2, 0.4])
     before = weights(bundle)
-    monkeypatch.setattr("groundtune.engine.train.evaluate", script)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
     result = run(options(data), bundle, tmp_path / "run", watcher)
     first = script.weights[0]
     label = "decoder.label_embedding.weight"  # made for the classes of the data
@@ -89,7 +89,7 @@ def test_pitfall_28_the_best_weights_are_chosen_by_valid_and_kept(
 ) -> None:
     """AP falls after the second of four epochs; the split "test" is there and is never asked."""
     bundle, script, out = tiny_bundle(tokenizer), ScriptedEvaluation([0.9, 0.1, 0.5, 0.3, 0.4]), tmp_path / "run"
-    monkeypatch.setattr("groundtune.engine.train.evaluate", script)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
     splits = load_splits(data)
     splits["test"] = dataclasses.replace(splits["valid"], name="test")
     result = train(options(data, epochs=4, ema=ema), bundle, splits, out, Recorder())
@@ -116,7 +116,7 @@ def test_average_of_the_weights_is_evaluated_and_saved(tmp_path: Path, data: Pat
             for name, own in weights(bundle).items():
                 averaged[name] = decay * averaged.get(name, script.weights[0][name]) + (1 - decay) * own
 
-    monkeypatch.setattr("groundtune.engine.train.evaluate", script)
+    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
     run(options(data, epochs=1, ema=0.2), bundle, tmp_path / "run", Averager())
     for found in (script.weights[1], weights(bundle)):
         torch.testing.assert_close(found, averaged, rtol=1e-5, atol=1e-6)
@@ -212,7 +212,7 @@ def test_the_same_classes_keep_their_label_embedding_and_others_get_new_rows(
     cases = {"same": CLASSES, "other": CLASSES[::-1], "more": [*CLASSES, "red ring"]}
     for name, classes in cases.items():
         bundle, script = load_bundle(tmp_path / "first" / "model"), ScriptedEvaluation([0.0, 0.0])
-        monkeypatch.setattr("groundtune.engine.train.evaluate", script)
+        monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
         new = scenes(tmp_path / f"data-{name}", classes=classes)
         run(options(new, epochs=1), bundle, tmp_path / name)
         rows = script.weights[0][label]

@@ -3,8 +3,7 @@
 `accelerate` gives device, precision and processes; the loop is ours. A step is forward, loss in float32, backward, clip,
 AdamW, schedule. The losses are those of `loss.criterion`, what trains is decided in `optim.freeze`, the parts are put
 together in `run.set_up`. The host waits for the device once per step, for the loss and the gradient norm: a step that
-is not finite must not reach the optimiser (semantics 17). The best weights are chosen by AP on the validation split,
-never on the test split (pitfall 28).
+is not finite must not reach the optimiser (semantics 17).
 
 A run can be resumed after any step. The order of the data follows from seed and epoch, and the state has every random
 generator, so a resumed run on the CPU equals the uninterrupted one bit for bit; with captions up to the last bits, because
@@ -12,10 +11,8 @@ phrases are encoded in the company in which they are met. Evaluation is in float
 numbers are those of `groundtune evaluate`.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,11 +23,16 @@ from torch import Tensor
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.device import peak_memory, pick_device, pick_precision
-from groundtune.engine import checkpoint
 from groundtune.engine.agreement import own_detections
-from groundtune.engine.blend import blended
-from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.engine.inference import class_prompts, inference_mode
+from groundtune.engine.measure import (
+    blend_best,
+    evaluate_and_keep_best,
+    evaluate_valid,
+    measure_retained,
+    prefixed,
+    take_best,
+)
 from groundtune.engine.record import disk_faults
 from groundtune.engine.replay import add_own_detections
 from groundtune.engine.resume import command_to_go_on, newest_state, save_last, take_up
@@ -38,8 +40,7 @@ from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
 from groundtune.engine.samples import write_samples
 from groundtune.engine.signals import StopRequest, stop_signals
 from groundtune.engine.step import optimiser_step
-from groundtune.engine.unreadable import leave_out
-from groundtune.errors import CheckpointError, Interrupted
+from groundtune.errors import Interrupted
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.adapter import save_adapter
 from groundtune.model.checkpoint.save import save_bundle
@@ -112,12 +113,12 @@ def train(
             take_up(run, place, resumed)
             run.start_trackers(place.step)
             if resumed.state is None:
-                _measure_retained(run, place, retained or {}, "before", stop)
+                measure_retained(run, place, retained or {}, "before", stop)
             _encode_classes(run)
             if resumed.state is None:
                 if run.accelerator.is_main_process:
                     write_samples(run.loader, out / "samples")
-                place.zero_shot = _prefixed(_evaluate(run, place, stop, averaged=False).metrics)
+                place.zero_shot = prefixed(evaluate_valid(run, place, stop, averaged=False).metrics)
             _train_epochs(run, place, stop, started - place.seconds)
             return _finish(run, place, stop, retained or {})
         except Interrupted as asked:
@@ -163,7 +164,7 @@ def _train_epochs(run: Run, place: Place, stop: StopRequest, began: float) -> No
             place.epoch, place.batch, batches = place.epoch + 1, 0, place.batch
             if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
                 try:
-                    _evaluate_and_keep_best(run, place, stop)
+                    evaluate_and_keep_best(run, place, stop)
                 except Interrupted:  # it is done again
                     place.epoch, place.batch = place.epoch - 1, batches
                     raise
@@ -205,71 +206,12 @@ def _note(
         place.sums, place.counted = {}, 0
 
 
-def _evaluate(run: Run, place: Place, stop: StopRequest, averaged: bool = True) -> Evaluation:
-    """Evaluates on the validation split, with the averaged weights if there are any, and writes the numbers down."""
-    average = run.average.applied() if averaged and run.average is not None else nullcontext()
-    with average, stop.at_once(run.accelerator):
-        found = evaluate(
-            run.bundle,
-            run.valid,
-            batch_size=run.config.batch_size,
-            device=run.accelerator.device,
-            progress=run.progress,
-            features=run.valid_features,
-            keep_going=True,
-        )
-    leave_out(run, run.valid, found.unreadable)
-    run.record(place, _prefixed(found.metrics))
-    run.folder.log(f"step {place.step}: " + ", ".join(f"{name} {value}" for name, value in found.metrics.items()))
-    return found
-
-
-def _measure_retained(run: Run, place: Place, retained: Mapping[str, Dataset], when: str, stop: StopRequest) -> None:
-    """Evaluates on the data sets that should not be forgotten, with the weights as they are."""
-    for name, dataset in retained.items():
-        with stop.at_once(run.accelerator):
-            found = evaluate(
-                run.bundle,
-                dataset,
-                batch_size=run.config.batch_size,
-                device=run.accelerator.device,
-                progress=run.progress,
-            )
-        place.retained.setdefault(name, {})[when] = found.metrics
-        numbers = ", ".join(f"{metric} {value}" for metric, value in found.metrics.items())
-        run.folder.log(f"retained {name}, {when} training: {numbers}")
-
-
-def _evaluate_and_keep_best(run: Run, place: Place, stop: StopRequest) -> None:
-    found = _evaluate(run, place, stop)
-    ap = found.score
-    assert ap is not None  # the validation split has boxes
-    place.final = _prefixed(found.metrics)
-    if ap > place.best_ap:
-        place.best_ap = ap
-        place.best = {
-            "epoch": place.epoch,
-            "step": place.step,
-            "metrics": place.final,
-            "per_class": found.per_class,
-        }
-        with run.average.applied() if run.average is not None else nullcontext():
-            weights = checkpoint.trained_state(run.network)
-        if run.accelerator.is_main_process:
-            checkpoint.save_state({"network": weights, **place.best}, run.folder.checkpoint("best"))
-        run.folder.json("predictions_valid.json", found.predictions, indent=None)
-    if "AP" in found.metrics:
-        run.progress.metrics(ap, place.best_ap)
-    else:
-        run.progress.message(f"evaluation  recall@1 {ap:.3f} (best {place.best_ap:.3f})")
-
-
 def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Dataset]) -> RunResult:
     """Takes the best weights back into the network, and writes what is missing of the model and the summary."""
     run.accelerator.wait_for_everyone()  # the main process has written the file
-    _take_best(run, place, stop)
+    take_best(run, place, stop)
     if run.base is not None:
-        _blend(run, place, stop, run.base)
+        blend_best(run, place, stop, run.base)
     run.network.eval()
     finished = run.folder.finished()
     writes = run.accelerator.is_main_process and not (finished and (run.folder.path / "model").is_dir())
@@ -284,7 +226,7 @@ def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Da
         run.say("The run is finished already.")
         place.retained = finished["retained"]
     else:
-        _measure_retained(run, place, retained, "after", stop)
+        measure_retained(run, place, retained, "after", stop)
         numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
         numbers["retained"] = place.retained
         where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
@@ -301,41 +243,8 @@ def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Da
     )
 
 
-def _take_best(run: Run, place: Place, stop: StopRequest) -> None:
-    """Loads the best weights; where their file is damaged or of another step, the newest ones are the best there are."""
-    file = run.folder.checkpoint("best")
-    try:
-        best = checkpoint.load_state(file)
-        if best.get("step") != place.best["step"]:
-            raise CheckpointError(f"{file} has not the weights of the best step {place.best['step']}.")
-    except CheckpointError as error:
-        run.say(f"{error} Taking the newest weights in place of the best ones.")
-        place.best_ap = -math.inf
-        _evaluate_and_keep_best(run, place, stop)
-        run.accelerator.wait_for_everyone()
-        best = checkpoint.load_state(file)
-    checkpoint.load_trained_state(run.network, best["network"], str(file))
-
-
-def _blend(run: Run, place: Place, stop: StopRequest, base: dict[str, Tensor]) -> None:
-    """Goes back from the best weights towards the base, and measures what is there: it is what ships."""
-    assert run.config.blend is not None
-    weights = blended(base, checkpoint.trained_state(run.network), run.config.blend)
-    checkpoint.load_trained_state(run.network, weights, "The base")
-    found = _evaluate(
-        run, replace(place, epoch=place.epoch + 1), stop, averaged=False
-    )  # so a resumed run forgets the line
-    run.say(f"Blended at {run.config.blend:g}: {found.score:.3f}, the trained weights {place.best_ap:.3f}.")
-    place.best |= {"metrics": _prefixed(found.metrics), "per_class": found.per_class}
-    run.folder.json("predictions_valid.json", found.predictions, indent=None)
-
-
 def _data_in_words(run: Run) -> str:
     """For the model card; without the folder's path, which is nobody's business."""
     samples = run.loader.dataset.samples
     boxes = sum(len(sample.class_ids) for sample in samples)
     return f"{Path(run.config.data).resolve().name}, {len(samples)} pictures with {boxes} boxes"
-
-
-def _prefixed(metrics: Metrics) -> Metrics:
-    return {f"valid/{name}": value for name, value in metrics.items()}
