@@ -19,7 +19,7 @@ DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple um
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint audit bench install clean
+.PHONY: help demo test test-all lint audit docs bench install clean
 
 help:
 	@echo "make demo      fine-tune the model nano on generated pictures, to a table of AP and a run folder"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-all  run the slow tests too"
 	@echo "make lint      run ruff and mypy"
 	@echo "make audit     look the pinned packages up in the databases of known vulnerabilities"
+	@echo "make docs      build the API reference in docs/api"
 	@echo "make bench     compare time and memory with MMDetection and transformers (builds them in $(PEERS))"
 	@echo "make install   only set up .venv (the others do it themselves)"
 	@echo "make clean     remove .venv and the generated pictures; run folders stay"
@@ -65,6 +66,10 @@ lint: $(TOOLS)
 audit: $(TOOLS)
 	@echo "==> pip-audit"
 	@$(PY) .ci/audit.py
+
+docs: $(TOOLS)
+	@$(PY) docs/build_api.py docs/api
+	@echo "==> The API reference is in docs/api/groundtune.html"
 
 bench: $(READY)
 	@if [ ! -x "$(PEERS)/hf/bin/python" ]; then \

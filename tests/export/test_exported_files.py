@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from groundtune.engine.inference import class_prompts, inference_mode
 from groundtune.errors import CheckpointError, ConfigError, DataError, ExportError
 from groundtune.exported import graph, write
 from groundtune.exported.runtime import open_exported
+from groundtune.model.bundle import companion
 from groundtune.model.config import ModelConfig
 from groundtune.model.prompt_tuning import PhraseOffsets
 
@@ -302,3 +304,17 @@ def test_a_file_has_no_weights_to_train_save_or_export(files, data, tmp_path):
 
 def test_the_config_of_a_file_says_only_how_long_prompts_are(files):
     assert open_exported(files("onnx", False)).config == ModelConfig(max_text_len=256)
+
+
+def test_a_model_with_a_kept_base_is_exported_for_one_kind_of_names(model, tmp_path):
+    bundle = replace(model.bundle, kept=companion(model.bundle.network))
+    with torch.no_grad():
+        bundle.kept.encoder.level_embed.add_(1.0)
+    both, image = api.Model(bundle, "cpu", "fp32"), torch.randn(1, 3, 96, 128)
+    for names in (None, [NAMES[0], "cat"]):
+        with pytest.raises(ExportError, match="two sets of weights .* with --classes"):
+            api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
+    for names, network in ((NAMES[:2], bundle.network), (["cat"], bundle.kept)):
+        api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
+        expected = answers(replace(bundle, network=network), image, names)
+        same(answers(open_exported(tmp_path / "x.onnx"), image, names), expected)

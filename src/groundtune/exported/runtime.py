@@ -188,15 +188,26 @@ def _openvino(path: Path) -> tuple[Run, dict[str, str]]:
         raise missing("openvino") from error
     # a CPU with bfloat16 would use it of its own accord, and move the boxes
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+    core = openvino.Core()
     try:
-        model = openvino.Core().read_model(path)
+        model = core.read_model(path)
         written = {key: model.get_rt_info(key).astype(str) for key in (ABOUT, VOCABULARY) if model.has_rt_info(key)}
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        any_size = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
 
+    asked: Counter[tuple[tuple[int, ...], ...]] = Counter()
+
+    @lru_cache(_OWN_SIZES)
+    def one_size(*shapes: tuple[int, ...]) -> Any:
+        fixed = model.clone()
+        fixed.reshape(dict(zip(names, shapes, strict=True)))
+        return core.compile_model(fixed, "CPU", settings)
+
     def run(feed: dict[str, Any]) -> list[np.ndarray]:
-        found = compiled(feed)
+        shapes = tuple(feed[name].shape for name in names)
+        asked[shapes] += 1
+        found = (one_size(*shapes) if asked[shapes] > _OFTEN else any_size)(feed)
         return [found["logits"], found["boxes"]]
 
     return run, written

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,8 @@ def write_exported(
     Raises:
         ConfigError: the path ends otherwise, or int8 has no data.
         DataError: the data lacks a split or the names.
-        ExportError: a package is missing, the graph cannot express the model, or int8 loses more than is allowed.
+        ExportError: a package is missing, the graph cannot express the model or its two networks, or int8 loses more than is
+            allowed.
     """
     if SUFFIXES.get(path.suffix) != wanted.format:
         suffix = next(suffix for suffix, format in SUFFIXES.items() if format == wanted.format)
@@ -79,7 +80,9 @@ def write_exported(
         raise DataError(
             f"The data has no split {' and '.join(sorted(needed - splits.keys()))}; found: {', '.join(splits)}."
         )
-    side, names = smallest_side(bundle), unique_names(wanted.names)[0]
+    names = unique_names(wanted.names)[0]
+    bundle = _one_network(bundle, names)
+    side = smallest_side(bundle)
     of_data = splits["valid"].class_names if splits is not None else []
     if names and of_data and not set(names) & set(of_data):
         raise DataError(f"The data has none of the names {', '.join(names)}; it has {', '.join(of_data)}.")
@@ -113,6 +116,19 @@ def write_exported(
     except OSError as error:
         raise ExportError(f"Cannot write {path}: {error.strerror or error}.") from error
     return notes
+
+
+def _one_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
+    """A model without a kept base (`--keep`): of its two networks the one that answers for these names."""
+    if bundle.kept is None:
+        return bundle
+    own = [name in bundle.classes for name in names]
+    if not names or any(own) != all(own):
+        raise ExportError(
+            f"The model {bundle.source!r} has two sets of weights (--keep), and one graph has one: build in names of its "
+            f"fine-tuning only ({', '.join(bundle.classes)}), or others only, with --classes."
+        )
+    return replace(bundle, network=bundle.network if own[0] else bundle.kept, kept=None)
 
 
 def _describe(graph: Path, written: Mapping[str, str]) -> None:

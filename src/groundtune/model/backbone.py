@@ -45,7 +45,8 @@ class Swin(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
         h, w = images.shape[-2:]
-        images = F.pad(images, (0, -w % self.patch_size, 0, -h % self.patch_size))  # as the body does, but for exporters in every size
+        patch = self.patch_size
+        images = F.pad(images, (0, -w % patch, 0, -h % patch))  # as the body does, but for exporters in every size
         return list(self.body(images).feature_maps)
 
 
