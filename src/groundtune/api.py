@@ -276,6 +276,8 @@ def train(
     Raises:
         ConfigError: options are unknown or unusable (all are listed), or the run folder is not empty.
         DataError: the data cannot be used.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
+        OutOfMemory: there is no memory for a single picture.
         TrainingDiverged: the loss stayed non-finite.
     """
     bundle = _with_weights(model, "trained") if isinstance(model, Model) else None

@@ -32,7 +32,12 @@ UNSURE = 0.2  # the score that counts as sure in a model that does not know the 
 
 
 def add_own_detections(
-    bundle: ModelBundle, dataset: Dataset, device: torch.device, batch_size: int, progress: Progress
+    bundle: ModelBundle,
+    dataset: Dataset,
+    device: torch.device,
+    batch_size: int,
+    progress: Progress,
+    precision: str = "fp32",
 ) -> Dataset:
     """Give the data set with what the model finds beside its boxes.
 
@@ -42,6 +47,7 @@ def add_own_detections(
         device: where to compute; the network is moved there.
         batch_size: pictures at a time.
         progress: told about the pictures done and what was found.
+        precision: "fp32" or "bf16".
 
     Returns:
         A data set whose classes are the same and after them the names that were found; a message says how many.
@@ -53,7 +59,8 @@ def add_own_detections(
     others = [*likely, *(name for name in COMMON_NAMES if name not in likely + dataset.class_names)]
     places = [place for place, sample in enumerate(dataset.samples) if sample.grounding is None]
     asked = replace(dataset, samples=[dataset.samples[place] for place in places])
-    own, other = detect_groups(bundle, asked, [dataset.class_names, others], device, batch_size, progress)
+    groups = [dataset.class_names, others]
+    own, other = detect_groups(bundle, asked, groups, device, batch_size, progress, precision)
     sure = _usual_score(asked.samples, own)
     kept = [
         _unlabelled(sample, found, _LEAST * sure, len(likely))
@@ -86,6 +93,7 @@ def detect_groups(
     device: torch.device,
     batch_size: int,
     progress: Progress,
+    precision: str = "fp32",
 ) -> list[list[PictureDetections]]:
     """Detect groups of names that do not compete for a picture's 300 places.
 
@@ -99,7 +107,7 @@ def detect_groups(
     prompts = [class_prompts(tokenizer, names, most, bundle.own_names).to(device) for names in groups]
     network = bundle.to(device)
     found: list[list[PictureDetections]] = [[] for _ in groups]
-    with inference_mode(network):
+    with inference_mode(network, precision):
         for batch in evaluation_pictures(dataset, bundle.picture, batch_size):
             maps = extract(network, [picture for picture in batch.pictures if picture is not None], device)
             for of_group, asked in zip(found, prompts, strict=True):

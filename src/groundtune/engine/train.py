@@ -95,6 +95,7 @@ def train(
         DataError: a split is missing or has nothing in it, or a picture cannot be read.
         CheckpointError: the state to resume from belongs to another model, or the run folder cannot be written to.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
+        OutOfMemory: there is no memory for a single picture.
         TrainingDiverged: `config.max_bad_steps` steps in a row were not finite.
     """
     training, valid = training_data(config, splits)
@@ -107,7 +108,7 @@ def train(
             if config.retain == ["own"]:
                 retained = own_detections(bundle, valid, *untrained)
             if "self" in config.replay:
-                training = add_own_detections(bundle, training, *untrained)
+                training = add_own_detections(bundle, training, *untrained, config.precision)
             run = set_up(config, bundle, training, valid, out, progress)
             run.progress.start(run.config.epochs * len(run.loader))
             take_up(run, place, resumed)
