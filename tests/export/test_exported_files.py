@@ -19,7 +19,7 @@ from groundtune.cli import main
 from groundtune.data.transforms import PictureFormat, load_picture, resize_keep_ratio, to_tensor
 from groundtune.engine.inference import class_prompts, inference_mode
 from groundtune.errors import CheckpointError, ConfigError, DataError, ExportError
-from groundtune.exported import graph, write
+from groundtune.exported import graph, runtime, write
 from groundtune.exported.runtime import open_exported
 from groundtune.model.bundle import companion
 from groundtune.model.config import ModelConfig
@@ -34,8 +34,12 @@ STANDALONE = Path(__file__).parents[2] / "examples/onnx_standalone.py"
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """A random Swin + BERT detector for pictures of 96 to 128 pixels, with answers that depend on the picture."""
+    """A random Swin + BERT detector for pictures of 96 to 128 pixels, with answers that depend on the picture.
+
+    Its second stage has shifted windows, which do not fit pictures of 101 x 96 and 127 x 97, so that its maps are padded.
+    """
     patch = pytest.MonkeyPatch()
+    patch.setitem(SWIN, "depths", [1, 2, 1, 1])
     patch.setitem(SWIN, "window_size", 2)
     patch.setitem(SWIN, "image_size", 128)
     bundle = tiny_bundle(tokenizer, num_levels=3)
@@ -70,6 +74,10 @@ def data(tmp_path_factory):
     return scenes(tmp_path_factory.mktemp("scenes") / "data", train=4, valid=2)
 
 
+def noise(h, w):
+    return torch.randn(1, 3, h, w, generator=torch.Generator().manual_seed(1))
+
+
 def answers(bundle, image, names):
     """Logits of the prompt's tokens and boxes for one normalised picture (1, 3, h, w)."""
     text = class_prompts(bundle.tokenizer, names, 256).text
@@ -84,15 +92,42 @@ def same(found, expected):
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
-@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=openvino)])
+@pytest.mark.parametrize(
+    ("format", "closed"),
+    [
+        pytest.param("onnx", False, id="onnx-open"),
+        pytest.param("onnx", True, id="onnx-closed"),
+        pytest.param("openvino", False, id="openvino-open", marks=[openvino, pytest.mark.slow]),
+        pytest.param("openvino", True, id="openvino-closed", marks=openvino),
+    ],
+)
 def test_files_equal_the_network_in_any_size(format, closed, model, files):
     written = open_exported(files(format, closed))
     for size_hw in ((96, 128), (101, 96), (127, 97)):
-        image = torch.randn(1, 3, *size_hw, generator=torch.Generator().manual_seed(1))
+        image = noise(*size_hw)
         for names in (NAMES, ["cat", "small white blood cell", "x", "y"]):
             if not closed or names is NAMES:
                 same(answers(written, image, names), answers(model.bundle, image, names))
+
+
+@openvino
+def test_a_size_that_comes_often_gets_a_graph_of_its_own(model, files, monkeypatch):
+    from openvino import Core
+
+    path, fixed, compile_model = files("openvino", True), [], Core.compile_model
+
+    def compiled(core, graph, *rest):
+        fixed.append(not graph.is_dynamic())
+        return compile_model(core, graph, *rest)
+
+    monkeypatch.setattr(Core, "compile_model", compiled)
+    monkeypatch.setattr(runtime, "_OFTEN", 2)
+    monkeypatch.setattr(runtime, "_OWN_GRAPHS", 1)
+    written = open_exported(path)
+    for size_hw in ((101, 96), (96, 128), (101, 96), (101, 96), (96, 128), (96, 128)):
+        image = noise(*size_hw)
+        same(answers(written, image, NAMES), answers(model.bundle, image, NAMES))
+    assert fixed == [False, True]
 
 
 @pytest.mark.slow
@@ -119,7 +154,7 @@ def test_the_ap_of_a_file_is_that_of_the_model(shared, tmp_path):
 
 
 def test_a_closed_set_answers_for_some_of_its_names_in_any_order(files):
-    written, image = open_exported(files("onnx", True)), torch.randn(1, 3, 96, 128)
+    written, image = open_exported(files("onnx", True)), noise(96, 128)
     logits, boxes = answers(written, image, NAMES)  # [CLS] red circle . blue star . green triangle . [SEP]
     assert logits.shape[1] == 11
     turned, again = answers(written, image, ["green triangle", "red circle"])
@@ -153,7 +188,7 @@ def test_narrow_pictures_are_stretched(files):
     assert logits.isfinite().all() and boxes.isfinite().all()
 
 
-@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=openvino)])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=[openvino, pytest.mark.slow])])
 def test_fp16_halves_the_weights_and_is_measured(format, model, files, data, tmp_path):
     path = tmp_path / ("half.onnx" if format == "onnx" else "half.xml")
     (note,) = api.export(model, path, format=format, classes=NAMES, precision="fp16", data=data)
@@ -161,10 +196,11 @@ def test_fp16_halves_the_weights_and_is_measured(format, model, files, data, tmp
     full, weights = files(format, True), path if format == "onnx" else path.with_suffix(".bin")
     full = full if format == "onnx" else full.with_suffix(".bin")
     assert weights.stat().st_size < 0.8 * full.stat().st_size  # the vocabulary stays as it is
-    image = torch.randn(1, 3, 96, 128)
+    image = noise(96, 128)
     logits = answers(open_exported(path), image, NAMES)[0]
     exact = answers(model.bundle, image, NAMES)[0]
-    assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
+    difference = (logits - exact).abs().amax(1)  # rounding may let two queries with nearly equal scores change places
+    assert 0 < difference.median() < 0.01 * exact.abs().max()
 
 
 def test_int8_quantises_the_towers_and_leaves_coordinates_alone(model, data, tmp_path):
@@ -173,6 +209,9 @@ def test_int8_quantises_the_towers_and_leaves_coordinates_alone(model, data, tmp
     )
     assert " onnx int8 (" in note
     nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    assert {name for node in nodes if node.op_type == "Constant" for name in node.output} <= {
+        name for node in nodes for name in node.input
+    }
     dequantised = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     layers = [
         node.name for node in nodes if node.op_type in ("Conv", "MatMul", "Gemm") and set(node.input) & dequantised
@@ -219,7 +258,7 @@ def test_learned_offsets_of_names_are_built_into_a_closed_set(model, tokenizer, 
         with pytest.raises(ExportError, match="only a closed set can have: add --classes"):
             api.export(model, tmp_path / "x.onnx", format="onnx")
         api.export(model, tmp_path / "x.onnx", format="onnx", classes=NAMES)
-        image = torch.randn(1, 3, 96, 128)
+        image = noise(96, 128)
         expected = answers(model.bundle, image, NAMES)
         same(answers(open_exported(tmp_path / "x.onnx"), image, NAMES), expected)
     finally:
@@ -310,7 +349,7 @@ def test_a_model_with_a_kept_base_is_exported_for_one_kind_of_names(model, tmp_p
     bundle = replace(model.bundle, kept=companion(model.bundle.network))
     with torch.no_grad():
         bundle.kept.encoder.level_embed.add_(1.0)
-    both, image = api.Model(bundle, "cpu", "fp32"), torch.randn(1, 3, 96, 128)
+    both, image = api.Model(bundle, "cpu", "fp32"), noise(96, 128)
     for names in (None, [NAMES[0], "cat"]):
         with pytest.raises(ExportError, match="two sets of weights .* with --classes"):
             api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)

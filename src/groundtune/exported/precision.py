@@ -55,20 +55,9 @@ def quantise(path: Path, pictures: Iterable[Tensor], tokens: dict[str, np.ndarra
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = onnx.load(path)
-    weights = {weight.name for weight in model.graph.initializer}
-    nodes, layers, of_convolutions = [], [], set()
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and weights & set(node.input) and _in_int8(node.name):
-            # A tensor is quantised for all who read it: the layer reads under a name of its own, the residual stream stays.
-            nodes.append(helper.make_node("Identity", [node.input[0]], [f"{node.name}.input"]))
-            node.input[0] = nodes[-1].output[0]
-            layers.append(node.name)
-            of_convolutions |= set(node.output) if node.op_type == "Conv" else set()
-        elif node.op_type in ("Clip", "Relu") and node.input[0] in of_convolutions:
-            layers.append(node.name)  # so that the convolution's range is the one that is left of it
-        nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    layers, limits = _prepare(model)
+    # otherwise users are advised to fold by hand what the exporter has folded
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     float32 = path.with_suffix(".float32.onnx")
     onnx.save(model, float32)
     quantize_static(
@@ -85,7 +74,38 @@ def quantise(path: Path, pictures: Iterable[Tensor], tokens: dict[str, np.ndarra
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},  # residual streams and biases
     )
     float32.unlink()
+    model = onnx.load(path)  # of limits that nobody reads any more ONNX Runtime would warn at every start
+    limits -= {name for node in model.graph.node for name in node.input}
+    _replace_nodes(model, [node for node in model.graph.node if not limits & set(node.output)])
+    onnx.save(model, path)
 
 
-def _in_int8(name: str) -> bool:
-    return name.startswith(_INT8) and not any(part in name for part in _FLOAT)
+def _prepare(model: onnx.ModelProto) -> tuple[list[str], set[str]]:
+    """Part each layer that becomes int8 from the others that read its input, as a tensor is quantised for all who read it.
+
+    Returns:
+        The nodes to quantise, among them the activations of convolutions, so that a convolution's range is what these leave
+        of it; and the limits of these, which they will not need.
+    """
+    weights = {weight.name for weight in model.graph.initializer}
+    nodes, layers, convolved, limits = [], [], set(), set()
+    for node in model.graph.node:
+        chosen = node.name.startswith(_INT8) and not any(part in node.name for part in _FLOAT)
+        if chosen and node.op_type in ("Conv", "Gemm", "MatMul") and weights & set(node.input):
+            own = helper.make_node("Identity", [node.input[0]], [f"{node.name}.input"])
+            nodes.append(own)
+            node.input[0] = own.output[0]
+            layers.append(node.name)
+            if node.op_type == "Conv":
+                convolved |= set(node.output)
+        elif node.op_type in ("Clip", "Relu") and node.input[0] in convolved:
+            layers.append(node.name)
+            limits |= set(node.input[1:])
+        nodes.append(node)
+    _replace_nodes(model, nodes)
+    return layers, limits
+
+
+def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

@@ -35,6 +35,7 @@ SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
 # OpenVINO computes a graph of one size a fifth faster, and takes about 100 such gains to prepare it.
 _OFTEN, _OWN_GRAPHS = 100, 2  # pictures of a size after which it gets a graph of its own; most of them, for memory
 
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of the graph's inputs
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]  # the graph's inputs by name → logits, boxes
 
 
@@ -199,8 +200,7 @@ def _openvino(path: Path) -> tuple[Run, dict[str, str]]:
     except RuntimeError as error:
         raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
 
-    asked: Counter[tuple[tuple[str, tuple[int, ...]], ...]] = Counter()
-    own = {}
+    asked, own = Counter[_Shapes](), dict[_Shapes, Any]()
 
     def run(feed: dict[str, Any]) -> list[np.ndarray]:
         shapes = tuple((name, array.shape) for name, array in feed.items())
