@@ -2,7 +2,7 @@
 
 It has the public names and the modules of what they take and give back; everything else may change. pdoc looks for public
 names in the package's dictionary, where they are only after their first use (`import groundtune` alone does not import
-torch). So they are put there first: pdoc's own command line finds eleven names without a docstring.
+torch). So they are put there first: pdoc's own command line finds names without a docstring.
 """
 
 import sys
@@ -20,6 +20,7 @@ _MODULES = (
     "groundtune.engine.evaluate",  # Evaluation
     "groundtune.engine.blend",  # BlendPoint
     "groundtune.data.check.report",  # Report
+    "groundtune.labelling",  # Labelled
     "groundtune.predict",  # Finder
     "groundtune.tiles",  # Tiles
     "groundtune.model.bundle",  # ModelBundle
