@@ -15,9 +15,10 @@ from groundtune.commands import (
     resolve_training,
     run_blend,
     run_check,
+    run_thresholds,
     run_training,
 )
-from groundtune.config import BlendConfig, CheckConfig
+from groundtune.config import BlendConfig, CheckConfig, LabelConfig
 from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import resolve, suggestion
 from groundtune.progress import Progress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from groundtune.engine.blend import BlendPoint
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
+    from groundtune.labelling import Labelled
     from groundtune.model.bundle import ModelBundle
     from groundtune.predict import Finder
     from groundtune.tiles import Tiles
@@ -288,6 +290,39 @@ def train(
         given["out"] = out
     resolved = resolve_training(given, Path(config) if config else None, where="train()", bundle=bundle)
     return run_training(resolved, Progress(quiet=quiet), bundle=bundle)
+
+
+def label(
+    model: Model | str | Path, images: Sequence[str | Path] = (), *, out: str | Path, quiet: bool = True, **options: Any
+) -> "Labelled":
+    """Let a model draw the boxes of pictures, and write them as a data set. One that was stopped goes on where it was.
+
+    Args:
+        model: a loaded model, or a source for `load`.
+        images: pictures, folders or patterns of them.
+        out: folder to write, new or empty.
+        quiet: show no progress on stderr.
+        options: any option of `groundtune label`, such as data="data/cells" or threshold=0.4.
+
+    Returns:
+        `written.pictures` and `written.boxes` by split; `unreadable`, the pictures that were left out, and why.
+
+    Raises:
+        ConfigError: options are unknown or unusable, or there are no names to look for.
+        DataError: pictures or data cannot be used, or the folder is not empty.
+    """
+    from groundtune import labelling
+
+    source = (model.bundle.source or "model") if isinstance(model, Model) else model
+    values = {**options, "model": source, "images": [str(name) for name in images], "out": out}
+    config = resolve(LabelConfig, [("label()", values)])
+    splits = labelling.read_given(config)
+    thresholds = run_thresholds(Path(config.thresholds)) if config.thresholds else {}
+    loaded = model if isinstance(model, Model) else load(model, device=config.device)
+    loaded = Model(loaded.bundle, loaded.device, config.precision)
+    names = config.classes or (splits["train"].class_names if splits else None)
+    finder = loaded.finder(names, config.threshold, thresholds=thresholds, batch_size=config.batch_size)
+    return labelling.label(config, finder, splits, Progress(quiet=quiet))
 
 
 def blend(

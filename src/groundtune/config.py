@@ -23,6 +23,7 @@ _PLACES = ("data", "model", "mix", "out", "resume", "track", "retain", "replay")
 # Values of these that name no place.
 _WITHIN_THE_RUN: tuple[Any, ...] = ([], ["self"], ["own"], ["none"], "self", "own", "none")
 _DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
+_FORMATS = ("coco", "yolo", "voc", "odvg")
 _PRECISIONS = ("auto", "fp32", "bf16")
 _TRACKERS = ("tensorboard", "wandb", "mlflow")
 _THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
@@ -269,7 +270,7 @@ class ConvertConfig:
 
     data: str = option(help="a folder with pictures and boxes, or an annotation file", positional=True)
     out: str = option(help="folder to write, new or empty", positional=True)
-    format: str = option(help="coco, yolo, voc or odvg", choices=("coco", "yolo", "voc", "odvg"))
+    format: str = option(help="coco, yolo, voc or odvg", choices=_FORMATS)
     link: bool = option(False, "link the pictures in place of copying them")
 
 
@@ -327,6 +328,41 @@ class PredictConfig:
     device: str = option("auto", _DEVICE_HELP)
     precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
     threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class LabelConfig:
+    """Let a model draw the boxes of pictures, as a data set."""
+
+    model: str = option(help=_MODEL_HELP, positional=True)
+    out: str = option(help="folder to write, new or empty")
+    images: list[str] = option([], "pictures, folders or patterns of them", positional=True)
+    data: str | None = option(
+        None, "a data set, of which the training pictures without any box are labelled; it is written whole"
+    )
+    format: str = option("coco", "coco, which alone keeps the scores, yolo, voc or odvg", choices=_FORMATS)
+    link: bool = option(False, "link the pictures in place of copying them")
+    classes: list[str] = option([], "names to look for, as predict's; otherwise those of DATA or of the fine-tuning")
+    threshold: float = option(0.3, "smallest score of a box", low=0, high=1)
+    thresholds: str | None = option(
+        None, "a run, of which each class gets the threshold with the best F1; --threshold is for other names"
+    )
+    nms: float = option(0.7, "of boxes of one class with a larger IoU the best one is kept", low=0, high=1)
+    recursive: bool = option(False, "look into the folders of a folder too")
+    batch_size: int = option(4, "pictures at a time", low=1)
+    device: str = option("auto", _DEVICE_HELP)
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=_PRECISIONS)
+    threads: int = option(0, _THREADS_HELP, low=0)
+
+
+@dataclass
+class ReviewConfig:
+    """Look through the boxes that a model drew, in the browser."""
+
+    data: str = option(help="a COCO data set, such as label writes, or its .json file", positional=True)
+    split: str = option("train", "which split of the folder")
+    host: str = option("127.0.0.1", "address to listen at; 0.0.0.0 lets in who knows the page's address")
+    port: int = option(0, "port to listen at; 0 takes a free one", low=0, high=65535)
 
 
 @dataclass

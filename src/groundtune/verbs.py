@@ -17,8 +17,10 @@ from groundtune.config import (
     EvaluateConfig,
     ExportConfig,
     InitConfig,
+    LabelConfig,
     PredictConfig,
     ReportConfig,
+    ReviewConfig,
 )
 from groundtune.errors import ConfigError, DataError, harmless
 from groundtune.metrics.retention import retention
@@ -27,6 +29,7 @@ from groundtune.progress import Progress
 
 if TYPE_CHECKING:
     from groundtune.data.check.report import Report
+    from groundtune.data.formats.convert import Converted
     from groundtune.data.sample import Dataset
     from groundtune.engine.train import RunResult
     from groundtune.media import Shot
@@ -89,9 +92,13 @@ def convert(values: dict[str, Any]) -> None:
     done = convert(Path(config.data), Path(config.out), config.format, link=config.link)
     for message in done.messages:
         print(message, file=sys.stderr)
+    _print_written(done, config.format, config.out)
+
+
+def _print_written(done: "Converted", format: str, out: str) -> None:
     rows = [[split, str(count), str(done.boxes[split])] for split, count in done.pictures.items()]
-    print(_table([[config.format, "pictures", "boxes"], *rows]))
-    print(config.out)
+    print(_table([[format, "pictures", "boxes"], *rows]))
+    print(out)
 
 
 def blend(values: dict[str, Any]) -> None:
@@ -228,6 +235,11 @@ def predict(values: dict[str, Any]) -> int:
     unreadable = _predict(config, finder)
     if config.save is not None:
         print(f"The results are in {config.save}.", file=sys.stderr)
+    return _told(unreadable)
+
+
+def _told(unreadable: Mapping[str, str]) -> int:
+    """Say which files could not be read; the exit code."""
     if unreadable:
         told = "\n  ".join([f"{len(unreadable)} of the files could not be read (to the end):", *unreadable])
         print(f"groundtune: {harmless(told)}", file=sys.stderr)
@@ -277,6 +289,35 @@ def _print_found(shot: "Shot", found: Sequence[Mapping[str, Any]]) -> None:
         print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
 
 
+def label(values: dict[str, Any]) -> int:
+    config = resolve(LabelConfig, [(COMMAND_LINE, values)])
+    from groundtune import api
+    from groundtune.device import set_up_cpu
+
+    set_up_cpu(config.threads)
+    done = api.label(**vars(config), quiet=False)
+    for message in done.written.messages:
+        print(message, file=sys.stderr)
+    _print_written(done.written, config.format, config.out)
+    return _told(done.unreadable)
+
+
+def review(values: dict[str, Any]) -> None:
+    config = resolve(ReviewConfig, [(COMMAND_LINE, values)])
+    import signal
+    from contextlib import suppress
+
+    from groundtune.review.server import serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), serve(Path(config.data), config.split, config.host, config.port) as server:
+        if not server.only_here:
+            print("Warning: whoever reaches this machine and learns the address can change the boxes.", file=sys.stderr)
+        print(server.url, flush=True)
+        print("Ctrl-C ends the page; what was decided is saved.", file=sys.stderr)
+        server.serve_forever()
+
+
 def demo(values: dict[str, Any]) -> None:
     config = resolve(DemoConfig, [(COMMAND_LINE, values)])
     import signal
@@ -284,7 +325,8 @@ def demo(values: dict[str, Any]) -> None:
     from contextlib import redirect_stdout
 
     from groundtune import api
-    from groundtune.demo.page import Demo, need_gradio, only_here, serve
+    from groundtune.addresses import only_here
+    from groundtune.demo.page import Demo, need_gradio, serve
     from groundtune.device import pick_device, pick_precision, set_up_cpu
 
     need_gradio()

@@ -15,9 +15,10 @@ from page_driver import Page
 from PIL import Image
 from supervision import Detections
 
+from groundtune.addresses import only_here
 from groundtune.cli import main
 from groundtune.demo import page as module
-from groundtune.demo.page import MOST_NAMES, Demo, need_gradio, only_here, serve
+from groundtune.demo.page import MOST_NAMES, Demo, need_gradio, serve
 from groundtune.errors import ConfigError, DataError
 
 RED, GREEN = (250, 20, 20), (20, 250, 20)

@@ -54,7 +54,8 @@ class Sample:
         grounding: caption and phrases, in place of the data set's classes.
         weight: how often the picture is shown per epoch, on average over its source (`--mix`).
         annotated: classes that its source looked for, where that are not all (`--mix`): others are never negatives.
-        confidence: (N,) float32 in (0, 1], how sure each box is (`--replay self`); None where people drew all of them.
+        confidence: (N,) float32 in (0, 1], how sure each box is (`--replay self`, labelled pictures); None where people
+            drew all of them.
     """
 
     image_path: Path

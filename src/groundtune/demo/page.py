@@ -11,7 +11,6 @@ for every thread that it was called from. The page asks nobody but this server: 
 import base64
 import importlib.util
 import io
-import ipaddress
 import os
 import re
 import socket
@@ -113,14 +112,6 @@ def need_gradio() -> None:
     """Refuse early where the extra is missing; a `ConfigError`."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError('gradio is not installed. Install it with: pip install "groundtune[demo]"')
-
-
-def only_here(host: str) -> bool:
-    """Whether nobody but this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder: str) -> "Blocks":

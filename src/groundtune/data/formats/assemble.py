@@ -120,7 +120,7 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
     grounding, index_of = None, class_of
     if picture.caption is not None:
         grounding, index_of = _grounding(picture.caption, picture, raw)
-    kept: dict[tuple[Any, ...], None] = {}  # class, crowd and the four numbers of each box
+    kept: dict[tuple[Any, ...], float] = {}  # by class, crowd and the four numbers of each box its confidence
     for row in picture.boxes:
         where = f"{row.place} of {picture.file_names[0]}"
         class_index = index_of.get(row.label)
@@ -140,7 +140,7 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
             raw.problems.add("box-duplicate", f"{where} {short(row.numbers)}")
         elif row.crowd:
             raw.problems.add("crowd-regions", where)
-        kept[key] = None
+        kept.setdefault(key, _sure(row.confidence))
     assert picture.image_id is not None
     return Sample(
         image_path=path,
@@ -150,6 +150,7 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
         class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
         crowd=np.array([crowd for _, crowd, *_ in kept], bool),
         grounding=grounding,
+        confidence=np.array([*kept.values()], np.float32) if any(sure < 1 for sure in kept.values()) else None,
     )
 
 
@@ -221,6 +222,10 @@ def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple
         return None, "box-outside" if at_edge else "box-zero-area"
     beyond = max(abs(value - kept) for value, kept in zip(corners, inside, strict=True))
     return inside, "box-clipped" if beyond > _EDGE_TOLERANCE else ""
+
+
+def _sure(score: Any) -> float:
+    return float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0
 
 
 def _finite(numbers: Any) -> list[float] | None:

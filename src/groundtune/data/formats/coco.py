@@ -3,7 +3,8 @@
 Category ids may be anything, in any order, with gaps; classes are mapped by name and unused categories stay classes. One
 exception: exports (Roboflow's) carry a root, without boxes, which the other categories name as supercategory. LVIS names
 pictures by `coco_url`; its lists of classes that were or were not looked for are kept for evaluation, and training ignores
-them, with a note. A data set with captions is written as `tokens_positive` JSON.
+them, with a note. A box with a "score" in (0, 1] was drawn by a model, which was so sure of it. A data set with captions is
+written as `tokens_positive` JSON.
 """
 
 import json
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+
+import numpy as np
 
 from groundtune.data.findings import Collector
 from groundtune.data.formats.files import is_text, short
@@ -44,7 +47,8 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     classes = _classes(categories, annotations, problems)
     rows, picture_of = raw_pictures(images, problems)
     for picture, row, where, crowd in annotations_of(annotations, picture_of, problems):
-        picture.boxes.append(RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd))
+        box = RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd, row.get("score"))
+        picture.boxes.append(box)
     restricted = sum(any(row.get(key) for key in _LOOKED_FOR) for row in rows)
     if restricted:
         problems.add("annotation-ignored-field", count=restricted)
@@ -194,12 +198,14 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
         spans = [[list(span) for span in spans] for spans in sample.grounding.spans] if sample.grounding else []
         if sample.grounding:
             image |= {"caption": sample.grounding.caption, "tokens_positive_eval": spans}
-        for (x0, y0, x1, y1), c, crowd in zip(
-            sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd.tolist(), strict=True
+        sure = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
+        for (x0, y0, x1, y1), c, crowd, score in zip(
+            sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd.tolist(), sure.tolist(), strict=True
         ):
             row: dict[str, Any] = {"id": len(annotations) + 1, "image_id": sample.image_id, "iscrowd": int(crowd)}
             row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
             row["category_id"] = 1 if spans else dataset.category_ids[c]
+            row |= {"score": score} if score < 1 else {}
             if spans:
                 row["tokens_positive"] = spans[c]
             annotations.append(row)

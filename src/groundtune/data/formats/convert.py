@@ -53,15 +53,24 @@ def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Conver
     data, out = Path(data), Path(out)
     if format not in FORMATS:
         raise DataError(f"format: expected {', '.join(FORMATS)}, got {format!r}.")
+    refuse_written(out)
+    return write_data(read_splits(data), out, format, link=link)
+
+
+def refuse_written(out: Path) -> None:
+    """Refuse a folder to write that holds something; a `DataError`."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty. Remove it, or choose another folder to write to.")
-    splits = read_splits(data)
+
+
+def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool = False) -> Converted:
+    """Write splits that were read or made; as `convert`, with its errors."""
     if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
-        raise DataError(f"{data} has captions, which {format.upper()} cannot express. Choose --format odvg or coco.")
+        raise DataError(f"The data has captions, which {format.upper()} cannot express. Choose --format odvg or coco.")
     odd = [repr(name) for name in next(iter(splits.values())).class_names if not name.isprintable()]
     if format == "voc" and odd:
         told = f"class names that XML cannot hold: {', '.join(odd)}. Rename them, or choose another format."
-        raise DataError(f"{data} has {told}")
+        raise DataError(f"The data has {told}")
     done = Converted(messages=[message for dataset in splits.values() for message in dataset.messages])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ class RawBox(NamedTuple):
     label: str | int | None  # key of its class, None where it has none; with a caption the place of its phrase
     place: str  # where it stands, such as "file.txt line 12"
     crowd: bool = False  # stands for a group, or is marked as not to be counted
+    confidence: Any = None  # how sure a model was of it; anything but a number in (0, 1] is a person's
 
 
 @dataclass

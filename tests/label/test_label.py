@@ -1,0 +1,205 @@
+"""`groundtune label`: what a model finds becomes a data set; what people drew stays; a stopped labelling goes on."""
+
+import json
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from coco_files import coco, write
+from PIL import Image
+
+from groundtune import predict as module
+from groundtune.cli import main
+from groundtune.data.formats.coco import write_coco
+from groundtune.data.formats.detect import read_splits
+from groundtune.data.transforms import PictureFormat, load_picture
+from groundtune.postprocess import PictureDetections
+
+LABEL = ["label", "stub", "--device", "cpu", "--out", "out"]
+JOURNAL = Path("out.labels.jsonl")
+
+
+@pytest.fixture()
+def stub(monkeypatch, tokenizer, tmp_path):
+    """A model that finds, in every picture, all of it twice as the first class, and its left half as the last one."""
+    seen = []
+
+    def detect(network, features, prompts, sizes_hw, kept):
+        last = sum(len(indices) for indices in prompts.class_indices) - 1
+        seen.extend(sizes_hw)
+        return [
+            PictureDetections(
+                torch.tensor([[0, 0, w, h], [0, 0, w, h - 1], [0, 0, w / 2, h], [5, 5, 5, 9]], dtype=torch.float32),
+                torch.tensor([0.75, 0.625, 0.5, 0.5]),
+                torch.tensor([0, 0, last, last]),
+            )
+            for h, w in sizes_hw
+        ]
+
+    monkeypatch.setattr(module, "detect_batch", detect)
+    monkeypatch.setattr(module, "extract", lambda network, pictures, device: pictures)
+    network = torch.nn.Linear(1, 1)
+    bundle = SimpleNamespace(
+        network=network, to=network.to, own_names=None, kept=None, tokenizer=tokenizer, classes=[], source="stub",
+        config=SimpleNamespace(max_text_len=256), picture=PictureFormat((0.0,) * 3, (1.0,) * 3, 32, 64), seen=seen,
+    )  # fmt: skip
+    monkeypatch.setattr("groundtune.model.checkpoint.load.load_bundle", lambda source, seed=0: bundle)
+    monkeypatch.chdir(tmp_path)
+    return bundle
+
+
+@pytest.fixture()
+def pictures(stub):
+    for name, size in (("in/a.jpg", (80, 60)), ("in/deep/a.jpg", (40, 60)), ("in/c.png", (30, 30))):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(name)
+    Path("in/broken.jpg").write_text("no picture")
+
+
+def boxes(sample):
+    return list(zip(sample.class_ids.tolist(), sample.boxes_xyxy.tolist(), strict=True))
+
+
+def test_pictures_become_a_data_set_with_scores_and_without_doubles(pictures, stub, capsys):
+    assert main([*LABEL, "in", "in/*.png", "--recursive", "--classes", "Red_Circle,dog"]) == 3  # one cannot be read
+    said = capsys.readouterr()
+    assert said.out.split() == ["coco", "pictures", "boxes", "train", "3", "6", "out"]
+    assert (
+        "1 of the files could not be read (to the end):\n" in said.err and said.err.count("left out: Cannot read") == 1
+    )
+    train = read_splits(Path("out"))["train"]
+    assert train.class_names == ["red circle", "dog"] and not JOURNAL.exists()
+    assert [s.image_path.name for s in train.samples] == ["a.jpg", "c.png", "a-2.jpg"]
+    assert boxes(train.samples[0]) == [(0, [0, 0, 80, 60]), (1, [0, 0, 40, 60])]
+    assert boxes(train.samples[2]) == [(0, [0, 0, 40, 60]), (1, [0, 0, 20, 60])]
+    assert [s.confidence.tolist() for s in train.samples] == [[0.75, 0.5]] * 3
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc", "odvg"])
+def test_other_formats_have_the_boxes(pictures, format):
+    assert main([*LABEL, "in/a.jpg", "--classes", "cat,dog", "--format", format, "--threshold", "0.6"]) == 0
+    [sample] = read_splits(Path("out"))["train"].samples
+    assert boxes(sample) == [(0, [0, 0, 80, 60])]
+
+
+def test_the_double_stays_where_suppression_is_off(pictures):
+    assert main([*LABEL, "in/a.jpg", "--classes", "cat,dog", "--nms", "1"]) == 0
+    assert len(read_splits(Path("out"))["train"].samples[0].class_ids) == 3
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (80, 60)), (6, (80, 60)), (6, (60, 60))])
+def test_a_turned_picture_is_looked_at_as_the_data_set_will_be_read(pictures, stub, monkeypatch, orientation, size):
+    turned = Image.new("RGB", size)
+    turned.paste("white", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned.save("in/turned.png", exif=exif)
+    seen = []
+    find = module.Finder.find
+    monkeypatch.setattr(module.Finder, "find", lambda finder, given: seen.extend(given) or find(finder, given))
+    assert main([*LABEL, "in/turned.png", "--classes", "cat,dog"]) == 0
+    [sample] = read_splits(Path("out"))["train"].samples
+    assert seen[0].tobytes() == load_picture(sample.image_path, sample.size_hw).tobytes()
+
+
+def half_labelled():
+    rows = {"train": [(1, 2, [1, 2, 10, 10]), (3, 1, [0, 0, 5, 5])], "valid": [(2, 1, [3, 3, 9, 9])]}
+    for split, boxes in rows.items():
+        names = [f"{split}{number}.jpg" for number in (1, 2, 3)]
+        content = coco(names, boxes, [(1, "cat"), (2, "dog")], (50, 40))
+        write(Path("data", split, "_annotations.coco.json"), content, Path("data", split))
+
+
+def test_of_a_data_set_only_pictures_without_boxes_are_labelled(pictures, stub):
+    half_labelled()
+    assert main([*LABEL, "in/a.jpg", "--data", "data"]) == 0
+    before, after = read_splits(Path("data")), read_splits(Path("out"))
+    assert after["train"].class_names == before["train"].class_names
+    assert after["train"].category_ids == before["train"].category_ids
+    for split, place in (("train", 0), ("train", 2), ("valid", 0), ("valid", 1)):
+        assert boxes(after[split].samples[place]) == boxes(before[split].samples[place])
+        assert after[split].samples[place].confidence is None
+    last = len(before["train"].class_names) - 1
+    assert boxes(after["train"].samples[1]) == [(0, [0, 0, 50, 40]), (last, [0, 0, 25, 40])]
+    assert boxes(after["train"].samples[3]) == [(0, [0, 0, 80, 60]), (last, [0, 0, 40, 60])]
+    assert stub.seen == [(40, 50), (60, 80)] and [len(s.samples) for s in after.values()] == [4, 3]
+
+
+def test_a_stopped_labelling_goes_on_and_a_line_that_was_cut_off_is_done_again(pictures, stub, monkeypatch, capsys):
+    line = [*LABEL, "in/a.jpg", "in/deep/a.jpg", "in/c.png", "--classes", "cat,dog", "--batch-size", "1"]
+    find = module.Finder.find
+
+    def stopped(finder, given):
+        if len(stub.seen) == stops[0]:
+            raise KeyboardInterrupt
+        return find(finder, given)
+
+    stops = [2, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Finder, "find", stopped)
+        while stops:
+            assert main(line) == 130 and not Path("out").exists()
+            assert len(JOURNAL.read_text().splitlines()) == 3  # the settings and two pictures
+            JOURNAL.write_bytes(JOURNAL.read_bytes()[:-20])
+            del stops[0]
+    assert main([*line, "--threshold", "0.4"]) == 2 and "threshold: other than" in capsys.readouterr().err
+    assert main(line) == 0
+    assert stub.seen == [(60, 80), (60, 40), (60, 40), (60, 40), (30, 30)]
+    assert [len(s.class_ids) for s in read_splits(Path("out"))["train"].samples] == [2, 2, 2]
+
+
+def test_no_more_than_two_batches_of_pictures_are_held(pictures, stub, monkeypatch):
+    for number in range(30):
+        Image.new("RGB", (20, 20)).save(f"in/{number}.png")
+    given_before, held = [], []
+    find = module.Finder.find
+
+    def watched(finder, given):
+        given_before.extend(map(weakref.ref, given))
+        held.append(sum(picture() is not None for picture in given_before))
+        return find(finder, given)
+
+    monkeypatch.setattr(module.Finder, "find", watched)
+    assert main([*LABEL, "in/*.png", "--classes", "cat,dog"]) == 0
+    assert len(given_before) == 31 and max(held) <= 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--classes", "cat"], 2, "images: missing; name pictures"),
+        (["-", "--classes", "cat"], 2, "images: -: only files can be labelled"),
+        (["in/none.jpg", "--classes", "cat"], 3, "in/none.jpg: there is no such picture"),
+        (["in/broken.jpg", "--classes", "cat"], 3, "None of the pictures could be read"),
+        (["in/a.jpg"], 2, "classes: the model stub has no classes of its own"),
+        (["--data", "data", "--classes", "cet"], 3, "'cet' (did you mean 'cat'?)"),
+        (["--data", "data/valid1"], 3, "nothing to label: every training picture"),
+        (["in", "--out", "in", "--classes", "cat"], 3, "in is not empty"),
+    ],
+)
+def test_mistakes_are_told_in_words(pictures, capsys, arguments, code, said):
+    half_labelled()
+    write(Path("data/valid1/a.json"), coco(["a.png"]), Path("data/valid1"))
+    assert main([*LABEL, *arguments]) == code
+    assert said in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_foreign_journal_is_left_alone(pictures, capsys):
+    JOURNAL.write_text("my notes\n")
+    assert main([*LABEL, "in/a.jpg", "--classes", "cat"]) == 3
+    assert "is not the journal" in capsys.readouterr().err and JOURNAL.read_text() == "my notes\n"
+
+
+def test_a_score_in_a_coco_file_is_the_confidence_of_its_box_and_is_written_back(tmp_path):
+    content = coco(["a.jpg"], [(1, 1, [0, 0, number, 9]) for number in range(5, 10)])
+    for row, score in zip(content["annotations"], [0.25, 1, 0, "0.5", None], strict=True):
+        row["score"] = score
+    write(tmp_path / "a.json", content, tmp_path)
+    [dataset] = read_splits(tmp_path).values()
+    assert dataset.samples[0].confidence.tolist() == [0.25, 1, 1, 1, 1]  # what is no score was drawn by a person
+    write_coco(dataset, ["a.jpg"], tmp_path / "again.json")
+    rows = json.loads((tmp_path / "again.json").read_text())["annotations"]
+    assert [row.get("score") for row in rows] == [0.25, None, None, None, None]
+    assert [row["bbox"][2] for row in rows] == [5, 6, 7, 8, 9]
