@@ -18,10 +18,10 @@ from groundtune.commands import (
     run_thresholds,
     run_training,
 )
-from groundtune.config import BlendConfig, CheckConfig, LabelConfig
 from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import resolve, suggestion
 from groundtune.progress import Progress
+from groundtune.verb_configs import BlendConfig, CheckConfig, LabelConfig
 
 if TYPE_CHECKING:
     import numpy as np

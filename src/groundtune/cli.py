@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, config, verbs
+from groundtune import __version__, config, verb_configs, verbs
 from groundtune.errors import ConfigError, GroundtuneError, Interrupted
 from groundtune.options import flag_of, leaf_fields, suggestion
 
@@ -136,17 +136,23 @@ def _add_options(parser: _Parser, options: type) -> None:
 _METAVARS = {"dict": "NAME=OTHER", "list": "A,B", "int": "N", "float": "X"}
 _VERBS = {
     "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of pictures with boxes"),
-    "evaluate": _Verb(verbs.evaluate, config.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"),
-    "blend": _Verb(verbs.blend, config.BlendConfig, "find the best model between a base and its fine-tuned child"),
-    "check": _Verb(verbs.check, config.CheckConfig, "look for what is wrong with a data set"),
-    "convert": _Verb(verbs.convert, config.ConvertConfig, "write a data set in another format"),
-    "init": _Verb(verbs.init, config.InitConfig, "write a generated data set"),
-    "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in pictures"),
-    "label": _Verb(verbs.label, config.LabelConfig, "draw the boxes of pictures by a model, as a data set"),
-    "review": _Verb(verbs.review, config.ReviewConfig, "accept, rename and reject the boxes of a model in the browser"),
-    "demo": _Verb(verbs.demo, config.DemoConfig, "find objects by name on a page in the browser"),
-    "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),
-    "report": _Verb(verbs.report, config.ReportConfig, "write report.html of a run, or compare runs"),
+    "evaluate": _Verb(
+        verbs.evaluate, verb_configs.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"
+    ),
+    "blend": _Verb(
+        verbs.blend, verb_configs.BlendConfig, "find the best model between a base and its fine-tuned child"
+    ),
+    "check": _Verb(verbs.check, verb_configs.CheckConfig, "look for what is wrong with a data set"),
+    "convert": _Verb(verbs.convert, verb_configs.ConvertConfig, "write a data set in another format"),
+    "init": _Verb(verbs.init, verb_configs.InitConfig, "write a generated data set"),
+    "predict": _Verb(verbs.predict, verb_configs.PredictConfig, "find objects by name in pictures"),
+    "label": _Verb(verbs.label, verb_configs.LabelConfig, "draw the boxes of pictures by a model, as a data set"),
+    "review": _Verb(
+        verbs.review, verb_configs.ReviewConfig, "accept, rename and reject the boxes of a model in the browser"
+    ),
+    "demo": _Verb(verbs.demo, verb_configs.DemoConfig, "find objects by name on a page in the browser"),
+    "export": _Verb(verbs.export, verb_configs.ExportConfig, "write a model for other tools"),
+    "report": _Verb(verbs.report, verb_configs.ReportConfig, "write report.html of a run, or compare runs"),
     "models": _Verb(verbs.models, None, "list the built-in models"),
     "env": _Verb(verbs.env, None, "show versions and the machine, for results and bug reports"),
 }

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.config import BlendConfig, CheckConfig, TrainConfig, train_config
+from groundtune.config import TrainConfig, train_config
 from groundtune.errors import ConfigError, DataError
 from groundtune.options import read_yaml
 from groundtune.progress import Progress
+from groundtune.verb_configs import BlendConfig, CheckConfig
 
 if TYPE_CHECKING:
     from groundtune.data.check.report import Report

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import numpy as np
 from PIL import Image
 
-from groundtune.config import LabelConfig
 from groundtune.data.formats.convert import Converted, refuse_written, write_data
 from groundtune.data.formats.detect import read_splits
 from groundtune.data.formats.pictures import stored_size
@@ -29,6 +28,7 @@ from groundtune.media import STDIN, files, is_camera, refuse_missing
 from groundtune.predict import Finder, batched
 from groundtune.progress import Progress
 from groundtune.text.prompt import clean_name, unique_names
+from groundtune.verb_configs import LabelConfig
 
 if TYPE_CHECKING:
     from supervision import Detections

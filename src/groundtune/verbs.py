@@ -5,11 +5,25 @@ Each verb takes the values of its command line by name, still strings; heavy pac
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.config import (
+from groundtune.errors import ConfigError, DataError, harmless
+from groundtune.metrics.retention import retention
+from groundtune.options import COMMAND_LINE, resolve
+from groundtune.printing import (
+    class_table,
+    per_class,
+    print_found,
+    print_report,
+    print_run,
+    print_written,
+    share,
+    table,
+)
+from groundtune.progress import Progress
+from groundtune.verb_configs import (
     BlendConfig,
     CheckConfig,
     ConvertConfig,
@@ -22,21 +36,11 @@ from groundtune.config import (
     ReportConfig,
     ReviewConfig,
 )
-from groundtune.errors import ConfigError, DataError, harmless
-from groundtune.metrics.retention import retention
-from groundtune.options import COMMAND_LINE, resolve
-from groundtune.progress import Progress
 
 if TYPE_CHECKING:
-    from groundtune.data.check.report import Report
-    from groundtune.data.formats.convert import Converted
     from groundtune.data.sample import Dataset
-    from groundtune.engine.train import RunResult
-    from groundtune.media import Shot
     from groundtune.model.bundle import ModelBundle
     from groundtune.predict import Finder
-
-_MAIN_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "recall@1", "recall@5", "recall@10")
 
 
 def train(values: dict[str, Any]) -> int | None:
@@ -56,20 +60,13 @@ def train(values: dict[str, Any]) -> int | None:
         for dataset in splits.values():
             for message in dataset.messages:
                 progress.message(message)
-        progress.message(_class_table(describe_classes(splits, bundle.tokenizer)))
+        progress.message(class_table(describe_classes(splits, bundle.tokenizer)))
         progress.message(f"Run folder: {out}")
 
     found = run_training(config, progress, announce=announce)
     if is_main():
-        _print_run(found)
+        print_run(found)
     return None
-
-
-def _class_table(classes: Sequence[Mapping[str, Any]]) -> str:
-    """The classes as the model will read them: id and name in the data set, name in the prompt, tokens, boxes."""
-    from groundtune.data.check.text import class_rows, prompt_line
-
-    return f"{_table(list(class_rows(classes)))}\n{prompt_line(classes)}" if classes else "No classes, but captions."
 
 
 def check(values: dict[str, Any]) -> int:
@@ -80,7 +77,7 @@ def check(values: dict[str, Any]) -> int:
     if config.json:
         print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
-        _print_report(report)
+        print_report(report)
     failed = report.count("error") or (config.strict and report.count("warning"))
     return DataError.exit_code if failed else 0
 
@@ -92,13 +89,7 @@ def convert(values: dict[str, Any]) -> None:
     done = convert(Path(config.data), Path(config.out), config.format, link=config.link)
     for message in done.messages:
         print(message, file=sys.stderr)
-    _print_written(done, config.format, config.out)
-
-
-def _print_written(done: "Converted", format: str, out: str) -> None:
-    rows = [[split, str(count), str(done.boxes[split])] for split, count in done.pictures.items()]
-    print(_table([[format, "pictures", "boxes"], *rows]))
-    print(out)
+    print_written(done, config.format, config.out)
 
 
 def blend(values: dict[str, Any]) -> None:
@@ -110,10 +101,10 @@ def blend(values: dict[str, Any]) -> None:
     points, best = run_blend(config, Progress())
     rows = [["at", "target", "gain", *points[0].retained, "kept", ""]]
     for point in points:
-        others = [_share(retention(numbers)[2]) for numbers in point.retained.values()]
+        others = [share(retention(numbers)[2]) for numbers in point.retained.values()]
         chosen = "chosen" if point is best else ""
-        rows.append([f"{point.at:g}", _share(point.score), _share(point.gain), *others, _share(point.kept), chosen])
-    print(_table(rows))
+        rows.append([f"{point.at:g}", share(point.score), share(point.gain), *others, share(point.kept), chosen])
+    print(table(rows))
     print(f"\nThe chosen model is in {config.out}, with blend.json and blend.html.")
 
 
@@ -131,42 +122,6 @@ def init(values: dict[str, Any]) -> None:
     else:
         write_scenes(Path(config.out), classes=config.classes or None, **numbers)
     print(config.out)
-
-
-def _print_report(report: "Report") -> None:
-    from rich.console import Console
-
-    from groundtune.data.check.text import class_rows, print_findings, print_prompt, print_summary, verdict
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    if report.pictures:
-        print_summary(report, console)
-    if report.classes:
-        print(f"\n{_table(list(class_rows(report.classes)))}")
-        print_prompt(report, console)
-    print_findings(report, console)
-    print(verdict(report))
-
-
-def _print_run(run: "RunResult") -> None:
-    rows = [["valid", "zero-shot", "best", "gain"]]
-    for name in _MAIN_METRICS:
-        before, after = run.zero_shot.get(f"valid/{name}"), run.metrics.get(f"valid/{name}")
-        if f"valid/{name}" in run.metrics:
-            gain = "-" if before is None or after is None else f"{after - before:+.3f}"
-            rows.append([name, _share(before), _share(after), gain])
-    print(_table(rows))
-    if run.per_class:
-        print(f"\n{_per_class(run.per_class)}")
-    if run.retained:
-        print("\n" + "\n".join(_retained(name, numbers) for name, numbers in run.retained.items()))
-    print(f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}.")
-
-
-def _retained(name: str, numbers: Mapping[str, Mapping[str, float | None]]) -> str:
-    metric, before, after, kept = retention(numbers)
-    share = "" if kept is None else f" ({100 * kept:.0f} % kept)"
-    return f"retained {name}: {metric} {_share(before)} -> {_share(after)}{share}"
 
 
 def evaluate(values: dict[str, Any]) -> None:
@@ -201,9 +156,9 @@ def evaluate(values: dict[str, Any]) -> None:
     if config.json:
         print(json.dumps({"split": config.split, "metrics": found.metrics, "per_class": found.per_class}, indent=2))
         return
-    print(_table([[config.split, ""], *([name, _share(value)] for name, value in found.metrics.items())]))
+    print(table([[config.split, ""], *([name, share(value)] for name, value in found.metrics.items())]))
     if found.per_class:
-        print(f"\n{_per_class(found.per_class)}")
+        print(f"\n{per_class(found.per_class)}")
 
 
 def predict(values: dict[str, Any]) -> int:
@@ -273,20 +228,13 @@ def _predict(config: PredictConfig, finder: "Finder") -> dict[str, str]:
                 if listed is not None:
                     listed.add({**origin_of(shot), "detections": records_of(found)})
                 else:
-                    _print_found(shot, records_of(found))
+                    print_found(shot, records_of(found))
     finally:
         if results is not None:
             results.close(unreadable)
         if listed is not None:
             listed.close()
     return unreadable
-
-
-def _print_found(shot: "Shot", found: Sequence[Mapping[str, Any]]) -> None:
-    place = f"{shot.path} frame {shot.frame} at {float(shot.time):.3f} s" if shot.clip else str(shot.path)
-    print(f"{harmless(place.encode(errors='replace').decode())}: {len(found)} found")
-    for one in found:
-        print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
 
 
 def label(values: dict[str, Any]) -> int:
@@ -298,7 +246,7 @@ def label(values: dict[str, Any]) -> int:
     done = api.label(**vars(config), quiet=False)
     for message in done.written.messages:
         print(message, file=sys.stderr)
-    _print_written(done.written, config.format, config.out)
+    print_written(done.written, config.format, config.out)
     return _told(done.unreadable)
 
 
@@ -380,7 +328,7 @@ def models(_: dict[str, Any]) -> None:
     rows = [["name", "parameters", "backbone", "licence", "what it is"]]
     for name, about in (presets() | published()).items():
         rows.append([name, f"{about['parameters']} M", about["backbone"], about["licence"], about["summary"]])
-    print(_table(rows))
+    print(table(rows))
 
 
 def report(values: dict[str, Any]) -> None:
@@ -398,29 +346,4 @@ def report(values: dict[str, Any]) -> None:
 def env(_: dict[str, Any]) -> None:
     from groundtune.environment import describe
 
-    print(_table(list(describe().items())))
-
-
-def _per_class(per_class: dict[str, dict[str, float | None]]) -> str:
-    rows = [[name, _share(scores.get("AP")), _share(scores.get("AP50"))] for name, scores in per_class.items()]
-    return _table([["class", "AP", "AP50"], *rows])
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: text to the left, numbers (and the headings over them) to the right."""
-    rows = [[harmless(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _is_number(cell: str) -> bool:
-    return cell in ("", "-") or cell.replace(".", "", 1).lstrip("+-").isdigit()
+    print(table(list(describe().items())))

@@ -202,7 +202,7 @@ def test_of_processes_that_others_start_one_prints(
     """And none starts more."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("groundtune.verbs._print_run", print)
+    monkeypatch.setattr("groundtune.verbs.print_run", print)
 
     def run_training(config: TrainConfig, progress: Progress, announce: object) -> str:
         progress.message(f"so many devices: {config.devices}")
