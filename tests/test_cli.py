@@ -34,7 +34,9 @@ class Engine:
         config = SimpleNamespace(max_text_len=256, num_queries=100)
         picture = SimpleNamespace(short_side=320, max_side=320)
         known = {"classes": ["cat"], "recipe": {}, "picture": picture}
-        return SimpleNamespace(source=source, tokenizer=self.tokenizer, config=config, network=None, own_names=None, **known)
+        return SimpleNamespace(
+            source=source, tokenizer=self.tokenizer, config=config, network=None, own_names=None, **known
+        )
 
     def train(
         self, config: TrainConfig, bundle: Any, splits: dict, out: Path, progress: Any, retained: dict

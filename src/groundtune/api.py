@@ -311,16 +311,16 @@ def label(
         ConfigError: options are unknown or unusable, or there are no names to look for.
         DataError: pictures or data cannot be used, or the folder is not empty.
     """
-    from groundtune import labelling
+    from groundtune import label_input, labelling
 
     source = (model.bundle.source or "model") if isinstance(model, Model) else model
     values = {**options, "model": source, "images": [str(name) for name in images], "out": out}
     config = resolve(LabelConfig, [("label()", values)])
-    splits = labelling.read_given(config)
+    splits = label_input.read_given(config)
     thresholds = run_thresholds(Path(config.thresholds)) if config.thresholds else {}
     loaded = model if isinstance(model, Model) else load(model, device=config.device)
     loaded = Model(loaded.bundle, loaded.device, config.precision)
-    names = config.classes or (splits["train"].class_names if splits else None)
+    names = config.classes or (splits["train"].class_names if splits else ["object"] if config.captions else None)
     finder = loaded.finder(names, config.threshold, thresholds=thresholds, batch_size=config.batch_size)
     return labelling.label(config, finder, splits, Progress(quiet=quiet))
 

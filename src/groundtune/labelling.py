@@ -12,19 +12,21 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import numpy as np
 from PIL import Image
 
-from groundtune.data.formats.convert import Converted, refuse_written, write_data
-from groundtune.data.formats.detect import read_splits
+from groundtune.data.formats.convert import Converted, write_data
 from groundtune.data.formats.pictures import stored_size
 from groundtune.data.sample import Dataset, Sample, match_class_names
 from groundtune.data.transforms import load_picture
+from groundtune.device import pick_device, pick_precision
+from groundtune.engine.ray_stream import RayPool, on_ray, pack, unpack
 from groundtune.errors import ConfigError, DataError
-from groundtune.media import STDIN, files, is_camera, refuse_missing
+from groundtune.label_input import read_captions, wanted_pictures
 from groundtune.predict import Finder, batched
 from groundtune.progress import Progress
 from groundtune.text.prompt import clean_name, unique_names
@@ -42,28 +44,6 @@ class Labelled:
     unreadable: dict[str, str]
 
 
-def read_given(config: LabelConfig) -> dict[str, Dataset]:
-    """Read the data set whose pictures without boxes are to be labelled, if there is one; refuse what cannot be done.
-
-    Raises:
-        ConfigError: there is nothing to label.
-        DataError: pictures or the data set cannot be used, or the folder to write is not empty.
-    """
-    refuse_written(Path(config.out))
-    if not config.images and config.data is None:
-        raise ConfigError("images: missing; name pictures or folders of them, or a data set with --data.")
-    if odd := [name for name in config.images if name == STDIN or is_camera(name)]:
-        raise ConfigError(f"images: {', '.join(odd)}: only files can be labelled; name pictures or folders of them.")
-    if config.images:
-        refuse_missing(config.images, config.recursive)
-    splits = {} if config.data is None else read_splits(Path(config.data))
-    if any(sample.grounding for dataset in splits.values() for sample in dataset.samples):
-        raise DataError(f"{config.data} has captions. Expected a data set of classes.")
-    if splits and "train" not in splits:
-        raise DataError(f"{config.data} has no split 'train', which is the one that is labelled.")
-    return splits
-
-
 def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], progress: Progress) -> Labelled:
     """Find objects in pictures, and write them as a data set.
 
@@ -78,9 +58,13 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
         DataError: a name is not one of the data set's, there is nothing to label, none of the pictures can be read, or the
             data cannot be written.
     """
-    names = splits["train"].class_names if splits else unique_names(finder.names)[0]
-    match_class_names(finder.names, names)  # says which do not exist
-    wanted = _wanted(config, splits)
+    names = [] if config.captions else splits["train"].class_names if splits else unique_names(finder.names)[0]
+    captions: dict[str, str] = {}
+    if config.captions:
+        wanted, captions = read_captions(Path(config.captions))
+    else:
+        match_class_names(finder.names, names)  # says which do not exist
+        wanted = wanted_pictures(config, splits)
     if not wanted:
         raise DataError(f"There is nothing to label: every training picture of {config.data} has boxes.")
     unreadable: dict[str, str] = {}
@@ -91,7 +75,7 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
 
     journal = Path(f"{config.out}.labels.jsonl")
     settings = {"model": config.model, "classes": finder.names, "nms": config.nms, "data": config.data}
-    settings |= {"threshold": finder.threshold, "thresholds": dict(finder.thresholds)}
+    settings |= {"threshold": finder.threshold, "thresholds": dict(finder.thresholds), "captions": config.captions}
     done = _done(journal, settings)
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +83,7 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
             if not done.pop("", None):
                 _note(file, {"settings": settings})
             left = [sample for sample in wanted if str(sample.image_path) not in done]
-            for record in _look(finder, left, config.nms, failed):
+            for record in _records(config, finder, left, captions, failed):
                 _note(file, record)
                 done[record["picture"]] = record
                 progress.evaluation(len(done) + len(unreadable), len(wanted), "labelling")
@@ -107,7 +91,7 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
         raise DataError(f"Cannot write {journal}: {error.strerror or error}.") from error
     finally:
         progress.close()
-    class_of = [names.index(clean_name(name)) for name in finder.names]
+    class_of = [] if captions else [names.index(clean_name(name)) for name in finder.names]
     found = {
         sample.image_id: _sample(sample, done[str(sample.image_path)], class_of)
         for sample in wanted
@@ -118,26 +102,34 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
     return Labelled(written, unreadable)
 
 
-def _wanted(config: LabelConfig, splits: Mapping[str, Dataset]) -> list[Sample]:
-    """The pictures to look at: of the data set those without a box, then those that are named, whose size is yet 0."""
-    given = splits["train"].samples if splits else []
-    paths = (os.path.abspath(file) for name in config.images for file in files(name, config.recursive))
-    own = {os.path.abspath(sample.image_path) for sample in given}
-    first = max((sample.image_id for sample in given), default=0) + 1
-    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    named = [
-        Sample(Path(path), number, (0, 0), *none)
-        for number, path in enumerate((path for path in dict.fromkeys(paths) if path not in own), start=first)
-    ]
-    return [sample for sample in given if not len(sample.boxes_xyxy)] + named
+def _records(
+    config: LabelConfig,
+    finder: Finder,
+    samples: list[Sample],
+    captions: Mapping[str, str],
+    failed: Callable[[Path, str], None],
+) -> Iterator[dict[str, Any]]:
+    """The line of each picture that can be read, from wherever it is looked at."""
+    if config.ray:
+        yield from _on_ray(config, finder, samples, failed)
+    elif not captions:
+        yield from _look(finder, samples, config.nms, failed)
+    for sample in samples if captions else ():
+        try:
+            asked = replace(finder, names=[captions[str(sample.image_path)]], sentences=True)
+        except DataError as error:  # it is too long
+            failed(sample.image_path, str(error))
+        else:
+            yield from _look(asked, [sample], config.nms, failed)
 
 
 def _look(
     finder: Finder, samples: Iterable[Sample], nms: float, failed: Callable[[Path, str], None]
 ) -> Iterator[dict[str, Any]]:
     """The line of each picture that can be read."""
-    for group in batched(_pictures(samples, failed), finder.batch_size):
-        for (sample, picture), found in zip(group, finder.find([picture for _, picture in group]), strict=True):
+    for group in batched(samples, finder.batch_size):  # also of unreadable ones, so that Ray's workers have the same
+        readable = list(_pictures(group, failed))
+        for (sample, picture), found in zip(readable, finder.find([p for _, p in readable]), strict=True):
             wide = np.flatnonzero((found.xyxy[:, 2:] > found.xyxy[:, :2]).all(axis=1))
             kept = cast("Detections", found[wide]).with_nms(nms)
             yield {
@@ -147,6 +139,46 @@ def _look(
                 "class_ids": [] if kept.class_id is None else kept.class_id.tolist(),
                 "scores": [] if kept.confidence is None else kept.confidence.tolist(),
             }
+
+
+@dataclass
+class _Share:
+    """The work of one of Ray's workers: the lines of a batch of pictures, and those that cannot be read."""
+
+    model: dict[str, bytes]
+    names: list[str]
+    thresholds: Mapping[str, float]
+    config: LabelConfig
+
+    @cached_property
+    def finder(self) -> Finder:
+        device, own = pick_device(self.config.device), self.config
+        precision = pick_precision(own.precision, device)
+        return Finder(
+            unpack(self.model),
+            self.names,
+            device,
+            own.threshold,
+            self.thresholds,
+            batch_size=own.batch_size,
+            precision=precision,
+        )
+
+    def __call__(self, samples: list[Sample]) -> tuple[list[dict[str, Any]], dict[Path, str]]:
+        unreadable: dict[Path, str] = {}
+        return list(_look(self.finder, samples, self.config.nms, unreadable.__setitem__)), unreadable
+
+
+def _on_ray(
+    config: LabelConfig, finder: Finder, samples: Iterable[Sample], failed: Callable[[Path, str], None]
+) -> Iterator[dict[str, Any]]:
+    """The same lines, as Ray's workers have them."""
+    pool = RayPool(config.ray or "", config.ray_workers, config.threads, gpus=config.device != "cpu")
+    work = _Share(pack(finder.bundle), finder.names, finder.thresholds, config)
+    for _, (records, unreadable) in on_ray(work, batched(samples, config.batch_size), pool):
+        for path, reason in unreadable.items():
+            failed(path, reason)
+        yield from records
 
 
 def _pictures(samples: Iterable[Sample], failed: Callable[[Path, str], None]) -> Iterator[tuple[Sample, Image.Image]]:
@@ -197,7 +229,7 @@ def _sample(sample: Sample, record: Mapping[str, Any], class_of: list[int]) -> S
         sample,
         size_hw=tuple(record["size_hw"]),
         boxes_xyxy=np.array(record["boxes_xyxy"], np.float32).reshape(-1, 4),
-        class_ids=np.array([class_of[place] for place in record["class_ids"]], np.int64),
+        class_ids=np.array([class_of[place] if class_of else place for place in record["class_ids"]], np.int64),
         crowd=np.zeros(len(record["scores"]), bool),
         confidence=np.array(record["scores"], np.float32),
     )

@@ -6,6 +6,8 @@ from groundtune.config import DEVICE_HELP, MODEL_HELP, PRECISIONS, RENAME_HELP, 
 from groundtune.options import option
 
 _FORMATS = ("coco", "yolo", "voc", "odvg")
+_RAY_HELP = "share the pictures out among Ray's workers: local, auto, or a cluster's HOST:PORT or ray://HOST:PORT"
+_RAY_WORKERS_HELP = "of --ray; 0 is one per GPU, or where there is none one per core"
 SAVED_AS = ("drawn", "json", "coco", "yolo", "csv", "crops")
 
 
@@ -24,10 +26,8 @@ class EvaluateConfig:
     device: str = option("auto", DEVICE_HELP)
     precision: str = option("fp32", "fp32, bf16, or auto: bf16 where the device computes in it", choices=PRECISIONS)
     threads: int = option(0, THREADS_HELP, low=0)
-    ray: str | None = option(
-        None, "share the pictures out among Ray's workers: local, auto, or a cluster's HOST:PORT or ray://HOST:PORT"
-    )
-    ray_workers: int = option(0, "of --ray; 0 is one per GPU, or where there is none one per core", low=0)
+    ray: str | None = option(None, _RAY_HELP)
+    ray_workers: int = option(0, _RAY_WORKERS_HELP, low=0)
 
 
 @dataclass
@@ -139,6 +139,11 @@ class LabelConfig:
     data: str | None = option(
         None, "a data set, of which the training pictures without any box are labelled; it is written whole"
     )
+    captions: str | None = option(
+        None,
+        'a file of lines {"picture": …, "caption": "a [cat] on the [left sofa]"}: what is in brackets is looked for in '
+        "that picture, and a data set with captions is written",
+    )
     format: str = option("coco", "coco, which alone keeps the scores, yolo, voc or odvg", choices=_FORMATS)
     link: bool = option(False, "link the pictures in place of copying them")
     classes: list[str] = option([], "names to look for, as predict's; otherwise those of DATA or of the fine-tuning")
@@ -152,6 +157,8 @@ class LabelConfig:
     device: str = option("auto", DEVICE_HELP)
     precision: str = option("auto", "fp32, bf16, or auto: bf16 where the device computes in it", choices=PRECISIONS)
     threads: int = option(0, THREADS_HELP, low=0)
+    ray: str | None = option(None, _RAY_HELP)
+    ray_workers: int = option(0, _RAY_WORKERS_HELP, low=0)
 
 
 @dataclass

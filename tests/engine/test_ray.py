@@ -1,5 +1,6 @@
 """Ray's workers evaluate to what one process does, also when one of them is killed half-way; errors come back in words."""
 
+import json
 import os
 import signal
 import sys
@@ -126,8 +127,25 @@ def test_a_job_that_kills_every_worker_does_not_go_round_for_ever(ray, monkeypat
 
 
 @pytest.mark.slow
+def test_labelling_gives_the_same_data_set_and_names_what_cannot_be_read(tmp_path: Path, tokenizer, ray) -> None:
+    pictures = scenes(tmp_path / "data", train=5, valid=1) / "train"
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    bundle = tiny_bundle(tokenizer)
+    bundle.source = "tiny"
+    given = {"classes": ["red circle", "cat"], "threshold": 0.0, "batch_size": 2, "device": "cpu"}
+    for out, more in (("alone", {}), ("shared", {"ray": "local", "ray_workers": 3})):
+        done = api.label(api.Model(bundle, "cpu", "fp32"), [pictures], out=tmp_path / out, **given, **more)
+        assert [Path(path).name for path in done.unreadable] == ["broken.jpg"]
+        assert done.written.pictures == {"train": 5} and done.written.boxes["train"] > 5
+    written = [json.loads((tmp_path / out / "train/_annotations.coco.json").read_text()) for out in ("alone", "shared")]
+    boxes = [sorted((row["image_id"], row["bbox"], row["score"]) for row in one["annotations"]) for one in written]
+    assert boxes[0] == boxes[1]
+
+
+@pytest.mark.slow
 def test_no_cluster_at_the_address() -> None:
-    pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
+    ray = pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
+    ray.shutdown()  # that of the tests above, which would be used in its place
     with pytest.raises(ConfigError, match="ray: no cluster answers at '127.0.0.1:1'"):
         list(on_ray(len, [[]], RayPool("127.0.0.1:1")))
 
@@ -138,7 +156,7 @@ def test_from_the_command_line(tmp_path: Path, capfd, monkeypatch) -> None:
     pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
     import ray
 
-    assert not ray.is_initialized() or ray.shutdown() is None
+    ray.shutdown()
     data = str(scenes(tmp_path / "data", train=1, valid=3))
     line: list[Any] = ["evaluate", "nano", data, "--batch-size", "1", "--device", "cpu", "--threads", "1"]
     assert main(line) == 0

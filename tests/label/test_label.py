@@ -203,3 +203,54 @@ def test_a_score_in_a_coco_file_is_the_confidence_of_its_box_and_is_written_back
     rows = json.loads((tmp_path / "again.json").read_text())["annotations"]
     assert [row.get("score") for row in rows] == [0.25, None, None, None, None]
     assert [row["bbox"][2] for row in rows] == [5, 6, 7, 8, 9]
+
+
+CAPTIONS = [
+    {"picture": "in/a.jpg", "caption": "a [red circle] beside [two dogs]"},
+    {"picture": "in/c.png", "caption": "The cat on the left."},
+]
+
+
+def captions(*rows, name="said.jsonl"):
+    Path(name).write_text("\n".join(json.dumps(row) if isinstance(row, dict) else row for row in rows))
+    return ["--captions", name]
+
+
+@pytest.mark.parametrize("format", ["odvg", "coco"])
+def test_captions_get_the_boxes_of_their_phrases(pictures, format):
+    assert main([*LABEL, *captions(*CAPTIONS), "--format", format]) == 0
+    first, second = read_splits(Path("out"))["train"].samples
+    assert first.grounding.phrases == ["red circle", "two dogs"] and "beside" in first.grounding.caption
+    assert boxes(first) == [(0, [0, 0, 80, 60]), (1, [0, 0, 40, 60])]
+    assert second.grounding.phrases == ["The cat on the left"]
+    assert boxes(second) == [(0, [0, 0, 30, 30]), (0, [0, 0, 15, 30])]  # the stub's last phrase is the first one
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (["no JSON"], "line 1: it is no JSON object with the texts 'picture' and 'caption'"),
+        ([{"picture": "in/a.jpg"}], "line 1: it is no JSON object"),
+        ([{"picture": "in/a.jpg", "caption": 3}], "line 1: it is no JSON object"),
+        ([{"picture": "in/a.jpg", "caption": "a [cat"}], "line 1: The sentence 'a [cat' cannot be looked for"),
+        ([CAPTIONS[0], CAPTIONS[0]], "line 2: in/a.jpg has a caption already"),
+        ([], "there is no caption in it"),
+    ],
+)
+def test_captions_that_cannot_be_used(pictures, capsys, rows, told):
+    assert main([*LABEL, *captions(*rows)]) == 3
+    assert told in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_captions_say_what_to_look_at_and_for(pictures, capsys):
+    assert main([*LABEL, *captions(*CAPTIONS), "in/a.jpg"]) == 2
+    assert "captions: the file names the pictures" in capsys.readouterr().err
+    assert main([*LABEL, *captions(*CAPTIONS), "--format", "yolo"]) == 2
+    assert "format: yolo has no place for captions; choose odvg or coco" in capsys.readouterr().err
+
+
+def test_a_caption_that_is_too_long_is_left_out(pictures, capsys):
+    long = {"picture": "in/c.png", "caption": "cat " * 300}
+    assert main([*LABEL, *captions(CAPTIONS[0], long)]) == 3
+    assert "in/c.png" in capsys.readouterr().err
+    assert len(read_splits(Path("out"))["train"].samples) == 1

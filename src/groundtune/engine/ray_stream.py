@@ -12,12 +12,14 @@ before.
 import logging
 import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -132,10 +134,18 @@ def _connect(ray: Any, pool: RayPool) -> None:
             cores = pool.workers * (pool.threads or 1) or None
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         else:
+            _knock(pool.address)
             ray.init(address=pool.address, **quiet)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"ray: no cluster answers at {pool.address!r} ({reason}). Name one, or local.") from error
+
+
+def _knock(address: str) -> None:
+    """An `OSError` or a `ValueError` where nobody listens at HOST:PORT: Ray would try for minutes."""
+    if address != "auto":
+        place = urlsplit(address if "//" in address else f"//{address}")
+        socket.create_connection((place.hostname or "", place.port or 0), timeout=10).close()
 
 
 def _ray() -> Any:
