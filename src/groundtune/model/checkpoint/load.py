@@ -41,7 +41,9 @@ from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
-_MOST = 1024  # layers of a kind, or tokens of a prompt; published models have 24 and 256
+# Layers of a kind, tokens of a prompt or queries; published models have at most 24, 256 and 900.
+_MOST = 1024
+_MOST_QUERIES = 100_000
 _SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 
 
@@ -234,12 +236,13 @@ def _network(
 
 
 def _refuse_depth(config: ModelConfig, where: str) -> ModelConfig:
-    """Names and layers are made one by one, so their number is judged before any is."""
+    """Names and layers are made one by one, so their number is judged before any is; that of queries no weight may tell."""
     names = ("encoder_layers", "decoder_layers", "num_levels", "max_text_len", "num_hidden_layers", "depths")
     settings = vars(config) | config.language_config | config.backbone_config
-    for name, value in ((name, settings.get(name, 0)) for name in names):
+    limits = dict.fromkeys(names, _MOST) | {"num_queries": _MOST_QUERIES}
+    for name, value in ((name, settings.get(name, 1)) for name in limits):
         counts = value if isinstance(value, list) else [value]
-        if len(counts) > _MOST or not all(isinstance(count, int) and count <= _MOST for count in counts):
+        if len(counts) > _MOST or not all(isinstance(n, int) and 1 <= n <= limits[name] for n in counts):
             raise CheckpointError(f"{where}: no network can be built of its sizes: {name} is {value!r:.60}.")
     return config
 
