@@ -8,10 +8,11 @@ python "$here/half_labelled.py" "$data" "$out/data" # the labels of every second
 
 # (a) the half that has labels, alone
 groundtune train "$out/data/labelled" --out "$out/half" "${@:3}"
-# (b) its model draws the boxes of the other half, each class from the score on at which its F1 is best
-groundtune label "$out/half" --data "$out/data/all" --thresholds "$out/half" --out "$out/labelled" --link
-# here people would look through them: groundtune review "$out/labelled"
-# (c) both halves; the boxes of the model are soft targets
+# (b) its model draws the boxes of the other half, rather too many, as somebody looks through them
+groundtune label "$out/half" --data "$out/data/all" --threshold 0.2 --nms 0.6 --out "$out/labelled" --link
+# people accept and reject now: groundtune review "$out/labelled". This plays them, by the labels that were taken away
+python "$here/reviewed.py" "$out/labelled" "$data"
+# (c) both halves
 groundtune train "$out/labelled" --out "$out/both" "${@:3}"
 
 for run in half both; do

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from groundtune.boxes import pairwise_iou
 from groundtune.data.formats.detect import read_splits
 from groundtune.data.scenes import write_scenes
 
@@ -37,4 +39,11 @@ def test_the_recipe_goes_round_and_labels_every_second_picture(tmp_path: Path) -
     assert done.stdout.splitlines()[-2:] == [f"{r} valid AP {round(s['valid/AP'], 3)}" for r, s in scores.items()]
     before, after = (read_splits(folder)["train"].samples for folder in (tmp_path / "data", tmp_path / "out/labelled"))
     assert [len(s.class_ids) for s in after[::2]] == [len(s.class_ids) for s in before[::2]]
-    assert all(s.confidence is None for s in after[::2]) and any(s.confidence is not None for s in after[1::2])
+    assert all(s.confidence is None for s in after)  # all boxes are a person's: drawn, or accepted
+    found = 0
+    for drawn, true in zip(after[1::2], before[1::2], strict=True):
+        overlap = pairwise_iou(torch.from_numpy(drawn.boxes_xyxy), torch.from_numpy(true.boxes_xyxy)).numpy()
+        same = drawn.class_ids[:, None] == true.class_ids[None]
+        assert ((overlap >= 0.5) & same).any(1).all() and len(drawn.class_ids) <= len(true.class_ids)
+        found += len(drawn.class_ids)
+    assert found > 0

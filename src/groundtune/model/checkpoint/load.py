@@ -41,9 +41,13 @@ from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
-# Layers of a kind, tokens of a prompt or queries; published models have at most 24, 256 and 900.
-_MOST = 1024
-_MOST_QUERIES = 100_000
+# What is made one by one; published models have at most 24 layers of a kind and prompts of 256 tokens.
+_ONE_BY_ONE = ("encoder_layers", "decoder_layers", "num_levels", "max_text_len", "num_hidden_layers", "backbone.depths")
+_TOWER_COUNTS = (
+    *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
+    *(f"backbone.{name}" for name in ("depths", "num_heads", "embed_dim", "window_size", "patch_size")),
+)
+_MOST, _LARGEST = 1024, 10_000_000
 _SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 
 
@@ -236,13 +240,13 @@ def _network(
 
 
 def _refuse_depth(config: ModelConfig, where: str) -> ModelConfig:
-    """Names and layers are made one by one, so their number is judged before any is; that of queries no weight may tell."""
-    names = ("encoder_layers", "decoder_layers", "num_levels", "max_text_len", "num_hidden_layers", "depths")
-    settings = vars(config) | config.language_config | config.backbone_config
-    limits = dict.fromkeys(names, _MOST) | {"num_queries": _MOST_QUERIES}
-    for name, value in ((name, settings.get(name, 1)) for name in limits):
+    """Layers and names are made one by one, so their number is judged before any is; and of heads no weight tells."""
+    own = {name: value for name, value in vars(config).items() if type(value) is int}
+    towers = config.language_config | {f"backbone.{name}": value for name, value in config.backbone_config.items()}
+    for name, value in [*own.items(), *((name, towers[name]) for name in _TOWER_COUNTS if name in towers)]:
         counts = value if isinstance(value, list) else [value]
-        if len(counts) > _MOST or not all(isinstance(n, int) and 1 <= n <= limits[name] for n in counts):
+        most = _MOST if name in _ONE_BY_ONE else _LARGEST
+        if len(counts) > _MOST or not all(isinstance(count, int) and 1 <= count <= most for count in counts):
             raise CheckpointError(f"{where}: no network can be built of its sizes: {name} is {value!r:.60}.")
     return config
 
