@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 WAYS: dict[str, list[str]] = {
-    "full": [],
-    "full, blend 0.5": ["--blend", "0.5"],
-    "replay self": ["--replay", "self"],
+    "full": ["--replay", "none"],
+    "blend 0.5": ["--replay", "none", "--blend", "0.5"],
+    "default": [],
     "lora": ["--adapt", "lora"],
     "heads": ["--adapt", "heads"],
     "prompt": ["--adapt", "prompt"],
@@ -36,9 +36,9 @@ def main() -> None:
     given = parser.parse_args()
     seeds = given.seeds.split(",")
     found = {}
-    for way in (way for way in WAYS if way in given.ways):
+    for way in (way for way in WAYS if way in given.ways.split(",")):
         for seed in seeds:
-            out = given.out / f"{Path(given.data).name}-{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+            out = given.out / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
             options = [*WAYS[way], "--retain", given.retain, "--seed", seed, *given.options]
             if not (out / "metrics.json").is_file():
                 command = [sys.executable, "-m", "groundtune.cli", "train", given.data, "--out", str(out), *options]
@@ -49,7 +49,12 @@ def main() -> None:
     for way in dict.fromkeys(way for way, _ in found):
         print(
             "| "
-            + " | ".join([way, *_row([found[way, seed] for seed in seeds], [found["full", s] for s in seeds])])
+            + " | ".join(
+                [
+                    way,
+                    *_row([found[way, seed] for seed in seeds], [found.get(("full", s), found[way, s]) for s in seeds]),
+                ]
+            )
             + " |"
         )
 
