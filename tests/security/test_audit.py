@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,9 +25,8 @@ def audit(tmp_path: Path):
 
     def run(answer: str) -> int:
         program = tmp_path / "bin/pip-audit"
-        program.write_text(
-            f"#!{sys.executable}\nimport sys\nprint({answer!r})\nprint('no route', file=sys.stderr)\nsys.exit(1)\n"
-        )
+        code = f"import sys; print({answer!r}); print('no route', file=sys.stderr); sys.exit(1)"
+        program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
         program.chmod(0o755)
         return module.main(tmp_path, tmp_path / "pins.txt")
 

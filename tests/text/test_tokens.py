@@ -179,6 +179,11 @@ def test_names_without_a_token_are_named_and_never_mark_a_separator(tokenizer, s
         create_positive_map(tokenizer([prompt.caption]), prompt.spans)
 
 
+def test_a_syllable_of_several_tokens_is_marked_as_a_whole(tokenizer):
+    _, (maps,) = tokenize(tokenizer, [class_prompt(["\ud4a9", "dog"])])  # three letters in one character: three tokens
+    assert [row.nonzero().flatten().tolist() for row in maps] == [[1, 2, 3], [5]]
+
+
 def test_invisible_characters_around_letters_are_stepped_over(tokenizer):
     _, (maps,) = tokenize(tokenizer, [class_prompt(["\u200b\u200b\u200bcat\u200b\u200b\u200b", "dog"])])
     assert [row.nonzero().flatten().tolist() for row in maps] == [[1], [3]]

@@ -139,7 +139,8 @@ def create_positive_map(
         batch_index: Which text of `tokenized` the spans belong to.
 
     Returns:
-        (N, max_num_entities) float, 1 on every token from the first to the last one of each span and 0 elsewhere.
+        (N, max_num_entities) float, 1 on every token from the first to the last one of each span and 0 elsewhere. Where a
+        span's last character became several tokens, all of them count (the reference takes the first of them).
 
     Raises:
         DataError: A span has no token, or a token of it lies past the last column. All such spans are listed.
@@ -199,10 +200,13 @@ def _positive_rows(
     """Give the (N, columns) bool map, and (row, span) of every span without a token inside the columns."""
     rows = torch.zeros(len(row_spans), columns, dtype=torch.bool)
     without_token = []
+    offsets = tokenized[batch_index].offsets
     for row, spans in enumerate(row_spans):
         for begin, end in spans:
             first = _first_token(tokenized, batch_index, range(begin, end))
             last = _first_token(tokenized, batch_index, range(end - 1, begin - 1, -1))
+            while last is not None and offsets[last + 1 : last + 2] == [offsets[last]]:
+                last += 1  # of a character that became several tokens, as a Korean syllable does
             if first is None or last is None or last >= columns:
                 without_token.append((row, (begin, end)))
             else:
