@@ -203,6 +203,7 @@ def test_fp16_halves_the_weights_and_is_measured(format, model, files, data, tmp
     assert 0 < difference.median() < 0.01 * exact.abs().max()
 
 
+@pytest.mark.slow
 def test_int8_quantises_the_towers_and_leaves_coordinates_alone(model, data, tmp_path):
     (note,) = api.export(
         model, tmp_path / "int8.onnx", format="onnx", classes=NAMES, precision="int8", data=data, allow_loss=100
