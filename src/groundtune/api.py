@@ -12,6 +12,7 @@ from groundtune.commands import (
     model_source,
     prompt_names,
     read_data,
+    read_run_data,
     resolve_training,
     run_blend,
     run_check,
@@ -404,12 +405,7 @@ def write_report(run: str | Path, *, data: str | Path | None = None, pictures: i
     from groundtune.report.build import build_report
     from groundtune.report.run_data import read_run
 
-    config = read_run(Path(run)).config
-    limits = {split: config.get(f"limit_{split}") for split in ("train", "valid")}
-    splits = read_data(
-        str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {}, limits
-    )
-    return build_report(Path(run), splits, pictures)
+    return build_report(Path(run), read_run_data(read_run(Path(run)).config, data), pictures)
 
 
 def compare_runs(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> list[str]:

@@ -153,6 +153,20 @@ def read_data(
     return splits
 
 
+def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> "dict[str, Dataset]":
+    """Read what a run was trained and measured on, as its config.yaml tells.
+
+    Args:
+        config: the options by name; any may be missing.
+        data: where its data lies now; None takes the path that it was trained with.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    limits = {split: config.get(f"limit_{split}") for split in ("train", "valid")}
+    return read_data(str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {}, limits)
+
+
 def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
     """Read the data sets of `--retain`, by their names: of each the split "valid", otherwise "test", otherwise "train".
 
@@ -186,10 +200,7 @@ def run_thresholds(folder: Path) -> dict[str, float]:
     from groundtune.report.run_data import read_run
 
     run = read_run(folder)
-    limits = {"valid": run.config.get("limit_valid")}
-    splits = read_data(
-        str(run.config.get("data", "")), run.config.get("mix") or [], run.config.get("classes") or {}, limits
-    )
+    splits = read_run_data(run.config)
     if "valid" not in splits or splits["valid"].is_grounding or not run.predictions:
         raise DataError(f"{folder} has no thresholds: it has no detections of classes. Name a run that was evaluated.")
     names = splits["valid"].class_names
@@ -208,7 +219,7 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
     data = config.data or run.get("data")
     if not data:
         raise ConfigError(f"data: missing; {folder} is no run folder, so name the data set that it was fine-tuned on.")
-    splits = read_data(str(data), run.get("mix") or [], run.get("classes") or {}, {"valid": run.get("limit_valid")})
+    splits = read_run_data(run, data)
     if "valid" not in splits:
         raise DataError(f"{data}: there is no split 'valid' to measure on; found: {', '.join(splits)}.")
     retained = read_retained(config.retain or run.get("retain") or [])

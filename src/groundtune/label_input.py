@@ -78,8 +78,7 @@ def read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
             problems.append(f"line {number}: it is no JSON object with the texts 'picture' and 'caption'.")
         else:
             captions[picture] = caption
-            none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-            samples.append(Sample(Path(picture), number, (0, 0), *none, Grounding(prompt.caption, prompt.spans)))
+            samples.append(_unseen(picture, number, Grounding(prompt.caption, prompt.spans)))
     if problems or not samples:
         raise DataError(f"{path}: {listed(problems, 3) if problems else 'there is no caption in it.'}")
     return samples, captions
@@ -91,9 +90,14 @@ def wanted_pictures(config: LabelConfig, splits: Mapping[str, Dataset]) -> list[
     paths = (os.path.abspath(file) for name in config.images for file in files(name, config.recursive))
     own = {os.path.abspath(sample.image_path) for sample in given}
     first = max((sample.image_id for sample in given), default=0) + 1
-    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     named = [
-        Sample(Path(path), number, (0, 0), *none)
+        _unseen(path, number)
         for number, path in enumerate((path for path in dict.fromkeys(paths) if path not in own), start=first)
     ]
     return [sample for sample in given if not len(sample.boxes_xyxy)] + named
+
+
+def _unseen(path: str, number: int, grounding: Grounding | None = None) -> Sample:
+    """A picture that nobody has opened yet: without boxes, and of the size 0."""
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    return Sample(Path(path), number, (0, 0), *none, grounding)

@@ -80,7 +80,7 @@ def label(config: LabelConfig, finder: Finder, splits: Mapping[str, Dataset], pr
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         with journal.open("a", encoding="utf-8") as file:
-            if not done.pop("", None):
+            if not file.tell():  # it is a new one
                 _note(file, {"settings": settings})
             left = [sample for sample in wanted if str(sample.image_path) not in done]
             for record in _records(config, finder, left, captions, failed):
@@ -111,16 +111,27 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     """The line of each picture that can be read, from wherever it is looked at."""
     if config.ray:
-        yield from _on_ray(config, finder, samples, failed)
-    elif not captions:
-        yield from _look(finder, samples, config.nms, failed)
-    for sample in samples if captions else ():
+        return _on_ray(config, finder, samples, failed)
+    if captions:
+        return _look_for_captions(finder, samples, captions, config.nms, failed)
+    return _look(finder, samples, config.nms, failed)
+
+
+def _look_for_captions(
+    finder: Finder,
+    samples: Iterable[Sample],
+    captions: Mapping[str, str],
+    nms: float,
+    failed: Callable[[Path, str], None],
+) -> Iterator[dict[str, Any]]:
+    """The line of each picture that can be read, which is asked for its own caption."""
+    for sample in samples:
         try:
             asked = replace(finder, names=[captions[str(sample.image_path)]], sentences=True)
         except DataError as error:  # it is too long
             failed(sample.image_path, str(error))
         else:
-            yield from _look(asked, [sample], config.nms, failed)
+            yield from _look(asked, [sample], nms, failed)
 
 
 def _look(
@@ -204,7 +215,7 @@ def _note(file: TextIO, record: Mapping[str, Any]) -> None:
 
 
 def _done(journal: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The lines of an earlier labelling by their pictures, its settings under ""; a line that was cut off is taken away."""
+    """The lines of an earlier labelling by their pictures; one that was cut off is taken away."""
     if not journal.exists():
         return {}
     whole = journal.read_bytes().rpartition(b"\n")[0]
@@ -221,7 +232,7 @@ def _done(journal: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             "Repeat that one's options to go on, or remove the file to begin anew."
         )
     os.truncate(journal, len(whole) + bool(whole))
-    return done | ({"": settings} if whole else {})
+    return done
 
 
 def _sample(sample: Sample, record: Mapping[str, Any], class_of: list[int]) -> Sample:

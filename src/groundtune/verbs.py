@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundtune.errors import ConfigError, DataError, harmless
-from groundtune.metrics.retention import retention
 from groundtune.options import COMMAND_LINE, resolve
 from groundtune.printing import (
     class_table,
@@ -96,15 +95,12 @@ def blend(values: dict[str, Any]) -> None:
     config = resolve(BlendConfig, [(COMMAND_LINE, values)])
     from groundtune.commands import run_blend
     from groundtune.device import set_up_cpu
+    from groundtune.report.blend import blend_rows
 
     set_up_cpu(config.threads)
     points, best = run_blend(config, Progress())
-    rows = [["at", "target", "gain", *points[0].retained, "kept", ""]]
-    for point in points:
-        others = [share(retention(numbers)[2]) for numbers in point.retained.values()]
-        chosen = "chosen" if point is best else ""
-        rows.append([f"{point.at:g}", share(point.score), share(point.gain), *others, share(point.kept), chosen])
-    print(table(rows))
+    marks = ["", *("chosen" if point is best else "" for point in points)]
+    print(table([[*row, mark] for row, mark in zip(blend_rows(points, share), marks, strict=True)]))
     print(f"\nThe chosen model is in {config.out}, with blend.json and blend.html.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CLASSES, CPU, TOWERS, Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import CLASSES, CPU, TOWERS, Recorder, differing, options, run, tiny_bundle, weights
 
 from groundtune.config import ParamGroup, TrainConfig, train_config, validate
 from groundtune.data.formats.detect import load_splits
@@ -15,22 +15,9 @@ from groundtune.engine.optim import adapt, build_optimizer, freeze, groups_of
 from groundtune.errors import ConfigError
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.load import load_bundle
-from groundtune.model.checkpoint.save import save_bundle
 
 HEADS = ("bbox_head.", "decoder.label_embedding.")
 OFFSETS = "encoder.phrase_offsets.vectors"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("adapt") / "data")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("adapt") / "base"
-    save_bundle(tiny_bundle(tokenizer), folder)
-    return folder
 
 
 def adapted(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
 from torch import Tensor
 
 from groundtune.engine import measure
@@ -14,11 +14,6 @@ from groundtune.engine import train as engine
 from groundtune.errors import TrainingDiverged
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("bad") / "data")
 
 
 @pytest.fixture

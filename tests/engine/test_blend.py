@@ -21,20 +21,8 @@ LABELS = "decoder.label_embedding.weight"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("blend") / "data")
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scenes(tmp_path_factory.mktemp("blend") / "other", train=1, valid=2, classes=["yellow square", CLASSES[1]])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("blend") / "base"
-    save_bundle(tiny_bundle(tokenizer), folder)
-    return folder
 
 
 def test_the_ends_are_exact_and_the_middle_is_linear() -> None:

@@ -8,16 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
 
 from groundtune.engine import checkpoint
 from groundtune.engine import train as engine
 from groundtune.errors import CheckpointError, ConfigError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("disk") / "data")
 
 
 @pytest.fixture(scope="module")

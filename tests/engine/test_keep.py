@@ -20,18 +20,6 @@ OTHERS = ["cat", "green leaf"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("keep") / "data")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("keep") / "base"
-    save_bundle(tiny_bundle(tokenizer), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def kept(data, base, tmp_path_factory) -> Path:
     """The folder of a run with --keep."""
     out = tmp_path_factory.mktemp("keep") / "run"

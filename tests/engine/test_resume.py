@@ -19,11 +19,6 @@ FILES = ["metrics.jsonl", "predictions_valid.json"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("resume") / "data")
-
-
-@pytest.fixture(scope="module")
 def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
     """A run that was stopped in its second epoch."""
     out = tmp_path_factory.mktemp("resume") / "stopped"

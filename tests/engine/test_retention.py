@@ -18,11 +18,6 @@ from groundtune.model.bundle import ModelBundle
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("retention") / "data")
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that the run does not know, one that it does."""
     classes = ["yellow square", CLASSES[1], "purple cross"]

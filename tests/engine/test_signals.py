@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from engine_processes import prepare
-from engine_runs import Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
 
 from groundtune.cli import main
 from groundtune.config import TrainConfig
@@ -32,11 +32,6 @@ def sigint() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("signals") / "data")
 
 
 @pytest.fixture(scope="module")

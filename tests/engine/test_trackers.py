@@ -7,15 +7,10 @@ from typing import Any
 import pytest
 from accelerate import tracking
 from accelerate.utils import LoggerType
-from engine_runs import Recorder, options, run, scenes, tiny_bundle
+from engine_runs import Recorder, options, run, tiny_bundle
 
 from groundtune.config import train_config
 from groundtune.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("track") / "data")
 
 
 def numbers_of(out: Path) -> dict[str, dict[int, float]]:

@@ -22,11 +22,6 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.load import load_bundle
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("train") / "data")
-
-
 class ScriptedEvaluation:
     """Stands in for `evaluate`: gives the APs of a list, and keeps the weights that it was asked about."""
 

@@ -8,9 +8,7 @@ One thread computes for everybody, whoever asked: a network works on one picture
 for every thread that it was called from. The page asks nobody but this server: no statistics, no fonts, no scripts.
 """
 
-import base64
 import importlib.util
-import io
 import os
 import re
 import socket
@@ -24,6 +22,7 @@ import jinja2
 import torch
 from PIL import Image
 
+from groundtune.data.thumbnails import data_uri, thumbnail
 from groundtune.data.transforms import load_picture
 from groundtune.drawing import COLOURS
 from groundtune.errors import ConfigError, GroundtuneError
@@ -84,7 +83,11 @@ class Demo:
             if path is None:
                 raise ConfigError("There is no picture yet. Drop one into the field, or click there.")
             picture = load_picture(Path(path))
-            shown |= {"width": picture.width, "height": picture.height, "picture": _data_uri(picture)}
+            shown |= {
+                "width": picture.width,
+                "height": picture.height,
+                "picture": data_uri(thumbnail(picture.copy(), _SIDE, 85)),
+            }
             if not names:
                 raise ConfigError("There is nothing to look for yet. Type a name, such as cat, and press Enter.")
             if len(names) > MOST_NAMES:
@@ -181,14 +184,6 @@ def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder:
     except OSError as error:
         raise ConfigError(f"host, port: cannot listen at {host}:{port or 'a free port'}: {error}.") from error
     return page
-
-
-def _data_uri(picture: Image.Image) -> str:
-    picture = picture.copy()
-    picture.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _plain(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +29,15 @@ def blend_chart(points: Sequence[BlendPoint]) -> str:
     return line_chart([("target", at, [point.score for point in points]), *others], "share of fine-tuning", (0.0, 1.0))
 
 
+def blend_rows(points: Sequence[BlendPoint], told: Callable[[float | None], str]) -> list[list[str]]:
+    """A table of the points, its heads first; `told` writes a share."""
+    rows = [["at", "target", "gain", *points[0].retained, "kept"]]
+    for point in points:
+        others = [retention(numbers)[2] for numbers in point.retained.values()]
+        rows.append([f"{point.at:g}", *map(told, [point.score, point.gain, *others, point.kept])])
+    return rows
+
+
 def write_blend(points: Sequence[BlendPoint], best: BlendPoint, folder: Path, about: Mapping[str, str]) -> None:
     """Write blend.json and blend.html into a folder that exists.
 
@@ -39,20 +48,11 @@ def write_blend(points: Sequence[BlendPoint], best: BlendPoint, folder: Path, ab
         CheckpointError: the folder cannot be written to.
     """
     told = {**about, "chosen": best.at, "rule": RULE, "points": [asdict(point) for point in points]}
-    rows = [
-        [
-            f"{point.at:g}",
-            share(point.score),
-            share(point.gain),
-            *(share(retention(numbers)[2]) for numbers in point.retained.values()),
-            share(point.kept),
-        ]
-        for point in points
-    ]
+    heads, *rows = blend_rows(points, share)
     context = {
         "title": f"{about['tuned']} blended with {about['base']}",
         "rule": RULE,
-        "heads": ["at", "target", "gain", *points[0].retained, "kept"],
+        "heads": heads,
         "rows": [(row, point is best) for row, point in zip(rows, points, strict=True)],
         "chart": blend_chart(points),
     }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from groundtune.data.thumbnails import data_uri, thumbnail
 from groundtune.data.transforms import load_picture
 from groundtune.errors import DataError
 from groundtune.metrics.errors import CROWD, KINDS, MATCHED, PictureResult
@@ -72,9 +71,10 @@ def _card(result: PictureResult, class_names: Sequence[str], thresholds: np.ndar
     found = [_drawn(result.boxes_xyxy[i], result.kinds[i], label) for i, label in zip(shown, labels, strict=True)]
     tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.kinds[i] for i in shown])
     height, width = sample.size_hw
+    picture = load_picture(sample.image_path, sample.size_hw)
     return Card(
         name=sample.image_path.name,
-        image=_thumbnail(result),
+        image=data_uri(thumbnail(picture, _SIDE, _QUALITY)),
         width=width,
         height=height,
         boxes=boxes[:_MOST_BOXES] + found[:_MOST_BOXES],
@@ -87,11 +87,3 @@ def _card(result: PictureResult, class_names: Sequence[str], thresholds: np.ndar
 def _drawn(box_xyxy: np.ndarray, kind: str, label: str) -> dict[str, Any]:
     x0, y0, x1, y1 = (round(float(value), 1) for value in box_xyxy)
     return {"x": x0, "y": y0, "w": round(x1 - x0, 1), "h": round(y1 - y0, 1), "kind": kind, "label": label}
-
-
-def _thumbnail(result: PictureResult) -> str:
-    picture = load_picture(result.sample.image_path, result.sample.size_hw)
-    picture.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -5,16 +5,16 @@ one leaves the file; undo goes back one decision after the other, as long as the
 stays as it was, also what cannot be shown.
 """
 
-import io
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.coco import coco_lists
 from groundtune.data.formats.files import inside, is_text, read_json
+from groundtune.data.thumbnails import thumbnail
 from groundtune.data.transforms import load_picture
+from groundtune.engine.record import replacing
 from groundtune.errors import DataError
 from groundtune.text.prompt import clean_name
 
@@ -114,10 +114,7 @@ class Boxes:
             raise DataError(f"{row['file_name']} is too large for this machine's memory.") from error
         except DataError as error:
             raise DataError(str(error).replace(f"{self.path.parent}/", "")) from error
-        picture.thumbnail((_SIDE, _SIDE))
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=88)
-        return stream.getvalue()
+        return thumbnail(picture, _SIDE, 88)
 
     def _state(self) -> dict[str, Any]:
         classes = [{"id": row["id"], "name": row["name"]} for row in self._categories if _is_class(row)]
@@ -151,10 +148,9 @@ class Boxes:
         if self._stamp() != self._written:
             raise DataError(f"{self.path.name} was changed by another program. Start groundtune review again.")
         content = self._content | {"annotations": [*rows.values()], "categories": categories}
-        temporary = self.path.with_name(f".{self.path.name}.unfinished")
         try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with replacing(self.path) as file:
+                file.write(json.dumps(content).encode())
         except OSError as error:
             raise DataError(
                 f"Cannot write {self.path.name}: {error.strerror or error}. Nothing was changed."
