@@ -22,7 +22,7 @@ DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple um
 .PHONY: help demo test test-all lint audit docs bench install clean
 
 help:
-	@echo "make demo      fine-tune the model nano on generated pictures, to a table of AP and a run folder"
+	@echo "make demo      fine-tune the model nano on generated images, to a table of AP and a run folder"
 	@echo "make test      run the tests"
 	@echo "make test-all  run the slow tests too"
 	@echo "make lint      run ruff and mypy"
@@ -30,24 +30,24 @@ help:
 	@echo "make docs      build the API reference in docs/api"
 	@echo "make bench     compare time and memory with MMDetection and transformers (builds them in $(PEERS))"
 	@echo "make install   only set up .venv (the others do it themselves)"
-	@echo "make clean     remove .venv and the generated pictures; run folders stay"
+	@echo "make clean     remove .venv and the generated images; run folders stay"
 
 install: $(READY) $(TOOLS)
 
 demo: $(READY)
 	@if [ -d "$(DEMO_DATA)" ]; then \
-	    echo "==> The generated pictures are in $(DEMO_DATA) already."; \
+	    echo "==> The generated images are in $(DEMO_DATA) already."; \
 	else \
-	    echo "==> Generating pictures in $(DEMO_DATA): drawn by a program, of things that nano never saw."; \
+	    echo "==> Generating images in $(DEMO_DATA): drawn by a program, of things that nano never saw."; \
 	    $(GROUNDTUNE) init scenes "$(DEMO_DATA)" --classes "$(DEMO_CLASSES)"; \
 	fi
 	@echo "==> groundtune train $(DEMO_DATA)   (run folders: runs/scenes-nano, runs/scenes-nano-2, ...)"
 	@$(GROUNDTUNE) train "$(DEMO_DATA)"
 	@run=$$(ls -td runs/scenes-nano* | head -n 1); \
-	echo "==> groundtune predict $$run $(DEMO_DATA)/valid --save $$run/pictures"; \
-	$(GROUNDTUNE) predict "$$run" "$(DEMO_DATA)/valid" --save "$$run/pictures" > /dev/null && \
-	echo "==> Pictures with what it finds: $$run/pictures. The whole run on one page: $$run/report.html" && \
-	echo "==> That was on generated pictures. On your own: .venv/bin/groundtune train FOLDER"
+	echo "==> groundtune predict $$run $(DEMO_DATA)/valid --output-dir $$run/images"; \
+	$(GROUNDTUNE) predict "$$run" "$(DEMO_DATA)/valid" --output-dir "$$run/images" > /dev/null && \
+	echo "==> Images with what it finds: $$run/images. The whole run on one page: $$run/report.html" && \
+	echo "==> That was on generated images. On your own: .venv/bin/groundtune train FOLDER"
 
 test: $(TOOLS)
 	@echo "==> Running the tests (slow ones: make test-all)"

@@ -3,8 +3,8 @@
     python benchmarks/export.py [--model nano] [--file FILE] [--threads 1] [--rounds 20]
 
 FILE is a closed set that `groundtune export` made of the model; without one, OpenVINO in float32 is written for three names.
-Measured are the network, which gets a normalised picture of 4 : 3 on both sides and in PyTorch has its text features in memory,
-and `Model.predict` of a picture in memory, by PyTorch in float32 and as it would choose, in bfloat16 on some processors.
+Measured are the network, which gets a normalized image of 4 : 3 on both sides and in PyTorch has its text features in memory,
+and `Model.predict` of an image in memory, by PyTorch in float32 and as it would choose, in bfloat16 on some processors.
 Before, the file is asked often enough to have a graph of this size. Printed are the medians of wall and CPU milliseconds, and
 of their ratios, which a busy machine leaves whole.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from groundtune import api
-from groundtune.engine.inference import class_prompts, inference_mode
+from groundtune.predict.detect import class_prompts, inference_mode
 
 
 def main() -> None:
@@ -38,20 +38,24 @@ def main() -> None:
             api.export(model, path, format="openvino", classes=["platelets", "rbc", "wbc"])
         file = api.load(path)
         names = file.bundle.classes
-        picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
         print(f"{path.name} against {options.model}, {options.threads} threads, {options.rounds} rounds")
         compare("network", lambda asked: _network(asked, names), model, file, options.rounds)
         for precision in ("fp32", "auto"):
             model.precision = precision
             compare(
-                f"predict {precision}", lambda asked: lambda: asked.predict(picture, names), model, file, options.rounds
+                f"predict {precision}",
+                lambda asked: lambda: asked.predict(image, names),
+                model,
+                file,
+                options.rounds,
             )
 
 
 def _network(asked: api.Model, names: list[str]) -> Callable[[], object]:
     bundle = asked.bundle
     text = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).text
-    short, most = bundle.picture.short_side, bundle.picture.max_side
+    short, most = bundle.image_format.short_side, bundle.image_format.max_side
     size_hw = (most * 3 // 4, most) if short == most else (short, short * 4 // 3)
     image = torch.randn(1, 3, *size_hw, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +67,11 @@ def _network(asked: api.Model, names: list[str]) -> Callable[[], object]:
 
 
 def compare(
-    what: str, work: Callable[[api.Model], Callable[[], object]], model: api.Model, file: api.Model, rounds: int
+    what: str,
+    work: Callable[[api.Model], Callable[[], object]],
+    model: api.Model,
+    file: api.Model,
+    rounds: int,
 ) -> None:
     """Print how long `work` of a model and of its file take."""
     sides = work(model), work(file)

@@ -1,6 +1,6 @@
 """What fine-tuning forgets, way by way: the target's AP and the retained APs before and after, mean and spread over seeds.
 
-    python benchmarks/keep.py ../shared/data/bccd --retain ../shared/data/chess,../shared/data/amenity --seeds 0,1,2
+    python benchmarks/keep.py ../shared/data/bccd --retention-data ../shared/data/chess,../shared/data/amenity --seeds 0,1,2
 
 Each way is one `groundtune train` with the options below; a run that is there already is not made again. The last lines are a
 Markdown table: target AP before, after and the share of full fine-tuning's gain; retained AP as a share of what it was before
@@ -15,23 +15,25 @@ import sys
 from pathlib import Path
 
 WAYS: dict[str, list[str]] = {
-    "full": ["--replay", "none"],
-    "blend 0.5": ["--replay", "none", "--blend", "0.5"],
+    "full": ["--rehearsal", "none"],
+    "blend 0.5": ["--rehearsal", "none", "--blend", "0.5"],
     "default": [],
-    "lora": ["--adapt", "lora"],
-    "heads": ["--adapt", "heads"],
-    "prompt": ["--adapt", "prompt"],
-    "keep": ["--keep"],
+    "lora": ["--tune", "lora"],
+    "heads": ["--tune", "heads"],
+    "prompt": ["--tune", "prompt"],
+    "keep": ["--keep-base"],
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
-    parser.add_argument("--retain", required=True)
+    parser.add_argument("--retention-data", required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--out", type=Path, default=Path("runs/keep"))
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/keep"))
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more options of each run")
     given = parser.parse_args()
     seeds = given.seeds.split(",")
@@ -39,9 +41,18 @@ def main() -> None:
     for way in (way for way in WAYS if way in given.ways.split(",")):
         for seed in seeds:
             out = given.out / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
-            options = [*WAYS[way], "--retain", given.retain, "--seed", seed, *given.options]
+            options = [*WAYS[way], "--retention-data", given.retain, "--seed", seed, *given.options]
             if not (out / "metrics.json").is_file():
-                command = [sys.executable, "-m", "groundtune.cli", "train", given.data, "--out", str(out), *options]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "groundtune.cli",
+                    "train",
+                    given.data,
+                    "--output-dir",
+                    str(out),
+                    *options,
+                ]
                 subprocess.run(command, check=True, stdout=sys.stderr)
             found[way, seed] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     print("| way | AP before | AP after | share of the gain | retained | " + " | ".join(_sets(found)) + " |")
@@ -52,7 +63,10 @@ def main() -> None:
             + " | ".join(
                 [
                     way,
-                    *_row([found[way, seed] for seed in seeds], [found.get(("full", s), found[way, s]) for s in seeds]),
+                    *_row(
+                        [found[way, seed] for seed in seeds],
+                        [found.get(("full", s), found[way, s]) for s in seeds],
+                    ),
                 ]
             )
             + " |"
@@ -67,10 +81,13 @@ def _row(runs: list[dict], full: list[dict]) -> list[str]:
     before = [run["zero_shot"]["valid/AP"] for run in runs]
     after = [run["best"]["valid/AP"] for run in runs]
     gains = [
-        (run["best"]["valid/AP"] - run["zero_shot"]["valid/AP"]) / (f["best"]["valid/AP"] - f["zero_shot"]["valid/AP"])
+        (run["best"]["valid/AP"] - run["zero_shot"]["valid/AP"])
+        / (f["best"]["valid/AP"] - f["zero_shot"]["valid/AP"])
         for run, f in zip(runs, full, strict=True)
     ]
-    shares = [{name: of["after"]["AP"] / of["before"]["AP"] for name, of in run["retained"].items()} for run in runs]
+    shares = [
+        {name: of["after"]["AP"] / of["before"]["AP"] for name, of in run["retained"].items()} for run in runs
+    ]
     means = [statistics.mean(share.values()) for share in shares]
     return [_told(before), _told(after), _told(gains), _told(means)] + [
         _told([s[name] for s in shares]) for name in shares[0]

@@ -1,9 +1,9 @@
-"""One measured process: from a JPEG file of 640 x 480 to the normalised tensor of 1066 x 800 that a network gets.
+"""One measured process: from a JPEG file of 640 x 480 to the normalized tensor of 1066 x 800 that a network gets.
 
     python benchmarks/loading.py groundtune
     python benchmarks/loading.py transformers        (in the peers' environment)
 
-The last line is JSON: seconds and cpu_s of one picture.
+The last line is JSON: seconds and cpu_s of one image.
 """
 
 import json
@@ -18,15 +18,17 @@ import numpy as np
 from PIL import Image
 
 SIZE_HW = (480, 640)
-PICTURES = 60
+IMAGES = 60
 
 
 def groundtune_loader() -> Callable[[Path], object]:
-    from groundtune.data.transforms import PictureFormat, load_picture, resize_keep_ratio, to_tensor
+    from groundtune.contracts import ImageFormat
+    from groundtune.data.images import load_image
+    from groundtune.data.transforms import resize_keep_ratio, to_tensor
 
-    fmt = PictureFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), short_side=800, max_side=1333)
+    fmt = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), short_side=800, max_side=1333)
     view = resize_keep_ratio(SIZE_HW, fmt)
-    return lambda path: to_tensor(view.picture(load_picture(path, SIZE_HW)), fmt)
+    return lambda path: to_tensor(view.image(load_image(path, SIZE_HW)), fmt)
 
 
 def transformers_loader() -> Callable[[Path], object]:
@@ -44,14 +46,19 @@ def main() -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).resize(SIZE_HW[::-1])
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.jpg"
+        path = Path(folder) / "image.jpg"
         coarse.save(path, quality=90)
         load(path)
         wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(PICTURES):
+        for _ in range(IMAGES):
             load(path)
-    found = {"seconds": (time.perf_counter() - wall) / PICTURES, "cpu_s": (time.process_time() - cpu) / PICTURES}
-    print(json.dumps(found | {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+    found = {
+        "seconds": (time.perf_counter() - wall) / IMAGES,
+        "cpu_s": (time.process_time() - cpu) / IMAGES,
+    }
+    print(
+        json.dumps(found | {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)})
+    )
 
 
 if __name__ == "__main__":

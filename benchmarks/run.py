@@ -61,7 +61,9 @@ def comparisons(peers: Path) -> list[Comparison]:
     def predict(name: str, *options: str) -> Side:
         return Side(name, (*OURS, "predict", *options))
 
-    mmdet = Side("MMDetection 3.3, cat recipe", (str(peers / "mmdet/bin/python"), "mmdet_step.py"), peers / "bench")
+    mmdet = Side(
+        "MMDetection 3.3, cat recipe", (str(peers / "mmdet/bin/python"), "mmdet_step.py"), peers / "bench"
+    )
     default = step("default: bf16, frozen towers, denoising", "--precision", "bf16")
     like = step("fp32, frozen towers, no denoising", "--no-denoising")
     everything, frozen = hf("hf_step.py"), hf("hf_step.py", "--freeze", "grad")
@@ -77,7 +79,9 @@ def comparisons(peers: Path) -> list[Comparison]:
         Comparison("step memory, both fp32 and frozen", like, frozen, "peak_rss_mb", 0.6),
         Comparison("predict", predict("default: bf16", "--precision", "bf16"), hf(loop), "seconds", 1 / 3.5),
         Comparison("predict, both fp32", predict("fp32"), hf(loop), "seconds", 0.6),
-        Comparison("evaluate with 80 names", predict("default: bf16", *chunked, "80"), hf(loop, *few), "seconds"),
+        Comparison(
+            "evaluate with 80 names", predict("default: bf16", *chunked, "80"), hf(loop, *few), "seconds"
+        ),
         Comparison(
             "evaluate with 1203 names",
             predict("default: bf16", *chunked, "1203"),
@@ -86,7 +90,7 @@ def comparisons(peers: Path) -> list[Comparison]:
             1 / 4,
         ),
         Comparison(
-            "load a picture",
+            "load an image",
             Side("to 1066 x 800", (sys.executable, *loading)),
             Side("transformers 5.23", (str(peers / "hf/bin/python"), loading[0], "transformers")),
             "seconds",
@@ -94,7 +98,10 @@ def comparisons(peers: Path) -> list[Comparison]:
         Comparison(
             "start",
             Side("groundtune --help", (sys.executable, "-m", "groundtune.cli", "--help")),
-            Side("import of transformers' model", (*hf("-c").command, "from transformers import GroundingDinoModel")),
+            Side(
+                "import of transformers' model",
+                (*hf("-c").command, "from transformers import GroundingDinoModel"),
+            ),
             "seconds",
         ),
     ]
@@ -111,7 +118,10 @@ def measure(side: Side) -> dict[str, float]:
     if not last.startswith("{"):
         return {"seconds": elapsed}
     found = json.loads(last)
-    return {"seconds": found.get("seconds", found.get("step_s")), **{k: found[k] for k in ("cpu_s", "peak_rss_mb")}}
+    return {
+        "seconds": found.get("seconds", found.get("step_s")),
+        **{k: found[k] for k in ("cpu_s", "peak_rss_mb")},
+    }
 
 
 def compare(chosen: list[Comparison], rounds: int) -> list[str]:
@@ -127,24 +137,28 @@ def compare(chosen: list[Comparison], rounds: int) -> list[str]:
         ours, theirs = ([value[c.key] for value in values[side]] for side in (c.ours, c.theirs))
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         cells = [
-            f"{statistics.median(v):.3g} {UNITS[c.key]}" if max(v) < 1000 else f"{statistics.median(v):.0f} MB"
+            f"{statistics.median(v):.3g} {UNITS[c.key]}"
+            if max(v) < 1000
+            else f"{statistics.median(v):.0f} MB"
             for v in (ours, theirs)
         ]
         spread = f"**{statistics.median(ratios):.3f}** ({min(ratios):.3f} – {max(ratios):.3f})"
         wanted = f"≤ {c.wanted:.3f}" if c.wanted else "–"
-        rows.append(f"| {c.title} | {cells[0]} ({c.ours.name}) | {cells[1]} ({c.theirs.name}) | {spread} | {wanted} |")
+        rows.append(
+            f"| {c.title} | {cells[0]} ({c.ours.name}) | {cells[1]} ({c.theirs.name}) | {spread} | {wanted} |"
+        )
     return rows
 
 
 def nano() -> list[str]:
-    """The built-in model: loading it, and one picture."""
+    """The built-in model: loading it, and one image."""
     done = subprocess.run([sys.executable, HERE / "nano.py"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return [
         "",
-        "## nano, a picture of 640 x 640, three names",
+        "## nano, an image of 640 x 640, three names",
         "",
-        f"Loaded in {found['load_s']:.2f} s (imports apart); the first picture {found['first_s']:.2f} s, the next ones "
+        f"Loaded in {found['load_s']:.2f} s (imports apart); the first image {found['first_s']:.2f} s, the next ones "
         f"{found['seconds']:.3f} s or {found['cpu_s']:.3f} CPU s each.",
     ]
 
@@ -152,7 +166,7 @@ def nano() -> list[str]:
 def scaling() -> list[str]:
     """Our default step as one thing grows."""
     grown = {
-        "picture side, px": ("--size", [320, 480, 640, 800, 960]),
+        "image side, px": ("--size", [320, 480, 640, 800, 960]),
         "names in the prompt (tokens)": ("--names", [1, 3, 12, 50]),
         "boxes": ("--boxes", [1, 5, 50, 200]),
         "batch": ("--batch", [1, 2, 4]),
@@ -174,7 +188,9 @@ def introduction(rounds: int) -> list[str]:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].split(":")[1].strip() if names else platform.processor()
     flags = Path("/proc/cpuinfo").read_text()
-    bf16 = ", ".join(flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag}" in flags) or "no bf16 arithmetic"
+    bf16 = (
+        ", ".join(flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag}" in flags) or "no bf16 arithmetic"
+    )
     return [
         "# Results",
         "",
@@ -191,7 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of the titles")
     parser.add_argument("--no-scaling", action="store_true")
-    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--output-dir", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
     chosen = [c for c in comparisons(args.peers.resolve()) if args.only in c.title]
     lines = [

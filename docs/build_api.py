@@ -19,14 +19,16 @@ _MODULES = (
     "groundtune.engine.train",  # RunResult
     "groundtune.engine.evaluate",  # Evaluation
     "groundtune.engine.blend",  # BlendPoint
-    "groundtune.data.check.report",  # Report
-    "groundtune.labelling",  # Labelled
-    "groundtune.predict",  # Finder
-    "groundtune.tiles",  # Tiles
+    "groundtune.data.check.run",  # Report
+    "groundtune.predict.label",  # Labeled
+    "groundtune.predict.predictor",  # Predictor
+    "groundtune.predict.tiles",  # Tiles
     "groundtune.model.bundle",  # ModelBundle
 )
 
 if __name__ == "__main__":
     vars(groundtune).update({name: getattr(groundtune, name) for name in groundtune.__all__})
-    pdoc.render.configure(docformat="google", show_source=False, footer_text=f"groundtune {groundtune.__version__}")
+    pdoc.render.configure(
+        docformat="google", show_source=False, footer_text=f"groundtune {groundtune.__version__}"
+    )
     pdoc.pdoc(*_MODULES, output_directory=Path(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Plays the person at `groundtune review` where the true boxes are known: `python reviewed.py LABELLED TRUTH`.
+"""Plays the person at `groundtune review` where the true boxes are known: `python reviewed.py LABELED TRUTH`.
 
-Both are COCO data sets; the boxes with a score in LABELLED's split train are looked through. One that lies on a true box of the
-same picture (IoU of 0.5 or more, each true box once, the surest first) is accepted, under the true box's name; all others are
+Both are COCO data sets; the boxes with a score in LABELED's split train are looked through. One that lies on a true box of the
+same image (IoU of 0.5 or more, each true box once, the surest first) is accepted, under the true box's name; all others are
 rejected. Nothing is added and no box is moved.
 """
 
@@ -14,19 +14,21 @@ import torch
 
 from groundtune.boxes import pairwise_iou, xywh_to_xyxy
 
-labelled, truth = (Path(path) / "train" / "_annotations.coco.json" for path in sys.argv[1:])
-content, true = json.loads(labelled.read_text()), json.loads(truth.read_text())
+labeled, truth = (Path(path) / "train" / "_annotations.coco.json" for path in sys.argv[1:])
+content, true = json.loads(labeled.read_text()), json.loads(truth.read_text())
 names = {row["id"]: row["name"] for row in true["categories"]}
 ids = {row["name"]: row["id"] for row in content["categories"]}
-pictures = {Path(row["file_name"]).name: row["id"] for row in true["images"]}
+images = {Path(row["file_name"]).name: row["id"] for row in true["images"]}
 kept, counts = (
     [row for row in content["annotations"] if "score" not in row],
     {"accepted": 0, "renamed": 0, "rejected": 0},
 )
 for image in content["images"]:
     drawn = [row for row in content["annotations"] if row["image_id"] == image["id"] and "score" in row]
-    real = [row for row in true["annotations"] if row["image_id"] == pictures[Path(image["file_name"]).name]]
-    boxes, others = (xywh_to_xyxy(torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)) for rows in (drawn, real))
+    real = [row for row in true["annotations"] if row["image_id"] == images[Path(image["file_name"]).name]]
+    boxes, others = (
+        xywh_to_xyxy(torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)) for rows in (drawn, real)
+    )
     overlap = pairwise_iou(boxes.float(), others.float()).numpy()
     for place in sorted(range(len(drawn)), key=lambda place: -drawn[place]["score"]):
         best = int(np.argmax(overlap[place])) if real else -1
@@ -39,5 +41,5 @@ for image in content["images"]:
         counts["accepted" if category == row["category_id"] else "renamed"] += 1
         kept.append(row | {"category_id": category})
 content["annotations"] = kept
-labelled.write_text(json.dumps(content))
+labeled.write_text(json.dumps(content))
 print(counts)

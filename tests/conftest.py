@@ -8,10 +8,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with golden numbers and real pictures, beside the checkout; skips where it is absent."""
+    """The folder with golden numbers and real images, beside the checkout; skips where it is absent."""
     folder = Path(__file__).parents[1] / "../shared"
     if not folder.is_dir():
-        pytest.skip(f"needs the golden numbers and pictures in {folder}")
+        pytest.skip(f"needs the golden numbers and images in {folder}")
     return folder.resolve()
 
 

@@ -32,20 +32,25 @@ def data(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> plante
 @pytest.mark.parametrize(
     ("faults", "options", "code", "verdict"),
     [
-        ([], [], 0, "No problems found in 36 pictures (2 notes)."),
-        ([], ["--strict"], 0, "No problems found in 36 pictures (2 notes)."),
+        ([], [], 0, "No problems found in 36 images (2 notes)."),
+        ([], ["--strict"], 0, "No problems found in 36 images (2 notes)."),
         (["box-outside"], [], 0, "1 warning, 2 notes. Training would run; look at the warning first."),
-        (["box-outside"], ["--strict"], 3, "1 warning, 2 notes. Training would run; look at the warning first."),
         (
             ["box-outside"],
-            ["--strict", "--ignore", "box-outside,pictures-empty"],
-            0,
-            "No problems found in 36 pictures (1 note).",
+            ["--strict"],
+            3,
+            "1 warning, 2 notes. Training would run; look at the warning first.",
         ),
-        (["picture-corrupt"], [], 3, "1 error, 2 notes. Training would stop on the error."),
-        (["picture-corrupt"], ["--fast"], 0, "No problems found in 36 pictures (2 notes)."),
         (
-            ["picture-corrupt", "name-too-long", "box-outside"],
+            ["box-outside"],
+            ["--strict", "--ignore", "box-outside,images-empty"],
+            0,
+            "No problems found in 36 images (1 note).",
+        ),
+        (["image-corrupt"], [], 3, "1 error, 2 notes. Training would stop on the error."),
+        (["image-corrupt"], ["--fast"], 0, "No problems found in 36 images (2 notes)."),
+        (
+            ["image-corrupt", "name-too-long", "box-outside"],
             [],
             3,
             "2 errors, 1 warning, 2 notes. Training would stop on the errors.",
@@ -78,7 +83,7 @@ def test_a_finding_has_count_examples_and_a_fix_and_fits_the_terminal(
     monkeypatch.setenv("COLUMNS", "60")
     main(["check", "data"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("data: 36 pictures (24 train, 12 valid), ")
+    assert lines[0].startswith("data: 36 images (24 train, 12 valid), ")
     begin = lines.index("Warnings")
     assert lines[begin + 1] == "  box-outside  7 in train"
     assert "      … and 4 more" in lines
@@ -94,7 +99,7 @@ def test_json_has_everything(data: planted_faults.Copy, capsys: pytest.CaptureFi
     assert main(["check", "data", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert set(content) == {"data", "splits", "errors", "warnings", "notes", "findings", "classes"}
-    assert content["splits"]["train"]["pictures"] == 24
+    assert content["splits"]["train"]["images"] == 24
     assert (content["errors"], content["warnings"], content["notes"]) == (0, 2, 2)
     for finding in content["findings"]:
         assert set(finding) == {"check", "severity", "split", "count", "message", "examples", "fix"}
@@ -126,8 +131,11 @@ def test_data_that_cannot_be_read_is_a_report_and_a_missing_folder_is_a_mistake(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("check", "data: missing; expected a folder with pictures and boxes, or a COCO .json file."),
-        ("check data --strickt", "there is no option --strickt. Did you mean --strict? See groundtune check --help."),
+        ("check", "data: missing; expected a folder with images and boxes, or a COCO .json file."),
+        (
+            "check data --strickt",
+            "there is no option --strickt. Did you mean --strict? See groundtune check --help.",
+        ),
         (
             "check data --ignore leak-naer",
             "ignore: there is no check 'leak-naer'. Did you mean leak-near? The names are those before the findings of "
@@ -152,7 +160,7 @@ def test_a_class_to_rename_must_be_there(data: planted_faults.Copy, capsys: pyte
 
 
 def test_renamed_classes_keep_their_ids_and_may_become_one(data: planted_faults.Copy) -> None:
-    from groundtune.data.rename import rename_classes
+    from groundtune.data.combine import rename_classes
 
     data.save()
     before, after = load_splits(data.folder), load_splits(data.folder)
@@ -218,7 +226,9 @@ def test_the_table_of_classes_is_short_for_many(
     assert lines[begin + 32].startswith("Prompt: sort aa of thing.") and len(lines[begin + 32]) < 700
 
 
-@pytest.mark.parametrize("fault", ["name-too-long", "split-without-boxes", "boxes-look-xyxy", "boxes-look-normalised"])
+@pytest.mark.parametrize(
+    "fault", ["name-too-long", "split-without-boxes", "boxes-look-xyxy", "boxes-look-normalized"]
+)
 def test_training_stops_on_the_errors_of_the_fast_checks(
     data: planted_faults.Copy, no_training: None, capsys: pytest.CaptureFixture, fault: str
 ) -> None:

@@ -32,8 +32,8 @@ class Engine:
 
     def load_bundle(self, source: str, seed: int = 0) -> SimpleNamespace:
         config = SimpleNamespace(max_text_len=256, num_queries=100)
-        picture = SimpleNamespace(short_side=320, max_side=320)
-        known = {"classes": ["cat"], "recipe": {}, "picture": picture}
+        image = SimpleNamespace(short_side=320, max_side=320)
+        known = {"classes": ["cat"], "recipe": {}, "image": image}
         return SimpleNamespace(
             source=source, tokenizer=self.tokenizer, config=config, network=None, own_names=None, **known
         )
@@ -58,25 +58,27 @@ class Engine:
         self.calls.append({"bundle": bundle, "dataset": dataset, **options})
         options["progress"].evaluation(1, 1)
         per_class = {"red circle": {"AP": 0.5, "AP50": 1.0}}
-        return SimpleNamespace(metrics={"AP": 0.5, "AP50": None}, per_class=per_class, predictions=[{"image_id": 1}])
+        return SimpleNamespace(
+            metrics={"AP": 0.5, "AP50": None}, per_class=per_class, predictions=[{"image_id": 1}]
+        )
 
-    def find(self, finder: Any, pictures: list) -> list[supervision.Detections]:
-        self.calls.append({"names": finder.names, "threshold": finder.threshold, "pictures": pictures})
+    def find(self, predictor: Any, images: list) -> list[supervision.Detections]:
+        self.calls.append({"names": predictor.names, "threshold": predictor.threshold, "images": images})
         none = supervision.Detections.empty()
         one = supervision.Detections(
             np.array([[1.0, 2.0, 3.5, 4.25]]),
             confidence=np.array([0.75]),
             class_id=np.array([0]),
-            data={"class_name": np.array([finder.names[0]])},
+            data={"class_name": np.array([predictor.names[0]])},
         )
-        return [one, *[none] * (len(pictures) - 1)]
+        return [one, *[none] * (len(images) - 1)]
 
 
 @pytest.fixture()
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any) -> Engine:
     """The fake engine, in an empty working folder."""
     import groundtune.model.checkpoint.load as loading
-    import groundtune.predict as predict
+    import groundtune.predict.predictor as predict
     import groundtune.report.build as report
 
     fake = Engine(tokenizer)
@@ -85,7 +87,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any) -> E
     monkeypatch.setitem(sys.modules, "groundtune.engine.train", SimpleNamespace(train=fake.train))
     monkeypatch.setitem(sys.modules, "groundtune.engine.evaluate", SimpleNamespace(evaluate=fake.evaluate))
     monkeypatch.setattr(report, "build_report", lambda folder, splits: folder / "report.html")
-    monkeypatch.setattr(predict.Finder, "find", lambda finder, pictures: fake.find(finder, pictures))
+    monkeypatch.setattr(predict.Predictor, "find", lambda predictor, images: fake.find(predictor, images))
     return fake
 
 
@@ -102,9 +104,13 @@ def groundtune(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.parametrize("code", ["import groundtune", "from groundtune.cli import main; main(['train', '--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import groundtune", "from groundtune.cli import main; main(['train', '--help'])"]
+)
 def test_import_and_help_do_without_the_heavy_packages(code: str) -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'PIL', 'rich', 'supervision', 'accelerate'} & set(sys.modules)"
+    heavy = (
+        "{'torch', 'transformers', 'numpy', 'PIL', 'rich', 'supervision', 'accelerate'} & set(sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; {code}; assert not {heavy}, {heavy}"],
@@ -120,8 +126,14 @@ def test_import_and_help_do_without_the_heavy_packages(code: str) -> None:
     [
         ("trian", "there is no command 'trian'. Did you mean train? See groundtune --help."),
         ("--foo", "unrecognized arguments: --foo. See groundtune --help."),
-        ("train --epocs 5 x", "there is no option --epocs. Did you mean --epochs? See groundtune train --help."),
-        ("train x --epoch=5", "there is no option --epoch. Did you mean --epochs? See groundtune train --help."),
+        (
+            "train --epocs 5 x",
+            "there is no option --epocs. Did you mean --epochs? See groundtune train --help.",
+        ),
+        (
+            "train x --epoch=5",
+            "there is no option --epoch. Did you mean --epochs? See groundtune train --help.",
+        ),
         (
             "train x --no-denoisin",
             "there is no option --no-denoisin. Did you mean --no-denoising? See groundtune train --help.",
@@ -139,20 +151,26 @@ def test_import_and_help_do_without_the_heavy_packages(code: str) -> None:
         ("train x y", "'y' is one argument too many. See groundtune train --help."),
         ("train x --lr", "argument --lr: expected one argument. See groundtune train --help."),
         ("train x --lr fast", "--lr: expected a number, got 'fast'."),
-        ("train", "data: missing; expected a folder with pictures and boxes, or a COCO .json file."),
-        ("evaluate nano", "data: missing; expected a folder with pictures and boxes, or a COCO .json file."),
+        ("train", "data: missing; expected a folder with images and boxes, or a COCO .json file."),
+        ("evaluate nano", "data: missing; expected a folder with images and boxes, or a COCO .json file."),
         (
             "predict nano",
-            "images: missing; expected pictures, videos, folders or patterns of them, the number of a camera, or - for paths "
+            "images: missing; expected images, videos, folders or patterns of them, the number of a camera, or - for paths "
             "on stdin.",
         ),
-        ("predict nano x.jpg --threshold 2", "--threshold: expected a number of at least 0 and of at most 1, got 2.0."),
+        (
+            "predict nano x.jpg --threshold 2",
+            "--threshold: expected a number of at least 0 and of at most 1, got 2.0.",
+        ),
         (
             "train x --config no.yaml",
             "Cannot read the configuration no.yaml: No such file or directory. Expected a YAML file.",
         ),
         ("train --resume no", "resume: no has no config.yaml; name the folder of a run that was started."),
-        ("evaluate nano x --out no/x.json", "out: no/x.json cannot be written; name a file in a folder that exists."),
+        (
+            "evaluate nano x --output-dir no/x.json",
+            "out: no/x.json cannot be written; name a file in a folder that exists.",
+        ),
     ],
 )
 def test_pitfall_32_a_wrong_command_line_is_one_line_with_one_suggestion(
@@ -184,10 +202,15 @@ def coco(folder: Path, content: object) -> None:
 
 CASES = {
     "missing folder": (None, "train nowhere", 3, "The data nowhere does not exist."),
-    "not COCO": ({"pictures": []}, "train data", 3, "_annotations.coco.json"),
+    "not COCO": ({"images": []}, "train data", 3, "_annotations.coco.json"),
     "not COCO but a list": ([1, 2], "train data", 3, "_annotations.coco.json"),
     "missing folder, evaluate": (None, "evaluate nano nowhere", 3, "The data nowhere does not exist."),
-    "missing pictures": (None, "predict nano a.jpg b.jpg", 3, "a.jpg: there is no such picture; b.jpg: there"),
+    "missing images": (
+        None,
+        "predict nano a.jpg b.jpg",
+        3,
+        "a.jpg: there is no such image; b.jpg: there",
+    ),
 }
 
 
@@ -239,13 +262,13 @@ def test_a_run_folder_with_something_in_it_is_refused_and_left_alone(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
-    assert main(["train", str(scenes), "--out", "run"]) == 2
+    assert main(["train", str(scenes), "--output-dir", "run"]) == 2
     assert capsys.readouterr().err == (
-        "groundtune: error: out: the folder run is not empty. Name another with --out, or go on with that run by "
+        "groundtune: error: out: the folder run is not empty. Name another with --output-dir, or go on with that run by "
         "--resume run.\n"
     )
     assert written(tmp_path) == {"run", "run/notes.txt"}
-    assert main(["train", str(scenes), "--out", "run/notes.txt"]) == 2
+    assert main(["train", str(scenes), "--output-dir", "run/notes.txt"]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
 
 
@@ -272,18 +295,18 @@ def test_train_shows_the_classes_and_prints_the_table(
     assert "Run folder: runs/scenes-nano\n" in shown.err
     config = engine.calls[0]["config"]
     assert (config.epochs, config.optimizer.lr, config.denoising) == (3, 1e-3, False)
-    assert config.out == "runs/scenes-nano"
+    assert config.output_dir == "runs/scenes-nano"
 
 
 def test_train_prints_what_is_left_of_the_retained_sets(
     engine: Engine, scenes: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """.22 of .4116 is 53.4 %. A set that is not there ends the run before the model is loaded."""
-    assert main(["train", str(scenes), "--retain", f"{scenes},{scenes / 'valid'}"]) == 0
+    assert main(["train", str(scenes), "--retention-data", f"{scenes},{scenes / 'valid'}"]) == 0
     assert capsys.readouterr().out.split("\n\n")[2].splitlines() == [
         f"retained {name}: AP 0.412 -> 0.220 (53 % kept)" for name in (scenes.name, "valid")
     ]
-    assert main(["train", str(scenes), "--retain", "gone"]) == 3
+    assert main(["train", str(scenes), "--retention-data", "gone"]) == 3
     assert "The data gone does not exist." in capsys.readouterr().err and len(engine.calls) == 1
 
 
@@ -291,7 +314,7 @@ def test_the_recipe_of_the_model_stands_below_the_command_line(engine: Engine, s
     from groundtune.model.checkpoint.load import load_recipe
 
     recipe = load_recipe("nano")
-    assert recipe["batch_size"] != TrainConfig("x").batch_size
+    assert recipe["batch_size"] != TrainConfig(data="x").batch_size
     main(["train", str(scenes)])
     main(["train", str(scenes), "--batch-size", "3"])
     assert [call["config"].batch_size for call in engine.calls] == [recipe["batch_size"], 3]
@@ -310,11 +333,15 @@ def test_runs_without_a_name_are_numbered(engine: Engine, scenes: Path) -> None:
 def test_resume_takes_up_the_options_of_the_run(engine: Engine, scenes: Path, tmp_path: Path) -> None:
     engine.error = KeyboardInterrupt()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text(to_yaml(TrainConfig(str(scenes), out="elsewhere", epochs=77)))
+    (tmp_path / "run/config.yaml").write_text(
+        to_yaml(TrainConfig(data=str(scenes), output_dir="elsewhere", epochs=77))
+    )
     assert main(["train", "--resume", "run"]) == 130
     call = engine.calls[0]
     assert (call["config"].epochs, call["config"].resume, call["out"]) == (77, "run", Path("run"))
-    assert call["config"].batch_size == TrainConfig("x").batch_size  # not the recipe's: the run had been resolved
+    assert (
+        call["config"].batch_size == TrainConfig(data="x").batch_size
+    )  # not the recipe's: the run had been resolved
 
 
 def test_errors_become_exit_codes_and_debug_shows_where(
@@ -345,7 +372,7 @@ def test_evaluate_prints_a_table_or_json(
     )
     assert engine.calls[0]["class_indices"] == [1]
     assert engine.calls[0]["dataset"].name == "train"
-    assert main([*line, "--json", "--out", "found.json"]) == 0
+    assert main([*line, "--json", "--output-dir", "found.json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"AP": 0.5, "AP50": None}
     assert json.loads((tmp_path / "found.json").read_text()) == [{"image_id": 1}]
 
@@ -366,14 +393,17 @@ def test_evaluate_knows_splits_and_classes(
 
 def test_predict_prints_boxes_and_saves(engine: Engine, scenes: Path, capsys: pytest.CaptureFixture) -> None:
     folder = scenes / "valid"
-    pictures = sorted(folder.glob("*.jpg")) or sorted(folder.glob("*.png"))
+    images = sorted(folder.glob("*.jpg")) or sorted(folder.glob("*.png"))
     line = ["predict", "nano", str(folder), "--threshold", "0.5"]
-    assert main([*line, "--classes", "cat, remote control", "--save", "drawn"]) == 0
-    assert capsys.readouterr().out == f"{pictures[0]}: 1 found\n  cat  0.750  1.0 2.0 3.5 4.2\n{pictures[1]}: 0 found\n"
-    assert len(engine.calls[0]["pictures"]) == 2
+    assert main([*line, "--classes", "cat, remote control", "--output-dir", "drawn"]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"{images[0]}: 1 found\n  cat  0.750  1.0 2.0 3.5 4.2\n{images[1]}: 0 found\n"
+    )
+    assert len(engine.calls[0]["images"]) == 2
     assert engine.calls[0]["names"] == ["cat", "remote control"]
     assert engine.calls[0]["threshold"] == 0.5
-    assert (Path("drawn") / f"{pictures[1].stem}.png").is_file()
+    assert (Path("drawn") / f"{images[1].stem}.png").is_file()
     assert main([*line, "--json"]) == 0  # the names of the fine-tuning
     first = json.loads(capsys.readouterr().out)[0]
     assert first["detections"] == [{"class": "cat", "score": 0.75, "box_xyxy": [1.0, 2.0, 3.5, 4.25]}]
@@ -392,9 +422,11 @@ def test_a_run_folder_stands_for_its_model(engine: Engine, scenes: Path, tmp_pat
 def test_models_and_env_are_lists(capsys: pytest.CaptureFixture) -> None:
     assert main(["models"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0].split()[:4] == ["name", "parameters", "backbone", "licence"]
+    assert rows[0].split()[:4] == ["name", "parameters", "backbone", "license"]
     assert rows[1].startswith("nano")
-    assert any(row.split()[:5] == ["iSEE-Laboratory/llmdet_tiny", "172", "M", "Swin-T", "Apache-2.0"] for row in rows)
+    assert any(
+        row.split()[:5] == ["iSEE-Laboratory/llmdet_tiny", "172", "M", "Swin-T", "Apache-2.0"] for row in rows
+    )
     assert main(["env"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert {"groundtune", "python", "torch", "device", "threads", "deformable", "tensorboard"} <= set(names)
@@ -418,17 +450,19 @@ def test_the_python_interface_checks_its_options_like_the_command_line(engine: E
     import groundtune as gt
     from groundtune.errors import ConfigError
 
-    run = gt.train("nano", scenes, epochs=2, out="runs/x", quiet=True)
+    run = gt.train("nano", scenes, epochs=2, output_dir="runs/x", quiet=True)
     assert run.metrics["valid/AP"] == 0.5
     assert engine.calls[0]["config"].epochs == 2
-    with pytest.raises(ConfigError, match=r"train\(\): epoch: there is no such option. Did you mean epochs\?"):
+    with pytest.raises(
+        ConfigError, match=r"train\(\): epoch: there is no such option. Did you mean epochs\?"
+    ):
         gt.train("nano", scenes, epoch=2)
     model = gt.load("nano")
     gt.train(model, scenes, lr=0.5, quiet=True)
     assert engine.calls[1]["bundle"] is model.bundle
     assert engine.calls[1]["config"].optimizer.lr == 0.5
-    picture = np.zeros((4, 4, 3), np.uint8)
-    assert len(model.predict(picture, ["sofa"])) == 1
-    assert [len(found) for found in model.predict([picture, picture])] == [1, 0]
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert len(model.predict(image, ["sofa"])) == 1
+    assert [len(found) for found in model.predict([image, image])] == [1, 0]
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = gt.trian

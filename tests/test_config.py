@@ -8,7 +8,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundtune.config import MODULES, OptimizerConfig, ParamGroup, TrainConfig, to_yaml, train_config, validate
+from groundtune.config import (
+    MODULES,
+    OptimizerConfig,
+    ParamGroup,
+    TrainConfig,
+    to_yaml,
+    train_config,
+    validate,
+)
 from groundtune.errors import ConfigError
 from groundtune.options import read_yaml
 
@@ -57,24 +65,31 @@ def test_the_founding_yaml_is_accepted_as_it_stands(tmp_path: Path) -> None:
 
 
 def test_the_founding_yaml_of_the_issue_and_of_the_analysis_are_one(shared: Path) -> None:
-    analysis = (shared / "founding-analysis.md").read_text(encoding="utf-8").partition("## Training Configuration")[2]
+    analysis = (
+        (shared / "founding-analysis.md")
+        .read_text(encoding="utf-8")
+        .partition("## Training Configuration")[2]
+    )
     block = analysis.partition("```yaml")[2].partition("```")[0]
     assert yaml.safe_load(block) == yaml.safe_load(FOUNDING)
 
 
 def test_the_defaults_freeze_the_towers_and_name_every_module_once() -> None:
-    groups = TrainConfig("cats").param_groups
+    groups = TrainConfig(data="cats").param_groups
     assert sorted(path for group in groups for path in group.modules) == sorted(MODULES)
-    assert {path for group in groups if group.lr_mult == 0 for path in group.modules} == {"backbone", "language_model"}
+    assert {path for group in groups if group.lr_mult == 0 for path in group.modules} == {
+        "backbone",
+        "language_model",
+    }
 
 
 def test_the_layers_are_stronger_from_the_defaults_to_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("optimizer: {lr: 0.2}\nepochs: 7\nbatch_size: 3\n")
-    recipe = {"optimizer": {"lr": 0.1, "weight_decay": 0.3}, "epochs": 5, "ema": 0.9}
+    recipe = {"optimizer": {"lr": 0.1, "weight_decay": 0.3}, "epochs": 5, "ema_decay": 0.9}
     config = train_config({"data": "cats", "epochs": "9"}, path, recipe)
     assert config.optimizer == OptimizerConfig("AdamW", 0.2, 0.3)
-    assert (config.epochs, config.batch_size, config.ema, config.clip_grad) == (9, 3, 0.9, 0.1)
+    assert (config.epochs, config.batch_size, config.ema_decay, config.max_grad_norm) == (9, 3, 0.9, 0.1)
     assert train_config({"data": "cats", "lr": "1"}, path, recipe).optimizer.lr == 1.0
 
 
@@ -111,7 +126,10 @@ def test_values_are_read_as_their_type(name: str, text: object, value: object) -
     [
         ("epoch: 3", "DIR/c.yaml: epoch: there is no such option. Did you mean epochs?"),
         ("lr: 0.1", "DIR/c.yaml: lr: there is no such option. Did you mean optimizer.lr?"),
-        ("optimizer: {lrr: 1}", "DIR/c.yaml: optimizer.lrr: there is no such option. Did you mean optimizer.lr?"),
+        (
+            "optimizer: {lrr: 1}",
+            "DIR/c.yaml: optimizer.lrr: there is no such option. Did you mean optimizer.lr?",
+        ),
         ("zzz: 3", "DIR/c.yaml: zzz: there is no such option."),
         ("optimizer: AdamW", "DIR/c.yaml: optimizer: expected a mapping with type, lr, weight_decay."),
         ("optimizer: {type: SGD}", "DIR/c.yaml: optimizer.type: expected AdamW, got 'SGD'."),
@@ -136,7 +154,10 @@ def test_values_are_read_as_their_type(name: str, text: object, value: object) -
             "param_groups: backbone",
             "DIR/c.yaml: param_groups: expected a list, each a mapping with modules, lr_mult, got 'backbone'.",
         ),
-        ("param_groups: [{lr_mult: 1}]", "DIR/c.yaml: param_groups[0]: modules: missing; expected paths of modules."),
+        (
+            "param_groups: [{lr_mult: 1}]",
+            "DIR/c.yaml: param_groups[0]: modules: missing; expected paths of modules.",
+        ),
         (
             "param_groups: [{modules: [neck], lr_mul: 1}]",
             "DIR/c.yaml: param_groups[0]: lr_mul: there is no such option. Did you mean lr_mult?",
@@ -151,12 +172,17 @@ def test_values_are_read_as_their_type(name: str, text: object, value: object) -
             "param_groups: 'neck' stands in more than one group; keep one of them.",
         ),
         ("param_groups: [{modules: []}]", "param_groups[0].modules: empty; name a module."),
-        ("a: [", "DIR/c.yaml is not YAML at line 1, column 5: expected the node content, but found '<stream end>'."),
+        (
+            "a: [",
+            "DIR/c.yaml is not YAML at line 1, column 5: expected the node content, but found '<stream end>'.",
+        ),
         ("- epochs", "DIR/c.yaml must be a mapping of options such as `epochs: 20`, found ['epochs']."),
         ("1: 2", "DIR/c.yaml: 1: there is no such option."),
     ],
 )
-def test_a_mistake_is_said_with_its_place_what_was_expected_and_the_fix(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_is_said_with_its_place_what_was_expected_and_the_fix(
+    tmp_path: Path, text: str, said: str
+) -> None:
     assert message(tmp_path, text) == said
 
 
@@ -186,9 +212,9 @@ def test_paths_inside_the_modules_are_left_to_the_network(tmp_path: Path) -> Non
 
 
 def test_a_configuration_put_together_by_hand_is_checked_too() -> None:
-    validate(TrainConfig("cats"))
+    validate(TrainConfig(data="cats"))
     with pytest.raises(ConfigError, match="2 problems"):
-        validate(TrainConfig("cats", epochs=0, optimizer=OptimizerConfig(lr=-1.0)))
+        validate(TrainConfig(data="cats", epochs=0, optimizer=OptimizerConfig(lr=-1.0)))
 
 
 PROBABILITY = st.floats(0, 1)
@@ -197,13 +223,13 @@ DATA = st.text("abc é'\"#:-", min_size=1)
 OPTIONAL: dict[str, st.SearchStrategy] = {
     "out": st.none() | st.sampled_from(["runs/a b", "yes", "1", "null", "1e-4"]),
     "seed": st.integers(0, 2**32 - 1),
-    "limit_train": st.none() | COUNT,
+    "max_train_images": st.none() | COUNT,
     "epochs": COUNT,
     "optimizer": st.builds(OptimizerConfig, lr=st.floats(1e-12, 10), weight_decay=st.floats(0, 1)),
     "param_groups": st.lists(st.sampled_from(MODULES), unique=True, min_size=1).flatmap(
         lambda names: st.floats(0, 10).map(lambda factor: [ParamGroup(names, factor)])
     ),
-    "ema": st.floats(0, 0.9999),
+    "ema_decay": st.floats(0, 0.9999),
     "denoising": st.booleans(),
     "flip": PROBABILITY,
     "multi_scale": st.lists(st.floats(0.1, 10), max_size=4),
@@ -213,7 +239,9 @@ OPTIONAL: dict[str, st.SearchStrategy] = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({"data": DATA}, optional=OPTIONAL))
-def test_any_options_come_back_from_yaml(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
+def test_any_options_come_back_from_yaml(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "options.yaml"
     config = TrainConfig(**values)
     path.write_text(to_yaml(config), encoding="utf-8")

@@ -33,19 +33,21 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_and_picture_is_there(page: Path) -> None:
+def test_every_link_and_image_is_there(page: Path) -> None:
     missing = []
     for link in LINK.findall(prose(page)):
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         if re.match(r"[a-z]+:", link) is None and not (
-            target.exists() and (not anchor or anchor in anchors(target)) and target.resolve().is_relative_to(ROOT)
+            target.exists()
+            and (not anchor or anchor in anchors(target))
+            and target.resolve().is_relative_to(ROOT)
         ):
             missing.append(link)
     assert missing == []
 
 
-def test_pictures_are_small_and_each_is_shown() -> None:
+def test_images_are_small_and_each_is_shown() -> None:
     shown = {link for page in DOCS.glob("*.md") for link in LINK.findall(page.read_text(encoding="utf-8"))}
     files = [path for path in (DOCS / "images").iterdir() if path.is_file()]
     assert {path.relative_to(DOCS).as_posix() for path in files} <= shown
@@ -59,9 +61,9 @@ def test_pictures_are_small_and_each_is_shown() -> None:
 def test_every_command_has_a_page_in_the_readme_and_in_the_index(verb: str) -> None:
     page = {"env": "models.md"}.get(verb, f"{verb}.md")
     for index, place in ((ROOT / "README.md", f"docs/{page}"), (DOCS / "README.md", page)):
-        assert re.search(rf"\[[^\n]*`(groundtune )?{verb}\b[^\n]*\]\({place}\)", index.read_text(encoding="utf-8")), (
-            index
-        )
+        assert re.search(
+            rf"\[[^\n]*`(groundtune )?{verb}\b[^\n]*\]\({place}\)", index.read_text(encoding="utf-8")
+        ), index
     assert f"groundtune {verb}" in (DOCS / page).read_text(encoding="utf-8")
 
 
@@ -77,7 +79,9 @@ def test_every_option_of_a_command_exists(page: Path) -> None:
     unknown = []
     for verb, rest in typed(page):
         known = PARSERS[verb]._option_string_actions if verb in PARSERS else {}
-        unknown += [f"{verb} {option}" for option in re.findall(r"(?<!\S)--[a-z-]+", rest) if option not in known]
+        unknown += [
+            f"{verb} {option}" for option in re.findall(r"(?<!\S)--[a-z-]+", rest) if option not in known
+        ]
     if page.stem in PARSERS:  # the tables of a command's own page
         own = PARSERS[page.stem]._option_string_actions
         told = re.findall(r"^\| *((?:`--[^`]+`,? *)+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -87,18 +91,22 @@ def test_every_option_of_a_command_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_on_a_page_compiles_and_uses_public_names(page: Path) -> None:
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    ):
         compile(block, page, "exec")
         assert set(re.findall(r"\bgt\.(\w+)", block)) <= set(groundtune.__all__)
 
 
 def test_a_page_of_commands_has_commands() -> None:
-    assert ("train", " shapes --epochs 12 --retain common") in typed(DOCS / "train.md")
+    assert ("train", " shapes --epochs 12 --retention-data common") in typed(DOCS / "train.md")
     assert len(typed(ROOT / "README.md")) > 15
 
 
 def tour() -> str:
-    (block,) = re.findall(r"<!-- tour -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    (block,) = re.findall(
+        r"<!-- tour -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    )
     return block
 
 
@@ -118,16 +126,26 @@ def test_the_tour_runs_from_its_first_line_to_its_last(tmp_path: Path) -> None:
     place.mkdir()
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(["bash", "-eu", "-c", tour()], cwd=place, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-eu", "-c", tour()], cwd=place, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    wanted = ("run/report.html", "found/predictions.json", "blended/blend.html", "model.onnx", "shapes-yolo/data.yaml")
+    wanted = (
+        "run/report.html",
+        "found/predictions.json",
+        "blended/blend.html",
+        "model.onnx",
+        "shapes-yolo/data.yaml",
+    )
     assert [name for name in wanted if not (place / name).is_file()] == []
     assert "zero-shot" in done.stdout and '"detections"' in (place / "found.json").read_text()
 
 
 @pytest.mark.slow
 def test_the_api_reference_has_every_public_docstring(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc", reason="the API reference is built by pdoc: pip install -c constraints.txt pdoc")
+    pytest.importorskip(
+        "pdoc", reason="the API reference is built by pdoc: pip install -c constraints.txt pdoc"
+    )
     build = [sys.executable, DOCS / "build_api.py", tmp_path]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(build, env=environment, capture_output=True, text=True)

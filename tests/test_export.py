@@ -24,7 +24,12 @@ IDEA = {
     "contrastive_scale": "none",
     "contrastive_bias": False,
 }
-MM = IDEA | {"contrastive_scale": "auto", "contrastive_bias": True, "share_box_head": False, "share_class_head": False}
+MM = IDEA | {
+    "contrastive_scale": "auto",
+    "contrastive_bias": True,
+    "share_box_head": False,
+    "share_class_head": False,
+}
 
 
 @pytest.fixture
@@ -43,17 +48,22 @@ def model(tokenizer, tmp_path, monkeypatch):
 
 def equal(a, b):
     a, b = a.network.state_dict(), b.network.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a if n != "decoder.label_embedding.weight")
+    return a.keys() == b.keys() and all(
+        torch.equal(a[n], b[n]) for n in a if n != "decoder.label_embedding.weight"
+    )
 
 
 def test_hf_writes_a_directory(model, capsys):
     source = model(MM)
-    assert main(["export", source, "--format", "hf", "--out", "deep/hf"]) == 0
+    assert main(["export", source, "--format", "hf", "--output-dir", "deep/hf"]) == 0
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("deep/hf\n", "")
     from transformers import AutoModelForZeroShotObjectDetection
 
-    assert AutoModelForZeroShotObjectDetection.from_pretrained("deep/hf").config.decoder_bbox_embed_share is False
+    assert (
+        AutoModelForZeroShotObjectDetection.from_pretrained("deep/hf").config.decoder_bbox_embed_share
+        is False
+    )
     assert equal(load_bundle("deep/hf"), load_bundle(source))
 
 
@@ -65,13 +75,14 @@ def test_idea_writes_a_pth(separate, model, capsys):
         with torch.no_grad():
             bundle.network.bbox_head.reg_branches[1].layers[0].bias.add_(1.0)
         save_bundle(bundle, Path(source))
-    assert main(["export", source, "--format", "idea", "--out", "idea.pth"]) == 0
+    assert main(["export", source, "--format", "idea", "--output-dir", "idea.pth"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "idea.pth\n"
     notes = printed.err.splitlines()
     assert "Note: The denoising labels, which only training uses, are left out." in notes
     assert (
-        "Note: IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little." in notes
+        "Note: IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
+        in notes
     )
     assert any("dec_pred_bbox_embed_share = False" in note for note in notes) is separate
     state = torch.load("idea.pth", weights_only=True)["model"]
@@ -102,7 +113,7 @@ NANO = (
 @pytest.mark.parametrize(("format", "tool"), [("hf", "transformers"), ("idea", "IDEA's code")])
 def test_nano_is_refused_with_all_reasons(format, tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["export", "nano", "--format", format, "--out", "there"]) == 4
+    assert main(["export", "nano", "--format", format, "--output-dir", "there"]) == 4
     printed = capsys.readouterr()
     assert printed.out == "" and os.listdir() == []
     assert printed.err.startswith(f"groundtune: error: The model 'nano' cannot be written for {tool}: ")
@@ -127,26 +138,38 @@ def test_what_the_other_codes_derive_must_be_so(model):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["source"], 2, "out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub."),
-        (["source", "--format", "onx", "--out", "x"], 2, "format: expected hf or onnx or openvino or idea, got 'onx'"),
-        (["source", "--format", "idea", "--push-to-hub", "me/it"], 2, "push_to_hub: only --format hf can be uploaded."),
         (
-            ["source", "--out", "pictures"],
-            4,
-            "The folder pictures is not empty and no model of groundtune; name another.",
+            ["source"],
+            2,
+            "out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub.",
         ),
-        (["source", "--format", "idea", "--out", "pictures"], 4, "Cannot write pictures"),
-        (["missing", "--out", "x"], 4, "Cannot load the model 'missing': no such file or folder."),
+        (
+            ["source", "--format", "onx", "--output-dir", "x"],
+            2,
+            "format: expected hf or onnx or openvino or idea, got 'onx'",
+        ),
+        (
+            ["source", "--format", "idea", "--push-to-hub", "me/it"],
+            2,
+            "push_to_hub: only --format hf can be uploaded.",
+        ),
+        (
+            ["source", "--output-dir", "images"],
+            4,
+            "The folder images is not empty and no model of groundtune; name another.",
+        ),
+        (["source", "--format", "idea", "--output-dir", "images"], 4, "Cannot write images"),
+        (["missing", "--output-dir", "x"], 4, "Cannot load the model 'missing': no such file or folder."),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, code, message, model, tmp_path, capsys):
     model(IDEA)
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/cat.jpg").write_text("dear")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/cat.jpg").write_text("dear")
     assert main(["export", *arguments]) == code
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
-    assert sorted(os.listdir()) == ["pictures", "source"] and os.listdir("pictures") == ["cat.jpg"]
+    assert sorted(os.listdir()) == ["images", "source"] and os.listdir("images") == ["cat.jpg"]
 
 
 def test_an_unknown_format_in_python(model):
@@ -166,7 +189,9 @@ def uploads(monkeypatch):
     def create_repo(name, private, exist_ok):
         calls.append(("create", name, private))
 
-    monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(create_repo=create_repo, upload_folder=upload_folder))
+    monkeypatch.setattr(
+        hub, "HfApi", lambda: SimpleNamespace(create_repo=create_repo, upload_folder=upload_folder)
+    )
     return calls
 
 
@@ -177,11 +202,13 @@ def test_push_to_hub(private, model, uploads, capsys):
     assert capsys.readouterr().out == "https://huggingface.co/me/it/commit/1\n"
     (created, uploaded) = uploads
     assert created == ("create", "me/it", private) and uploaded[:2] == ("upload", "me/it")
-    assert {"README.md", "config.json", "model.safetensors", "groundtune.json", "tokenizer.json"} <= set(uploaded[2])
+    assert {"README.md", "config.json", "model.safetensors", "groundtune.json", "tokenizer.json"} <= set(
+        uploaded[2]
+    )
     assert os.listdir() == ["source"]
 
 
 def test_push_to_hub_and_a_folder_at_once(model, uploads, capsys):
-    assert main(["export", model(IDEA), "--out", "here", "--push-to-hub", "me/it"]) == 0
+    assert main(["export", model(IDEA), "--output-dir", "here", "--push-to-hub", "me/it"]) == 0
     assert capsys.readouterr().out == "here\nhttps://huggingface.co/me/it/commit/1\n"
     assert uploads[1][2] == sorted(os.listdir("here"))

@@ -13,9 +13,16 @@ import pytest
 from PIL import Image
 from video_files import UNEVEN, shade, write_video
 
-from groundtune import media
 from groundtune.errors import ConfigError, DataError
-from groundtune.media import files, is_camera, refuse_missing, refuse_own_results, shots, video_frames
+from groundtune.predict import sources as media
+from groundtune.predict.sources import (
+    files,
+    is_camera,
+    check_inputs_exist,
+    check_output_not_input,
+    iter_frames,
+    video_frames,
+)
 
 
 @pytest.fixture()
@@ -55,38 +62,38 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tree):
 
 
 def test_everything_that_is_missing_is_said_at_once(tree):
-    refuse_missing(["a.PNG", "deep", "*.jpg", "-", "3"], False)
+    check_inputs_exist(["a.PNG", "deep", "*.jpg", "-", "3"], False)
     said = (
-        "x.jpg: there is no such picture; empty: the folder has no pictures; "
-        "hidden: the folder has no pictures itself, but in folders of it: --recursive; *.gif: there is no such picture."
+        "x.jpg: there is no such image; empty: the folder has no images; "
+        "hidden: the folder has no images itself, but in folders of it: --recursive; *.gif: there is no such image."
     )
     (Path("hidden") / "in").mkdir(parents=True)
     Image.new("RGB", (8, 6)).save("hidden/in/a.jpg")
     with pytest.raises(DataError) as error:
-        refuse_missing(["x.jpg", "empty", "a.PNG", "hidden", "*.gif"], False)
+        check_inputs_exist(["x.jpg", "empty", "a.PNG", "hidden", "*.gif"], False)
     assert str(error.value) == said
-    refuse_missing(["hidden"], True)
+    check_inputs_exist(["hidden"], True)
     with pytest.raises(DataError, match="name at least one"):
-        refuse_missing([], False)
+        check_inputs_exist([], False)
 
 
-def test_results_do_not_go_where_pictures_are_looked_for(tree):
+def test_results_do_not_go_where_images_are_looked_for(tree):
     for folder, recursive in ((".", False), ("deep/..", False), ("deep/out", True)):
-        with pytest.raises(ConfigError, match="where the pictures are looked for"):
-            refuse_own_results(Path(folder), ["deep", "."], recursive)
-    refuse_own_results(Path("deep/out"), ["."], False)
-    refuse_own_results(Path("."), ["a.PNG", "deep"], True)
+        with pytest.raises(ConfigError, match="where the images are looked for"):
+            check_output_not_input(Path(folder), ["deep", "."], recursive)
+    check_output_not_input(Path("deep/out"), ["."], False)
+    check_output_not_input(Path("."), ["a.PNG", "deep"], True)
 
 
 def look(*arguments, recursive=False, every=1):
     failed = {}
-    return list(shots(arguments, recursive, every, failed.__setitem__)), failed
+    return list(iter_frames(arguments, recursive, every, failed.__setitem__)), failed
 
 
 def test_paths_come_from_stdin_as_they_are_needed(tree, monkeypatch):
     lines = io.StringIO("b.jpg\n\nno*.jpg\r\ndeep\na.PNG\n")
     monkeypatch.setattr(sys, "stdin", lines)
-    given = shots(["-", "b.jpg"], False, 1, lambda path, reason: None)
+    given = iter_frames(["-", "b.jpg"], False, 1, lambda path, reason: None)
     assert next(given).path == Path("b.jpg") and lines.tell() < 10
     lines.seek(0)
     found, failed = look("-", "b.jpg")
@@ -95,7 +102,7 @@ def test_paths_come_from_stdin_as_they_are_needed(tree, monkeypatch):
 
 
 def test_what_cannot_be_read_in_the_middle_is_told_and_left_out(tree):
-    Path("aa.jpg").write_text("no picture")
+    Path("aa.jpg").write_text("no image")
     Path("z.mp4").write_text("no video")
     if sys.platform != "win32":
         os.mkfifo("fifo.mp4")
@@ -111,20 +118,24 @@ def test_frames_of_a_video_have_their_number_and_time(tmp_path, ending, every):
     path = write_video(tmp_path / f"a.{ending}", UNEVEN)
     found = list(video_frames(path, every))
     assert [shot.frame for shot in found] == list(range(0, len(UNEVEN), every))
-    assert [round(float(shot.time), 3) for shot in found] == [round(float(time), 3) for time in UNEVEN[::every]]
+    assert [round(float(shot.time), 3) for shot in found] == [
+        round(float(time), 3) for time in UNEVEN[::every]
+    ]
     for shot in found:
-        assert shot.picture.size == (64, 48) and shot.path == path
-        assert abs(np.asarray(shot.picture)[:, :, 0].mean() - shade(shot.frame)) < 6
+        assert shot.image.size == (64, 48) and shot.path == path
+        assert abs(np.asarray(shot.image)[:, :, 0].mean() - shade(shot.frame)) < 6
     assert len({id(shot.clip) for shot in found}) == 1 and not found[0].clip.sound
 
 
-@pytest.mark.parametrize(("degrees", "corner"), [(90, "bottom left"), (180, "bottom right"), (-90, "top right")])
+@pytest.mark.parametrize(
+    ("degrees", "corner"), [(90, "bottom left"), (180, "bottom right"), (-90, "top right")]
+)
 def test_videos_are_turned_as_players_show_them(tmp_path, degrees, corner):
     """A white corner at the top left of the stored frames; degrees count against the clock."""
     path = write_video(tmp_path / "a.mp4", UNEVEN[:2], corner=True, rotation=degrees)
     shot = next(iter(video_frames(path, 1)))
-    assert shot.picture.size == ((64, 48) if degrees == 180 else (48, 64))
-    pixels = np.asarray(shot.picture).mean(2)
+    assert shot.image.size == ((64, 48) if degrees == 180 else (48, 64))
+    pixels = np.asarray(shot.image).mean(2)
     bright = {
         f"{row} {column}": pixels[-6:, slices].mean() if row == "bottom" else pixels[:6, slices].mean()
         for row in ("top", "bottom")
@@ -141,15 +152,15 @@ def test_a_damaged_video_gives_what_is_before_the_damage(tmp_path):
     found, failed = look(str(cut))
     assert 10 < len(found) < 40
     assert re.search(r"cut.mkv was cut off: it ends after [12]\.\d of (4.9|5.0) s", failed[str(cut)])
-    spoilt = tmp_path / "spoilt.mp4"
-    content = bytearray(write_video(spoilt, [Fraction(i, 10) for i in range(50)], noise=True).read_bytes())
+    corrupted = tmp_path / "corrupted.mp4"
+    content = bytearray(write_video(corrupted, [Fraction(i, 10) for i in range(50)], noise=True).read_bytes())
     for place in range(len(content) // 2, len(content) * 3 // 4, 40):
         content[place] ^= 0xFF
-    spoilt.write_bytes(content)
-    found, failed = look(str(spoilt), str(path), every=10)
-    assert "Cannot read the video" in failed[str(spoilt)]
+    corrupted.write_bytes(content)
+    found, failed = look(str(corrupted), str(path), every=10)
+    assert "Cannot read the video" in failed[str(corrupted)]
     assert [shot.frame for shot in found if shot.path == path] == [0, 10, 20, 30, 40]
-    assert [shot.frame for shot in found if shot.path == spoilt] in ([0, 10], [0, 10, 20])
+    assert [shot.frame for shot in found if shot.path == corrupted] in ([0, 10], [0, 10, 20])
 
 
 def test_a_whole_video_is_not_called_cut(tmp_path):
@@ -173,12 +184,18 @@ def test_playlists_and_sound_are_no_videos(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
         frame.sample_rate = 8000
         sound.mux(stream.encode(frame))
-    with pytest.raises(DataError, match="no pictures, only sound"):
+    with pytest.raises(DataError, match="no images, only sound"):
         list(video_frames(tmp_path / "sound.mkv", 1))
 
 
 def test_a_number_is_a_camera_unless_there_is_such_a_file(tree, monkeypatch):
-    assert is_camera("0") and is_camera("12") and not is_camera("a") and not is_camera("-1") and not is_camera("²")
+    assert (
+        is_camera("0")
+        and is_camera("12")
+        and not is_camera("a")
+        and not is_camera("-1")
+        and not is_camera("²")
+    )
     Image.new("RGB", (8, 6)).save("7.png")
     Path("7.png").rename("7")
     assert not is_camera("7")
@@ -196,8 +213,11 @@ def test_a_camera_gives_frames_until_the_caller_stops(tmp_path, monkeypatch):
 
     monkeypatch.setattr(media.av, "open", open_device)
     monkeypatch.setattr(sys, "platform", "linux")
-    given = shots(["2"], False, 2, lambda *_: None)
-    assert [(shot.path.name, shot.frame) for shot in (next(given), next(given))] == [("camera-2", 0), ("camera-2", 2)]
+    given = iter_frames(["2"], False, 2, lambda *_: None)
+    assert [(shot.path.name, shot.frame) for shot in (next(given), next(given))] == [
+        ("camera-2", 0),
+        ("camera-2", 2),
+    ]
     given.close()
     assert opened == [("/dev/video2", "v4l2")]
 

@@ -30,7 +30,9 @@ def canonical(name: str) -> str:
 
 
 def test_every_package_that_is_asked_for_is_pinned_and_the_forbidden_ones_are_not_there() -> None:
-    wanted = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    wanted = PROJECT["project"]["dependencies"] + sum(
+        PROJECT["project"]["optional-dependencies"].values(), []
+    )
     pinned = {canonical(name) for name in PINS}
     assert {canonical(name) for name in wanted} <= pinned
     assert PINS["torch"] == "2.13.0"  # without +cpu: fits the CPU build and the one with CUDA
@@ -40,7 +42,7 @@ def test_every_package_that_is_asked_for_is_pinned_and_the_forbidden_ones_are_no
     assert all(PINS[tower.split("==")[0]] == tower.split("==")[1] for tower in towers)
 
 
-def test_the_licence_is_the_full_apache_text() -> None:
+def test_the_license_is_the_full_apache_text() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["project"]["license"] == "Apache-2.0"
     assert [number for number in range(1, 10) if f"\n   {number}. " in text] == list(range(1, 10))
@@ -66,7 +68,9 @@ def test_the_wheel_in_an_environment_of_its_own_has_the_weights_of_nano(tmp_path
         "import groundtune as gt; model = gt.load('nano'); print(gt.__file__);"
         "print(model.bundle.network.decoder.layers[0].cross_attn.value_proj.weight.double().abs().sum().item())"
     )
-    packages = sysconfig.get_path("purelib")  # of the dependencies; an editable groundtune in it is not on this path
+    packages = sysconfig.get_path(
+        "purelib"
+    )  # of the dependencies; an editable groundtune in it is not on this path
     done = subprocess.run(
         [tmp_path / "env/bin/python", "-c", show],
         cwd=tmp_path,
@@ -86,7 +90,9 @@ def test_the_wheel_in_an_environment_of_its_own_has_the_weights_of_nano(tmp_path
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(
+        r"<!-- tested -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    )
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from groundtune.postprocess import class_scores, top_detections
+from groundtune.predict.postprocess import class_scores, top_detections
 
 INF = float("inf")
 
@@ -44,7 +44,10 @@ def test_boxes_are_original_pixels_xyxy_clipped() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]])
     found = top_detections([torch.tensor([[0.2], [0.8]])], [boxes], [[0]], (200, 400))
     assert found.scores.tolist() == pytest.approx([0.8, 0.2])
-    assert found.boxes_xyxy.tolist() == [pytest.approx([280, 0, 400, 60], abs=1e-3), pytest.approx([100, 50, 300, 150])]
+    assert found.boxes_xyxy.tolist() == [
+        pytest.approx([280, 0, 400, 60], abs=1e-3),
+        pytest.approx([100, 50, 300, 150]),
+    ]
 
 
 def test_one_query_may_answer_for_several_classes_and_nothing_is_suppressed() -> None:
@@ -63,11 +66,13 @@ def test_pitfall_22_fewer_pairs_than_the_limit() -> None:
     assert none.boxes_xyxy.shape == (0, 4)
 
 
-def test_pitfall_23_prompts_of_one_picture_compete_in_one_ranking() -> None:
+def test_pitfall_23_prompts_of_one_image_compete_in_one_ranking() -> None:
     torch.manual_seed(0)
     scores, boxes = torch.rand(90, 8), torch.rand(90, 4)
     whole = top_detections([scores], [boxes], [list(range(8))], (480, 640))
-    chunked = top_detections([scores[:, :5], scores[:, 5:]], [boxes, boxes], [list(range(5)), [5, 6, 7]], (480, 640))
+    chunked = top_detections(
+        [scores[:, :5], scores[:, 5:]], [boxes, boxes], [list(range(5)), [5, 6, 7]], (480, 640)
+    )
     assert len(chunked.scores) == 300
     assert torch.equal(whole.scores, chunked.scores)
     assert torch.equal(whole.class_indices, chunked.class_indices)

@@ -13,15 +13,15 @@ from PIL import Image
 from supervision import Detections
 from video_files import UNEVEN, write_video
 
-from groundtune import predict as module
 from groundtune.api import Model
 from groundtune.cli import main
-from groundtune.data.transforms import PictureFormat
+from groundtune.contracts import ImageFormat
 from groundtune.errors import ConfigError, DataError
-from groundtune.postprocess import PictureDetections
-from groundtune.predict import Finder, batched, predict
-from groundtune.results import records_of
-from groundtune.tiles import Tiles
+from groundtune.predict import predictor as module
+from groundtune.predict.postprocess import ImageDetections
+from groundtune.predict.predictor import Predictor, batched, predict
+from groundtune.predict.tiles import Tiles
+from groundtune.predict.writers import records_of
 
 CPU = torch.device("cpu")
 
@@ -35,14 +35,14 @@ def nano():
 
 @pytest.fixture()
 def stub(monkeypatch, tokenizer):
-    """A bundle whose network finds, in every picture, all of it as class 0 and its left half as the last class."""
+    """A bundle whose network finds, in every image, all of it as class 0 and its left half as the last class."""
     calls = []
 
     def detect(network, features, prompts, sizes_hw, kept):
         last = sum(len(indices) for indices in prompts.class_indices) - 1
-        calls.append(SimpleNamespace(sizes_hw=list(sizes_hw), prompts=prompts, pictures=features))
+        calls.append(SimpleNamespace(sizes_hw=list(sizes_hw), prompts=prompts, images=features))
         return [
-            PictureDetections(
+            ImageDetections(
                 torch.tensor([[0, 0, w, h], [0, 0, w / 2, h]], dtype=torch.float32),
                 torch.tensor([0.75, 0.5]),
                 torch.tensor([0, last]),
@@ -51,7 +51,7 @@ def stub(monkeypatch, tokenizer):
         ]
 
     monkeypatch.setattr(module, "detect_batch", detect)
-    monkeypatch.setattr(module, "extract", lambda network, pictures, device: pictures)
+    monkeypatch.setattr(module, "extract", lambda network, images, device: images)
     network = torch.nn.Linear(1, 1)
     return SimpleNamespace(
         network=network,
@@ -60,7 +60,7 @@ def stub(monkeypatch, tokenizer):
         kept=None,
         tokenizer=tokenizer,
         config=SimpleNamespace(max_text_len=256),
-        picture=PictureFormat((0.0,) * 3, (1.0,) * 3, 32, 64),
+        image_format=ImageFormat((0.0,) * 3, (1.0,) * 3, 32, 64),
         classes=[],
         source="stub",
         calls=calls,
@@ -75,15 +75,21 @@ def noise(height=40, width=60, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_nano_finds_boxes_within_the_picture_and_paths_arrays_and_pictures_are_alike(nano, tmp_path):
+def test_nano_finds_boxes_within_the_image_and_paths_arrays_and_images_are_alike(nano, tmp_path):
     array = noise(90, 200)
     Image.fromarray(array).save(tmp_path / "a.png")
     found = run(nano, [tmp_path / "a.png", Image.fromarray(array), array], ["Red_Circle", "dog"])
     assert [len(part) for part in found] == [200] * 3  # 100 queries, two classes
     for part in found:
         assert (part.xyxy >= 0).all() and (part.xyxy <= [200, 90, 200, 90]).all()
-        assert (part.xyxy[:, 2:] >= part.xyxy[:, :2]).all() and part.xyxy[:, 2].max() > 90  # not in shares, not square
-        assert (np.diff(part.confidence) <= 0).all() and part.confidence.min() >= 0 and part.confidence.max() <= 1
+        assert (part.xyxy[:, 2:] >= part.xyxy[:, :2]).all() and part.xyxy[
+            :, 2
+        ].max() > 90  # not in shares, not square
+        assert (
+            (np.diff(part.confidence) <= 0).all()
+            and part.confidence.min() >= 0
+            and part.confidence.max() <= 1
+        )
         assert set(part.data["class_name"]) == {"Red_Circle", "dog"}
         np.testing.assert_allclose(
             part.xyxy, found[0].xyxy, atol=1e-3
@@ -105,7 +111,7 @@ def test_nano_is_left_in_the_mode_that_it_was_in(nano):
     nano.network.eval()
 
 
-def test_a_list_gives_a_list_and_a_picture_its_detections(stub):
+def test_a_list_gives_a_list_and_an_image_its_detections(stub):
     model = Model(stub, "cpu")
     one = model.predict(noise(), ["cat"])
     assert isinstance(one, Detections) and len(one) == 2
@@ -121,8 +127,8 @@ def test_batches_have_the_asked_size_and_keep_the_order(stub):
     found = run(stub, images, batch_size=2)
     assert [call.sizes_hw for call in stub.calls] == [[(20, 30), (21, 30)], [(22, 30), (23, 30)], [(24, 30)]]
     assert [part.xyxy[0, 3] for part in found] == [20, 21, 22, 23, 24]
-    # short side 32: the network sees resized pictures, the boxes come back in the original's pixels
-    assert stub.calls[2].pictures[0].shape == (3, 32, 40)
+    # short side 32: the network sees resized images, the boxes come back in the original's pixels
+    assert stub.calls[2].images[0].shape == (3, 32, 40)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +167,7 @@ def test_the_threshold_is_the_smallest_score(stub, threshold, count):
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (noise().astype(np.float32), r"\(40, 60, 3\) float32"),
         (noise()[:, :, 0], r"\(40, 60\) uint8"),
@@ -173,62 +179,66 @@ def test_the_threshold_is_the_smallest_score(stub, threshold, count):
         (Path("absent.png"), "absent.png does not exist"),
     ],
 )
-def test_what_is_no_picture_is_said(stub, picture, message):
+def test_what_is_no_image_is_said(stub, image, message):
     with pytest.raises(DataError, match=message):
-        run(stub, [noise(), picture])
+        run(stub, [noise(), image])
 
 
 def test_files_are_read_alike_from_a_path_and_opened_by_the_user(stub, tmp_path):
-    """Transparency, 16 bits: what `load_picture` does with files is done with PIL pictures too."""
+    """Transparency, 16 bits: what `load_image` does with files is done with PIL images too."""
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((32, 32), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
     for name, value in (("clear.png", 1.0), ("deep.png", 128 / 255)):
         run(stub, [tmp_path / name, Image.open(tmp_path / name)])
-        for picture in stub.calls.pop().pictures:
-            torch.testing.assert_close(picture, torch.full((3, 32, 32), value))
+        for image in stub.calls.pop().images:
+            torch.testing.assert_close(image, torch.full((3, 32, 32), value))
 
 
-def test_a_picture_that_is_cut_off_is_named(stub, tmp_path):
+def test_an_image_that_is_cut_off_is_named(stub, tmp_path):
     path = tmp_path / "cut.jpg"
     Image.fromarray(noise(64, 64)).save(path)
     path.write_bytes(path.read_bytes()[:900])
-    for picture in (path, Image.open(path)):
+    for image in (path, Image.open(path)):
         with pytest.raises(DataError, match="cut.jpg"):
-            run(stub, [picture])
+            run(stub, [image])
 
 
-def test_pictures_are_taken_a_batch_at_a_time_and_never_all(stub):
+def test_images_are_taken_a_batch_at_a_time_and_never_all(stub):
     asked = []
     images = (asked.append(i) or noise() for i in range(9))
-    found = Finder(stub, ["cat"], CPU, batch_size=2).each(images)
+    found = Predictor(stub, ["cat"], CPU, batch_size=2).each(images)
     next(found)
     assert asked == [0, 1]
     assert len(list(found)) == 8 and len(asked) == 9
     assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]] and list(batched("", 2)) == []
-    assert Finder(stub, ["cat"], CPU).find([]) == []
+    assert Predictor(stub, ["cat"], CPU).find([]) == []
 
 
-def test_torch_is_as_it_was_between_the_pictures_of_a_stream(nano):
-    found = Finder(nano, ["cat"], CPU, batch_size=1, precision="bf16").each([noise(), noise()])
+def test_torch_is_as_it_was_between_the_images_of_a_stream(nano):
+    found = Predictor(nano, ["cat"], CPU, batch_size=1, precision="bf16").each([noise(), noise()])
     next(found)
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(
     ("thresholds", "names"),
-    [({"CAT": 0.8}, ["dog"]), ({"dog": 0.51, "horse": 0.0}, ["Cat"]), ({"cat": 0.75, "dog": 0.5}, ["Cat", "dog"])],
+    [
+        ({"CAT": 0.8}, ["dog"]),
+        ({"dog": 0.51, "horse": 0.0}, ["Cat"]),
+        ({"cat": 0.75, "dog": 0.5}, ["Cat", "dog"]),
+    ],
 )
 def test_a_name_has_its_own_threshold_however_it_is_written(stub, thresholds, names):
     """Scores of the stub: 0.75 and 0.5."""
-    (found,) = Finder(stub, ["Cat", "dog"], CPU, 0.5, thresholds).find([Image.fromarray(noise())])
+    (found,) = Predictor(stub, ["Cat", "dog"], CPU, 0.5, thresholds).find([Image.fromarray(noise())])
     assert found.data["class_name"].tolist() == names
 
 
 def test_sentences_are_prompts_of_their_own_and_score_by_their_best_token(stub):
     sentences = ["The cat. on the left?", "a [big dog] near [the sofa]"]
-    finder = Finder(stub, sentences, CPU, sentences=True)
-    assert finder.names == ["The cat on the left", "big dog", "the sofa"]
-    (found,) = finder.find([Image.fromarray(noise())])
+    predictor = Predictor(stub, sentences, CPU, sentences=True)
+    assert predictor.names == ["The cat on the left", "big dog", "the sofa"]
+    (found,) = predictor.find([Image.fromarray(noise())])
     prompts = stub.calls[0].prompts
     assert prompts.how == "max" and prompts.class_indices == [[0], [1, 2]]
     ids = prompts.text.input_ids
@@ -242,7 +252,7 @@ def test_sentences_are_prompts_of_their_own_and_score_by_their_best_token(stub):
 
 def test_the_score_of_a_sentence_is_the_best_of_its_tokens(tokenizer, monkeypatch):
     """Through `detect_batch` itself, on logits put together by hand."""
-    from groundtune.engine.inference import detect_batch, sentence_prompts
+    from groundtune.predict.detect import detect_batch, sentence_prompts
     from groundtune.text.prompt import sentence_prompt
 
     logits = torch.full((1, 2, 256), -torch.inf)
@@ -261,33 +271,33 @@ def test_the_score_of_a_sentence_is_the_best_of_its_tokens(tokenizer, monkeypatc
 @pytest.mark.parametrize("sentence", ["", " . ", "a [cat", "cat]", "[]", "a [ ] cat", "[a [b] c]", "?"])
 def test_sentences_that_cannot_be_looked_for_are_said(stub, sentence):
     with pytest.raises(DataError, match="cannot be looked for"):
-        Finder(stub, [sentence], CPU, sentences=True)
+        Predictor(stub, [sentence], CPU, sentences=True)
 
 
 def test_a_sentence_of_nano_is_found_like_a_name(nano):
     """One word is both, and its one token makes mean and maximum equal."""
-    picture = Image.fromarray(noise(90, 120))
-    (name,) = Finder(nano, ["cat"], CPU, 0.0).find([picture])
-    (sentence,) = Finder(nano, ["cat"], CPU, 0.0, sentences=True).find([picture])
+    image = Image.fromarray(noise(90, 120))
+    (name,) = Predictor(nano, ["cat"], CPU, 0.0).find([image])
+    (sentence,) = Predictor(nano, ["cat"], CPU, 0.0, sentences=True).find([image])
     np.testing.assert_allclose(name.confidence, sentence.confidence, atol=1e-5)
 
 
-def test_tiles_look_at_the_picture_and_its_parts_and_answer_once(stub):
+def test_tiles_look_at_the_image_and_its_parts_and_answer_once(stub):
     """The stub finds, in every region, all of it as class 0, and its left half as the last class."""
-    (found,) = Finder(stub, ["cat", "dog"], CPU, tiles=Tiles(100, 0.2), batch_size=2).find(
+    (found,) = Predictor(stub, ["cat", "dog"], CPU, tiles=Tiles(100, 0.2), batch_size=2).find(
         [Image.fromarray(noise(100, 180))]
     )
     assert [call.sizes_hw for call in stub.calls] == [[(100, 180), (100, 100)], [(100, 100)]]
     cats = found.xyxy[found.class_id == 0].tolist()
     assert cats == [[0, 0, 180, 100]]  # of the tiles every cat is cut, and agrees with the whole one
     assert len(found) > 1 and found.data["class_name"][0] == "cat"
-    (small,) = Finder(stub, ["cat", "dog"], CPU, tiles=Tiles(200)).find([Image.fromarray(noise(100, 180))])
+    (small,) = Predictor(stub, ["cat", "dog"], CPU, tiles=Tiles(200)).find([Image.fromarray(noise(100, 180))])
     assert len(small) == 2
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_pictures(stub, tmp_path, monkeypatch):
-    """700 pictures of 0.3 MB, once decoded: 180 MB lie between the 100th and the last one."""
+def test_memory_does_not_grow_with_the_images(stub, tmp_path, monkeypatch):
+    """700 images of 0.3 MB, once decoded: 180 MB lie between the 100th and the last one."""
     import psutil
 
     load(monkeypatch, stub)
@@ -302,7 +312,17 @@ def test_memory_does_not_grow_with_the_pictures(stub, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sys, "stdin", lines())
     monkeypatch.setattr(stub, "calls", SimpleNamespace(append=lambda call: None))
-    line = ["predict", "stub", "-", "--classes", "cat,dog", "--device", "cpu", "--save", str(tmp_path / "out")]
+    line = [
+        "predict",
+        "stub",
+        "-",
+        "--classes",
+        "cat,dog",
+        "--device",
+        "cpu",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     assert main([*line, "--save-as", "json,coco,yolo,csv"]) == 0
     assert len(json.loads((tmp_path / "out/coco.json").read_text())["annotations"]) == 1400
     assert sizes[1] - sizes[0] < 40_000_000
@@ -315,7 +335,7 @@ def load(monkeypatch, bundle):
 
 @pytest.fixture()
 def folder(stub, tmp_path, monkeypatch):
-    """An empty working folder with two pictures, where every model is the stub."""
+    """An empty working folder with two images, where every model is the stub."""
     load(monkeypatch, stub)
     monkeypatch.chdir(tmp_path)
     for name in ("in/a.jpg", "in/b.jpg"):
@@ -328,7 +348,7 @@ FOUND = ["  Red_Circle  0.750  0.0 0.0 80.0 60.0", "  dog  0.500  0.0 0.0 40.0 6
 
 
 def test_the_command_prints_and_saves(folder, capsys):
-    assert main([*PREDICT, "in", "--save", "out"]) == 0
+    assert main([*PREDICT, "in", "--output-dir", "out"]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == ["in/a.jpg: 2 found", *FOUND, "in/b.jpg: 2 found", *FOUND]
     assert said.err == "The results are in out.\n"
@@ -338,12 +358,12 @@ def test_the_command_prints_and_saves(folder, capsys):
     assert json.loads(capsys.readouterr().out) == [{"image": "in/b.jpg", "detections": [one]}]
 
 
-def test_an_unreadable_picture_in_the_middle_does_not_end_it(folder, capsys):
-    Path("in/aa.jpg").write_text("no picture")
-    assert main([*PREDICT, "in", "--save", "out", "--json"]) == 3
+def test_an_unreadable_image_in_the_middle_does_not_end_it(folder, capsys):
+    Path("in/aa.jpg").write_text("no image")
+    assert main([*PREDICT, "in", "--output-dir", "out", "--json"]) == 3
     said = capsys.readouterr()
     assert [one["image"] for one in json.loads(said.out)] == ["in/a.jpg", "in/b.jpg"]
-    assert "left out: Cannot read the picture in/aa.jpg" in said.err
+    assert "left out: Cannot read the image in/aa.jpg" in said.err
     assert said.err.endswith("1 of the files could not be read (to the end):\n  in/aa.jpg\n")
     content = json.loads(Path("out/predictions.json").read_text())
     assert list(content["unreadable"]) == ["in/aa.jpg"] and len(content["images"]) == 2
@@ -352,7 +372,20 @@ def test_an_unreadable_picture_in_the_middle_does_not_end_it(folder, capsys):
 def test_a_video_is_looked_at_and_drawn_with_its_times(folder, capsys):
     write_video(Path("in/film.mp4"), UNEVEN, sound=True)
     assert (
-        main([*PREDICT, "in/film.mp4", "in/film.mp4", "--every", "2", "--save", "out", "--save-as", "drawn,coco"]) == 0
+        main(
+            [
+                *PREDICT,
+                "in/film.mp4",
+                "in/film.mp4",
+                "--frame-stride",
+                "2",
+                "--output-dir",
+                "out",
+                "--save-as",
+                "drawn,coco",
+            ]
+        )
+        == 0
     )
     said = capsys.readouterr()
     assert said.out.splitlines()[::3][:4] == [
@@ -360,12 +393,12 @@ def test_a_video_is_looked_at_and_drawn_with_its_times(folder, capsys):
         for frame, time in ((0, "0.000"), (2, "0.100"), (4, "0.260"), (6, "1.000"))
     ]
     assert said.err.count("The sound of videos is not saved.") == 1
-    from groundtune.media import video_frames
+    from groundtune.predict.sources import video_frames
 
     for name in ("out/film.mp4", "out/film-2.mp4"):
         drawn = list(video_frames(Path(name), 1))
         assert [round(float(shot.time), 3) for shot in drawn] == [0, 0.1, 0.26, 1]
-        edge = np.asarray(drawn[0].picture)[5:-5, :2].reshape(-1, 3).mean(0)
+        edge = np.asarray(drawn[0].image)[5:-5, :2].reshape(-1, 3).mean(0)
         assert edge[2] > 180 and edge[0] > 90 and edge[1] < 130  # violet, the first class, around all of it
     images = json.loads(Path("out/coco.json").read_text())["images"]
     assert images[1] == {
@@ -376,9 +409,9 @@ def test_a_video_is_looked_at_and_drawn_with_its_times(folder, capsys):
 def test_a_damaged_video_keeps_what_was_done(folder, capsys):
     path = write_video(Path("in/film.mkv"), [Fraction(i, 10) for i in range(50)], noise=True)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert main([*PREDICT, "in/film.mkv", "--every", "5", "--save", "out"]) == 3
+    assert main([*PREDICT, "in/film.mkv", "--frame-stride", "5", "--output-dir", "out"]) == 3
     assert "was cut off" in capsys.readouterr().err
-    from groundtune.media import video_frames
+    from groundtune.predict.sources import video_frames
 
     done = len(json.loads(Path("out/predictions.json").read_text())["images"])
     assert len(list(video_frames(Path("out/film.mp4"), 1))) == done > 2
@@ -390,18 +423,33 @@ def test_what_was_done_before_ctrl_c_is_kept(folder, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stdin", interrupted())
-    assert main([*PREDICT, "-", "--save", "out", "--batch-size", "1", "--json"]) == 130
+    assert main([*PREDICT, "-", "--output-dir", "out", "--batch-size", "1", "--json"]) == 130
     assert [one["image"] for one in json.loads(capsys.readouterr().out)] == ["in/a.jpg"]
-    assert [one["image"] for one in json.loads(Path("out/predictions.json").read_text())["images"]] == ["in/a.jpg"]
+    assert [one["image"] for one in json.loads(Path("out/predictions.json").read_text())["images"]] == [
+        "in/a.jpg"
+    ]
 
 
 def test_names_come_from_a_file_and_sentences_have_commas(folder, stub, capsys):
     Path("names.txt").write_text("Red_Circle\n\n  dog \n")
     assert main(["predict", "stub", "in/a.jpg", "--classes", "names.txt", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == FOUND
-    line = ["predict", "stub", "in/a.jpg", "--phrase", "the cat, left", "--phrase", "a dog", "--device", "cpu"]
+    line = [
+        "predict",
+        "stub",
+        "in/a.jpg",
+        "--phrase",
+        "the cat, left",
+        "--phrase",
+        "a dog",
+        "--device",
+        "cpu",
+    ]
     assert main(line) == 0
-    assert [row.split("  ")[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["the cat, left", "a dog"]
+    assert [row.split("  ")[1] for row in capsys.readouterr().out.splitlines()[1:]] == [
+        "the cat, left",
+        "a dog",
+    ]
     assert main([*PREDICT, "in/a.jpg", "--phrase", "x"]) == 2
     assert main(["predict", "stub", "in/a.jpg", "--classes", "absent.txt"]) == 3
     Path("names.txt").write_text("\n")
@@ -410,17 +458,17 @@ def test_names_come_from_a_file_and_sentences_have_commas(folder, stub, capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(folder, capsys):
-    assert main([*PREDICT, "in/a.jpg", "--save", "in/a.jpg/out"]) == 2
+    assert main([*PREDICT, "in/a.jpg", "--output-dir", "in/a.jpg/out"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("groundtune: error: save: cannot write to")
-    assert main([*PREDICT, "in", "--save", "in"]) == 2
+    assert main([*PREDICT, "in", "--output-dir", "in"]) == 2
     assert "name a folder outside of it" in capsys.readouterr().err
 
 
 def test_names_of_files_cannot_command_the_terminal(folder, capsys):
     name = "in/\x1b[2J\udcff.jpg"
     Path("in/a.jpg").rename(name)
-    assert main([*PREDICT, name, "--save", "out", "--save-as", "drawn,json,csv,coco,yolo"]) == 0
+    assert main([*PREDICT, name, "--output-dir", "out", "--save-as", "drawn,json,csv,coco,yolo"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "in/\\x1b[2J?.jpg: 2 found"
     assert json.loads(Path("out/predictions.json").read_text())["images"][0]["image"] == name
 
@@ -434,7 +482,9 @@ def test_thresholds_of_a_run_are_those_of_its_report(tmp_path, stub, folder, cap
     valid = load_splits(Path("data"))["valid"]
     predictions = []
     for sample in valid.samples:
-        for (x0, y0, x1, y1), class_id in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), strict=True):
+        for (x0, y0, x1, y1), class_id in zip(
+            sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), strict=True
+        ):
             score = (0.7, 0.45)[class_id]
             known = {"image_id": sample.image_id, "category_id": valid.category_ids[class_id], "score": score}
             predictions.append({**known, "bbox": [x0, y0, x1 - x0, y1 - y0]})

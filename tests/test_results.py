@@ -1,4 +1,4 @@
-"""Results in files: pictures that show boxes, videos, JSON, COCO, YOLO, CSV, crops; and the names of them all."""
+"""Results in files: images that show boxes, videos, JSON, COCO, YOLO, CSV, crops; and the names of them all."""
 
 import csv
 import json
@@ -11,18 +11,18 @@ from PIL import Image
 from supervision import Detections
 
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.transforms import load_picture
+from groundtune.data.images import load_image
 from groundtune.errors import ConfigError
-from groundtune.media import Clip, Shot, video_frames
-from groundtune.results import JsonArray, Results
+from groundtune.predict.sources import VideoStream, Frame, video_frames
+from groundtune.predict.writers import JsonArray, Results
 
-VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colours of supervision's palette, RGB
+VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colors of supervision's palette, RGB
 
 
 def save(paths, found, classes, folder, kinds=("drawn", "json"), unreadable=None):
     results = Results(folder, kinds, classes, [])
     for path, part in zip(paths, found, strict=True):
-        results.add(path if isinstance(path, Shot) else Shot(path, load_picture(path)), part)
+        results.add(path if isinstance(path, Frame) else Frame(path, load_image(path)), part)
     results.close(unreadable or {})
 
 
@@ -35,7 +35,7 @@ def detections(boxes, class_ids, names=("cat", "dog")):
     )
 
 
-def test_drawn_pictures_have_boxes_of_the_right_colour_at_the_right_place(tmp_path):
+def test_drawn_images_have_boxes_of_the_right_color_at_the_right_place(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (300, 200), (10, 20, 30)).save(path, quality=95)
     found = detections([(50, 60, 150, 160), (170, 80, 280, 190)], [0, 1])
@@ -43,18 +43,22 @@ def test_drawn_pictures_have_boxes_of_the_right_colour_at_the_right_place(tmp_pa
     drawn = np.asarray(Image.open(tmp_path / "new/out/a.png"))
     original = np.asarray(Image.open(path))
     assert drawn.shape == original.shape
-    for (x0, y0, x1, y1), colour in zip(found.xyxy.astype(int), (VIOLET, RED), strict=True):
+    for (x0, y0, x1, y1), color in zip(found.xyxy.astype(int), (VIOLET, RED), strict=True):
         for x, y in [(x0, (y0 + y1) // 2), (x1, (y0 + y1) // 2), ((x0 + x1) // 2, y1)]:
-            assert tuple(drawn[y, x]) == colour  # RGB, not BGR
-        assert np.array_equal(drawn[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5], original[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5])
+            assert tuple(drawn[y, x]) == color  # RGB, not BGR
+        assert np.array_equal(
+            drawn[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5], original[y0 + 5 : y1 - 5, x0 + 5 : x1 - 5]
+        )
         label = drawn[y0 - 12 : y0 - 2, x0 + 2 : x0 + 50].reshape(-1, 3)
-        assert (label == colour).all(1).mean() > 0.3 and (label.min(1) > 200).any()  # white letters on the colour
+        assert (label == color).all(1).mean() > 0.3 and (
+            label.min(1) > 200
+        ).any()  # white letters on the color
     assert np.array_equal(drawn[:30], original[:30])
     with Image.open(path) as untouched:
         assert np.array_equal(np.asarray(untouched), original)
 
 
-def test_the_better_detection_lies_on_top_and_letters_can_be_read_on_light_colours(tmp_path):
+def test_the_better_detection_lies_on_top_and_letters_can_be_read_on_light_colors(tmp_path):
     Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
     same_place = detections([(50, 60, 150, 160)] * 2, [1, 0])
     light = detections([(50, 60, 150, 160)], [2], ["", "", "pink: ü"])
@@ -87,7 +91,7 @@ def test_predictions_json_says_what_was_found_where(tmp_path):
 
 
 @pytest.mark.parametrize(("first", "second"), [("in/a.png", "out/a.png"), ("out/b.jpg", "out/a.png")])
-def test_a_drawn_picture_never_replaces_a_picture(tmp_path, monkeypatch, first, second):
+def test_a_drawn_image_never_replaces_an_image(tmp_path, monkeypatch, first, second):
     monkeypatch.chdir(tmp_path)
     for name in ("in/a.png", "out/a.png", "out/b.jpg", "out/sub/a.png"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -96,18 +100,25 @@ def test_a_drawn_picture_never_replaces_a_picture(tmp_path, monkeypatch, first, 
     results = Results(Path("out"), ["drawn"], ["cat"], [Path(second).parent])
     with pytest.raises(ConfigError, match="a.png would be replaced"):
         for name in (first, second):
-            results.add(Shot(Path(name), load_picture(Path(name))), detections([(1, 2, 30, 40)], [0]))
+            results.add(Frame(Path(name), load_image(Path(name))), detections([(1, 2, 30, 40)], [0]))
     assert Path("out/a.png").read_bytes() == before
-    seen_late = Results(Path("out/../out"), ["drawn"], ["cat"], [])  # of a path on stdin nothing is known before
+    seen_late = Results(
+        Path("out/../out"), ["drawn"], ["cat"], []
+    )  # of a path on stdin nothing is known before
     with pytest.raises(ConfigError, match="a.png would be replaced"):
-        seen_late.add(Shot(Path("out/a.png"), load_picture(Path("out/a.png"))), Detections.empty())
+        seen_late.add(Frame(Path("out/a.png"), load_image(Path("out/a.png"))), Detections.empty())
 
 
 def test_results_of_an_earlier_prediction_are_replaced(tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (80, 60)).save(tmp_path / "in/a.jpg")
-    for colour in (0, 1):
-        save([tmp_path / "in/a.jpg"], [detections([(10, 20, 60, 50)], [colour])], ["cat", "dog"], tmp_path / "out")
+    for color in (0, 1):
+        save(
+            [tmp_path / "in/a.jpg"],
+            [detections([(10, 20, 60, 50)], [color])],
+            ["cat", "dog"],
+            tmp_path / "out",
+        )
     assert Image.open(tmp_path / "out/a.png").getpixel((10, 35)) == RED
 
 
@@ -124,7 +135,13 @@ def test_coco_yolo_and_csv_say_what_was_found_where(tmp_path, monkeypatch):
     Image.new("RGB", (80, 40)).save("in/a.jpg")
     Image.new("RGB", (50, 50)).save("in/b.jpg")
     found = [detections([(8, 4, 40, 24), (0, 0, 80, 40)], [1, 0]), detections([], [])]
-    save([Path("in/a.jpg"), Path("in/b.jpg")], found, ["cat", "my  dog"], Path("in/out"), ("coco", "yolo", "csv"))
+    save(
+        [Path("in/a.jpg"), Path("in/b.jpg")],
+        found,
+        ["cat", "my  dog"],
+        Path("in/out"),
+        ("coco", "yolo", "csv"),
+    )
     coco = json.loads(Path("in/out/coco.json").read_text())
     assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "my  dog"}]
     assert [image["id"] for image in coco["images"]] == [1, 2]
@@ -139,28 +156,32 @@ def test_coco_yolo_and_csv_say_what_was_found_where(tmp_path, monkeypatch):
         "score": 0.9,
     }
     assert coco["annotations"][0] == expected and len(coco["annotations"]) == 2
-    # centre 24, 14 and size 32, 20 of 80 × 40
+    # center 24, 14 and size 32, 20 of 80 × 40
     assert Path("in/out/labels/a.txt").read_text() == "1 0.3 0.35 0.4 0.5\n0 0.5 0.5 1 1\n"
     assert Path("in/out/labels/b.txt").read_text() == ""
     assert Path("in/out/classes.txt").read_text() == "cat\nmy dog\n"
     rows = list(csv.reader(Path("in/out/predictions.csv").read_text().splitlines()))
     assert rows[0] == ["image", "frame", "seconds", "class", "score", "x0", "y0", "x1", "y1"]
     assert rows[1] == ["in/a.jpg", "", "", "dog", "0.9", "8.0", "4.0", "40.0", "24.0"] and len(rows) == 3
-    # our own reader takes the COCO file, beside the pictures
+    # our own reader takes the COCO file, beside the images
     Path("data/in").mkdir(parents=True)
     for name in ("in/a.jpg", "in/b.jpg"):
         Path(name).rename(f"data/{name}")
     Path("in/out/coco.json").rename("data/_annotations.coco.json")
-    samples = {sample.image_path.name: sample for d in load_splits(Path("data")).values() for sample in d.samples}
+    samples = {
+        sample.image_path.name: sample for d in load_splits(Path("data")).values() for sample in d.samples
+    }
     assert samples["a.jpg"].boxes_xyxy.tolist() == [[8, 4, 40, 24], [0, 0, 80, 40]] and len(samples) == 2
 
 
 def test_crops_show_the_objects_in_a_folder_for_each_class(tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[4:24, 8:40] = (10, 200, 30)
-    shot = Shot(Path("a.jpg"), Image.fromarray(pixels))
+    shot = Frame(Path("a.jpg"), Image.fromarray(pixels))
     names = ("../../up", "." * 300)
-    found = detections([(8, 4, 40, 24), (8.4, 4, 39.6, 23.5), (0, 0, 80, 40), (5, 5, 5, 9)], [0, 0, 1, 0], names)
+    found = detections(
+        [(8, 4, 40, 24), (8.4, 4, 39.6, 23.5), (0, 0, 80, 40), (5, 5, 5, 9)], [0, 0, 1, 0], names
+    )
     save([shot, shot], [found, found], names, tmp_path / "out", ("crops",))
     folders = sorted(path.name for path in (tmp_path / "out/crops").iterdir())
     assert set(folders) == {"______up", "_" * 50}
@@ -172,36 +193,43 @@ def test_crops_show_the_objects_in_a_folder_for_each_class(tmp_path):
         assert crop.shape == (20, 32, 3) and (crop == (10, 200, 30)).all()
 
 
-def test_every_picture_has_a_name_of_its_own(tmp_path):
-    """Also where the file system takes A and a for one, and one picture's number is another's name."""
+def test_every_image_has_a_name_of_its_own(tmp_path):
+    """Also where the file system takes A and a for one, and one image's number is another's name."""
     stems = ["a", "A", "a", "a-2", "n" * 250, "n" * 250, "ü" * 120]
     results = Results(tmp_path / "out", ["yolo"], ["cat"], [])
-    clip = Clip(Fraction(30), Fraction(1, 1000), False)
-    picture = Image.new("RGB", (4, 4))
+    clip = VideoStream(Fraction(30), Fraction(1, 1000), False)
+    image = Image.new("RGB", (4, 4))
     for stem in stems:
-        results.add(Shot(Path(f"in/{stem}.jpg"), picture), detections([], []))
+        results.add(Frame(Path(f"in/{stem}.jpg"), image), detections([], []))
     for frame in (0, 7):
-        results.add(Shot(Path("in/a.mp4"), picture, clip, frame), detections([], []))
-    results.add(Shot(Path("in/a.mp4"), picture, Clip(Fraction(30), Fraction(1, 1000), False), 0), detections([], []))
+        results.add(Frame(Path("in/a.mp4"), image, clip, frame), detections([], []))
+    results.add(
+        Frame(Path("in/a.mp4"), image, VideoStream(Fraction(30), Fraction(1, 1000), False), 0),
+        detections([], []),
+    )
     results.close({})
     found = sorted(
-        path.relative_to(tmp_path / "out/labels").as_posix() for path in (tmp_path / "out/labels").rglob("*.txt")
+        path.relative_to(tmp_path / "out/labels").as_posix()
+        for path in (tmp_path / "out/labels").rglob("*.txt")
     )
     expected = ["a", "A-2", "a-3", "a-2-2", "n" * 50, "n" * 50 + "-2", "ü" * 50]
     assert found == sorted(f"{name}.txt" for name in [*expected, "a-4/000000", "a-4/000007", "a-5/000000"])
 
 
 def test_a_drawn_video_takes_odd_sizes_and_times_that_do_not_rise(tmp_path):
-    clip = Clip(Fraction(25), Fraction(1, 1000), False)
+    clip = VideoStream(Fraction(25), Fraction(1, 1000), False)
     times = [Fraction(0), Fraction(40, 1000), Fraction(20, 1000), Fraction(3)]
-    shots = [Shot(Path("a.avi"), Image.new("RGB", (61, 47), "white"), clip, n, time) for n, time in enumerate(times)]
-    shots[3] = Shot(Path("a.avi"), Image.new("RGB", (30, 20), "white"), clip, 3, times[3])
-    save(shots, [detections([], [])] * 4, ["cat"], tmp_path / "out", ("drawn",))
+    iter_frames = [
+        Frame(Path("a.avi"), Image.new("RGB", (61, 47), "white"), clip, n, time)
+        for n, time in enumerate(times)
+    ]
+    iter_frames[3] = Frame(Path("a.avi"), Image.new("RGB", (30, 20), "white"), clip, 3, times[3])
+    save(iter_frames, [detections([], [])] * 4, ["cat"], tmp_path / "out", ("drawn",))
     found = list(video_frames(tmp_path / "out/a.mp4", 1))
     assert [round(float(shot.time), 3) for shot in found] == [0, 0.04, 0.041, 3]
     for shot in found:
-        assert shot.picture.size == (62, 48)
-        assert np.asarray(shot.picture)[:44, :58].min() > 220
+        assert shot.image.size == (62, 48)
+        assert np.asarray(shot.image)[:44, :58].min() > 220
 
 
 def test_an_array_of_nothing_is_json(tmp_path):

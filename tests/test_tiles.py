@@ -1,4 +1,4 @@
-"""Tiles of a large picture: all of it is covered, and what they say becomes one box for each object."""
+"""Tiles of a large image: all of it is covered, and what they say becomes one box for each object."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundtune.postprocess import PictureDetections
-from groundtune.tiles import Tiles, merge
+from groundtune.predict.postprocess import ImageDetections
+from groundtune.predict.tiles import Tiles, merge
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 900), st.sampled_from([0.05, 0.2, 0.5, 0.8]))
+@given(
+    st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 900), st.sampled_from([0.05, 0.2, 0.5, 0.8])
+)
 @settings(max_examples=60, deadline=None)
-def test_tiles_cover_the_picture_and_overlap_as_asked(height, width, side, overlap):
+def test_tiles_cover_the_image_and_overlap_as_asked(height, width, side, overlap):
     whole, *tiles = Tiles(side, overlap).regions((height, width))
     assert whole == (0, 0, width, height)
     if max(height, width) <= side:
@@ -23,7 +25,8 @@ def test_tiles_cover_the_picture_and_overlap_as_asked(height, width, side, overl
         assert spans[0][0] == 0 and spans[-1][1] == length
         assert all(end - begin == min(side, length) for begin, end in spans)
         assert all(
-            this[1] - following[0] >= side * overlap - 1 for this, following in zip(spans, spans[1:], strict=False)
+            this[1] - following[0] >= side * overlap - 1
+            for this, following in zip(spans, spans[1:], strict=False)
         )
         assert len(tiles) % len(spans) == 0
     assert len(set(tiles)) == len(tiles)
@@ -43,7 +46,7 @@ def answers(objects, classes, size_hw, tiles, seen_in_whole=()):
                 ids.append(class_id)
         order = np.argsort(scores)[::-1].copy()
         parts.append(
-            PictureDetections(
+            ImageDetections(
                 torch.tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4))[order],
                 torch.tensor(scores)[order],
                 torch.tensor(ids, dtype=torch.long)[order],
@@ -54,7 +57,8 @@ def answers(objects, classes, size_hw, tiles, seen_in_whole=()):
 
 def as_set(found):
     return sorted(
-        (int(c), *(round(float(x)) for x in box)) for c, box in zip(found.class_indices, found.boxes_xyxy, strict=True)
+        (int(c), *(round(float(x)) for x in box))
+        for c, box in zip(found.class_indices, found.boxes_xyxy, strict=True)
     )
 
 
@@ -79,7 +83,7 @@ def test_every_object_comes_back_once_whatever_borders_cut_it(seed, least, most)
     objects = scattered(rng, size_hw, 25, least, most)
     assert len(objects) > 8
     large = {i for i, box in enumerate(objects) if max(box[2:] - box[:2]) > 180}
-    for seen in (set(), large):  # in all of the picture
+    for seen in (set(), large):  # in all of the image
         parts, regions = answers(objects, [0] * len(objects), size_hw, tiles, seen)
         found = merge(parts, regions, size_hw)
         assert as_set(found) == sorted((0, *map(round, box)) for box in objects.tolist())
@@ -87,42 +91,56 @@ def test_every_object_comes_back_once_whatever_borders_cut_it(seed, least, most)
 
 
 def test_one_object_on_a_seam_by_hand():
-    """Tiles of 100 with an overlap of 20, in a picture of 180: x from 0 to 100, and from 80 to 180."""
+    """Tiles of 100 with an overlap of 20, in an image of 180: x from 0 to 100, and from 80 to 180."""
     tiles = Tiles(100, 0.2)
     regions = tiles.regions((100, 180))
     assert regions == [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]
 
     def part(*rows):
         boxes, scores, ids = zip(*rows, strict=True) if rows else ((), (), ())
-        return PictureDetections(
+        return ImageDetections(
             torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             torch.tensor(scores),
             torch.tensor(ids, dtype=torch.long),
         )
 
     # cut by the first tile, whole in the second: the whole one, whatever the first took it for, and how surely
-    found = merge([part(), part(((85, 10, 100, 40), 0.9, 0)), part(((5, 10, 40, 40), 0.4, 1))], regions, (100, 180))
+    found = merge(
+        [part(), part(((85, 10, 100, 40), 0.9, 0)), part(((5, 10, 40, 40), 0.4, 1))], regions, (100, 180)
+    )
     assert as_set(found) == [(1, 85, 10, 120, 40)] and found.scores.tolist() == pytest.approx([0.4])
     # longer than the overlap, cut by both: together; the better score
-    found = merge([part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 10, 60, 41), 0.7, 0))], regions, (100, 180))
+    found = merge(
+        [part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 10, 60, 41), 0.7, 0))], regions, (100, 180)
+    )
     assert as_set(found) == [(0, 50, 10, 140, 41)] and found.scores.tolist() == pytest.approx([0.7])
     # but not with another class
-    found = merge([part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 10, 60, 41), 0.7, 1))], regions, (100, 180))
+    found = merge(
+        [part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 10, 60, 41), 0.7, 1))], regions, (100, 180)
+    )
     assert as_set(found) == [(0, 50, 10, 100, 40), (1, 80, 10, 140, 41)]
     # nor with one beside it
-    found = merge([part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 60, 60, 90), 0.7, 0))], regions, (100, 180))
+    found = merge(
+        [part(), part(((50, 10, 100, 40), 0.6, 0)), part(((0, 60, 60, 90), 0.7, 0))], regions, (100, 180)
+    )
     assert len(found.scores) == 2
-    # all of the picture knows it whole: its pieces go, however sure and however large they are
+    # all of the image knows it whole: its pieces go, however sure and however large they are
     whole = ((50, 10, 140, 40), 0.5, 0)
-    found = merge([part(whole), part(((50, 10, 100, 42), 0.6, 0)), part(((0, 9, 60, 40), 0.7, 0))], regions, (100, 180))
+    found = merge(
+        [part(whole), part(((50, 10, 100, 42), 0.6, 0)), part(((0, 9, 60, 40), 0.7, 0))], regions, (100, 180)
+    )
     assert as_set(found) == [(0, 50, 10, 140, 40)] and found.scores.tolist() == pytest.approx([0.7])
-    # the border of the picture cuts nothing: of two whole ones the better one
-    found = merge([part(), part(((85, 0, 95, 40), 0.9, 0)), part(((4, 0, 16, 42), 0.5, 0))], regions, (100, 180))
+    # the border of the image cuts nothing: of two whole ones the better one
+    found = merge(
+        [part(), part(((85, 0, 95, 40), 0.9, 0)), part(((4, 0, 16, 42), 0.5, 0))], regions, (100, 180)
+    )
     assert as_set(found) == [(0, 85, 0, 95, 40)]
     # two of one tile stay two, as the network said
     twins = ((0, 0, 30, 40), 0.9, 0), ((1, 0, 31, 40), 0.5, 0)
     assert len(merge([part(), part(*twins), part()], regions, (100, 180)).scores) == 2
     # a small one in front of a large one of its class stays
-    found = merge([part(((0, 0, 170, 90), 0.8, 0)), part(((10, 10, 30, 30), 0.6, 0)), part()], regions, (100, 180))
+    found = merge(
+        [part(((0, 0, 170, 90), 0.8, 0)), part(((10, 10, 30, 30), 0.6, 0)), part()], regions, (100, 180)
+    )
     assert len(found.scores) == 2
     assert len(merge([part(), part(), part()], regions, (100, 180)).scores) == 0

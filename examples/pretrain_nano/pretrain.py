@@ -1,6 +1,6 @@
-"""Pretrain the transformer of `nano`: grounding over generated scenes, with the real pictures of your own sets mixed in.
+"""Pretrain the transformer of `nano`: grounding over generated scenes, with the real images of your own sets mixed in.
 
-    python examples/pretrain_nano/pretrain.py WORK --mix DATA=4,OTHER=3 [--mix-last CHESS,CELLS=2] [--threads 2]
+    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3 [--mix-last CHESS,CELLS=2] [--threads 2]
 
 WORK gets the scenes (about 300 MB), a run folder for each stage, and at the end `nano.safetensors`. After an interruption
 give the same command again: stages that are complete are kept. The weights that ship came from these stages, with seed 0
@@ -20,25 +20,25 @@ from groundtune.data.scenes import write_captioned_scenes
 from groundtune.model.bundle import packaged_towers
 from groundtune.model.checkpoint.convert import LABELS
 
-# Small pictures and a high learning rate while the transformer learns to find things; then the pictures' own size.
+# Small images and a high learning rate while the transformer learns to find things; then the images' own size.
 STAGES = {
     "first": {"lr": 1e-3, "lr_drop_at": 1.0, "warmup_steps": 200, "short_side": 256, "max_side": 256},
     "second": {
-        "limit_train": 10000,
+        "max_train_images": 10000,
         "lr": 1e-3,
         "lr_drop_at": 0.7,
         "warmup_steps": 50,
         "short_side": 320,
         "max_side": 320,
     },
-    "last": {"limit_train": 3000, "lr": 5e-4, "lr_drop_at": 0.6, "warmup_steps": 50},
+    "last": {"max_train_images": 3000, "lr": 5e-4, "lr_drop_at": 0.6, "warmup_steps": 50},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
-    parser.add_argument("--mix", default="", help="data sets of real pictures, PATH or PATH=WEIGHT")
+    parser.add_argument("--extra-data", default="", help="data sets of real images, PATH or PATH=WEIGHT")
     parser.add_argument("--mix-last", default="", help="more of them, for the last stage")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
@@ -48,12 +48,19 @@ def main() -> None:
     model: str | Path = "nano-untrained"
     for name, options in STAGES.items():
         mix = {"first": [args.mix], "last": [args.mix, args.mix_last]}.get(name, [])
-        options["mix"] = [source for sources in mix for source in sources.split(",") if source]
+        options["extra_data"] = [source for sources in mix for source in sources.split(",") if source]
         run = args.work / name
         if not (run / "metrics.json").exists():
             shutil.rmtree(run, ignore_errors=True)  # a stage is one epoch, and begins anew
             groundtune.train(
-                model, scenes, out=run, threads=args.threads, epochs=1, min_steps=0, cache_features=False, **options
+                model,
+                scenes,
+                output_dir=run,
+                threads=args.threads,
+                epochs=1,
+                min_steps=0,
+                cache_features=False,
+                **options,
             )
         model = run / "model"
     save_half(model, args.work / "nano.safetensors")
@@ -64,7 +71,9 @@ def save_half(model: Path, out: Path) -> None:
     bundle = groundtune.load(model).bundle
     apart = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
     trained = {
-        k: v.to(torch.float16).clone() for k, v in bundle.network.state_dict().items() if not k.startswith(apart)
+        k: v.to(torch.float16).clone()
+        for k, v in bundle.network.state_dict().items()
+        if not k.startswith(apart)
     }
     save_file(trained, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -1,6 +1,6 @@
 """Box formats, IoU and GIoU.
 
-`xyxy` is (left, top, right, bottom), `xywh` (left, top, width, height), `cxcywh` (centre x, centre y, width, height).
+`xyxy` is (left, top, right, bottom), `xywh` (left, top, width, height), `cxcywh` (center x, center y, width, height).
 All functions take any leading dimensions and any unit, pixels or shares of the image, and work for no boxes.
 
 GIoU: Rezatofighi et al. 2019. Deviation from torchvision and transformers: union and enclosing area are at least
@@ -15,13 +15,13 @@ AREA_EPS = 1e-9
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Convert (..., 4) boxes from centre and size to corners."""
+    """Convert (..., 4) boxes from center and size to corners."""
     cx, cy, w, h = boxes_cxcywh.unbind(-1)
     return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert (..., 4) boxes from corners to centre and size."""
+    """Convert (..., 4) boxes from corners to center and size."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, config, verb_configs, verbs
-from groundtune.errors import ConfigError, GroundtuneError, Interrupted
-from groundtune.options import flag_of, leaf_fields, suggestion
+from groundtune import __version__, config, verbs
+from groundtune.errors import ConfigError, GroundtuneError, Interrupted, suggestion
+from groundtune.options import flag_of, leaf_fields
 
 
 class _Verb(NamedTuple):
@@ -97,12 +97,16 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parsers = {}
     for name, verb in _VERBS.items():
         usage = f"groundtune {name}{_USAGES.get(name, '')}"
-        parsers[name] = places.add_parser(name, usage=usage, help=verb.help, description=verb.help, allow_abbrev=False)
+        parsers[name] = places.add_parser(
+            name, usage=usage, help=verb.help, description=verb.help, allow_abbrev=False
+        )
         if verb.options is not None:
             _add_options(parsers[name], verb.options)
     told = "YAML file of options, param_groups too"
     parsers["train"].add_argument("--config", metavar="FILE", help=told, default=argparse.SUPPRESS)
-    parsers["train"].epilog = "The model's recipe may have other defaults. It < the YAML file < the command line."
+    parsers[
+        "train"
+    ].epilog = "The model's recipe may have other defaults. It < the YAML file < the command line."
     return parser, parsers
 
 
@@ -126,7 +130,10 @@ def _add_options(parser: _Parser, options: type) -> None:
         elif isinstance(field.default, bool):
             settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
-            settings |= {"dest": name, "metavar": next((m for word, m in _METAVARS.items() if word in kind), "VALUE")}
+            settings |= {
+                "dest": name,
+                "metavar": next((m for word, m in _METAVARS.items() if word in kind), "VALUE"),
+            }
             settings |= {"metavar": "TEXT"} if known["repeat"] else {}
         if "dict" in kind or known["repeat"]:
             settings["action"] = "append"  # one pair, or text, for each use of the option
@@ -135,39 +142,41 @@ def _add_options(parser: _Parser, options: type) -> None:
 
 _METAVARS = {"dict": "NAME=OTHER", "list": "A,B", "int": "N", "float": "X"}
 _VERBS = {
-    "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of pictures with boxes"),
+    "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of images with boxes"),
     "evaluate": _Verb(
-        verbs.evaluate, verb_configs.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"
+        verbs.evaluate, config.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"
     ),
     "blend": _Verb(
-        verbs.blend, verb_configs.BlendConfig, "find the best model between a base and its fine-tuned child"
+        verbs.blend, config.BlendConfig, "find the best model between a base and its fine-tuned child"
     ),
-    "check": _Verb(verbs.check, verb_configs.CheckConfig, "look for what is wrong with a data set"),
-    "convert": _Verb(verbs.convert, verb_configs.ConvertConfig, "write a data set in another format"),
-    "init": _Verb(verbs.init, verb_configs.InitConfig, "write a generated data set"),
-    "predict": _Verb(verbs.predict, verb_configs.PredictConfig, "find objects by name in pictures"),
-    "label": _Verb(verbs.label, verb_configs.LabelConfig, "draw the boxes of pictures by a model, as a data set"),
+    "check": _Verb(verbs.check, config.CheckConfig, "look for what is wrong with a data set"),
+    "convert": _Verb(verbs.convert, config.ConvertConfig, "write a data set in another format"),
+    "init": _Verb(verbs.init, config.InitConfig, "write a generated data set"),
+    "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in images"),
+    "label": _Verb(verbs.label, config.LabelConfig, "draw the boxes of images by a model, as a data set"),
     "review": _Verb(
-        verbs.review, verb_configs.ReviewConfig, "accept, rename and reject the boxes of a model in the browser"
+        verbs.review,
+        config.ReviewConfig,
+        "accept, rename and reject the boxes of a model in the browser",
     ),
-    "demo": _Verb(verbs.demo, verb_configs.DemoConfig, "find objects by name on a page in the browser"),
-    "export": _Verb(verbs.export, verb_configs.ExportConfig, "write a model for other tools"),
-    "report": _Verb(verbs.report, verb_configs.ReportConfig, "write report.html of a run, or compare runs"),
+    "demo": _Verb(verbs.demo, config.DemoConfig, "find objects by name on a page in the browser"),
+    "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),
+    "report": _Verb(verbs.report, config.ReportConfig, "write report.html of a run, or compare runs"),
     "models": _Verb(verbs.models, None, "list the built-in models"),
     "env": _Verb(verbs.env, None, "show versions and the machine, for results and bug reports"),
 }
 _USAGES = {
     "train": " DATA [--model MODEL] [options]",
     "evaluate": " MODEL DATA [options]",
-    "blend": " BASE TUNED --out FOLDER [options]",
+    "blend": " BASE TUNED --output-dir FOLDER [options]",
     "check": " DATA [options]",
     "convert": " DATA OUT --format coco|yolo|voc|odvg [--link]",
     "init": " scenes OUT [options]",
     "predict": " MODEL IMAGES... [options]",
-    "label": " MODEL [IMAGES...] --out FOLDER [--data DATA] [options]",
+    "label": " MODEL [IMAGES...] --output-dir FOLDER [--data DATA] [options]",
     "review": " DATA [options]",
     "demo": " MODEL [--base MODEL] [options]",
-    "export": " MODEL --format hf|onnx|openvino|idea --out PATH [options]",
+    "export": " MODEL --format hf|onnx|openvino|idea --output-dir PATH [options]",
     "report": " RUN... [options]",
 }
 

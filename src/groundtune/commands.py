@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.config import TrainConfig, train_config
+from groundtune.config import BlendConfig, CheckConfig, TrainConfig, train_config
 from groundtune.errors import ConfigError, DataError
 from groundtune.options import read_yaml
 from groundtune.progress import Progress
-from groundtune.verb_configs import BlendConfig, CheckConfig
 
 if TYPE_CHECKING:
-    from groundtune.data.check.report import Report
-    from groundtune.data.check.run import Limits
+    from groundtune.data.check.run import ModelLimits, Report
     from groundtune.data.sample import Dataset
     from groundtune.engine.blend import BlendPoint
     from groundtune.engine.train import RunResult
@@ -45,7 +43,9 @@ def prompt_names(classes: Sequence[str] | None, bundle: "ModelBundle") -> list[s
             raise ConfigError("classes: the file has no names; write one a line.")
     names = [name.strip() for name in classes or bundle.classes]
     if not names:
-        raise ConfigError(f"classes: the model {bundle.source} has no classes of its own; name those to look for.")
+        raise ConfigError(
+            f"classes: the model {bundle.source} has no classes of its own; name those to look for."
+        )
     return names
 
 
@@ -71,7 +71,7 @@ def resolve_training(
             raise ConfigError(
                 f"resume: {options['resume']} has no config.yaml; name the folder of a run that was started."
             )
-        options = {"out": options["resume"], **options}
+        options = {"output_dir": options["resume"], **options}
     if bundle is not None:
         return train_config(options, config_file, bundle.recipe, where=where)
     config = train_config(options, config_file, {}, where=where)  # mistakes are told before torch is imported
@@ -99,21 +99,21 @@ def run_training(
     Raises:
         GroundtuneError: as `train`.
     """
-    from groundtune.engine.launch import refuse_launch
+    from groundtune.engine.distributed import check_launcher
 
-    refuse_launch(config.devices)
+    check_launcher(config.devices)
     out = _run_folder(config)
-    limits = {"train": config.limit_train, "valid": config.limit_valid}
-    splits = read_data(config.data, config.mix, config.classes, limits)
-    retained = read_retained(config.retain)
-    from groundtune.data.check.run import refuse_errors
-    from groundtune.data.mix import parse_mix, with_replayed
-    from groundtune.engine.inference import class_prompts
+    limits = {"train": config.max_train_images, "valid": config.max_valid_images}
+    splits = read_data(config.data, config.extra_data, config.rename, limits)
+    retained = read_retention_data(config.retention_data)
+    from groundtune.data.check.run import raise_for_errors
+    from groundtune.data.combine import parse_mix, with_replayed
     from groundtune.engine.train import train as train_loop
     from groundtune.model.checkpoint.load import load_bundle
+    from groundtune.predict.detect import class_prompts
 
     bundle = bundle or load_bundle(config.model, seed=config.seed)
-    warnings = refuse_errors(splits, _limits(bundle, config.short_side, config.max_side))
+    warnings = raise_for_errors(splits, _limits(bundle, config.short_side, config.max_side))
     for dataset in (next(iter(splits.values())), *retained.values()):
         if dataset.class_names:  # one without a token ends the run here
             class_prompts(bundle.tokenizer, dataset.class_names, bundle.config.max_text_len)
@@ -122,26 +122,29 @@ def run_training(
     if warnings:
         told = ", ".join(dict.fromkeys(warnings))
         progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
-    others = [parse_mix(text, "replay", 0.2, 1.0) for text in config.replay if text not in ("self", "none")]
+    others = [parse_mix(text, "rehearsal", 0.2, 1.0) for text in config.rehearsal]
     training = {"train": with_replayed(splits["train"], others)} if "train" in splits else {}
-    found = train_loop(replace(config, out=str(out)), bundle, splits | training, out, progress, retained)
+    found = train_loop(
+        replace(config, output_dir=str(out)), bundle, splits | training, out, progress, retained
+    )
     if os.environ.get("RANK", "0") == "0":  # of several processes one writes
         from groundtune.report.build import build_report
 
         try:
             build_report(out, splits)
         except OSError as error:  # the run itself is whole
-            progress.message(f"The report could not be written: {error}. Once there is room: groundtune report {out}")
+            progress.message(
+                f"The report could not be written: {error}. Once there is room: groundtune report {out}"
+            )
     return found
 
 
 def read_data(
     data: str, mix: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
 ) -> "dict[str, Dataset]":
-    """Read a run's data: its splits, cut to their first pictures, what is mixed in, and the classes under their new names."""
+    """Read a run's data: its splits, cut to their first images, what is mixed in, and the classes under their new names."""
+    from groundtune.data.combine import mix_in, parse_mix, rename_classes
     from groundtune.data.formats.detect import load_splits
-    from groundtune.data.mix import mix_in, parse_mix
-    from groundtune.data.rename import rename_classes
 
     others = [parse_mix(text) for text in mix]
     splits = load_splits(Path(data))
@@ -163,12 +166,17 @@ def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> 
     Raises:
         DataError: the data cannot be read.
     """
-    limits = {split: config.get(f"limit_{split}") for split in ("train", "valid")}
-    return read_data(str(data or config.get("data", "")), config.get("mix") or [], config.get("classes") or {}, limits)
+    limits = {split: config.get(f"max_{split}_images") for split in ("train", "valid")}
+    return read_data(
+        str(data or config.get("data", "")),
+        config.get("extra_data") or [],
+        config.get("rename") or {},
+        limits,
+    )
 
 
-def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
-    """Read the data sets of `--retain`, by their names: of each the split "valid", otherwise "test", otherwise "train".
+def read_retention_data(paths: Sequence[str]) -> "dict[str, Dataset]":
+    """Read the data sets of `--retention-data`, by their names: of each the split "valid", otherwise "test", otherwise "train".
 
     Raises:
         DataError: one of them cannot be read, or has nothing to find.
@@ -176,7 +184,7 @@ def read_retained(paths: Sequence[str]) -> "dict[str, Dataset]":
     from groundtune.data.formats.detect import read_splits
 
     found: dict[str, Dataset] = {}
-    for path in paths if list(paths) not in (["own"], ["none"]) else ():
+    for path in paths if list(paths) not in (["self"], ["none"]) else ():
         splits = read_splits(Path(path))
         dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
         if all(sample.crowd.all() for sample in dataset.samples):
@@ -202,7 +210,9 @@ def run_thresholds(folder: Path) -> dict[str, float]:
     run = read_run(folder)
     splits = read_run_data(run.config)
     if "valid" not in splits or splits["valid"].is_grounding or not run.predictions:
-        raise DataError(f"{folder} has no thresholds: it has no detections of classes. Name a run that was evaluated.")
+        raise DataError(
+            f"{folder} has no thresholds: it has no detections of classes. Name a run that was evaluated."
+        )
     names = splits["valid"].class_names
     best = best_thresholds(collect(splits["valid"], run.predictions), len(names))
     return {name: one.threshold for name, one in zip(names, best, strict=True) if one.f1}
@@ -218,19 +228,21 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
     run = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     data = config.data or run.get("data")
     if not data:
-        raise ConfigError(f"data: missing; {folder} is no run folder, so name the data set that it was fine-tuned on.")
+        raise ConfigError(
+            f"data: missing; {folder} is no run folder, so name the data set that it was fine-tuned on."
+        )
     splits = read_run_data(run, data)
     if "valid" not in splits:
         raise DataError(f"{data}: there is no split 'valid' to measure on; found: {', '.join(splits)}.")
-    retained = read_retained(config.retain or run.get("retain") or [])
+    retained = read_retention_data(config.retention_data or run.get("retention_data") or [])
     from groundtune.device import pick_device
     from groundtune.engine.blend import best_point, blended, measure_line
     from groundtune.engine.evaluate import Evaluation, evaluate
     from groundtune.model.checkpoint.load import load_bundle
-    from groundtune.model.checkpoint.save import refuse_foreign, save_bundle
+    from groundtune.model.checkpoint.save import check_replaceable, save_bundle
     from groundtune.report.blend import write_blend
 
-    refuse_foreign(Path(config.out))
+    check_replaceable(Path(config.output_dir))
     base, tuned = load_bundle(model_source(config.base)), load_bundle(model_source(config.tuned))
     device = pick_device(config.device)
 
@@ -241,17 +253,24 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
         points = measure_line(
             base.network.to(device),
             tuned.network.to(device),
-            config.at,
-            lambda: (measure(splits["valid"]), {name: measure(dataset) for name, dataset in retained.items()}),
+            config.alphas,
+            lambda: (
+                measure(splits["valid"]),
+                {name: measure(dataset) for name, dataset in retained.items()},
+            ),
         )
     finally:
         progress.close()
     best = best_point(points)
     tuned.network.load_state_dict(blended(base.network.state_dict(), tuned.network.state_dict(), best.at))
-    numbers = [{f"valid/{name}": value for name, value in point.metrics.items()} for point in (best, points[0])]
+    numbers = [
+        {f"valid/{name}": value for name, value in point.metrics.items()} for point in (best, points[0])
+    ]
     about = {"data": Path(data).resolve().name, "metrics": numbers[0], "zero_shot": numbers[1]}
-    save_bundle(tuned, Path(config.out), about)
-    write_blend(points, best, Path(config.out), {"base": config.base, "tuned": config.tuned, "data": str(data)})
+    save_bundle(tuned, Path(config.output_dir), about)
+    write_blend(
+        points, best, Path(config.output_dir), {"base": config.base, "tuned": config.tuned, "data": str(data)}
+    )
     return points, best
 
 
@@ -261,14 +280,13 @@ def run_check(config: CheckConfig, progress: Progress) -> "Report":
     Raises:
         GroundtuneError: as `check`.
     """
-    from groundtune.data.check.report import unreadable
-    from groundtune.data.check.run import check_data, known_checks
+    from groundtune.data.check.run import check_data, known_checks, unreadable
 
     known_checks(config.ignore)
     if not Path(config.data).exists():
-        raise DataError(f"The data {config.data} does not exist. Expected a folder with pictures and boxes.")
+        raise DataError(f"The data {config.data} does not exist. Expected a folder with images and boxes.")
+    from groundtune.data.combine import rename_classes
     from groundtune.data.formats.detect import load_splits
-    from groundtune.data.rename import rename_classes
     from groundtune.model.checkpoint.load import load_bundle
 
     limits = _limits(load_bundle(model_source(config.model)), config.short_side, config.max_side)
@@ -292,16 +310,16 @@ def run_check(config: CheckConfig, progress: Progress) -> "Report":
     return report
 
 
-def _limits(bundle: "ModelBundle", short_side: int | None, max_side: int | None) -> "Limits":
-    from groundtune.data.check.run import Limits
+def _limits(bundle: "ModelBundle", short_side: int | None, max_side: int | None) -> "ModelLimits":
+    from groundtune.data.check.run import ModelLimits
 
-    picture, sizes = bundle.picture, bundle.config
-    return Limits(
+    image, sizes = bundle.image_format, bundle.config
+    return ModelLimits(
         bundle.tokenizer,
         sizes.max_text_len,
         sizes.num_queries,
-        short_side or picture.short_side,
-        max_side or picture.max_side,
+        short_side or image.short_side,
+        max_side or image.max_side,
     )
 
 
@@ -311,18 +329,18 @@ def _run_folder(config: TrainConfig) -> Path:
     Raises:
         ConfigError: the named one is a file, or holds something and is not the run to go on with.
     """
-    if config.out is None:
+    if config.output_dir is None:
         source = Path(config.model)
         model = source.parent.name if source.name == "model" else source.name
         data = Path(config.data).resolve()
         base = f"{data.stem if data.is_file() else data.name}-{model}"
         names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
         return next(path for path in (Path("runs") / name for name in names) if not path.exists())
-    out = Path(config.out)
+    out = Path(config.output_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder.")
     if config.resume is None and out.is_dir() and any(out.iterdir()):
         raise ConfigError(
-            f"out: the folder {out} is not empty. Name another with --out, or go on with that run by --resume {out}."
+            f"out: the folder {out} is not empty. Name another with --output-dir, or go on with that run by --resume {out}."
         )
     return out

@@ -1,7 +1,7 @@
-"""Options of a training run; the command line, the YAML file and the help text come from the fields.
+"""The options of every command: one dataclass each. Command line, YAML file, keyword arguments and help come from the fields.
 
-A run is resolved as defaults < the model's recipe < YAML file < command line. `options.py` reads and checks them; those of
-the other verbs are in `verb_configs.py`. Nothing here imports torch.
+A training run is resolved as defaults < the model's recipe < YAML file < command line; `options` reads and checks the values.
+An option's default, unit and range stand here and nowhere else. Nothing here imports torch.
 """
 
 import dataclasses
@@ -11,39 +11,91 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundtune.options import COMMAND_LINE, check, fail, option, read_yaml, resolve, suggestion
+from groundtune.errors import suggestion
+from groundtune.options import COMMAND_LINE, check, fail, option, read_yaml, resolve
 
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
-"""The names that `param_groups` knows, the reference's vocabulary (semantics 19). Paths go deeper: encoder.layers.0."""
+"""Module names that `param_groups` accepts: those of MMDetection. Paths may go deeper, such as encoder.layers.0."""
 
-ADAPTATIONS = ("full", "lora", "prompt", "heads")
-
-_PLACES = ("data", "model", "mix", "out", "resume", "track", "retain", "replay")  # where a run reads and writes
-# Values of these that name no place.
-_WITHIN_THE_RUN: tuple[Any, ...] = ([], ["self"], ["own"], ["none"], "self", "own", "none")
-DEVICE_HELP = "auto, cpu, cuda, cuda:1, mps; auto takes the accelerator that is there"
+TUNE_MODES = ("full", "lora", "prompt", "heads")
 PRECISIONS = ("auto", "fp32", "bf16")
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
-THREADS_HELP = "CPU threads of torch; 0 leaves torch's own number"
-RENAME_HELP = "what the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
-MODEL_HELP = "a preset (see `groundtune models`), a model or run folder, a .pth, or a Hub id"
+DATA_FORMATS = ("coco", "yolo", "voc", "odvg")
+EXPORT_FORMATS = ("hf", "onnx", "openvino", "idea")
+EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
+SAVE_FORMATS = ("annotated", "json", "coco", "yolo", "csv", "crops")
+
+_LOGGERS = ("tensorboard", "wandb", "mlflow")
+_PATHS = ("data", "model", "extra_data", "output_dir", "resume", "report_to", "retention_data", "rehearsal")
+_NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
+
+_MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
+_DATA = "data set: a directory of images with boxes, or an annotation file"
+_RENAME = "phrase that the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 
 
-@dataclass
+@dataclass(kw_only=True)
+class ComputeOptions:
+    """Where a command computes."""
+
+    device: str = option(
+        "auto", "auto, cpu, cuda, cuda:1 or mps; auto uses the accelerator if there is one", group="compute"
+    )
+    threads: int = option(0, "CPU threads of PyTorch; 0 keeps PyTorch's own number", low=0, group="compute")
+
+
+@dataclass(kw_only=True)
+class RayOptions:
+    """How a command shares its images among Ray workers."""
+
+    ray: str | None = option(
+        None,
+        "distribute the images over Ray workers: local, auto, or a cluster's HOST:PORT or ray://HOST:PORT",
+        group="compute",
+    )
+    ray_workers: int = option(
+        0, "number of Ray workers; 0 means one per GPU, or per CPU core without a GPU", low=0, group="compute"
+    )
+
+
+@dataclass(kw_only=True)
+class DetectOptions(ComputeOptions):
+    """How a model detects objects in images."""
+
+    classes: list[str] = option(
+        [],
+        "class names to detect, as 'cat, remote control', or a .txt file with one per line; default: the classes of the "
+        "fine-tuning",
+    )
+    threshold: float = option(0.3, "confidence threshold", low=0, high=1)
+    thresholds: str | None = option(
+        None,
+        "run directory whose best-F1 threshold of each class is used; --threshold applies to other classes",
+    )
+    recursive: bool = option(False, "search directories recursively")
+    batch_size: int = option(4, "images (or tiles) per batch", low=1, group="compute")
+    precision: str = option(
+        "auto",
+        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
+        choices=PRECISIONS,
+        group="compute",
+    )
+
+
+@dataclass(kw_only=True)
 class OptimizerConfig:
-    """The optimiser."""
+    """The optimizer."""
 
-    type: str = option("AdamW", "the optimiser", choices=("AdamW",), flag=False)
-    lr: float = option(1e-4, "learning rate of a module with lr_mult 1", low=0, above=True, group="training")
-    weight_decay: float = option(1e-4, "decoupled weight decay", low=0, group="training")
+    type: str = option("AdamW", "optimizer", choices=("AdamW",), flag=False)
+    lr: float = option(1e-4, "learning rate of modules with lr_mult 1", low=0, above=True, group="training")
+    weight_decay: float = option(1e-4, "weight decay of AdamW", low=0, group="training")
 
 
 @dataclass
 class ParamGroup:
-    """Modules by their paths, and the factor of their learning rate; 0 freezes them."""
+    """Modules by their paths, and the multiplier of their learning rate."""
 
-    modules: list[str] = option(help="paths of modules")
-    lr_mult: float = option(1.0, "factor of the learning rate; 0 freezes", low=0)
+    modules: list[str] = option(help="module paths")
+    lr_mult: float = option(1.0, "learning rate multiplier; 0 freezes the modules", low=0)
 
 
 def _default_groups() -> list[ParamGroup]:
@@ -51,91 +103,104 @@ def _default_groups() -> list[ParamGroup]:
     return [ParamGroup(["backbone"], 0.0), ParamGroup(["language_model"], 0.0), ParamGroup(trained, 1.0)]
 
 
-@dataclass
-class TrainConfig:
-    """Fine-tune a model on a folder of pictures with boxes."""
+@dataclass(kw_only=True)
+class TrainConfig(ComputeOptions):
+    """Fine-tune a model on a data set."""
 
-    data: str = option(help="a folder with pictures and boxes, or a COCO .json file", positional=True)
-    model: str = option("nano", MODEL_HELP, group="run")
-    mix: list[str] = option(
+    data: str = option(help=_DATA, positional=True)
+    model: str = option("nano", _MODEL, group="run")
+    extra_data: list[str] = option(
         [],
-        "more training data, as PATH or PATH=WEIGHT,PATH=WEIGHT; a weight is how often a picture is shown per epoch",
+        "additional training data, as PATH or PATH=WEIGHT,PATH=WEIGHT; WEIGHT is how often an image is shown per epoch",
         group="run",
     )
-    out: str | None = option(None, "run folder; otherwise runs/DATA-MODEL, the first free number", group="run")
-    resume: str | None = option(None, "run folder to go on with; its own options are taken up", group="run")
-    seed: int = option(0, "of every random choice", low=0, high=2**32 - 1, group="run")
-    track: list[str] = option(
+    output_dir: str | None = option(
+        None, "run directory; default: runs/DATA-MODEL with the first free number", short="-o", group="run"
+    )
+    resume: str | None = option(
+        None, "run directory of an interrupted run to resume, with its own options", group="run"
+    )
+    seed: int = option(0, "random seed", low=0, high=2**32 - 1, group="run")
+    report_to: list[str] = option(
         ["auto"],
-        "where numbers go too, as tensorboard,wandb,mlflow; none is nowhere, auto TensorBoard if it is installed",
-        choices=("auto", "none", *_TRACKERS),
+        "loggers, as tensorboard,wandb,mlflow, or none; auto uses TensorBoard if it is installed",
+        choices=("auto", "none", *_LOGGERS),
         group="run",
     )
-    retain: list[str] = option(
-        ["own"],
-        "data sets that should not be forgotten, as PATH,PATH: measured before and after training; own measures whether the "
-        "model still finds the common things that it found in the validation pictures; none measures nothing",
+    retention_data: list[str] = option(
+        ["self"],
+        "data sets that measure forgetting, as PATH,PATH: evaluated before and after training; self measures whether the model "
+        "still detects the common objects that it detected before; none skips it",
         group="run",
     )
-    replay: list[str] = option(
+    rehearsal: list[str] = option(
         [],
-        "what keeps other things findable: self, the model's own detections of what nobody labelled in the training pictures; "
-        "PATH=SHARE, another data set's pictures and their share of an epoch (0.2 where none is given); none",
+        "data sets to rehearse against forgetting, as PATH=SHARE,PATH=SHARE; SHARE of an epoch's images (default: 0.2)",
         group="run",
     )
-    limit_train: int | None = option(None, "pictures of train to use, the first ones", low=1, group="run")
-    limit_valid: int | None = option(None, "pictures of valid to use, the first ones", low=1, group="run")
+    self_distillation: bool = option(
+        False,
+        "train on the model's own detections of unlabeled objects too, so that it does not unlearn them",
+        group="run",
+    )
+    max_train_images: int | None = option(None, "use only the first N training images", low=1, group="run")
+    max_valid_images: int | None = option(None, "use only the first N validation images", low=1, group="run")
 
-    epochs: int = option(20, "passes over the training pictures", low=1, group="training")
+    epochs: int = option(20, "passes over the training images", low=1, group="training")
     min_steps: int = option(
         0,
-        "steps to take at least, by more epochs on a small data set; 0 where epochs are given",
+        "minimum number of steps: a small data set gets more epochs; 0 if epochs are given",
         low=0,
         group="training",
     )
-    batch_size: int = option(4, "pictures per optimiser step, over all devices", low=1, group="training")
-    micro_batch: int = option(
+    batch_size: int = option(4, "images per optimizer step, over all devices", low=1, group="training")
+    micro_batch_size: int = option(
         0,
-        "pictures of a step that a device computes at a time: fewer need less memory, with the same losses; 0 takes all",
+        "images that a device computes at a time, to save memory; the losses stay the same; 0 means all",
         low=0,
         group="training",
     )
-    eval_every: int = option(1, "epochs between evaluations", low=1, group="training")
-    save_every: int = option(
-        500, "steps between checkpoints within an epoch; 0 saves only at the end of each", low=0, group="training"
+    eval_epochs: int = option(1, "epochs between evaluations", low=1, group="training")
+    save_steps: int = option(
+        500,
+        "steps between checkpoints within an epoch; 0 saves only at the end of an epoch",
+        low=0,
+        group="training",
     )
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     param_groups: list[ParamGroup] = dataclasses.field(default_factory=_default_groups)
-    adapt: str = option(
+    tune: str = option(
         "full",
-        "what trains: full, all but the towers; lora, small matrices beside encoder and decoder, and the heads; heads, the "
-        "class and box heads; prompt, how the class names are read, which leaves all other names as they were",
-        choices=ADAPTATIONS,
+        "which weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, or "
+        "prompt (only the class-name embeddings; other classes are unaffected)",
+        choices=TUNE_MODES,
         group="training",
     )
-    lora_rank: int = option(8, "rank of --adapt lora", low=1, group="training")
-    lora_alpha: float = option(16.0, "scale of --adapt lora, over its rank", low=0, above=True, group="training")
+    lora_rank: int = option(8, "rank of --tune lora", low=1, group="training")
+    lora_alpha: float = option(
+        16.0, "alpha of --tune lora; the scale is alpha / rank", low=0, above=True, group="training"
+    )
     blend: float | None = option(
         None,
-        "in the end, how far to go from the base (0) to the trained weights (1); see groundtune blend",
+        "interpolate the final weights between the base model (0) and the trained one (1); see groundtune blend",
         low=0,
         high=1,
         group="training",
     )
-    keep: bool = option(
+    keep_base: bool = option(
         False,
-        "keep the base's weights beside the trained ones: they answer for all names but the data set's, as before",
+        "keep the base model's weights beside the trained ones and use them for all other class names",
         group="training",
     )
-    clip_grad: float = option(0.1, "largest norm of the gradient; 0 does not clip", low=0, group="training")
-    warmup_steps: int = option(50, "steps of linear warm-up", low=0, group="training")
+    max_grad_norm: float = option(0.1, "gradient clipping norm; 0 disables clipping", low=0, group="training")
+    warmup_steps: int = option(50, "steps of linear learning rate warm-up", low=0, group="training")
     lr_drop_at: float = option(
         0.7, "share of training after which the learning rate drops", low=0, high=1, group="training"
     )
     lr_drop_factor: float = option(0.1, "factor of that drop", low=0, high=1, group="training")
-    ema: float = option(
+    ema_decay: float = option(
         0.0,
-        "decay per step of the moving average of the weights; 0 is off",
+        "decay of the exponential moving average of the weights; 0 disables it",
         low=0,
         high=1,
         below=True,
@@ -143,143 +208,357 @@ class TrainConfig:
     )
     denoising: bool = option(True, "contrastive denoising queries", group="training")
 
-    loss_cls: float = option(2.0, "weight of the class loss", low=0, group="loss")
-    loss_bbox: float = option(5.0, "weight of the L1 loss of the boxes", low=0, group="loss")
-    loss_giou: float = option(2.0, "weight of the GIoU loss of the boxes", low=0, group="loss")
-    focal_alpha: float = option(0.25, "weight of the positive tokens in the focal loss", low=0, high=1, group="loss")
-    focal_gamma: float = option(2.0, "focusing exponent of the focal loss", low=0, group="loss")
+    loss_cls: float = option(2.0, "weight of the classification loss", low=0, group="loss")
+    loss_bbox: float = option(5.0, "weight of the L1 box loss", low=0, group="loss")
+    loss_giou: float = option(2.0, "weight of the GIoU box loss", low=0, group="loss")
+    focal_alpha: float = option(
+        0.25, "alpha of the focal loss: weight of positive tokens", low=0, high=1, group="loss"
+    )
+    focal_gamma: float = option(2.0, "gamma of the focal loss", low=0, group="loss")
 
     short_side: int | None = option(
-        None, "pixels of a picture's short side; the model's own otherwise", low=32, group="pictures"
+        None, "short side of an image in pixels; default: the model's", low=32, group="images"
     )
     max_side: int | None = option(
-        None, "most pixels of its long side; the model's own otherwise", low=32, group="pictures"
+        None, "maximum long side in pixels; default: the model's", low=32, group="images"
     )
-    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, group="pictures")
+    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, group="images")
     multi_scale: list[float] = option(
-        [], "factors of the short side to draw from, as 0.8,1,1.2", low=0.1, high=10, group="pictures"
+        [], "factors of the short side to choose from, as 0.8,1,1.2", low=0.1, high=10, group="images"
     )
-    crop: float = option(0.0, "probability of a random crop", low=0, high=1, group="pictures")
+    crop: float = option(0.0, "probability of a random crop", low=0, high=1, group="images")
     cache_features: bool = option(
-        False, "compute the features of a frozen backbone once and keep them", group="pictures"
+        False, "compute the features of a frozen backbone once and cache them", group="images"
     )
-    cache_views: int = option(2, "augmented views of each picture that are kept", low=1, group="pictures")
+    cache_views: int = option(2, "augmented views of each image in the feature cache", low=1, group="images")
 
-    shuffle_classes: bool = option(True, "another order of the class names in every prompt", group="prompts")
-    classes: dict[str, str] = option({}, RENAME_HELP, flag="--rename", group="prompts")
+    shuffle_classes: bool = option(True, "shuffle the class names in every prompt", group="prompts")
+    rename: dict[str, str] = option({}, _RENAME, group="prompts")
     negative_probability: float = option(
-        0.5, "how often only a sample of the absent classes is in the prompt", low=0, high=1, group="prompts"
+        0.5,
+        "probability that a prompt has only a sample of the absent classes",
+        low=0,
+        high=1,
+        group="prompts",
     )
 
-    device: str = option("auto", DEVICE_HELP, group="machine")
     devices: int = option(
         1,
-        "processes to start on this machine, one per GPU; on a CPU they divide its threads. torchrun, accelerate and srun "
-        "start their own",
+        "processes to start on this machine, one per GPU; torchrun, accelerate and srun start their own",
         low=1,
-        group="machine",
+        group="compute",
     )
     precision: str = option(
         "auto",
-        "fp32 or bf16 (the losses stay fp32); auto takes bf16 where the device computes in it",
+        "auto, fp32 or bf16 (losses stay fp32); auto uses bf16 where the device supports it",
         choices=PRECISIONS,
-        group="machine",
+        group="compute",
     )
     compile: bool = option(
-        False, "compiled sampling: faster steps after half a minute for each picture size", group="machine"
+        False,
+        "compile the deformable sampling: faster steps after half a minute per image size",
+        group="compute",
     )
-    recompute: bool = option(
-        False, "compute the encoder's activations again in the backward pass: less memory, more time", group="machine"
+    gradient_checkpointing: bool = option(
+        False,
+        "recompute the encoder's activations in the backward pass: less memory, more time",
+        group="compute",
     )
     workers: int = option(
-        0, "threads that load pictures ahead; 0 loads each when it is its turn", low=0, group="machine"
+        0, "threads that load images ahead; 0 loads them in the training thread", low=0, group="compute"
     )
-    threads: int = option(0, THREADS_HELP, low=0, group="machine")
-    max_bad_steps: int = option(
-        5, "steps in a row with a non-finite loss before training stops", low=1, group="machine"
+    max_nonfinite_steps: int = option(
+        5, "consecutive steps with a non-finite loss before training stops", low=1, group="compute"
     )
-    max_bad_pictures: float = option(
+    max_unreadable_share: float = option(
         0.01,
-        "share of a split's pictures that may turn out unreadable, at least one picture, before training stops; 0 allows none",
+        "share of a split's images (at least one image) that may be unreadable before training stops; 0 allows none",
         low=0,
         high=1,
-        group="machine",
+        group="compute",
     )
-    log_every: int = option(10, "steps between lines of metrics.jsonl", low=1, group="machine")
+    log_steps: int = option(10, "steps between lines of metrics.jsonl", low=1, group="compute")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ComputeOptions, RayOptions):
+    """Evaluate a model on a data set: AP, or the recall of phrases."""
+
+    model: str = option(help=_MODEL, positional=True)
+    data: str = option(help=_DATA, positional=True)
+    split: str = option("valid", "train, valid or test")
+    classes: list[str] = option([], "class names to detect and to evaluate, as A,B; default: all")
+    rename: dict[str, str] = option({}, _RENAME)
+    output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
+    json: bool = option(False, "print JSON")
+    batch_size: int = option(8, "images per batch", low=1, group="compute")
+    precision: str = option(
+        "fp32",
+        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
+        choices=PRECISIONS,
+        group="compute",
+    )
+
+
+@dataclass(kw_only=True)
+class BlendConfig(ComputeOptions):
+    """Find the best model between a base model and its fine-tuned version."""
+
+    base: str = option(help=_MODEL, positional=True)
+    tuned: str = option(help="run directory or model that was fine-tuned from BASE", positional=True)
+    output_dir: str = option(help="directory for the chosen model, blend.json and blend.html", short="-o")
+    alphas: list[float] = option(
+        [0.3, 0.5, 0.7],
+        "interpolation points to evaluate; 0 is BASE, 1 is TUNED, and both are always evaluated",
+        low=0,
+        high=1,
+    )
+    data: str | None = option(None, "data set of the fine-tuning; default: that of the run")
+    retention_data: list[str] = option(
+        [], "data sets that measure forgetting, as PATH,PATH; default: those of the run"
+    )
+    batch_size: int = option(8, "images per batch", low=1, group="compute")
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """Find errors in a data set."""
+
+    data: str = option(help=_DATA, positional=True)
+    model: str = option("nano", _MODEL + ", whose limits apply")
+    rename: dict[str, str] = option({}, _RENAME)
+    ignore: list[str] = option([], "checks to skip, as near-duplicate,object-tiny")
+    fast: bool = option(False, "skip the checks that open images")
+    json: bool = option(False, "print JSON")
+    strict: bool = option(False, "exit with code 3 on warnings too")
+    short_side: int | None = option(None, "short side of an image in pixels; default: the model's", low=32)
+    max_side: int | None = option(None, "maximum long side in pixels; default: the model's", low=32)
+    workers: int = option(0, "threads that decode images; 0 means one per core", low=0)
+
+
+@dataclass(kw_only=True)
+class ConvertConfig:
+    """Write a data set in another format."""
+
+    data: str = option(help=_DATA, positional=True)
+    output_dir: str = option(help="directory to write, new or empty", positional=True)
+    format: str = option(help="format to write", choices=DATA_FORMATS)
+    link: bool = option(False, "link the images instead of copying them")
+
+
+@dataclass(kw_only=True)
+class InitConfig:
+    """Write a generated data set to try things on."""
+
+    what: str = option(
+        help="scenes: images of shapes, silhouettes, letters and digits", positional=True, choices=("scenes",)
+    )
+    output_dir: str = option(help="directory to write, new or empty", positional=True)
+    captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
+    classes: list[str] = option([], "classes to draw, as 'red ring, striped star'; default: six classes")
+    train_images: int = option(160, "number of training images", low=1)
+    valid_images: int = option(40, "number of validation images", low=1)
+    image_size: int = option(320, "long side of an image in pixels", low=32)
+    seed: int = option(0, "random seed", low=0)
+
+
+@dataclass(kw_only=True)
+class PredictConfig(DetectOptions):
+    """Detect objects by name in images and videos."""
+
+    model: str = option(help=_MODEL, positional=True)
+    images: list[str] = option(
+        help="images, videos, directories, glob patterns, a camera number, or - to read paths from stdin",
+        positional=True,
+    )
+    phrase: list[str] = option(
+        [],
+        "sentence to detect instead of classes, as 'the cat on the left'; brackets mark several phrases, as 'a [cat] on the "
+        "[sofa]'; repeatable",
+        repeat=True,
+    )
+    tiles: int | None = option(
+        None, "also detect in overlapping square tiles of N pixels, for small objects in large images", low=64
+    )
+    tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
+    frame_stride: int = option(1, "process every N-th frame of a video", low=1)
+    output_dir: str | None = option(None, "directory for the results", short="-o")
+    save_as: list[str] = option(
+        ["annotated", "json"], "what to save, as A,B of " + ", ".join(SAVE_FORMATS), choices=SAVE_FORMATS
+    )
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(kw_only=True)
+class LabelConfig(DetectOptions, RayOptions):
+    """Label images with a model and write a data set."""
+
+    model: str = option(help=_MODEL, positional=True)
+    images: list[str] = option([], "images, directories or glob patterns", positional=True)
+    output_dir: str = option(help="directory to write, new or empty", short="-o")
+    data: str | None = option(
+        None, "data set whose training images without boxes are labeled; it is written as a whole"
+    )
+    captions: str | None = option(
+        None,
+        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}: detects the phrases in brackets and writes '
+        "a data set with captions",
+    )
+    format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
+    link: bool = option(False, "link the images instead of copying them")
+    nms: float = option(0.7, "IoU threshold of the per-class non-maximum suppression", low=0, high=1)
+
+
+@dataclass(kw_only=True)
+class ReviewConfig:
+    """Review the boxes of a labeled data set in the browser."""
+
+    data: str = option(
+        help="COCO data set, such as `groundtune label` writes, or its .json file", positional=True
+    )
+    split: str = option("train", "split to review")
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 admits other machines that know the page's address"
+    )
+    port: int = option(0, "port to listen on; 0 means a free one", low=0, high=65535)
+
+
+@dataclass(kw_only=True)
+class DemoConfig(ComputeOptions):
+    """Detect objects on a page in the browser."""
+
+    model: str = option(help=_MODEL, positional=True)
+    base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
+    classes: list[str] = option(
+        [], "initial class names, as 'cat, remote control'; default: the classes of the fine-tuning"
+    )
+    threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 admits other machines, without a password")
+    port: int | None = option(
+        None, "port to listen on; default: the first free one from 7860", low=1, high=65535
+    )
+    precision: str = option(
+        "auto",
+        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
+        choices=PRECISIONS,
+        group="compute",
+    )
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Export a model for other tools."""
+
+    model: str = option(help=_MODEL, positional=True)
+    format: str = option(
+        "hf",
+        "hf: Hugging Face directory; onnx, openvino: file for that runtime; idea: .pth for IDEA's code",
+        choices=EXPORT_FORMATS,
+    )
+    output: str | None = option(
+        None, "directory (hf) or file (NAME.onnx, NAME.xml, NAME.pth) to write", short="-o"
+    )
+    classes: list[str] = option(
+        [], "onnx, openvino: class names to build in, as A,B; the file then has no language model"
+    )
+    fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
+    precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)
+    data: str | None = option(
+        None,
+        "data set to compare the file with the model on (split valid) and to calibrate int8 with (split train)",
+    )
+    max_ap_drop: float = option(1.0, "points of AP that int8 may lose; otherwise nothing is written", low=0)
+    push_to_hub: str | None = option(
+        None, "owner/name of a model on the Hugging Face Hub to upload the directory to"
+    )
+    private: bool = option(False, "make the model on the Hub private")
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Write report.html of a run, or compare several runs."""
+
+    runs: list[str] = option(help="run directory, or several to compare", positional=True)
+    output: str = option(
+        "comparison.html", "file of the comparison; the report of one run is RUN/report.html", short="-o"
+    )
+    data: str | None = option(None, "current location of the data set; default: where the run read it")
+    max_images: int = option(500, "maximum number of images in the gallery, the worst ones first", low=0)
 
 
 def train_config(
-    cli: Mapping[str, Any], yaml_path: Path | None, recipe: Mapping[str, Any], *, where: str = COMMAND_LINE
+    given: Mapping[str, Any], yaml_path: Path | None, recipe: Mapping[str, Any], *, where: str = COMMAND_LINE
 ) -> TrainConfig:
-    """Resolve a training run's options: defaults < recipe < YAML file < command line.
+    """Resolve the options of a training run: defaults < recipe < YAML file < given.
 
     Args:
-        cli: options by name, the optimiser's with or without its name ("lr"). Strings are converted.
+        given: options by name; those of the optimizer with or without the prefix "optimizer.". Strings are converted.
         yaml_path: a YAML file, or None.
         recipe: training defaults of the model.
-        where: what `cli` is called in messages.
+        where: name of the source of `given` in messages.
 
     Raises:
-        ConfigError: the file cannot be read, or options are unknown or unusable; all of them are listed.
+        ConfigError: the file cannot be read, or options are unknown or invalid; all of them are listed.
     """
     file = read_yaml(yaml_path) if yaml_path else {}
     optimizer = {field.name for field in dataclasses.fields(OptimizerConfig)}
-    cli = {f"optimizer.{name}" if name in optimizer else name: value for name, value in cli.items()}
-    own = {**file, **cli}
-    if "epochs" in own and "min_steps" not in own:  # who says how many epochs means it
+    given = {f"optimizer.{name}" if name in optimizer else name: value for name, value in given.items()}
+    own = {**file, **given}
+    if "epochs" in own and "min_steps" not in own:  # an explicit number of epochs is meant
         recipe = {name: value for name, value in recipe.items() if name != "min_steps"}
-    told = "a model has no say in where a run reads and writes; remove it."  # it may come from anywhere
-    places = {name: value for name, value in recipe.items() if name in _PLACES and value not in _WITHIN_THE_RUN}
-    fail([f"the model's recipe: {name}: {told}" for name in places])
-    layers = [("the model's recipe", recipe), (str(yaml_path), file), (where, cli)]
-    config = resolve(TrainConfig, layers)
+    # A recipe may come from a stranger's model.
+    paths = [name for name, value in recipe.items() if name in _PATHS and value not in _NOT_A_PATH]
+    fail([f"the model's recipe: {name}: a recipe may not set paths; remove this key." for name in paths])
+    config = resolve(TrainConfig, [("the model's recipe", recipe), (str(yaml_path), file), (where, given)])
     validate(config)
     return config
 
 
 def validate(config: TrainConfig) -> None:
-    """Check a training configuration, also one that was put together by hand.
+    """Check a training configuration, including one that was built by hand.
 
     Raises:
-        ConfigError: values out of range, unknown modules, options that contradict each other; all of them are listed.
+        ConfigError: values out of range, unknown modules, or conflicting options; all of them are listed.
     """
     problems = check(config) + _group_problems(config.param_groups)
-    if config.adapt != "full" and config.param_groups != _default_groups():
+    if config.tune != "full" and config.param_groups != _default_groups():
         problems.append(
-            f"adapt, param_groups: --adapt {config.adapt} decides what trains, and so do param_groups; leave one of them out."
+            f"tune, param_groups: --tune {config.tune} and param_groups both choose the trained weights; remove one of them."
         )
-    if config.keep and (config.adapt != "full" or config.blend is not None):
-        problems.append("keep: it is for --adapt full without --blend; leave these out.")
+    if config.keep_base and (config.tune != "full" or config.blend is not None):
+        problems.append("keep_base: requires --tune full without --blend; remove these options.")
     if config.short_side and config.max_side and config.short_side > config.max_side:
-        problems.append(f"short_side: {config.short_side} is more than max_side {config.max_side}.")
+        problems.append(f"short_side: {config.short_side} is larger than max_side {config.max_side}.")
     problems += [
-        f"track: {name} is not installed. Install it (pip install {name}), or leave it out."
-        for name in config.track
-        if name in _TRACKERS and importlib.util.find_spec(name) is None
+        f"report_to: {name} is not installed. Install it (pip install {name}), or remove it."
+        for name in config.report_to
+        if name in _LOGGERS and importlib.util.find_spec(name) is None
     ]
     fail(problems)
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """All options as YAML, which `train --config` reads back to the same configuration."""
+    """Return all options as YAML, which `train --config` reads back to the same configuration."""
     import yaml
 
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def _group_problems(groups: list[ParamGroup]) -> list[str]:
-    """What is wrong with the names of modules. Whether a deeper path exists is known to the network only."""
+    """Return what is wrong with the module names. Only the network knows whether a deeper path exists."""
     paths = [path for group in groups for path in group.modules]
     problems = [
-        f"param_groups[{index}].modules: empty; name a module." for index, g in enumerate(groups) if not g.modules
+        f"param_groups[{index}].modules: empty; expected module names."
+        for index, group in enumerate(groups)
+        if not group.modules
     ]
     for path in dict.fromkeys(paths):
         top = path.split(".")[0]
         if top not in MODULES:
             problems.append(
-                f"param_groups: no module is called {path!r}; there are {', '.join(MODULES)} and paths inside them."
+                f"param_groups: unknown module {path!r}; expected {', '.join(MODULES)}, or a path inside them."
                 + suggestion(top, MODULES)
             )
         if paths.count(path) > 1:
-            problems.append(f"param_groups: {path!r} stands in more than one group; keep one of them.")
+            problems.append(f"param_groups: {path!r} is in more than one group; keep one of them.")
     return problems

@@ -9,7 +9,13 @@ import torch
 
 from groundtune.errors import ConfigError
 
-_NO_MEMORY = ["out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed"]
+_NO_MEMORY = [
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "alloc_failed",
+]
 _NO_MEMORY += ["could not create a primitive"]  # of oneDNN, which says no more
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -26,10 +32,18 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is not a device; expected auto, cpu, cuda, cuda:1 or mps.") from error
-    available = torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 0
+        raise ConfigError(
+            f"device: {name!r} is not a device; expected auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    available = (
+        torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 0
+    )
     if device.type != "cpu" and (device.index or 0) >= available:
-        here = f"{accelerator.type} ({torch.accelerator.device_count()})" if accelerator is not None else "only the CPU"
+        here = (
+            f"{accelerator.type} ({torch.accelerator.device_count()})"
+            if accelerator is not None
+            else "only the CPU"
+        )
         raise ConfigError(f"device: {name!r} is not available here; torch sees {here}. Use --device auto.")
     return device
 

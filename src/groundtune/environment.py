@@ -36,7 +36,11 @@ def describe() -> dict[str, str]:
     from groundtune.device import bf16_arithmetic, pick_device
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    found = {"groundtune": groundtune.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {
+        "groundtune": groundtune.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
     found |= {name: package_version(name) or "missing" for name in _REQUIRED}
     found["device"] = "cpu" if accelerator is None else accelerator.type
     if accelerator is not None and accelerator.type == "cuda":
@@ -45,13 +49,19 @@ def describe() -> dict[str, str]:
     found["threads"] = str(torch.get_num_threads())
     bf16 = bf16_arithmetic(pick_device("auto"))
     found["precision auto"] = f"bf16, computed by {bf16}" if bf16 else "fp32: bf16 would be emulated here"
-    compiler = accelerator is not None or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = (
+        accelerator is not None or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    )
     lacking = "" if compiler else "torch.compile needs a C++ compiler on a CPU"
     if accelerator is None and " " in torch.__file__:
         lacking = "torch.compile cannot find its headers in a path with a space"
     found["--compile"] = f"not possible: {lacking}" if lacking else "possible"
-    on_cpu = "embedding_bag: a fifth faster than grid_sample on a CPU, and nothing is kept for the backward pass"
-    found["deformable sampling"] = on_cpu if accelerator is None else "grid_sample; compiled kernels with --compile"
+    on_cpu = (
+        "embedding_bag: a fifth faster than grid_sample on a CPU, and nothing is kept for the backward pass"
+    )
+    found["deformable sampling"] = (
+        on_cpu if accelerator is None else "grid_sample; compiled kernels with --compile"
+    )
     for name, use in _OPTIONAL.items():
         found[name] = package_version(name) or f"not installed ({use})"
     return found

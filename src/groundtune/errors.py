@@ -1,6 +1,15 @@
 """The errors a user can cause or meet. Each carries the exit code of the command line (design, section 4)."""
 
+import difflib
 import re
+from collections.abc import Iterable
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean X?" where one of the known names is near, otherwise ""."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
 
 COMMANDS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a terminal obeys, or that turn a line around; a line break is none of them."""
@@ -8,7 +17,7 @@ COMMANDS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LONGEST = 10_000  # characters of a message, whatever it quotes
 
 
-def harmless(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """Text out of a file for the terminal: what would move its cursor, rename its window or turn its lines is spelt out."""
     return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
 
@@ -20,7 +29,7 @@ class GroundtuneError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return harmless(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+        return escape_control_chars(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
 
 
 class ConfigError(GroundtuneError):
@@ -30,7 +39,7 @@ class ConfigError(GroundtuneError):
 
 
 class DataError(GroundtuneError):
-    """Pictures, annotations or class names are not usable. Exit code 3."""
+    """Images, annotations or class names are not usable. Exit code 3."""
 
     exit_code = 3
 

@@ -1,31 +1,31 @@
-"""Dataclasses as options: read from mappings (YAML, command line, keyword arguments), converted, checked, explained.
+"""Declare options as dataclass fields, and read them from YAML, the command line or Python.
 
-A field made by `option` carries its line of help and its range. `resolve` merges layers of values into an instance, and
-reports every mistake of every layer in one error, each with its place, what was expected and the nearest known name.
+`option` declares a field with its help line and its range. `resolve` merges layers of values into
+an instance. It reports all mistakes of all layers in one error: where each of them is, what was
+expected, and the closest name that exists.
 
-Deviation from YAML: `lr: 1e-4` is a string in YAML 1.1, where the exponent needs a dot; it is read as the number.
+YAML 1.1 reads `lr: 1e-4` as a string, because its exponent has no dot. `resolve` reads the number.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import operator
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from groundtune.errors import ConfigError
+from groundtune.option_values import Unfit, convert, plain, range_text, shown, value_problem
 
 COMMAND_LINE = "command line"
 
 Layer = tuple[str, Mapping[str, Any]]
-"""What a source of values is called in messages, and its values."""
+"""The name of a source in messages (`COMMAND_LINE`, a file, or "train()"), and its values."""
 
 _T = TypeVar("_T")
-_EXPECTED = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
-_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def option(
@@ -41,133 +41,220 @@ def option(
     flag: bool | str = True,
     repeat: bool = False,
     group: str = "",
+    short: str = "",
 ) -> Any:
-    """A dataclass field with what is known about it.
+    """Declare a dataclass field as an option.
 
     Args:
-        default: its value where nobody gives one; a list or dict is copied; none makes the option required.
-        help: one line, with the unit.
-        low: smallest number; excluded if `above`.
-        high: largest number; excluded if `below`.
-        choices: the only strings that it may be; none allows any.
-        positional: whether the command line takes it by its place.
-        flag: whether the command line has it at all; or what it is called there, such as "--rename".
-        repeat: whether a list is given by one use of the option for each of its texts, which may have commas.
-        group: heading in the help text; the general one where empty.
+        default: Default value. A list or dict is copied. An option without one is required.
+        help: One line with the unit. `help_text` adds the default and the range.
+        low: Smallest number; `above` excludes it.
+        high: Largest number; `below` excludes it.
+        choices: Allowed strings; empty allows all.
+        positional: Whether the command line takes it as a positional argument.
+        flag: False hides it from the command line. A string such as "--rename" replaces its flag.
+        repeat: Whether each use of the flag adds one item to a list. The items may contain commas.
+        short: Short flag, such as "-o".
+        group: Heading in the help text; empty puts it under the general one.
     """
-    metadata = {name: value for name, value in locals().items() if name != "default"}
+    known = {
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "positional": positional,
+        "flag": flag,
+        "short": short,
+    }
+    known |= {"low": low, "high": high, "above": above, "below": below, "repeat": repeat}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=default.copy, metadata=known)
+    return dataclasses.field(default=default, metadata=known)
 
 
 def leaf_fields(options: type) -> dict[str, dataclasses.Field[Any]]:
-    """An options class's fields by name; those of a nested one under dotted names ("optimizer.lr")."""
-    found: dict[str, dataclasses.Field[Any]] = {}
+    """Return the fields by name, those of a nested class by dotted name ("optimizer.lr")."""
+    leaves: dict[str, dataclasses.Field[Any]] = {}
     for field in dataclasses.fields(options):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found |= {f"{field.name}.{name}": leaf for name, leaf in leaf_fields(field.type).items()}
+            leaves |= {f"{field.name}.{name}": leaf for name, leaf in leaf_fields(field.type).items()}
         else:
-            found[field.name] = field
-    return found
+            leaves[field.name] = field
+    return leaves
 
 
-def resolve(options: type[_T], layers: Sequence[Layer]) -> _T:
-    """Merge layers of values, the later ones stronger, into an instance.
+def flag_of(name: str, field: dataclasses.Field[Any]) -> str:
+    """Return the flag of an option ("--weight-decay"), or the name of a positional one."""
+    flag = field.metadata.get("flag")
+    if field.metadata.get("positional"):
+        return name
+    return flag if isinstance(flag, str) else "--" + name.rpartition(".")[2].replace("_", "-")
+
+
+def help_text(field: dataclasses.Field[Any]) -> str:
+    """Return the help line with default and range: "images per step (default: 4; at least 1)"."""
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = ",".join(map(plain, field.default_factory()))
+    elif isinstance(default, bool):
+        default = "on" if default else "off"
+    notes = [] if default in (dataclasses.MISSING, None, "") else [f"default: {plain(default)}"]
+    notes += filter(None, [range_text(field.metadata)])
+    return field.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def resolve(options: type[_T], layers: Sequence[Layer], renamed: Mapping[str, str] = {}) -> _T:
+    """Merge layers of values into an instance. Later layers override earlier ones.
+
+    Args:
+        options: A dataclass whose fields were declared by `option`.
+        layers: Sources and their values. Strings are converted to the type of the field.
+        renamed: Other names of options, for the suggestions; see `unknown_option`.
 
     Raises:
-        ConfigError: unknown names, values of a wrong type or out of range, missing ones; all of them are listed.
+        ConfigError: Options are unknown, missing, of a wrong type or out of range; lists all.
     """
-    values, problems = _merge(options, layers)
+    problems: list[str] = []
+    values = _merge(options, layers, renamed, problems)
     fail(problems)
     return _build(options, values)
 
 
 def check(options: Any) -> list[str]:
-    """What is out of range in an instance that was put together by hand."""
-    problems = []
-    for name, field in leaf_fields(type(options)).items():
-        problem = _range_problem(field, operator.attrgetter(name)(options))
-        if problem:
-            problems.append(f"{name}: {problem}")
-    return problems
+    """Return the range problems of an instance that was created directly."""
+    leaves = leaf_fields(type(options)).items()
+    problems = {n: value_problem(operator.attrgetter(n)(options), field.metadata) for n, field in leaves}
+    return [f"{name}: {problem}" for name, problem in problems.items() if problem]
 
 
 def fail(problems: Sequence[str]) -> None:
-    """Raise a ConfigError with all problems; nothing where there are none."""
+    """Raise a ConfigError that lists all problems, or return if there are none."""
     if len(problems) > 1:
         raise ConfigError("\n  ".join([f"{len(problems)} problems with the options:", *problems]))
     if problems:
         raise ConfigError(problems[0])
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean X?" where one of the known names is near, otherwise ""."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of options; an empty one is {}.
+    """Read a YAML file of options. An empty file gives {}.
 
     Raises:
-        ConfigError: there is no such file, it is not YAML, or not a mapping of options.
+        ConfigError: The file does not exist, is not YAML, or is not a mapping.
     """
-    from groundtune.plain_yaml import parse_yaml
+    from groundtune.files import parse_yaml  # here, because --help does without PyYAML
 
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}. Expected a YAML file.") from error
+        message = f"Cannot read the configuration {path}: {error.strerror}. Expected a YAML file."
+        raise ConfigError(message) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"Cannot read the configuration {path}: it is not UTF-8 text.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not YAML{error}.") from error
     if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a mapping of options such as `epochs: 20`, found {_shown(content)}.")
+        expected = "a mapping of options such as `epochs: 20`"
+        raise ConfigError(f"{path}: expected {expected}, got {shown(content)}.")
     return content or {}
 
 
-def flag_of(name: str, field: dataclasses.Field[Any]) -> str:
-    """What a command line calls an option: optimizer.weight_decay is --weight-decay, unless its field says otherwise."""
-    own = field.metadata.get("flag")
-    if field.metadata.get("positional"):
-        return name
-    return own if isinstance(own, str) else "--" + name.rpartition(".")[2].replace("_", "-")
+def unknown_option(name: str, options: type, where: str, renamed: Mapping[str, str] = {}) -> str:
+    """Return the message about an option that does not exist, with a suggestion where possible.
+
+    Args:
+        name: The name as the user wrote it, with dashes or underscores.
+        options: The options class.
+        where: The name of the layer.
+        renamed: Our names, or sentences with our names in braces, and the other names that users
+            type for each of them, separated by spaces. An entry whose names `options` lacks is
+            skipped.
+    """
+    inside = [leaf.partition(".")[2] for leaf in leaf_fields(options) if leaf.startswith(f"{name}.")]
+    if inside:
+        return f"{where}: {name}: expected a mapping with {', '.join(inside)}."
+    known: dict[str, str] = {}  # what the user may have meant, and how it is written in this layer
+    for leaf, field in leaf_fields(options).items():
+        key = leaf.rpartition(".")[2]
+        if where != COMMAND_LINE:
+            known |= {leaf.partition(".")[0]: leaf.partition(".")[0], key: _name_in(where, leaf)}
+        elif field.metadata.get("positional"):
+            known[key] = key.upper()
+        elif field.metadata.get("flag"):
+            flag = flag_of(leaf, field)
+            known[_key(flag)] = flag
+            if field.type is bool:
+                known["no_" + _key(flag)] = "--no-" + flag[2:]
+    flag = name if name.startswith("-") else "--" + name.replace("_", "-")
+    message = f"{flag if where == COMMAND_LINE else f'{where}: {name}'}: there is no such option."
+    targets = [ours for ours, others in renamed.items() if _key(name) in others.split()]
+    for target in targets:
+        with contextlib.suppress(KeyError):
+            if " " in target:
+                return f"{message} {target.format_map(known)}"
+    near = [target for target in (*targets, _key(name)) if target in known]
+    near += difflib.get_close_matches(_key(name), known, n=1)
+    if near and known[near[0]].isupper():
+        return f"{message} Give {known[near[0]]} without a flag."
+    return f"{message} Did you mean {known[near[0]]}?" if near else message
 
 
-def _merge(options: type, layers: Sequence[Layer]) -> tuple[dict[str, Any], list[str]]:
-    """Converted values by dotted name, and what is wrong with the layers."""
+def _merge(
+    options: type, layers: Sequence[Layer], renamed: Mapping[str, str], problems: list[str]
+) -> dict[str, Any]:
+    """Return the converted values by dotted name, and append what is wrong to `problems`."""
     leaves = leaf_fields(options)
     values: dict[str, Any] = {}
-    failed: set[str] = set()
-    problems: list[str] = []
+    given: set[str] = set()
     for where, layer in layers:
         for name, value in _flatten(options, layer):
-            place = flag_of(name, leaves[name]) if where == COMMAND_LINE and name in leaves else f"{where}: {name}"
+            given.add(name)
             if name not in leaves:
-                problems.append(_unknown(name, place, leaves))
+                problems.append(unknown_option(name, options, where, renamed))
                 continue
+            place = _place(name, leaves[name], where)
             try:
-                values[name] = _convert(value, leaves[name].type, place)
-                problem = _range_problem(leaves[name], values[name])
-            except ConfigError as error:  # of an item of a list of options
-                problem, place = str(error), ""
-            except _Unfit as expected:
-                problem = f"expected {expected}, got {_shown(value)}."
-            if problem:
-                failed.add(name)
-                problems.append(f"{place}: {problem}" if place else problem)
+                values[name] = _convert(value, leaves[name].type, place, problems)
+                problem = value_problem(values[name], leaves[name].metadata)
+            except Unfit as expected:
+                problem = f"expected {expected}, got {shown(value)}."
+            problems += [f"{place}: {problem}"] if problem else []
     for name, field in leaves.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values and name not in failed:
-            place = name if len(layers) > 1 or layers[0][0] == COMMAND_LINE else f"{layers[0][0]}: {name}"
+        if required and name not in given:
+            place = _place(name, field, layers[-1][0])  # the layer nearest to the user
             problems.append(f"{place}: missing; expected {field.metadata['help']}.")
-    return values, problems
+    return values
 
 
-def _flatten(options: type, layer: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted names and values of a mapping with mappings in it. A name that is not known comes as it is."""
+def _convert(value: Any, hint: Any, place: str, problems: list[str]) -> Any:
+    """Convert a value. Mistakes in a list of nested options go to `problems` with their places."""
+    item = next(iter(typing.get_args(hint)), None)
+    if not dataclasses.is_dataclass(item):
+        return convert(value, hint)
+    kind = typing.cast(type, item)
+    parts: list[Any] = list(value) if isinstance(value, list) else [None]
+    parts = [dataclasses.asdict(part) if isinstance(part, kind) else part for part in parts]  # type: ignore[call-overload]
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise Unfit("a list, each item a mapping with " + ", ".join(leaf_fields(kind)))
+    before = len(problems)
+    merged = [_merge(kind, [(f"{place}[{n}]", part)], {}, problems) for n, part in enumerate(parts)]
+    return [_build(kind, values) for values in merged] if len(problems) == before else []
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").rpartition(".")[2]
+
+
+def _name_in(where: str, name: str) -> str:
+    """Return "optimizer.lr" as a file has it, or "lr" as a Python function takes it."""
+    return name.rpartition(".")[2] if where.endswith("()") else name
+
+
+def _place(name: str, field: dataclasses.Field[Any], where: str) -> str:
+    return flag_of(name, field) if where == COMMAND_LINE else f"{where}: {_name_in(where, name)}"
+
+
+def _flatten(options: type, layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of a layer, unknown ones included."""
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(options)}
     for key, value in layer.items():
         name = str(key)  # YAML allows numbers
@@ -180,120 +267,11 @@ def _flatten(options: type, layer: Mapping[str, Any], prefix: str = "") -> Itera
             yield f"{prefix}{name}", value
 
 
-def _unknown(name: str, place: str, leaves: Iterable[str]) -> str:
-    known = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
-    sections = {leaf.partition(".")[0] for leaf in leaves if "." in leaf}
-    if name in sections:
-        inside = ", ".join(leaf.partition(".")[2] for leaf in leaves if leaf.startswith(f"{name}."))
-        return f"{place}: expected a mapping with {inside}."
-    near = difflib.get_close_matches(name.rpartition(".")[2], [*known, *sections], n=1)
-    hint = f" Did you mean {known.get(near[0], near[0])}?" if near else ""
-    return f"{place}: there is no such option.{hint}"
-
-
 def _build(options: type[_T], values: Mapping[str, Any]) -> _T:
+    """Create an instance from values by dotted name."""
     arguments = {name: value for name, value in values.items() if "." not in name}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        inside = {n.partition(".")[2]: value for n, value in values.items() if n.startswith(f"{field.name}.")}
+        inside = {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{field.name}.")}
         if inside:
             arguments[field.name] = _build(typing.cast(type, field.type), inside)
     return options(**arguments)
-
-
-class _Unfit(Exception):
-    """A value is not what its option expects; says what that is."""
-
-
-def _convert(value: Any, hint: Any, place: str) -> Any:
-    """A value as its annotation wants it: strings are read, nothing is guessed.
-
-    Raises:
-        _Unfit: it cannot be read so.
-        ConfigError: an item of a list of options is wrong.
-    """
-    if typing.get_origin(hint) is types.UnionType:
-        inner = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-        return None if value is None or (value == "none" and inner is not str) else _convert(value, inner, place)
-    if typing.get_origin(hint) is list:
-        return _convert_list(value, typing.get_args(hint)[0], place)
-    if typing.get_origin(hint) is dict:
-        return _read_pairs(value)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            value = dataclasses.asdict(value)
-        if not isinstance(value, Mapping):
-            raise _Unfit("a mapping with " + ", ".join(leaf_fields(hint)))
-        return resolve(hint, [(place, value)])
-    found = _read(value, hint)
-    if found is None:
-        raise _Unfit(_EXPECTED[hint])
-    return found
-
-
-def _convert_list(value: Any, item: Any, place: str) -> list[Any]:
-    if isinstance(value, str):  # "a, b" on the command line
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple):
-        raise _Unfit("a list")
-    try:
-        return [_convert(part, item, f"{place}[{index}]") for index, part in enumerate(value)]
-    except _Unfit as expected:
-        raise _Unfit(f"a list, each {expected}") from None
-
-
-def _read_pairs(value: Any) -> dict[str, str]:
-    """A mapping of texts, or a list of "name=text" from the command line."""
-    if isinstance(value, list) and all(isinstance(part, str) and "=" in part for part in value):
-        value = {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in value)}
-    if not isinstance(value, Mapping):
-        raise _Unfit("NAME=OTHER NAME" if isinstance(value, list) else "a mapping of names, as {rbc: red blood cell}")
-    found = {_read(name, str): _read(text, str) for name, text in value.items()}
-    if None in found or None in found.values():
-        raise _Unfit("a text for every name, as {rbc: red blood cell}")
-    return found
-
-
-def _read(value: Any, kind: type) -> Any:
-    """A value as a bool, str, int or float, or None where it is none."""
-    if kind is bool:
-        return value if isinstance(value, bool) else _TRUTH.get(str(value).lower())
-    if isinstance(value, bool):
-        return None
-    if kind is str:
-        return str(value) if isinstance(value, str | int | Path) and value != "" else None
-    if kind is int and isinstance(value, int):  # it may be too large for a float
-        return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if kind is int:
-        return int(number) if number.is_integer() else None
-    return number if math.isfinite(number) else None
-
-
-def _range_problem(field: dataclasses.Field[Any], value: Any) -> str:
-    """What is wrong with a converted value, or ""."""
-    known = field.metadata
-    if not known or value is None:
-        return ""
-    items = value if isinstance(value, list) else [value]
-    strange = [item for item in items if known["choices"] and item not in known["choices"]]
-    if strange:
-        return f"expected {' or '.join(known['choices'])}, got {_shown(strange[0])}."
-    low, high = known["low"], known["high"]
-    for number in items:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        too_low = number <= low if known["above"] else number < low
-        too_high = number >= high if known["below"] else number > high
-        if too_low or too_high:
-            least = f"{'above' if known['above'] else 'of at least'} {low}" if math.isfinite(low) else ""
-            most = f"{'below' if known['below'] else 'of at most'} {high}" if math.isfinite(high) else ""
-            return f"expected a number {' and '.join(filter(None, (least, most)))}, got {number}."
-    return ""
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

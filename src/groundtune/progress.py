@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+
 _LINE_EVERY = 15.0  # seconds between plain lines
 _TERMS_FROM = 100  # columns of a terminal from which the terms of the loss are shown
 
@@ -87,7 +88,7 @@ class Progress:
             self._line(f"step {done}/{self._total}  {state}  {left}".rstrip())
 
     def evaluation(self, done: int, total: int, doing: str = "evaluating") -> None:
-        """So many pictures of an evaluation, or of something else that is called `doing`, are done."""
+        """So many images of an evaluation, or of something else that is called `doing`, are done."""
         bars = self._live_bars()
         if bars is not None:
             if self._evaluating is None:
@@ -97,7 +98,7 @@ class Progress:
                 bars.remove_task(self._evaluating)
                 self._evaluating = None
         elif time.monotonic() - self._last_line >= _LINE_EVERY:
-            self._line(f"{doing} {done}/{total} pictures")
+            self._line(f"{doing} {done}/{total} images")
 
     def metrics(self, ap: float | None, best: float | None) -> None:
         """An evaluation has given the AP, a share between 0 and 1; None where there was nothing to count."""
@@ -130,7 +131,9 @@ class Progress:
 
             console = Console(file=self._stream)
             words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[left]}")]
-            self._bars = Bars(words[0], BarColumn(bar_width=24), MofNCompleteColumn(), words[1], console=console)
+            self._bars = Bars(
+                words[0], BarColumn(bar_width=24), MofNCompleteColumn(), words[1], console=console
+            )
             self._live = Live(get_renderable=self._view, console=console, transient=True)
             self._live.start()
         return self._bars
@@ -140,7 +143,9 @@ class Progress:
         from rich.text import Text
 
         assert self._bars is not None
-        return Group(self._bars, *([Text(self._state, no_wrap=True, overflow="ellipsis")] if self._state else []))
+        return Group(
+            self._bars, *([Text(self._state, no_wrap=True, overflow="ellipsis")] if self._state else [])
+        )
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()

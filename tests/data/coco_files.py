@@ -1,4 +1,4 @@
-"""Small COCO folders for the tests of this room: files with pictures of one colour."""
+"""Small COCO folders for the tests of this room: files with images of one color."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 
-def picture(path: Path, width: int = 40, height: int = 30) -> Path:
+def image(path: Path, width: int = 40, height: int = 30) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), (90, 120, 150)).save(path)
     return path
@@ -20,9 +20,11 @@ def coco(
     categories: Sequence[tuple[int, str]] = ((1, "cat"),),
     size: tuple[int, int] = (40, 30),
 ) -> dict[str, Any]:
-    """COCO content: picture i (from 1) is `names[i - 1]`, boxes are (image id, category id, bbox)."""
+    """COCO content: image i (from 1) is `names[i - 1]`, boxes are (image id, category id, bbox)."""
     return {
-        "images": [{"id": i, "file_name": n, "width": size[0], "height": size[1]} for i, n in enumerate(names, 1)],
+        "images": [
+            {"id": i, "file_name": n, "width": size[0], "height": size[1]} for i, n in enumerate(names, 1)
+        ],
         "annotations": [
             {"id": i, "image_id": image, "category_id": category, "bbox": bbox, "iscrowd": 0}
             for i, (image, category, bbox) in enumerate(boxes, 1)
@@ -31,11 +33,11 @@ def coco(
     }
 
 
-def write(path: Path, content: Any, picture_dir: Path | None = None) -> Path:
-    """Write the JSON and, where a folder is given, a picture for every entry."""
+def write(path: Path, content: Any, image_dir: Path | None = None) -> Path:
+    """Write the JSON and, where a folder is given, an image for every entry."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    if picture_dir is not None:
-        for image in content["images"]:
-            picture(picture_dir / image["file_name"], image["width"], image["height"])
+    if image_dir is not None:
+        for entry in content["images"]:
+            image(image_dir / entry["file_name"], entry["width"], entry["height"])
     return path

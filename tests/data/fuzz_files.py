@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from coco_files import coco, picture
+from coco_files import coco, image
 
 NAMES = ["a.png", "b.png", "c.png"]
 CAPTION = "a left cat . the red dog . nothing"
@@ -27,8 +27,8 @@ def coco_set(folder: Path) -> list[Path]:
 
 def tokens_set(folder: Path) -> list[Path]:
     content = coco(NAMES, [(1, 1, [2, 3, 10, 12]), (2, 1, [1, 1, 30, 20])], [(1, "object")])
-    for image in content["images"]:
-        image["caption"] = CAPTION
+    for entry in content["images"]:
+        entry["caption"] = CAPTION
     content["images"][0]["tokens_positive_eval"] = [[[0, 10]], [[13, 24]]]
     content["annotations"][0]["tokens_positive"] = [[2, 6], [7, 10]]
     content["annotations"][1]["tokens_positive"] = [[13, 24]]
@@ -38,7 +38,10 @@ def tokens_set(folder: Path) -> list[Path]:
 
 def odvg_set(folder: Path) -> list[Path]:
     detection = {
-        "instances": [{"bbox": [2, 3, 12, 15], "label": 0, "category": "cat"}, {"bbox": [0, 0, 9, 9], "label": 1}]
+        "instances": [
+            {"bbox": [2, 3, 12, 15], "label": 0, "category": "cat"},
+            {"bbox": [0, 0, 9, 9], "label": 1},
+        ]
     }
     grounding = {
         "caption": CAPTION,
@@ -59,7 +62,7 @@ def yolo_set(folder: Path) -> list[Path]:
     files[0].write_text("path: .\ntrain: images\nval: val.txt\nnc: 2\nnames:\n  0: cat\n  1: 'red dog'\n")
     files[1].write_text("images/a.png\n./images/b.png\n")
     for name in NAMES:
-        picture(folder / "images" / name)
+        image(folder / "images" / name)
         files.append(folder / "labels" / f"{name[0]}.txt")
         files[-1].parent.mkdir(exist_ok=True)
         files[-1].write_text("0 0.5 0.5 0.2 0.4\n1 0.1 0.1 0.2 0.1 0.3 0.3 0.4 0.2\n")
@@ -71,7 +74,7 @@ def voc_set(folder: Path) -> list[Path]:
     for place in ("Annotations", "ImageSets/Main"):
         (folder / place).mkdir(parents=True)
     for name in NAMES:
-        picture(folder / "JPEGImages" / name)
+        image(folder / "JPEGImages" / name)
         files.append(folder / "Annotations" / f"{name[0]}.xml")
         files[-1].write_text(VOC.format(name=name))
     for split, stems in (("train", "a\nb\n"), ("val", "c  1\n")):
@@ -106,7 +109,7 @@ def make_set(kind: str, folder: Path) -> list[Path]:
     """Write a sound data set; gives its annotation files."""
     folder.mkdir(parents=True)
     for name in NAMES if kind not in ("yolo", "voc") else ():
-        picture(folder / name)
+        image(folder / name)
     return SETS[kind](folder)
 
 
@@ -147,7 +150,9 @@ def _insert(content: bytes, rng: random.Random) -> bytes:
 
 def _nest(content: bytes, rng: random.Random) -> bytes:
     depth = rng.choice([50, 3000, 100_000])
-    opening, closing = rng.choice([(b"[", b"]"), (b'{"a":', b"}"), (b"<a>", b"</a>"), (b"- ", b""), (b"(", b")")])
+    opening, closing = rng.choice(
+        [(b"[", b"]"), (b'{"a":', b"}"), (b"<a>", b"</a>"), (b"- ", b""), (b"(", b")")]
+    )
     at = rng.randrange(len(content) + 1)
     nested = opening * depth + (b"1" + closing * depth if rng.random() < 0.7 else b"")
     return rng.choice([nested, content[:at] + nested + content[at:]])

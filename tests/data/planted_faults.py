@@ -44,19 +44,21 @@ class Copy:
         rows.append({**row, "bbox": bbox, "iscrowd": 0, **more})
 
     def rows(self, index: int) -> list[dict[str, Any]]:
-        """The boxes of a picture of train."""
+        """The boxes of an image of train."""
         image_id = self.train["images"][index]["id"]
         return [row for row in self.train["annotations"] if row["image_id"] == image_id]
 
     def with_boxes(self, least: int = 1) -> int:
-        """The first picture of train that has so many boxes."""
+        """The first image of train that has so many boxes."""
         return next(i for i in range(len(self.train["images"])) if len(self.rows(i)) >= least)
 
-    def replace(self, index: int, suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any) -> None:
-        """Save a picture of train in another form."""
+    def replace(
+        self, index: int, suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any
+    ) -> None:
+        """Save an image of train in another form."""
         old = self.path(index)
-        with Image.open(old) as picture:
-            changed = change(picture)
+        with Image.open(old) as image:
+            changed = change(image)
         self.train["images"][index]["file_name"] = new = f"{old.stem}{suffix}"
         old.unlink()
         changed.save(old.with_name(new), **options)
@@ -75,7 +77,9 @@ def write_clean(folder: Path) -> Path:
 
 def open_copy(clean: Path, folder: Path) -> Copy:
     shutil.copytree(clean, folder)
-    contents = [json.loads((folder / split / "_annotations.coco.json").read_text()) for split in ("train", "valid")]
+    contents = [
+        json.loads((folder / split / "_annotations.coco.json").read_text()) for split in ("train", "valid")
+    ]
     return Copy(folder, *contents)
 
 
@@ -91,7 +95,9 @@ def _boxed(*boxes: list[Any], **more: Any) -> Callable[[Copy], None]:
     return plant
 
 
-def _saved(suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any) -> Callable[[Copy], None]:
+def _saved(
+    suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any
+) -> Callable[[Copy], None]:
     return lambda copy: copy.replace(0, suffix, change, **options)
 
 
@@ -103,7 +109,7 @@ def _orientation(value: int, turned: bool) -> Callable[[Copy], None]:
         copy.replace(
             index,
             ".jpg",
-            lambda picture: picture.transpose(Image.Transpose.ROTATE_90) if turned else picture.copy(),
+            lambda p: p.transpose(Image.Transpose.ROTATE_90) if turned else p.copy(),
             exif=exif,
         )
 
@@ -126,8 +132,8 @@ def _copy_over(source: Copy, index: int, split: str, quality: int | None) -> Non
     if quality is None:
         shutil.copy(source.path(0), target)
     else:
-        with Image.open(source.path(0)) as picture:
-            picture.save(target, quality=quality)
+        with Image.open(source.path(0)) as image:
+            image.save(target, quality=quality)
 
 
 def _test_only(copy: Copy) -> None:
@@ -136,7 +142,7 @@ def _test_only(copy: Copy) -> None:
 
 
 def _shared_file(copy: Copy) -> None:
-    """COCO's own layout, in which both files can list one picture."""
+    """COCO's own layout, in which both files can list one image."""
     (copy.folder / "annotations").mkdir()
     (copy.folder / "images").mkdir()
     copy.valid["images"][0]["file_name"] = copy.train["images"][0]["file_name"]
@@ -252,7 +258,9 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "name-unknown-token": _named("\u13e3\u13b3\u13a9"),
     "name-without-token": _named("\u200b"),
     "name-too-long": _named("very " * 260 + "long"),
-    "names-over-budget": _named(*CLASSES, *(f"kind {chr(97 + i // 26)}{chr(97 + i % 26)} of thing" for i in range(60))),
+    "names-over-budget": _named(
+        *CLASSES, *(f"kind {chr(97 + i // 26)}{chr(97 + i % 26)} of thing" for i in range(60))
+    ),
     "names-same-tokens": _named("café", "cafe"),
     "names-alike": _named("remote control", "remote controls"),
     "split-missing": _test_only,
@@ -264,29 +272,33 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "class-only-valid": _only("valid", 2),
     "class-only-train": _only("train", 3),
     "class-imbalance": _imbalance,
-    "pictures-empty": _change(lambda copy: copy.train["annotations"].remove(copy.rows(copy.with_boxes())[0])),
-    "pictures-mostly-empty": _empty,
+    "images-empty": _change(lambda copy: copy.train["annotations"].remove(copy.rows(copy.with_boxes())[0])),
+    "images-mostly-empty": _empty,
     "object-tiny": _boxed([10, 10, 1, 1]),
     "objects-mostly-tiny": _all_boxes(lambda box: [*box[:2], 1, 1]),
-    "box-covers-picture": _boxed([0, 0, 96, 96]),
+    "box-covers-image": _boxed([0, 0, 96, 96]),
     "box-extreme-ratio": _boxed([1, 1, 70, 2]),
     "box-near-duplicate": _near_box,
     "box-two-classes": _two_classes,
     "boxes-many": _boxed(*([i % 14 * 5, i // 14 * 5, 4, 4] for i in range(101))),
     "class-inside-class": _inside,
     "span-in-word": _captions([_CIRCLE, {**_CIRCLE, "tokens_positive": [[2, 4]]}]),
-    "phrase-without-boxes": _captions([_CIRCLE, {"phrase": "dog", "tokens_positive": [[19, 22]], "bbox": []}]),
-    "picture-corrupt": _change(lambda copy: copy.path(0).write_bytes(b"no picture" * 50)),
-    "picture-truncated": _cut,
-    "picture-bomb": _saved(".png", lambda p: Image.new("1", (10_000, 9_000))),
-    "picture-size-wrong": _resized((0.5, 1)),
-    "picture-rescaled": _resized((2, 2)),
+    "phrase-without-boxes": _captions(
+        [_CIRCLE, {"phrase": "dog", "tokens_positive": [[19, 22]], "bbox": []}]
+    ),
+    "image-corrupt": _change(lambda copy: copy.path(0).write_bytes(b"no image" * 50)),
+    "image-truncated": _cut,
+    "image-bomb": _saved(".png", lambda p: Image.new("1", (10_000, 9_000))),
+    "image-size-wrong": _resized((0.5, 1)),
+    "image-rescaled": _resized((2, 2)),
     "exif-turned": _orientation(6, turned=True),
     "exif-ignored": _orientation(6, turned=False),
     "exif-undecided": _orientation(3, turned=False),
-    "picture-deep": _saved(".png", lambda p: p.convert("L").convert("I;16")),
-    "picture-animated": _saved(".gif", lambda p: p.copy(), save_all=True, append_images=[Image.new("RGB", (96, 96))]),
-    "picture-blank": _saved(".png", lambda p: Image.new("RGB", p.size, (250, 250, 250))),
+    "image-deep": _saved(".png", lambda p: p.convert("L").convert("I;16")),
+    "image-animated": _saved(
+        ".gif", lambda p: p.copy(), save_all=True, append_images=[Image.new("RGB", (96, 96))]
+    ),
+    "image-blank": _saved(".png", lambda p: Image.new("RGB", p.size, (250, 250, 250))),
     "file-unused": _change(lambda copy: shutil.copy(copy.path(0), copy.folder / "train/more.jpg")),
     "duplicate-file": lambda copy: _copy_over(copy, 1, "train", None),
     "near-duplicate": lambda copy: _copy_over(copy, 1, "train", 60),
@@ -294,10 +306,12 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "leak-near": lambda copy: _copy_over(copy, 0, "valid", 60),
     "data-unreadable": _unread,
     # what the readers find
-    "picture-missing": _change(lambda copy: copy.path(0).unlink()),
-    "picture-unreadable": _change(lambda copy: (copy.path(0).write_bytes(b"x"), copy.train["images"][0].pop("width"))),
-    "picture-id-twice": _change(lambda copy: copy.train["images"][1].update(id=copy.train["images"][0]["id"])),
-    "annotation-unknown-picture": _boxed([5, 5, 20, 20], image_id=999),
+    "image-missing": _change(lambda copy: copy.path(0).unlink()),
+    "image-unreadable": _change(
+        lambda copy: (copy.path(0).write_bytes(b"x"), copy.train["images"][0].pop("width"))
+    ),
+    "image-id-twice": _change(lambda copy: copy.train["images"][1].update(id=copy.train["images"][0]["id"])),
+    "annotation-unknown-image": _boxed([5, 5, 20, 20], image_id=999),
     "annotation-unknown-category": _boxed([5, 5, 20, 20], category_id=99),
     "box-not-numbers": _boxed([5, 5, "x", 20]),
     "box-outside": _boxed([500, 5, 20, 20]),
@@ -305,8 +319,10 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "box-zero-area": _boxed([5, 5, 0, 20]),
     "box-inverted": _boxed([30, 30, -20, 20]),
     "boxes-look-xyxy": _all_boxes(lambda box: [*box[:2], box[0] + box[2], box[1] + box[3]]),
-    "boxes-look-normalised": _all_boxes(lambda box: [value / 96 for value in box]),
-    "box-duplicate": _change(lambda copy: copy.train["annotations"].append(dict(copy.train["annotations"][0]))),
+    "boxes-look-normalized": _all_boxes(lambda box: [value / 96 for value in box]),
+    "box-duplicate": _change(
+        lambda copy: copy.train["annotations"].append(dict(copy.train["annotations"][0]))
+    ),
     "category-id-twice": _change(lambda copy: copy.train["categories"].append({"id": 1, "name": "dog"})),
     "category-placeholder": lambda copy: None,
     "names-merged": _named("red circle", "Red_circle"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_files import coco, picture, write
+from coco_files import coco, image, write
 from PIL import Image
 
 from groundtune.data.formats.detect import read_splits
@@ -25,7 +25,11 @@ def test_boxes_become_xyxy_in_stated_pixels(tmp_path):
     dataset = read(tmp_path, coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, [0.5, 0, 1.25, 30])]))
     (sample,) = dataset.samples
     assert sample.boxes_xyxy.tolist() == [[2, 3, 12, 15], [0.5, 0, 1.75, 30]]
-    assert (sample.boxes_xyxy.dtype, sample.class_ids.dtype, sample.crowd.dtype) == (np.float32, np.int64, bool)
+    assert (sample.boxes_xyxy.dtype, sample.class_ids.dtype, sample.crowd.dtype) == (
+        np.float32,
+        np.int64,
+        bool,
+    )
     assert sample.size_hw == (30, 40) and sample.image_path == tmp_path / "a.png" and not dataset.messages
 
 
@@ -46,7 +50,10 @@ def test_placeholder_root_is_ignored_but_a_used_category_0_stays(tmp_path):
     for category, parent in zip(content["categories"], ["none", "animals", "animals"], strict=True):
         category["supercategory"] = parent
     dataset = read(tmp_path, content)
-    assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [1, 2]  # dog has no box and stays
+    assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [
+        1,
+        2,
+    ]  # dog has no box and stays
     assert "'animals'" in dataset.messages[0]
     content["annotations"][0]["category_id"] = 0
     assert read(tmp_path, content).class_names == ["animals", "cat", "dog"]
@@ -67,7 +74,7 @@ def test_names_that_clean_to_the_same_text_are_one_class_with_a_message(tmp_path
     assert "one class" in dataset.messages[0]
 
 
-def test_crowd_boxes_are_marked_and_empty_pictures_kept(tmp_path):
+def test_crowd_boxes_are_marked_and_empty_images_kept(tmp_path):
     content = coco(names=["a.png", "b.png"], boxes=[(1, 1, [0, 0, 5, 5]), (1, 1, [1, 1, 20, 20])])
     content["annotations"][1]["iscrowd"] = 1
     full, empty = read(tmp_path, content).samples
@@ -100,14 +107,18 @@ def test_pitfall_31_a_bad_box_costs_that_box_only(tmp_path, bbox, reason):
     assert message.startswith("train: 1 boxes dropped") and reason in message and "annotations[1]" in message
 
 
-def test_pitfall_31_rows_of_unknown_pictures_and_categories_are_counted(tmp_path):
-    content = coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 5, [0, 0, 1, 1]), (9, 1, [0, 0, 1, 1]), (8, 1, [0, 0, 1, 1])])
+def test_pitfall_31_rows_of_unknown_images_and_categories_are_counted(tmp_path):
+    content = coco(
+        boxes=[(1, 1, [2, 3, 10, 12]), (1, 5, [0, 0, 1, 1]), (9, 1, [0, 0, 1, 1]), (8, 1, [0, 0, 1, 1])]
+    )
     content["annotations"].append("text")
     dataset = read(tmp_path, content)
     assert len(dataset.samples[0].boxes_xyxy) == 1
     text = "\n".join(dataset.messages)
     assert (
-        "1 boxes dropped, its category" in text and "2 boxes dropped, its picture" in text and "not an object" in text
+        "1 boxes dropped, its category" in text
+        and "2 boxes dropped, its image" in text
+        and "not an object" in text
     )
 
 
@@ -132,7 +143,7 @@ def test_no_usable_box_at_all_is_an_error_but_no_boxes_are_legal(tmp_path):
         ("[1, 2]", "holds a JSON list.*COCO"),
         ('{"info": {}, "shapes": []}', "'images' is missing.*found 'info', 'shapes'"),
         ('{"images": {}, "annotations": [], "categories": []}', "'images' is a dict"),
-        ('{"images": [], "annotations": [], "categories": []}', "no pictures"),
+        ('{"images": [], "annotations": [], "categories": []}', "no images"),
     ],
 )
 def test_files_that_are_not_coco_are_one_clear_error(tmp_path, content, message):
@@ -154,7 +165,11 @@ def test_unreadable_files_are_data_errors(tmp_path):
         ("images", [3], r"images\[0\] has no usable"),
         ("images", [{"id": 1}], r"images\[0\] has no usable"),
         ("images", [{"id": [1], "file_name": "a.png"}], r"images\[0\] has no usable"),
-        ("images", [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "repeats the id 1 of a.png"),
+        (
+            "images",
+            [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}],
+            "repeats the id 1 of a.png",
+        ),
         ("categories", [], "no categories"),
         ("categories", [{"id": 1}], r"categories\[0\] has no usable"),
         ("categories", [{"id": 1, "name": "\ud800"}], r"categories\[0\] has no usable"),
@@ -163,13 +178,15 @@ def test_unreadable_files_are_data_errors(tmp_path):
     ],
 )
 def test_ambiguous_or_broken_entries_are_refused(tmp_path, key, value, message):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     with pytest.raises(DataError, match=message):
         read_coco(write(tmp_path / "a.json", {**coco(), key: value}))
 
 
 def test_text_ids_are_numbered(tmp_path):
-    content = coco(names=["a.png", "b.png"], boxes=[("left", "c1", [0, 0, 5, 5]), ("right", "c2", [0, 0, 6, 6])])
+    content = coco(
+        names=["a.png", "b.png"], boxes=[("left", "c1", [0, 0, 5, 5]), ("right", "c2", [0, 0, 6, 6])]
+    )
     content["images"][0]["id"], content["images"][1]["id"] = "left", "right"
     content["categories"] = [{"id": "c2", "name": "dog"}, {"id": "c1", "name": "cat"}]
     dataset = read(tmp_path, content)
@@ -183,12 +200,12 @@ def test_number_and_text_of_a_number_are_the_same_id(tmp_path):
     assert len(read(tmp_path, content).samples[0].boxes_xyxy) == 1
 
 
-def test_missing_pictures_are_listed_with_their_number(tmp_path):
+def test_missing_images_are_listed_with_their_number(tmp_path):
     content = coco(names=[f"{i}.png" for i in range(9)])
     write(tmp_path / "a.json", content, tmp_path)
     for i in range(1, 9):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(DataError, match=r"8 of 9 pictures .* missing: '1.png', .*'5.png', … \(8 in all\)"):
+    with pytest.raises(DataError, match=r"8 of 9 images .* missing: '1.png', .*'5.png', … \(8 in all\)"):
         read_coco(tmp_path / "a.json")
 
 
@@ -196,7 +213,7 @@ def test_missing_pictures_are_listed_with_their_number(tmp_path):
     "name", ["../outside.png", "sub/../../outside.png", "/etc/outside.png", "..\\outside.png", "a\0b"]
 )
 def test_paths_that_leave_the_data_folder_are_refused(tmp_path, name):
-    picture(tmp_path / "outside.png")
+    image(tmp_path / "outside.png")
     (tmp_path / "data/sub").mkdir(parents=True)
     with pytest.raises(DataError, match="lead out of the data folder"):
         read_coco(write(tmp_path / "data/a.json", coco(names=[name])))
@@ -206,17 +223,17 @@ def test_paths_that_stay_inside_may_have_dots(tmp_path):
     for name in ("sub/../a..b.png", "sub\\c.png"):
         (tmp_path / "sub").mkdir(exist_ok=True)
         content = coco(names=[name])
-        picture(tmp_path / name.replace("\\", "/"))
+        image(tmp_path / name.replace("\\", "/"))
         assert read_coco(write(tmp_path / "a.json", content)).samples[0].image_path.is_file()
 
 
 @pytest.mark.parametrize("side", [None, 0, -5, "40", 40.5, float("nan"), True])
-def test_a_size_that_is_not_stated_is_read_from_the_picture(tmp_path, side):
+def test_a_size_that_is_not_stated_is_read_from_the_image(tmp_path, side):
     content = coco()
-    picture(tmp_path / "a.png", 50, 20)
+    image(tmp_path / "a.png", 50, 20)
     content["images"][0]["width"] = side
     dataset = read_coco(write(tmp_path / "a.json", content))
-    assert dataset.samples[0].size_hw == (20, 50) and "taken from the pictures" in dataset.messages[0]
+    assert dataset.samples[0].size_hw == (20, 50) and "taken from the images" in dataset.messages[0]
 
 
 def test_reads_many_annotations_quickly(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from coco_files import coco, picture, write
+from coco_files import coco, image, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loader_files import FORMAT
@@ -40,7 +40,9 @@ def assert_same(before: dict[str, Dataset], after: dict[str, Dataset], ids: bool
 
 
 NAMES = st.lists(
-    st.text(string.ascii_lowercase + "0123456789 -/'&<>\"é漢:#[]{}", min_size=1, max_size=12).filter(str.strip),
+    st.text(string.ascii_lowercase + "0123456789 -/'&<>\"é漢:#[]{}", min_size=1, max_size=12).filter(
+        str.strip
+    ),
     min_size=1,
     max_size=5,
 )
@@ -49,11 +51,11 @@ SIDES = st.integers(1, 5000)
 
 @st.composite
 def splits(draw):
-    """One or two splits of pictures of any size with boxes anywhere inside."""
+    """One or two splits of images of any size with boxes anywhere inside."""
     names = list(dict.fromkeys(" ".join(name.split()) for name in draw(NAMES)))
     found = {}
     for split in draw(st.sampled_from([("train",), ("train", "valid"), ("train", "valid", "test")])):
-        pictures = []
+        images = []
         for _ in range(draw(st.integers(1, 3))):
             height, width = draw(SIDES), draw(SIDES)
             boxes = []
@@ -62,21 +64,23 @@ def splits(draw):
                 ys = sorted(draw(st.tuples(*[st.floats(0, height, width=32)] * 2)))
                 if xs[1] - xs[0] > 0.05 and ys[1] - ys[0] > 0.05:
                     boxes.append((xs[0], ys[0], xs[1], ys[1], draw(st.integers(0, len(names) - 1))))
-            pictures.append((height, width, list(dict.fromkeys(boxes))))
-        found[split] = pictures
+            images.append((height, width, list(dict.fromkeys(boxes))))
+        found[split] = images
     return names, found
 
 
 def as_datasets(folder: Path, names: list[str], found: dict) -> dict[str, Dataset]:
     datasets = {}
-    for split, pictures in found.items():
+    for split, images in found.items():
         samples = []
-        for number, (height, width, boxes) in enumerate(pictures):
+        for number, (height, width, boxes) in enumerate(images):
             path = folder / f"{split} {number}.png"
             Image.new("1", (width, height)).save(path)
             rows = np.array([box[:4] for box in boxes], dtype=np.float32).reshape(-1, 4)
             classes = np.array([box[4] for box in boxes], dtype=np.int64)
-            samples.append(Sample(path, number + 5, (height, width), rows, classes, np.zeros(len(boxes), dtype=bool)))
+            samples.append(
+                Sample(path, number + 5, (height, width), rows, classes, np.zeros(len(boxes), dtype=bool))
+            )
         datasets[split] = Dataset(split, folder, names, samples, [3 * i + 7 for i in range(len(names))])
     return datasets
 
@@ -89,7 +93,7 @@ def test_what_is_written_reads_back_the_same(format, data, tmp_path_factory, mon
     datasets = as_datasets(folder, *data)
     monkeypatch.setattr(convert_module, "read_splits", lambda path: datasets)
     done = convert(folder, folder / "out", format)
-    assert done.pictures == {split: len(d.samples) for split, d in datasets.items()}
+    assert done.images == {split: len(d.samples) for split, d in datasets.items()}
     assert_same(datasets, read_splits(folder / "out"), ids=format == "coco")
 
 
@@ -122,10 +126,12 @@ def test_captions_read_back_the_same(format, found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     samples = []
     for number, (grounding, boxes) in enumerate(found):
-        path = picture(folder / f"{number}.png")
+        path = image(folder / f"{number}.png")
         rows = np.array([(p, k, p + 5.25, k + 7) for p, k in boxes], dtype=np.float32).reshape(-1, 4)
         classes = np.array([p for p, _ in boxes], dtype=np.int64)
-        samples.append(Sample(path, number, (30, 40), rows, classes, np.zeros(len(boxes), dtype=bool), grounding))
+        samples.append(
+            Sample(path, number, (30, 40), rows, classes, np.zeros(len(boxes), dtype=bool), grounding)
+        )
     dataset = Dataset("train", folder, [], samples, [])
     names = [sample.image_path.name for sample in samples]
     if format == "coco":
@@ -137,7 +143,7 @@ def test_captions_read_back_the_same(format, found, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["bccd", "chess", "amenity", "cat144", "tinycoco"])
 def test_real_folders_give_identical_batches_in_every_format(shared, tmp_path, tokenizer, name):
-    """Pictures are sorted by name on both sides: only COCO and ODVG keep the order of the file."""
+    """Images are sorted by name on both sides: only COCO and ODVG keep the order of the file."""
 
     def batches(folder):
         dataset = load_splits(folder)["train"]
@@ -152,7 +158,7 @@ def test_real_folders_give_identical_batches_in_every_format(shared, tmp_path, t
         for batch, other in zip(wanted, batches(tmp_path / format), strict=True):
             assert batch.prompts == other.prompts and batch.indices == other.indices
             for pixels, target, same_pixels, same_target in zip(
-                batch.pictures, batch.targets, other.pictures, other.targets, strict=True
+                batch.images, batch.targets, other.images, other.targets, strict=True
             ):
                 assert torch.equal(pixels, same_pixels)
                 assert torch.equal(target.labels, same_target.labels)
@@ -181,9 +187,18 @@ def test_what_other_tools_expect_to_find(tmp_path):
         convert(data, tmp_path / format, format)
     assert (tmp_path / "yolo/train/labels/a.txt").read_text().split() == ["0", "0.175", "0.3", "0.25", "0.4"]
     content = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
-    assert content["names"] == {0: "red dog", 1: "cat"} and content["train"] == "train/images" and content["nc"] == 2
+    assert (
+        content["names"] == {0: "red dog", 1: "cat"}
+        and content["train"] == "train/images"
+        and content["nc"] == 2
+    )
     xml = ElementTree.parse(tmp_path / "voc/Annotations/a.xml").getroot()
-    assert [xml.findtext(f"object/bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")] == ["2", "3", "12", "15"]
+    assert [xml.findtext(f"object/bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")] == [
+        "2",
+        "3",
+        "12",
+        "15",
+    ]
     assert (tmp_path / "voc/ImageSets/Main/train.txt").read_text() == "a\n"
     line = (tmp_path / "odvg/train/annotations.odvg.jsonl").read_text()
     assert '"bbox": [2.0, 3.0, 12.0, 15.0], "label": 0, "category": "red dog"' in line
@@ -214,8 +229,10 @@ def test_crowd_boxes_become_difficult_or_are_left_out_and_told(tmp_path):
             assert sample.crowd.tolist() == [False] and "1 boxes of groups were left out" in done.messages[-1]
 
 
-@pytest.mark.parametrize(("stated", "frame"), [((50, 20), "stored"), ((20, 50), "turned"), ((100, 40), "scaled")])
-def test_pitfall_30_turned_and_scaled_pictures_keep_their_boxes_on_the_object(tmp_path, stated, frame):
+@pytest.mark.parametrize(
+    ("stated", "frame"), [((50, 20), "stored"), ((20, 50), "turned"), ((100, 40), "scaled")]
+)
+def test_pitfall_30_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_path, stated, frame):
     """A white square under the box, stored pixels 50 x 20 with EXIF orientation 6 (viewers show 20 x 50)."""
     box = {"stored": [5, 5, 10, 10], "turned": [5, 5, 10, 10], "scaled": [10, 10, 20, 20]}[frame]
     pixels = np.zeros((20, 50, 3), dtype=np.uint8)
@@ -225,21 +242,23 @@ def test_pitfall_30_turned_and_scaled_pictures_keep_their_boxes_on_the_object(tm
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels).save(tmp_path / "in/a.png", exif=exif)
     write(tmp_path / "in/a.json", coco(boxes=[(1, 1, box)], size=stated))
-    from groundtune.data.transforms import load_picture
+    from groundtune.data.images import load_image
 
     for format in FORMATS:
         convert(tmp_path / "in", tmp_path / format, format)
         (sample,) = read_splits(tmp_path / format)["train"].samples
         assert sample.size_hw == stated[::-1]
         x0, y0, x1, y1 = sample.boxes_xyxy[0].round().astype(int)
-        assert np.asarray(load_picture(sample.image_path, sample.size_hw))[y0:y1, x0:x1].mean() > 240
+        assert np.asarray(load_image(sample.image_path, sample.size_hw))[y0:y1, x0:x1].mean() > 240
 
 
 def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     data = small(tmp_path / "in", names=["a.png", "b.png"])
     with monkeypatch.context() as patch:
         patch.setattr(
-            convert_module.shutil, "copyfile", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left"))
+            convert_module.shutil,
+            "copyfile",
+            lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         with pytest.raises(DataError, match="Cannot write .*No space left"):
             convert(data, tmp_path / "out", "coco")
@@ -254,13 +273,17 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_no_split_is_made_and_links_are_links(tmp_path, capsys):
     data = small(
-        tmp_path / "in", names=[f"{i}.png" for i in range(9)], boxes=[(1, 1, [1, 1, 5, 5]), (2, 1, [1, 1, 0, 5])]
+        tmp_path / "in",
+        names=[f"{i}.png" for i in range(9)],
+        boxes=[(1, 1, [1, 1, 5, 5]), (2, 1, [1, 1, 0, 5])],
     )
     assert main(["convert", str(data), str(tmp_path / "out"), "--format", "yolo", "--link"]) == 0
     output = capsys.readouterr()
-    assert output.out.split() == ["yolo", "pictures", "boxes", "train", "9", "1", str(tmp_path / "out")]
+    assert output.out.split() == ["yolo", "images", "boxes", "train", "9", "1", str(tmp_path / "out")]
     assert "1 boxes dropped, no area" in output.err
-    assert (tmp_path / "out/train/images/3.png").is_symlink() and list(read_splits(tmp_path / "out")) == ["train"]
+    assert (tmp_path / "out/train/images/3.png").is_symlink() and list(read_splits(tmp_path / "out")) == [
+        "train"
+    ]
     assert main(["convert", str(data), str(tmp_path / "out"), "--format", "yolo"]) == 3
     assert main(["convert", str(data), str(tmp_path / "new"), "--format", "kitti"]) == 2
 

@@ -1,15 +1,15 @@
 """CSV in its many headers."""
 
 import pytest
-from coco_files import picture
+from coco_files import image
 
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.errors import DataError
 
 
-def read(tmp_path, text, name="boxes.csv", pictures=("a.png", "b.png")):
-    for file in pictures:
-        picture(tmp_path / file)
+def read(tmp_path, text, name="boxes.csv", images=("a.png", "b.png")):
+    for file in images:
+        image(tmp_path / file)
     (tmp_path / name).write_text(text)
     return read_splits(tmp_path)["train"]
 
@@ -49,7 +49,7 @@ def test_pitfall_31_bad_rows(tmp_path):
     dataset = read(tmp_path, text)
     assert dataset.samples[0].boxes_xyxy.tolist() == [[2, 3, 12, 15]]
     assert {f.check: f.count for f in dataset.findings} == {
-        "annotation-unknown-picture": 1,
+        "annotation-unknown-image": 1,
         "box-not-numbers": 2,
         "box-inverted": 1,
         "annotation-unknown-category": 1,
@@ -60,17 +60,24 @@ def test_pitfall_31_bad_rows(tmp_path):
 def test_files_named_after_splits_and_roboflows_folders(tmp_path):
     rows = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,40,30,cat,2,3,12,15\n"
     for split in ("train", "valid"):
-        picture(tmp_path / "one" / split / "a.png")
+        image(tmp_path / "one" / split / "a.png")
         (tmp_path / "one" / split / "_annotations.csv").write_text(rows)
-        picture(tmp_path / "two/images/a.png")
+        image(tmp_path / "two/images/a.png")
         (tmp_path / "two" / f"{split}.csv").write_text(rows)
     for folder in ("one", "two"):
-        assert {n: len(d.samples) for n, d in load_splits(tmp_path / folder).items()} == {"train": 1, "valid": 1}
+        assert {n: len(d.samples) for n, d in load_splits(tmp_path / folder).items()} == {
+            "train": 1,
+            "valid": 1,
+        }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty"), ("name,age\nx,3\n", "'name', 'age' are not those of boxes"), ("a\n", "not those of boxes")],
+    [
+        ("", "is empty"),
+        ("name,age\nx,3\n", "'name', 'age' are not those of boxes"),
+        ("a\n", "not those of boxes"),
+    ],
 )
 def test_what_is_not_boxes(tmp_path, text, message):
     with pytest.raises(DataError, match=message):

@@ -3,8 +3,8 @@
 import pytest
 from coco_files import coco, write
 
-from groundtune.data.findings import Collector, Kind
 from groundtune.data.formats.detect import load_splits, read_splits
+from groundtune.data.problems import Collector, CheckSpec
 from groundtune.data.sample import LvisRules
 from groundtune.errors import DataError
 
@@ -18,7 +18,9 @@ def checks(tmp_path, boxes):
 def test_corners_in_a_coco_file(tmp_path):
     found = checks(tmp_path, [[10, 10, 90, 70], [50, 40, 95, 80], [1, 2, 30, 40], [60, 60, 70, 70]])
     finding = found["boxes-look-xyxy"]
-    assert finding.severity == "error" and finding.count == 2  # 50 + 95 and 60 + 70 pass 100; 10 + 90 and 1 + 30 do not
+    assert (
+        finding.severity == "error" and finding.count == 2
+    )  # 50 + 95 and 60 + 70 pass 100; 10 + 90 and 1 + 30 do not
     assert found["box-clipped"].count == 2
 
 
@@ -27,7 +29,11 @@ def test_corners_in_a_coco_file(tmp_path):
     [
         [[10, 10, 95, 75], [5, 5, 10, 10]],  # one too large only
         [[10, 10, 95, 75], [50, 40, 95, 80], [50, 40, 20, 20]],  # the third cannot be corners
-        [[10, 10, 95, 75], [50, 40, 95, 80], [50, 40, 120, 60]],  # nor can the third, which leaves the picture
+        [
+            [10, 10, 95, 75],
+            [50, 40, 95, 80],
+            [50, 40, 120, 60],
+        ],  # nor can the third, which leaves the image
         [[10, 10, 20, 20]] * 1 + [[1, 1, 30, 30]],
     ],
 )
@@ -37,19 +43,22 @@ def test_no_evidence_for_corners(tmp_path, boxes):
 
 def test_shares_in_a_coco_file(tmp_path):
     found = checks(tmp_path, [[0.1, 0.2, 0.5, 0.5], [0, 0, 1, 1]])
-    assert found["boxes-look-normalised"].severity == "error" and found["boxes-look-normalised"].count == 2
-    assert "boxes-look-normalised" not in checks(tmp_path, [[0.1, 0.2, 0.5, 0.5], [0, 0, 30, 1]])
+    assert found["boxes-look-normalized"].severity == "error" and found["boxes-look-normalized"].count == 2
+    assert "boxes-look-normalized" not in checks(tmp_path, [[0.1, 0.2, 0.5, 0.5], [0, 0, 30, 1]])
 
 
 def test_a_box_that_is_there_twice_is_dropped_once(tmp_path):
     found = checks(tmp_path, [[1, 1, 9, 9], [1, 1, 9, 9], [1, 1, 9, 9.5]])
     assert (
-        found["box-duplicate"].count == 1 and "annotations[1] of a.png [1, 1, 9, 9]" in found["box-duplicate"].examples
+        found["box-duplicate"].count == 1
+        and "annotations[1] of a.png [1, 1, 9, 9]" in found["box-duplicate"].examples
     )
 
 
 def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
-    content = coco(names=["a.png", "b.png", "../c.png", "d.png"], boxes=[(i, 1, [1, 1, 5, 5]) for i in (1, 2, 3, 4)])
+    content = coco(
+        names=["a.png", "b.png", "../c.png", "d.png"], boxes=[(i, 1, [1, 1, 5, 5]) for i in (1, 2, 3, 4)]
+    )
     del content["images"][3]["width"]
     content["images"].append({"id": 1, "file_name": "e.png"})
     write(tmp_path / "data/a.json", content)
@@ -61,7 +70,7 @@ def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
         "repeats the id 1",
         "lead out of the data folder",
         "'../c.png'",
-        "1 of 4 pictures",
+        "1 of 4 images",
         "'b.png'",
         "d.png",
     ):
@@ -69,24 +78,28 @@ def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
     splits = load_splits(tmp_path / "data", keep_going=True)
     assert [s.image_path.name for s in splits["train"].samples] == ["a.png"]
     found = {f.check: (f.severity, f.count) for f in splits["train"].findings}
-    for check in ("picture-id-twice", "picture-outside", "picture-missing", "picture-unreadable"):
+    for check in ("image-id-twice", "image-outside", "image-missing", "image-unreadable"):
         assert found[check] == ("error", 1)
 
 
 def test_a_collector_counts_all_and_keeps_the_first_places():
-    collector = Collector({"x": Kind("warning", "{n} things.", "Do."), "y": Kind("note", "Y.", "")})
+    collector = Collector({"x": CheckSpec("warning", "{n} things.", "Do."), "y": CheckSpec("note", "Y.", "")})
     for i in range(9):
         collector.add("x", str(i))
     collector.add("y", count=3)
     x, y = collector.findings()
-    assert str(x) == "9 things. 0, 1, 2, 3, 4, … (9 in all)." and str(y) == "Y." and (x.count, y.count) == (9, 3)
+    assert (
+        str(x) == "9 things. 0, 1, 2, 3, 4, … (9 in all)." and str(y) == "Y." and (x.count, y.count) == (9, 3)
+    )
     assert collector.count("x") == 9 and collector.count("z") == 0
 
 
 def test_lvis(tmp_path):
-    """Pictures by URL, and lists of classes that were not looked for."""
+    """Images by URL, and lists of classes that were not looked for."""
     content = coco(
-        names=["x"] * 1, categories=[(3, "baby_buggy"), (9, "Ferris_wheel (big)")], boxes=[(1, 9, [1, 1, 5, 5])]
+        names=["x"] * 1,
+        categories=[(3, "baby_buggy"), (9, "Ferris_wheel (big)")],
+        boxes=[(1, 9, [1, 1, 5, 5])],
     )
     image = content["images"][0]
     del image["file_name"]
@@ -111,7 +124,11 @@ def test_lvis(tmp_path):
 @pytest.mark.parametrize(
     ("frequencies", "negative", "expected"),
     [
-        (["r", "f"], [30, "10", 77, None, [1]], LvisRules({10: "r", 30: "f"}, {1: [30, 10], 2: []}, {1: [], 2: [30]})),
+        (
+            ["r", "f"],
+            [30, "10", 77, None, [1]],
+            LvisRules({10: "r", 30: "f"}, {1: [30, 10], 2: []}, {1: [], 2: [30]}),
+        ),
         (["r", "f"], 30, LvisRules({10: "r", 30: "f"}, {1: [], 2: []}, {1: [], 2: [30]})),
         (["r", "x"], [30], None),
         (["r", [1]], [30], None),
@@ -120,7 +137,9 @@ def test_lvis(tmp_path):
 )
 def test_lvis_rules(tmp_path, frequencies, negative, expected):
     """By the ids of the file; ids that are none are left out, as are the rules where a class has no frequency."""
-    content = coco(names=["a.png", "b.png"], categories=[(10, "cat"), (30, "dog")], boxes=[(1, 10, [1, 1, 5, 5])])
+    content = coco(
+        names=["a.png", "b.png"], categories=[(10, "cat"), (30, "dog")], boxes=[(1, 10, [1, 1, 5, 5])]
+    )
     content["images"][0]["neg_category_ids"] = negative
     content["images"][1]["not_exhaustive_category_ids"] = [30]
     for category, frequency in zip(content["categories"], frequencies, strict=True):

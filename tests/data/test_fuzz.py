@@ -1,4 +1,4 @@
-"""Spoilt annotation files: each loads or ends in one DataError, in time, and nothing outside the folder is touched."""
+"""Corrupted annotation files: each loads or ends in one DataError, in time, and nothing outside the folder is touched."""
 
 import os
 import random
@@ -52,8 +52,8 @@ def fuzz(kind: str, count: int, seed: int, tmp_path: Path) -> tuple[int, int]:
     assert sum(len(d.samples) for d in load_splits(folder).values()) >= 2
     for number in range(count):
         path = rng.choice(files)
-        spoilt = mutate(sound[path], rng)
-        path.write_bytes(spoilt)
+        corrupted = mutate(sound[path], rng)
+        path.write_bytes(corrupted)
         began = time.perf_counter()
         _watch.update(inside=folder, touched=[])
         try:
@@ -71,8 +71,10 @@ def fuzz(kind: str, count: int, seed: int, tmp_path: Path) -> tuple[int, int]:
             assert str(error).strip()
         except Exception as error:
             keep = Path(os.environ.get("FUZZ_KEEP", tmp_path)) / f"{kind}-{seed}-{number}-{path.name}"
-            keep.write_bytes(spoilt)
-            raise AssertionError(f"{kind} {number}: {type(error).__name__}: {error}; the file is {keep}") from error
+            keep.write_bytes(corrupted)
+            raise AssertionError(
+                f"{kind} {number}: {type(error).__name__}: {error}; the file is {keep}"
+            ) from error
         finally:
             _watch["inside"] = None
         assert not _watch["touched"], (kind, number, _watch["touched"])
@@ -83,14 +85,14 @@ def fuzz(kind: str, count: int, seed: int, tmp_path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", SETS)
-def test_spoilt_files_load_or_are_one_data_error(tmp_path, kind):
+def test_corrupted_files_load_or_are_one_data_error(tmp_path, kind):
     loaded, refused = fuzz(kind, 45, 0, tmp_path)
     assert loaded and refused
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SETS)
-def test_ten_thousand_spoilt_files(tmp_path, kind):
+def test_ten_thousand_corrupted_files(tmp_path, kind):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded, refused = fuzz(kind, 1430, 1, tmp_path)  # × 7 kinds
     assert loaded > 100 and refused > 100

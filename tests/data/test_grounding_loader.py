@@ -1,4 +1,4 @@
-"""Batches with captions: spans become tokens, mirrored pictures have mirrored words, and sources are mixed by weight."""
+"""Batches with captions: spans become tokens, mirrored images have mirrored words, and sources are mixed by weight."""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_files import coco, picture, write
+from coco_files import coco, image, write
 from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import dataset_of, loader_of, sample
 
 from groundtune.commands import read_data
+from groundtune.data.combine import mix_in, parse_mix, with_replayed
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.mix import mix_in, parse_mix, with_replayed
 from groundtune.data.sample import Grounding
 from groundtune.errors import ConfigError, DataError
 from groundtune.text.prompt import caption_prompt, mirror_caption
@@ -30,7 +30,9 @@ def captioned(
     boxes=((4, 5, 20, 25), (30, 2, 50, 20), (1, 1, 9, 9)),
     classes=(0, 2, 0),
 ):
-    return replace(sample(folder, index, boxes, classes, size_hw=(40, 80)), grounding=Grounding(caption, spans))
+    return replace(
+        sample(folder, index, boxes, classes, size_hw=(40, 80)), grounding=Grounding(caption, spans)
+    )
 
 
 def words(tokenizer, batch, entry, row):
@@ -46,12 +48,14 @@ def test_the_caption_is_the_prompt_and_spans_become_tokens(tmp_path, tokenizer):
     found = [words(tokenizer, batch, first, row) for row in batch.phrase_maps[first]]
     assert found == ["the left cup", "a car", "the right - hand carrot", "left cup"]
     target = batch.targets[first]
-    assert target.labels.tolist() == [0, 2, 0] and torch.equal(target.positive_map, batch.phrase_maps[first][[0, 2, 0]])
+    assert target.labels.tolist() == [0, 2, 0] and torch.equal(
+        target.positive_map, batch.phrase_maps[first][[0, 2, 0]]
+    )
     assert target.boxes_cxcywh[0].tolist() == pytest.approx([12 / 80, 15 / 40, 16 / 80, 20 / 40])
     assert batch.phrase_maps[second].shape == (0, 256) and batch.targets[second].boxes_cxcywh.shape == (0, 4)
 
 
-def test_a_mirrored_picture_has_a_mirrored_caption(tmp_path, tokenizer):
+def test_a_mirrored_image_has_a_mirrored_caption(tmp_path, tokenizer):
     dataset = dataset_of([captioned(tmp_path, 0)], [])
     (batch,) = loader_of(dataset, tokenizer, flip=1.0, crop=1.0).epoch(0)
     assert batch.prompts[0].caption == "the RIGHT cup, a car near the left-hand carrot."
@@ -79,7 +83,8 @@ def test_left_and_right_change_places(text, mirrored):
 
 
 @given(
-    st.lists(st.sampled_from(["left", "right", "cup", "leftmost", "upright", "a"]), min_size=1, max_size=8), st.data()
+    st.lists(st.sampled_from(["left", "right", "cup", "leftmost", "upright", "a"]), min_size=1, max_size=8),
+    st.data(),
 )
 def test_spans_of_whole_words_follow_them(parts, data):
     caption = " ".join(parts)
@@ -99,7 +104,11 @@ def test_a_span_within_a_side_takes_the_whole_word():
 def test_pitfall_10_a_caption_is_closed_once():
     assert caption_prompt("a cat ", (((0, 6),),)).caption == "a cat."
     assert caption_prompt("a cat ", (((2, 6),),)).spans == (((2, 5),),)
-    assert [caption_prompt(text, ()).caption for text in ("a cat . ", "what?", "")] == ["a cat .", "what?", "."]
+    assert [caption_prompt(text, ()).caption for text in ("a cat . ", "what?", "")] == [
+        "a cat .",
+        "what?",
+        ".",
+    ]
 
 
 def test_captions_over_the_budget_are_told_before_the_first_step(tmp_path, tokenizer):
@@ -111,8 +120,10 @@ def test_captions_over_the_budget_are_told_before_the_first_step(tmp_path, token
         loader_of(dataset_of([captioned(tmp_path, 0), silent], []), tokenizer)
 
 
-def test_weights_say_how_often_a_picture_is_shown(tmp_path, tokenizer):
-    samples = [replace(sample(tmp_path, i, [(1, 1, 9, 9)], [0]), weight=[1.0, 0.25, 1.5][i % 3]) for i in range(24)]
+def test_weights_say_how_often_an_image_is_shown(tmp_path, tokenizer):
+    samples = [
+        replace(sample(tmp_path, i, [(1, 1, 9, 9)], [0]), weight=[1.0, 0.25, 1.5][i % 3]) for i in range(24)
+    ]
     loader = loader_of(dataset_of(samples), tokenizer, batch_size=4)
     seen = Counter()
     for epoch in range(40):
@@ -125,7 +136,7 @@ def test_weights_say_how_often_a_picture_is_shown(tmp_path, tokenizer):
 
 
 def class_set(folder, names, classes, count=6):
-    """`count` pictures, picture i with a box of class i % C."""
+    """`count` images, image i with a box of class i % C."""
     files = [f"{i}.png" for i in range(count)]
     boxes = [(i + 1, classes[i % len(classes)], [i, 1, 9, 9]) for i in range(count)]
     for split in ("train", "valid"):
@@ -137,7 +148,7 @@ def test_sets_are_mixed_and_unknown_classes_are_never_negatives(tmp_path, tokeni
     main = class_set(tmp_path / "a", [(1, "cat"), (2, "dog")], [1, 2])
     other = class_set(tmp_path / "b", [(9, "dog"), (1, "zebra")], [9, 1], 4)
     for number in range(4):
-        picture(tmp_path / "c" / f"{number}.png")
+        image(tmp_path / "c" / f"{number}.png")
     rows = [
         f'{{"filename": "{n}.png", "height": 30, "width": 40, "grounding": {{"caption": "the left cat", "regions": '
         f'[{{"bbox": [1, 1, 9, {9 + n}], "phrase": "left cat"}}]}}}}'
@@ -182,7 +193,10 @@ def test_a_limit_cuts_the_main_set_and_not_what_is_mixed_in(tmp_path):
     main = class_set(tmp_path / "a", [(1, "cat")], [1])
     other = class_set(tmp_path / "b", [(1, "cat")], [1], 4)
     splits = read_data(str(main), [str(other)], {}, {"train": 2, "valid": 1})
-    assert Counter(s.image_path.relative_to(tmp_path).parts[0] for s in splits["train"].samples) == {"a": 2, "b": 4}
+    assert Counter(s.image_path.relative_to(tmp_path).parts[0] for s in splits["train"].samples) == {
+        "a": 2,
+        "b": 4,
+    }
     assert len(splits["valid"].samples) == 1
 
 
@@ -194,7 +208,10 @@ def test_a_replayed_set_takes_its_share_of_an_epoch_and_its_classes_stay_out_of_
     assert train.class_names == ["cat", "dog", "zebra"] and len(splits["train"].samples) == 12
     loader = loader_of(train, tokenizer, batch_size=4)
     shown = Counter(
-        train.samples[i].image_path.parts[-3] for epoch in range(3) for b in loader.batch_plan(epoch) for i in b
+        train.samples[i].image_path.parts[-3]
+        for epoch in range(3)
+        for b in loader.batch_plan(epoch)
+        for i in b
     )
     assert shown == {"a": 36, "b": 12}  # a quarter of 16
     assert all(sample.annotated == {0, 1} for sample in train.samples[:12])
@@ -203,4 +220,4 @@ def test_a_replayed_set_takes_its_share_of_an_epoch_and_its_classes_stay_out_of_
     with pytest.raises(ConfigError, match="below 1"):
         with_replayed(splits["train"], [(other, 0.5), (other, 0.5)])
     with pytest.raises(ConfigError, match="below 1, got 'b=1.0'"):
-        parse_mix("b=1.0", "replay", 0.2, 1.0)
+        parse_mix("b=1.0", "rehearsal", 0.2, 1.0)

@@ -1,7 +1,7 @@
 """Folders as people have them, found by looking, and the real ones beside the checkout."""
 
 import pytest
-from coco_files import coco, picture, write
+from coco_files import coco, image, write
 
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
@@ -20,34 +20,36 @@ def test_roboflow_folders(tmp_path, valid):
     assert [d.name for d in splits.values()] == ["train", "valid", "test"]
 
 
-@pytest.mark.parametrize("pictures", ["train2017", "images/train2017", "images/train", "images"])
-def test_coco_release_folders(tmp_path, pictures):
-    write(tmp_path / "annotations/instances_train2017.json", coco(names=["a.png"]), tmp_path / pictures)
-    val = pictures.replace("train", "val")
+@pytest.mark.parametrize("images", ["train2017", "images/train2017", "images/train", "images"])
+def test_coco_release_folders(tmp_path, images):
+    write(tmp_path / "annotations/instances_train2017.json", coco(names=["a.png"]), tmp_path / images)
+    val = images.replace("train", "val")
     write(tmp_path / "annotations/instances_val2017.json", coco(names=["b.png"]), tmp_path / val)
     write(tmp_path / "annotations/person_keypoints_train2017.json", "{}")
     splits = load_splits(tmp_path)
     assert names_of(splits) == {"train": ["a.png"], "valid": ["b.png"]}
-    assert splits["train"].samples[0].image_path == tmp_path / pictures / "a.png"
+    assert splits["train"].samples[0].image_path == tmp_path / images / "a.png"
 
 
 def test_file_names_that_carry_their_folder(tmp_path):
-    write(tmp_path / "annotations/train.json", coco(names=["pictures/a.png"]), tmp_path)
-    write(tmp_path / "annotations/val.json", coco(names=["pictures/b.png"]), tmp_path)
+    write(tmp_path / "annotations/train.json", coco(names=["images/a.png"]), tmp_path)
+    write(tmp_path / "annotations/val.json", coco(names=["images/b.png"]), tmp_path)
     assert names_of(load_splits(tmp_path)) == {"train": ["a.png"], "valid": ["b.png"]}
 
 
-@pytest.mark.parametrize("pictures", [".", "images", "data"])
+@pytest.mark.parametrize("images", [".", "images", "data"])
 @pytest.mark.parametrize("by_file", [True, False])
-def test_one_file_gets_a_held_out_fifth_that_does_not_depend_on_the_order(tmp_path, pictures, by_file):
+def test_one_file_gets_a_held_out_fifth_that_does_not_depend_on_the_order(tmp_path, images, by_file):
     names = [f"{i}.png" for i in range(20)]
-    file = write(tmp_path / "labels.json", coco(names=names, boxes=[(i, 1, [0, 0, i, 5]) for i in range(1, 21)]))
+    file = write(
+        tmp_path / "labels.json", coco(names=names, boxes=[(i, 1, [0, 0, i, 5]) for i in range(1, 21)])
+    )
     for name in names:
-        picture(tmp_path / pictures / name)
+        image(tmp_path / images / name)
     first = load_splits(file if by_file else tmp_path)
     assert len(first["train"].samples) == 16 and len(first["valid"].samples) == 4
     assert sorted(sum(names_of(first).values(), [])) == sorted(names)
-    assert "4 of 20 pictures were held out" in first["train"].messages[-1]
+    assert "4 of 20 images were held out" in first["train"].messages[-1]
     write(file, coco(names=names[::-1]))
     again = load_splits(file if by_file else tmp_path)
     assert set(names_of(again)["valid"]) == set(names_of(first)["valid"])
@@ -57,10 +59,14 @@ def test_held_out_also_where_only_valid_is_missing(tmp_path):
     for folder in ("train", "test"):
         names = [f"{folder}{i}.png" for i in range(5)]
         write(tmp_path / folder / "_annotations.coco.json", coco(names=names), tmp_path / folder)
-    assert {k: len(v) for k, v in names_of(load_splits(tmp_path)).items()} == {"train": 4, "valid": 1, "test": 5}
+    assert {k: len(v) for k, v in names_of(load_splits(tmp_path)).items()} == {
+        "train": 4,
+        "valid": 1,
+        "test": 5,
+    }
 
 
-def test_a_single_picture_cannot_be_split(tmp_path):
+def test_a_single_image_cannot_be_split(tmp_path):
     write(tmp_path / "x.json", coco(), tmp_path)
     assert names_of(load_splits(tmp_path)) == {"train": ["a.png"]}
 
@@ -86,8 +92,8 @@ def test_says_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_splits(tmp_path / "absent")
     (tmp_path / "notes.txt").touch()
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(DataError, match="Looked for train/_annotations.*Found: notes.txt, pictures/"):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="Looked for train/_annotations.*Found: notes.txt, images/"):
         load_splits(tmp_path)
     with pytest.raises(DataError, match="Expected a folder"):
         load_splits(tmp_path / "notes.txt")
@@ -105,7 +111,7 @@ def test_ambiguity_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "boxes", "classes"),
+    ("name", "images", "boxes", "classes"),
     [
         ("bccd", [291, 73], [3919, 967], 3),
         ("cat144", [115, 29], [116, 29], 1),
@@ -114,9 +120,9 @@ def test_ambiguity_is_an_error(tmp_path):
         ("tinycoco", [32, 6], [284, 135], 43),
     ],
 )
-def test_real_folders(shared, name, pictures, boxes, classes):
+def test_real_folders(shared, name, images, boxes, classes):
     splits = load_splits(shared / "data" / name)
-    assert [len(d.samples) for d in splits.values()] == pictures
+    assert [len(d.samples) for d in splits.values()] == images
     assert [sum(len(s.boxes_xyxy) for s in d.samples) for d in splits.values()] == boxes
     assert all(len(d.class_names) == classes for d in splits.values())
     assert all(len(d.messages) == 1 and "placeholder" in d.messages[0] for d in splits.values())

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from coco_files import coco, write
-from loader_files import FORMAT, NAMES, dataset_of, loader_of, sample, seven_pictures
+from loader_files import FORMAT, NAMES, dataset_of, loader_of, sample, seven_images
 
-from groundtune.data.decoding import evaluation_pictures
+from groundtune.data.combine import rename_classes
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.loader import LoaderOptions, TrainLoader
-from groundtune.data.rename import rename_classes
+from groundtune.data.prefetch import evaluation_images
 from groundtune.data.scenes import write_scenes
 from groundtune.errors import DataError
 
 
 @pytest.fixture()
-def pictures(tmp_path):
-    return seven_pictures(tmp_path)
+def images(tmp_path):
+    return seven_images(tmp_path)
 
 
 def entries(batches, pixels=True):
@@ -35,21 +35,21 @@ def entries(batches, pixels=True):
             tuple(batch.targets[i].labels.tolist()),
             tuple(batch.targets[i].class_ids.tolist()),
             batch.targets[i].noise_seed,
-            batch.pictures[i].numpy().tobytes() if pixels else None,
+            batch.images[i].numpy().tobytes() if pixels else None,
         )
         for batch in batches
         for i in range(len(batch.indices))
     ]
 
 
-def test_pitfall_07_boxes_are_relative_to_the_resized_picture_without_its_padding(tmp_path, tokenizer):
+def test_pitfall_07_boxes_are_relative_to_the_resized_image_without_its_padding(tmp_path, tokenizer):
     box = (10, 6, 30, 26)
     dataset = dataset_of(sample(tmp_path, i, [box], [i]) for i in range(4))
     (batch,) = loader_of(dataset, tokenizer, batch_size=4).epoch(0)
-    canvas = batch.images()
+    canvas = batch.canvas()
     assert len(set(batch.sizes_hw)) == 4 and canvas.shape == (4, 3, 96, 96)
-    for picture, (h, w), target in zip(canvas, batch.sizes_hw, batch.targets, strict=True):
-        bright = picture[0] > 0.5
+    for image, (h, w), target in zip(canvas, batch.sizes_hw, batch.targets, strict=True):
+        bright = image[0] > 0.5
         xs, ys = bright.any(0).nonzero().flatten(), bright.any(1).nonzero().flatten()
         found = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
         cx, cy, bw, bh = (target.boxes_cxcywh[0] * torch.tensor([w, h, w, h])).tolist()
@@ -58,7 +58,9 @@ def test_pitfall_07_boxes_are_relative_to_the_resized_picture_without_its_paddin
 
 def test_a_target_by_hand(tmp_path, tokenizer):
     dataset = dataset_of([sample(tmp_path, 0, [(8, 10, 24, 30)], [4], size_hw=(40, 80))])
-    (batch,) = loader_of(dataset, tokenizer, flip=0.0, shuffle_classes=False, negative_probability=0.0).epoch(0)
+    (batch,) = loader_of(dataset, tokenizer, flip=0.0, shuffle_classes=False, negative_probability=0.0).epoch(
+        0
+    )
     assert batch.targets[0].boxes_cxcywh.tolist() == [pytest.approx([0.2, 0.5, 0.2, 0.5])]
     assert batch.targets[0].labels.tolist() == [4] and batch.targets[0].class_ids.tolist() == [4]
     assert batch.prompts[0].caption == "cat. red blood cell. tv monitor. zebra. car. carrot. "
@@ -81,8 +83,8 @@ def test_pitfall_25_and_28_category_ids_do_not_reach_the_batches(tmp_path, token
         assert phrases == [["cat", "zebra", "tv monitor"][c] for c in target.class_ids.tolist()]
 
 
-def test_pitfall_16_positives_are_always_in_the_prompt_and_never_negatives(pictures, tokenizer):
-    loader = loader_of(pictures, tokenizer, batch_size=7)
+def test_pitfall_16_positives_are_always_in_the_prompt_and_never_negatives(images, tokenizer):
+    loader = loader_of(images, tokenizer, batch_size=7)
     counts = set()
     for epoch in range(40):
         (batch,) = loader.epoch(epoch)
@@ -94,13 +96,15 @@ def test_pitfall_16_positives_are_always_in_the_prompt_and_never_negatives(pictu
             assert sorted(target.class_ids.tolist()) == sorted(own.class_ids.tolist())
             assert [classes[label] for label in target.labels.tolist()] == target.class_ids.tolist()
             counts.add(len(classes) - len(set(own.class_ids.tolist())))
-    assert counts == {0, 1, 2, 3, 4, 5, 6}  # negatives: none to all, 6 in the empty picture
+    assert counts == {0, 1, 2, 3, 4, 5, 6}  # negatives: none to all, 6 in the empty image
 
 
-def test_the_positive_map_marks_the_tokens_of_the_phrase(pictures, tokenizer):
+def test_the_positive_map_marks_the_tokens_of_the_phrase(images, tokenizer):
     seen = set()
-    for batch in loader_of(pictures, tokenizer, batch_size=3).epoch(0):
-        for ids, target, phrase_map in zip(batch.text.input_ids, batch.targets, batch.phrase_maps, strict=True):
+    for batch in loader_of(images, tokenizer, batch_size=3).epoch(0):
+        for ids, target, phrase_map in zip(
+            batch.text.input_ids, batch.targets, batch.phrase_maps, strict=True
+        ):
             assert target.positive_map.dtype == torch.bool and target.positive_map.shape[1] == 256
             for row, class_id, label in zip(
                 target.positive_map, target.class_ids.tolist(), target.labels.tolist(), strict=True
@@ -140,32 +144,36 @@ def test_a_class_that_was_cropped_away_is_not_shown_as_absent(tmp_path, tokenize
         assert present and set(batch.prompt_classes[0]) == present | {4, 5}
         corners = target.boxes_cxcywh[:, :2], target.boxes_cxcywh[:, 2:] / 2
         assert (corners[0] - corners[1]).min() >= -1e-6 and (corners[0] + corners[1]).max() <= 1 + 1e-6
-        assert batch.pictures[0].shape[1:] == batch.sizes_hw[0]
+        assert batch.images[0].shape[1:] == batch.sizes_hw[0]
         seen[len(present)] += 1
     assert seen[1] and len(seen) > 1
 
 
-def test_empty_pictures_are_kept(pictures, tokenizer):
-    batch = next(b for b in loader_of(pictures, tokenizer, batch_size=2).epoch(0) if 3 in b.indices)
+def test_empty_images_are_kept(images, tokenizer):
+    batch = next(b for b in loader_of(images, tokenizer, batch_size=2).epoch(0) if 3 in b.indices)
     target = batch.targets[batch.indices.index(3)]
     assert target.boxes_cxcywh.shape == (0, 4) and target.labels.shape == target.class_ids.shape == (0,)
     assert target.positive_map.shape == (0, 256) and batch.prompt_classes[batch.indices.index(3)]
 
 
-def test_the_same_seed_gives_the_same_batches_with_any_number_of_workers(pictures, tokenizer):
+def test_the_same_seed_gives_the_same_batches_with_any_number_of_workers(images, tokenizer):
     def run(**options):
-        loader = loader_of(pictures, tokenizer, **{"batch_size": 3, "crop": 0.5, "multi_scale": (0.5, 1.0), **options})
+        loader = loader_of(
+            images, tokenizer, **{"batch_size": 3, "crop": 0.5, "multi_scale": (0.5, 1.0), **options}
+        )
         return entries(batch for epoch in (0, 1) for batch in loader.epoch(epoch))
 
     first = run()
     assert run() == first and run(workers=2) == first
     assert run(seed=1) != first and first[:7] != first[7:]
-    assert sorted(run(batch_size=1)) == sorted(run(batch_size=7)) == sorted(first)  # each entry, not their order
+    assert (
+        sorted(run(batch_size=1)) == sorted(run(batch_size=7)) == sorted(first)
+    )  # each entry, not their order
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
-def test_every_picture_once_per_epoch(pictures, tokenizer, size):
-    loader = loader_of(pictures, tokenizer, batch_size=size)
+def test_every_image_once_per_epoch(images, tokenizer, size):
+    loader = loader_of(images, tokenizer, batch_size=size)
     plans = [loader.batch_plan(epoch) for epoch in range(6)]
     for epoch, plan in enumerate(plans):
         assert sorted(sum(plan, [])) == list(range(7)) and len(plan) == len(loader) == -(-7 // size)
@@ -174,17 +182,17 @@ def test_every_picture_once_per_epoch(pictures, tokenizer, size):
     assert size >= 7 or len({str(plan) for plan in plans}) > 1
 
 
-def test_pictures_of_like_shape_share_a_batch(tmp_path, tokenizer):
+def test_images_of_like_shape_share_a_batch(tmp_path, tokenizer):
     dataset = dataset_of(sample(tmp_path, i, size_hw=[(40, 80), (80, 40)][i % 2]) for i in range(16))
     for plan in (loader_of(dataset, tokenizer, batch_size=4).batch_plan(epoch) for epoch in range(5)):
         assert all(len({index % 2 for index in batch}) == 1 for batch in plan)
 
 
 @pytest.mark.parametrize(("size", "processes"), [(4, 2), (3, 2), (2, 2), (6, 4), (1, 3)])
-def test_the_shares_of_the_processes_are_the_batches_of_one(pictures, tokenizer, size, processes):
-    whole = list(loader_of(pictures, tokenizer, batch_size=size).epoch(2))
+def test_the_shares_of_the_processes_are_the_batches_of_one(images, tokenizer, size, processes):
+    whole = list(loader_of(images, tokenizer, batch_size=size).epoch(2))
     shares = [
-        list(loader_of(pictures, tokenizer, batch_size=size, rank=rank, processes=processes).epoch(2))
+        list(loader_of(images, tokenizer, batch_size=size, rank=rank, processes=processes).epoch(2))
         for rank in range(processes)
     ]
     assert {len(share) for share in shares} == {len(whole)}
@@ -193,7 +201,7 @@ def test_the_shares_of_the_processes_are_the_batches_of_one(pictures, tokenizer,
         assert sum(len(part.indices) for part in parts) == len(batch.indices)  # nothing is shown twice
 
 
-def test_a_picture_whose_classes_need_several_prompts_stands_once_per_prompt(tmp_path, tokenizer):
+def test_an_image_whose_classes_need_several_prompts_stands_once_per_prompt(tmp_path, tokenizer):
     names = [f"number {n}" for n in range(100, 220)]  # three tokens each, 360 in all
     boxes = [(i % 40, i % 30, i % 40 + 5, i % 30 + 6) for i in range(120)]
     dataset = dataset_of([sample(tmp_path, 0, boxes, range(120)), sample(tmp_path, 1, boxes[:1], [7])], names)
@@ -203,9 +211,11 @@ def test_a_picture_whose_classes_need_several_prompts_stands_once_per_prompt(tmp
     found = [batch.targets[i].class_ids.tolist() for i in places]
     assert sorted(sum(found, [])) == list(range(120))
     assert all(set(ids) <= set(batch.prompt_classes[i]) for ids, i in zip(found, places, strict=True))
-    assert all(set(own) & set(batch.prompt_classes[i]) == set() for own, i in zip(found, places[::-1], strict=True))
+    assert all(
+        set(own) & set(batch.prompt_classes[i]) == set() for own, i in zip(found, places[::-1], strict=True)
+    )
     assert len({batch.targets[i].noise_seed for i in places}) == 2
-    assert batch.pictures[places[0]] is batch.pictures[places[1]]
+    assert batch.images[places[0]] is batch.images[places[1]]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +229,8 @@ def test_a_picture_whose_classes_need_several_prompts_stands_once_per_prompt(tmp
         ({"cache_views": 5, "multi_scale": (0.5, 1.0), "flip": 0.0}, 5),
     ],
 )
-def test_cached_views_are_cycled(pictures, tokenizer, options, views):
-    loader = loader_of(pictures, tokenizer, **options)
+def test_cached_views_are_cycled(images, tokenizer, options, views):
+    loader = loader_of(images, tokenizer, **options)
     assert loader.num_views == views
     shown = {loader.view_of(3, epoch) for epoch in range(12)}
     assert shown == set(range(views or 12))
@@ -233,39 +243,41 @@ def test_cached_views_are_cycled(pictures, tokenizer, options, views):
         assert len({loader.geometry(0, view) for view in range(views)}) == views
 
 
-def test_pictures_that_are_not_needed_are_not_opened(pictures, tokenizer):
-    whole = list(loader_of(pictures, tokenizer, batch_size=7, cache_views=2).epoch(1))
-    pictures.samples[2].image_path.unlink()
+def test_images_that_are_not_needed_are_not_opened(images, tokenizer):
+    whole = list(loader_of(images, tokenizer, batch_size=7, cache_views=2).epoch(1))
+    images.samples[2].image_path.unlink()
     asked = []
 
     def needs(index, view):
         asked.append((index, view))
         return index != 2
 
-    loader = loader_of(pictures, tokenizer, needs, batch_size=7, cache_views=2)
+    loader = loader_of(images, tokenizer, needs, batch_size=7, cache_views=2)
     batches = list(loader.epoch(1))
     assert entries(batches[:1], pixels=False) == entries(whole, pixels=False)
-    assert [p is None for p in batches[0].pictures] == [i == 2 for i in batches[0].indices]
+    assert [p is None for p in batches[0].images] == [i == 2 for i in batches[0].indices]
     assert sorted(asked) == [(index, (index + 1) % 2) for index in range(7)]
     with pytest.raises(ValueError, match="not decoded"):
-        batches[0].images()
+        batches[0].canvas()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_is_taken_up_where_it_was_left(pictures, tokenizer, workers):
-    loader = loader_of(pictures, tokenizer, batch_size=2, workers=workers)
+def test_an_epoch_is_taken_up_where_it_was_left(images, tokenizer, workers):
+    loader = loader_of(images, tokenizer, batch_size=2, workers=workers)
     whole = entries(loader.epoch(3))
     assert entries(loader.epoch(3, first_batch=2)) == entries(list(loader.epoch(3))[2:])
-    assert len(entries(loader.epoch(3, first_batch=2))) in (3, 4) and list(loader.epoch(3, first_batch=4)) == []
+    assert (
+        len(entries(loader.epoch(3, first_batch=2))) in (3, 4) and list(loader.epoch(3, first_batch=4)) == []
+    )
     assert entries(loader.epoch(3, first_batch=0)) == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_picture_is_named(pictures, tokenizer, workers):
-    pictures.samples[4].image_path.write_bytes(b"no picture")
+def test_a_broken_image_is_named(images, tokenizer, workers):
+    images.samples[4].image_path.write_bytes(b"no image")
     with pytest.raises(DataError, match="4.png"):
-        list(evaluation_pictures(pictures, FORMAT, 2, workers=workers))
-    with pytest.raises(DataError, match="'train'.*no pictures"):
+        list(evaluation_images(images, FORMAT, 2, workers=workers))
+    with pytest.raises(DataError, match="'train'.*no images"):
         loader_of(dataset_of([]), tokenizer)
 
 
@@ -282,7 +294,9 @@ def test_synonyms_stand_in_training_prompts_and_templates_take_the_old_name(tmp_
     for epoch in range(20):
         for batch in loader.epoch(epoch):
             for prompt, classes in zip(batch.prompts, batch.prompt_classes, strict=True):
-                seen |= {(train.class_names[c], phrase) for phrase, c in zip(prompt.phrases, classes, strict=True)}
+                seen |= {
+                    (train.class_names[c], phrase) for phrase, c in zip(prompt.phrases, classes, strict=True)
+                }
     names = {("ball", "ball"), ("ball", "red circle thing"), ("ball", "round spot")}
     assert seen == names | {("a blue star", "a blue star")}
     with pytest.raises(DataError, match="'a blue star' would be names of more than one class"):

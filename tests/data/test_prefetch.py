@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from groundtune.data.prefetch import in_background
+from groundtune.data.prefetch import prefetch
 
 GROUPS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -21,13 +21,13 @@ def doubled(job):
 
 @pytest.mark.parametrize("workers", [-1, 0, 1, 2, 9])
 def test_results_come_in_order(workers):
-    assert list(in_background(doubled, GROUPS, workers)) == [[2, 4, 6], [], [8], [10, 12]]
-    assert list(in_background(doubled, [], workers)) == []
+    assert list(prefetch(doubled, GROUPS, workers)) == [[2, 4, 6], [], [8], [10, 12]]
+    assert list(prefetch(doubled, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_where_there_is_no_work_there_is_none(workers):
-    found = in_background(lambda job: doubled(job) if job % 2 else None, GROUPS, workers)
+    found = prefetch(lambda job: doubled(job) if job % 2 else None, GROUPS, workers)
     assert list(found) == [[2, None, 6], [], [None], [10, None]]
 
 
@@ -37,7 +37,7 @@ def test_an_error_is_raised_where_its_group_is_due(workers):
         return (lambda: 1 / (job - 4)) if job == 4 else doubled(job)
 
     before = threading.active_count()
-    found = in_background(prepare, GROUPS, workers)
+    found = prefetch(prepare, GROUPS, workers)
     assert [next(found), next(found)] == [[2, 4, 6], []]
     with pytest.raises(ZeroDivisionError):
         next(found)
@@ -52,7 +52,7 @@ def test_an_error_of_the_jobs_themselves_leaves_no_threads(workers):
 
     before = threading.active_count()
     with pytest.raises(OSError, match="gone"):
-        list(in_background(doubled, jobs(), workers))
+        list(prefetch(doubled, jobs(), workers))
     assert threading.active_count() == before
 
 
@@ -67,7 +67,7 @@ def test_stopping_early_cancels_what_waits_and_leaves_no_threads():
         return work
 
     before = threading.active_count()
-    found = in_background(prepare, ([job] * 50 for job in range(100)), 2)
+    found = prefetch(prepare, ([job] * 50 for job in range(100)), 2)
     next(found)
     assert threading.active_count() > before
     found.close()
@@ -83,7 +83,7 @@ def test_no_more_groups_are_prepared_than_there_are_workers_ahead(workers):
         threads.add(threading.current_thread())
         return doubled(job)
 
-    found = in_background(prepare, ([job] for job in range(100)), workers)
+    found = prefetch(prepare, ([job] for job in range(100)), workers)
     next(found)
     assert len(prepared) == workers + 1
     next(found)
@@ -93,4 +93,4 @@ def test_no_more_groups_are_prepared_than_there_are_workers_ahead(workers):
 
 def test_the_work_is_done_by_as_many_threads_as_were_asked_for():
     together = threading.Barrier(3, timeout=10)  # broken unless three wait at the same time
-    assert list(in_background(lambda job: lambda: together.wait() >= 0, [[1, 2, 3]], 3)) == [[True] * 3]
+    assert list(prefetch(lambda job: lambda: together.wait() >= 0, [[1, 2, 3]], 3)) == [[True] * 3]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coco_files import coco, picture
+from coco_files import coco, image
 
-PICTURES, EACH = 5000, 20
+IMAGES, EACH = 5000, 20
 SECONDS, MEGABYTES = 5.0, 500
 _READ = """
 import sys, time
@@ -30,7 +30,7 @@ def _box(i: int) -> list[float]:
 
 
 def coco_file(folder: Path, names: list[str]) -> None:
-    boxes = [(1 + i % PICTURES, 1 + i // PICTURES % 2, _box(i // PICTURES)) for i in range(PICTURES * EACH)]
+    boxes = [(1 + i % IMAGES, 1 + i // IMAGES % 2, _box(i // IMAGES)) for i in range(IMAGES * EACH)]
     content = coco(names, boxes, [(1, "cat"), (2, "dog")])
     for row in content["annotations"]:
         row["segmentation"] = [[float(value) for value in range(16)]]  # what real files carry too
@@ -39,8 +39,12 @@ def coco_file(folder: Path, names: list[str]) -> None:
 
 def odvg_file(folder: Path, names: list[str]) -> None:
     boxes = [[*_box(i)[:2], _box(i)[0] + _box(i)[2], _box(i)[1] + _box(i)[3]] for i in range(EACH)]
-    instances = [{"bbox": box, "label": i % 2, "category": "dog" if i % 2 else "cat"} for i, box in enumerate(boxes)]
-    rows = [{"filename": name, "height": 30, "width": 40, "detection": {"instances": instances}} for name in names]
+    instances = [
+        {"bbox": box, "label": i % 2, "category": "dog" if i % 2 else "cat"} for i, box in enumerate(boxes)
+    ]
+    rows = [
+        {"filename": name, "height": 30, "width": 40, "detection": {"instances": instances}} for name in names
+    ]
     (folder / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
 
@@ -75,12 +79,14 @@ def voc_files(folder: Path, names: list[str]) -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory as Linux gives it")
 @pytest.mark.parametrize("make", [coco_file, odvg_file, csv_file, yolo_files, voc_files])
 def test_100_000_annotations(tmp_path: Path, make: Callable[[Path, list[str]], None]):
-    names = [f"{i:05}.png" for i in range(PICTURES)]
-    content = picture(tmp_path / names[0]).read_bytes()
+    names = [f"{i:05}.png" for i in range(IMAGES)]
+    content = image(tmp_path / names[0]).read_bytes()
     for name in names:
         (tmp_path / name).write_bytes(content)
     make(tmp_path, names)
-    result = subprocess.run([sys.executable, "-c", _READ, str(tmp_path)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", _READ, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     boxes, took, peak = (float(word) for word in result.stdout.split())
     print(make.__name__, took, peak)
-    assert boxes == PICTURES * EACH and took < SECONDS and peak < MEGABYTES
+    assert boxes == IMAGES * EACH and took < SECONDS and peak < MEGABYTES

@@ -17,4 +17,6 @@ def test_pitfall_17_a_misspelt_class_is_an_error_with_a_suggestion():
     with pytest.raises(DataError) as caught:
         match_class_names(["platlet", "platelet", "zebra"], NAMES)
     text = str(caught.value)
-    assert "'platlet' (did you mean 'platelet'?)" in text and "'zebra'." in text and "'red blood cell'" in text
+    assert (
+        "'platlet' (did you mean 'platelet'?)" in text and "'zebra'." in text and "'red blood cell'" in text
+    )

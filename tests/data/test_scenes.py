@@ -1,4 +1,4 @@
-"""Generated pictures: what is drawn is what the boxes say, and the folder is a data set like any other."""
+"""Generated images: what is drawn is what the boxes say, and the folder is a data set like any other."""
 
 import random
 
@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.scenes import DEFAULT_CLASSES, SHAPES, draw, draw_scene, scene_classes, write, write_scenes
+from groundtune.data.scenes import (
+    DEFAULT_CLASSES,
+    SHAPES,
+    draw,
+    draw_scene,
+    scene_classes,
+    write,
+    write_scenes,
+)
 from groundtune.data.scenes.names import PATTERNS, Thing, thing_of
 from groundtune.errors import DataError
 
@@ -16,30 +24,32 @@ def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_same_seed_gives_the_same_files_and_more_pictures_begin_alike(tmp_path):
+def test_the_same_seed_gives_the_same_files_and_more_images_begin_alike(tmp_path):
     for name, options in {"a": {}, "b": {}, "longer": {"train": 5}, "other": {"seed": 1}}.items():
         write_scenes(tmp_path / name, **{"train": 3, "valid": 2, "size": 64, **options})
     first, longer, other = files(tmp_path / "a"), files(tmp_path / "longer"), files(tmp_path / "other")
     assert first == files(tmp_path / "b") and len(first) == 5 + 2
-    pictures = [path for path in first if path.suffix == ".jpg"]
-    assert all(longer[path] == first[path] for path in pictures)
-    assert all(other[path] != first[path] for path in pictures)
-    assert first[pictures[0]] != first[pictures[3]], "train and valid begin with the same picture"
+    images = [path for path in first if path.suffix == ".jpg"]
+    assert all(longer[path] == first[path] for path in images)
+    assert all(other[path] != first[path] for path in images)
+    assert first[images[0]] != first[images[3]], "train and valid begin with the same image"
 
 
 def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
     """White shapes (218 to 255 by their light) on black, shadows below 30 × 0.4: bright pixels are covered by half."""
     monkeypatch.setattr(draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh))
-    monkeypatch.setattr(draw, "_photograph", lambda picture, rng: picture)
-    monkeypatch.setattr(draw, "_second_shade", lambda base, colour: base)
+    monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
+    monkeypatch.setattr(draw, "_second_shade", lambda base, color: base)
     for shape in SHAPES:
         count = 0
         for seed in range(2):
-            picture, found = draw_scene([f"white {shape}"], 160, random.Random(seed))
-            pixels = np.asarray(picture).max(axis=2)
+            image, found = draw_scene([f"white {shape}"], 160, random.Random(seed))
+            pixels = np.asarray(image).max(axis=2)
             inside = np.zeros(pixels.shape, dtype=bool)
             for name, (x0, y0, x1, y1) in found:
-                assert name == f"white {shape}" and 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
+                assert (
+                    name == f"white {shape}" and 0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height
+                )
                 inside[y0:y1, x0:x1] = True
                 sides = pixels[y0, x0:x1], pixels[y1 - 1, x0:x1], pixels[y0:y1, x0], pixels[y0:y1, x1 - 1]
                 assert all(side.max() >= 218 * 0.5 for side in sides), name  # half covered at every side
@@ -49,27 +59,29 @@ def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
 
 
 def test_a_pattern_shows_a_second_shade_and_an_outline_what_is_behind(monkeypatch):
-    monkeypatch.setattr(draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255)))
-    monkeypatch.setattr(draw, "_photograph", lambda picture, rng: picture)
+    monkeypatch.setattr(
+        draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255))
+    )
+    monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
     pale = {}  # the part of the box of a red square that is not red
     for pattern in PATTERNS:
         thing = Thing("square", "red", pattern)
-        picture, [(_, (x0, y0, x1, y1))] = draw.draw_picture([(thing, 0.6)], (200, 200), random.Random(5))
-        inner = np.asarray(picture)[y0 + 20 : y1 - 20, x0 + 20 : x1 - 20]
+        image, [(_, (x0, y0, x1, y1))] = draw.draw_image([(thing, 0.6)], (200, 200), random.Random(5))
+        inner = np.asarray(image)[y0 + 20 : y1 - 20, x0 + 20 : x1 - 20]
         pale[pattern] = (inner[..., 1] > 150).mean()
     assert pale["plain"] == 0 and pale["outlined"] == 1
     assert all(0.15 < pale[pattern] < 0.75 for pattern in ("striped", "dotted", "checkered"))
 
 
-@pytest.mark.parametrize("colour", ["red", "blue", "green"])
-def test_a_shape_has_the_colour_of_its_name(colour):
-    channel = {"red": 0, "green": 1, "blue": 2}[colour]
+@pytest.mark.parametrize("color", ["red", "blue", "green"])
+def test_a_shape_has_the_color_of_its_name(color):
+    channel = {"red": 0, "green": 1, "blue": 2}[color]
     checked = 0
     for seed in range(10):
-        picture, found = draw_scene([f"{colour} square"], 128, random.Random(seed))
+        image, found = draw_scene([f"{color} square"], 128, random.Random(seed))
         for _, (x0, y0, x1, y1) in found[-1:]:  # nothing lies over the last one
-            centre = np.asarray(picture)[(y0 + y1) // 2, (x0 + x1) // 2]
-            assert centre.argmax() == channel
+            center = np.asarray(image)[(y0 + y1) // 2, (x0 + x1) // 2]
+            assert center.argmax() == channel
             checked += 1
     assert checked > 5
 
@@ -85,8 +97,8 @@ def test_the_written_set_is_read_by_load_splits(tmp_path):
     assert min(counts) == 0 and max(counts) > 3
     assert {int(c) for sample in dataset.samples for c in sample.class_ids} == set(range(6))
     for sample in dataset.samples:
-        with Image.open(sample.image_path) as picture:
-            assert picture.size == sample.size_hw[::-1] and max(picture.size) == 96
+        with Image.open(sample.image_path) as image:
+            assert image.size == sample.size_hw[::-1] and max(image.size) == 96
     assert len({sample.size_hw for sample in dataset.samples}) > 1
 
 
@@ -152,7 +164,7 @@ def test_a_name_says_what_to_draw(name, thing):
     assert name in scene_classes() and thing_of(name, random.Random(0)) == thing
 
 
-def test_a_name_leaves_open_the_colour():
+def test_a_name_leaves_open_the_color():
     things = {thing_of("striped cat", random.Random(seed)) for seed in range(40)}
     assert {(thing.shape, thing.pattern) for thing in things} == {("cat", "striped")} and len(things) > 5
 
@@ -163,6 +175,6 @@ def test_every_name_can_be_read_and_stands_once():
     assert len(set(names)) == len(names) and {thing.shape for thing in things} == set(SHAPES)
 
 
-def test_the_smallest_pictures_can_be_drawn():
+def test_the_smallest_images_can_be_drawn():
     for seed in range(40):
         draw_scene(scene_classes(), 32, random.Random(seed))

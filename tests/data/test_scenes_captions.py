@@ -1,4 +1,4 @@
-"""Captioned scenes: a caption says the whole truth about its picture, and nothing held out is ever shown or named."""
+"""Captioned scenes: a caption says the whole truth about its image, and nothing held out is ever shown or named."""
 
 import json
 import random
@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from groundtune.data.formats.detect import read_splits
-from groundtune.data.scenes import COLOURS, DEMO_SHAPES, SHAPES, held_out, held_out_classes, write_captioned_scenes
+from groundtune.data.scenes import (
+    COLORS,
+    DEMO_SHAPES,
+    SHAPES,
+    held_out,
+    held_out_classes,
+    write_captioned_scenes,
+)
 from groundtune.data.scenes.captions import caption_of
 from groundtune.data.scenes.names import CATEGORY_OF, PATTERNS, Thing
 from groundtune.data.scenes.write import captioned_scene
@@ -51,7 +58,7 @@ def parsed(phrase):
         ("relation", RELATIONS),
         ("size", ("small", "large")),
         ("pattern", PATTERNS),
-        ("colour", COLOURS),
+        ("color", COLORS),
     ):
         if words[0] in known:
             adjectives[kind] = words.pop(0)
@@ -84,26 +91,38 @@ def test_every_phrase_has_the_boxes_of_all_that_it_describes(scenes):
         assert len(set(texts)) == len(texts)
         for text, (_, boxes) in zip(texts, caption.phrases, strict=True):
             assert sorted(boxes) == sorted(described(text, drawn)), caption.text
-        labelled = [box for _, boxes in caption.phrases for box in boxes]
-        assert len(set(labelled)) == len(labelled)  # one phrase each
+        labeled = [box for _, boxes in caption.phrases for box in boxes]
+        assert len(set(labeled)) == len(labeled)  # one phrase each
 
 
 def test_nothing_held_out_is_drawn_or_named(scenes):
     for _, caption, drawn in scenes:
         for thing, _ in drawn:
-            assert not held_out(thing.colour, thing.shape) and thing.shape not in DEMO_SHAPES
+            assert not held_out(thing.color, thing.shape) and thing.shape not in DEMO_SHAPES
         assert not re.search(rf"\b({'|'.join(DEMO_SHAPES)})", caption.text)
         for (begin, end), _ in caption.phrases:
             for part in re.split(" (?:above|below) the ", caption.text[begin:end]):
                 adjectives, noun = parsed(part)
-                if "colour" in adjectives and noun in SHAPES:
-                    assert not held_out(adjectives["colour"], noun)
+                if "color" in adjectives and noun in SHAPES:
+                    assert not held_out(adjectives["color"], noun)
 
 
 def test_captions_are_of_all_kinds(scenes):
     texts = [caption.text for _, caption, _ in scenes]
     words = {word for text in texts for word in text.split()}
-    assert {"left", "upper", "largest", "above", "striped", "small", "thing", "letter", "two", "a", "the"} <= words
+    assert {
+        "left",
+        "upper",
+        "largest",
+        "above",
+        "striped",
+        "small",
+        "thing",
+        "letter",
+        "two",
+        "a",
+        "the",
+    } <= words
     lists = [caption for _, caption, _ in scenes if not re.match(r"(an?|the|two|three|four) ", caption.text)]
     assert 0.65 < len(lists) / len(scenes) < 0.85
     assert any(all(boxes for _, boxes in caption.phrases) for caption in lists)
@@ -114,7 +133,7 @@ def test_captions_are_of_all_kinds(scenes):
 
 def test_what_is_missing_is_never_what_looks_alike():
     drawn = [(Thing("letter o", "navy"), (0, 0, 9, 9)), (Thing("cat", "olive"), (20, 0, 29, 9))]
-    texts = [caption_of("{colour} {shape}", drawn, random.Random(seed)).text for seed in range(3000)]
+    texts = [caption_of("{color} {shape}", drawn, random.Random(seed)).text for seed in range(3000)]
     named = {name for text in texts for name in text.split(" . ")}
     assert {"navy cat", "olive letter o"} & named and not {
         "blue letter o",
@@ -126,17 +145,20 @@ def test_what_is_missing_is_never_what_looks_alike():
 
 def test_a_sentence_has_articles_numbers_and_plurals():
     drawn = [
-        (Thing(shape, "orange"), (n, 0, n + 1, 1)) for n, shape in enumerate(["leaf", "leaf", "cherry", "fish", "fish"])
+        (Thing(shape, "orange"), (n, 0, n + 1, 1))
+        for n, shape in enumerate(["leaf", "leaf", "cherry", "fish", "fish"])
     ]
     drawn += [(Thing("scissors", "gray"), (9, 0, 10, 1))]
-    texts = {caption_of("{colour} {shape}", drawn, random.Random(seed)).text for seed in range(400)}
+    texts = {caption_of("{color} {shape}", drawn, random.Random(seed)).text for seed in range(400)}
     assert "two orange leaves, gray scissors, an orange cherry and two orange fish" in texts
 
 
 def test_the_same_seed_gives_the_same_files_and_the_reader_finds_no_fault(tmp_path):
     for name in ("a", "b"):
         write_captioned_scenes(tmp_path / name, train=30, valid=4, size=96)
-    contents = [{p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("a", "b")]
+    contents = [
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("a", "b")
+    ]
     assert contents[0] == contents[1] and len(contents[0]) == 30 + 4 + 2
     splits = read_splits(tmp_path / "a")
     assert {name: len(dataset.samples) for name, dataset in splits.items()} == {"train": 30, "valid": 4}
@@ -147,12 +169,12 @@ def test_the_same_seed_gives_the_same_files_and_the_reader_finds_no_fault(tmp_pa
         assert sample.grounding.caption == row["grounding"]["caption"]
         assert list(sample.grounding.phrases) == list(dict.fromkeys(region["phrase"] for region in regions))
         assert sample.boxes_xyxy.tolist() == [region["bbox"] for region in regions if region["bbox"]]
-        with Image.open(sample.image_path) as picture:
-            assert picture.size == sample.size_hw[::-1] == (row["width"], row["height"])
+        with Image.open(sample.image_path) as image:
+            assert image.size == sample.size_hw[::-1] == (row["width"], row["height"])
 
 
 def test_about_15_percent_of_the_pairs_are_held_out():
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    pairs = [(color, shape) for color in COLORS for shape in SHAPES]
     assert 0.13 < sum(held_out(*pair) for pair in pairs) / len(pairs) < 0.17
     every = held_out_classes(len(pairs))
     assert set(every) == {f"{c} {s}" for c, s in pairs if held_out(c, s) and s not in DEMO_SHAPES}

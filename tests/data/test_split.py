@@ -12,7 +12,7 @@ from groundtune.data.split import hold_out
 
 
 def dataset_of(classes: list[list[int]], order=None) -> Dataset:
-    """Picture i has these classes."""
+    """Image i has these classes."""
     samples = [
         Sample(
             Path(f"{i:04}.png"),
@@ -43,7 +43,7 @@ def classes_in(dataset):
     st.integers(0, 3),
     st.randoms(use_true_random=False),
 )
-def test_every_picture_once_and_the_choice_depends_on_names_and_seed_alone(classes, seed, rng):
+def test_every_image_once_and_the_choice_depends_on_names_and_seed_alone(classes, seed, rng):
     order = list(range(len(classes)))
     rng.shuffle(order)
     first, again = hold_out(dataset_of(classes), seed=seed), hold_out(dataset_of(classes, order), seed=seed)
@@ -59,7 +59,7 @@ def test_every_picture_once_and_the_choice_depends_on_names_and_seed_alone(class
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rare_classes_are_on_both_sides_and_shares_are_kept(seed):
-    """100 pictures: class 0 in 80, class 1 in 15, class 2 in 3, class 3 in 2; 5 have nothing."""
+    """100 images: class 0 in 80, class 1 in 15, class 2 in 3, class 3 in 2; 5 have nothing."""
     classes = [[0]] * 80 + [[1]] * 10 + [[1, 2]] * 3 + [[1, 3]] * 2 + [[]] * 5
     splits = hold_out(dataset_of(classes), seed=seed)
     count = {c: sum(c in s.class_ids for s in splits["valid"].samples) for c in range(4)}
@@ -70,25 +70,28 @@ def test_rare_classes_are_on_both_sides_and_shares_are_kept(seed):
     assert finding.check == "split-made" and f"seed {seed}" in finding.message and finding.count == 20
 
 
-def test_many_classes_of_two_pictures_hold_out_more_than_the_share():
+def test_many_classes_of_two_images_hold_out_more_than_the_share():
     classes = [[i // 2] for i in range(40)]
     splits = hold_out(dataset_of(classes))
     assert classes_in(splits["train"]) == classes_in(splits["valid"]) == set(range(20))
 
 
-def test_other_seeds_choose_others_and_one_picture_cannot_be_split():
+def test_other_seeds_choose_others_and_one_image_cannot_be_split():
     classes = [[0]] * 50
-    assert len({tuple(sorted(names(hold_out(dataset_of(classes), seed=seed))["valid"])) for seed in range(5)}) == 5
+    assert (
+        len({tuple(sorted(names(hold_out(dataset_of(classes), seed=seed))["valid"])) for seed in range(5)})
+        == 5
+    )
     splits = hold_out(dataset_of([[0]]))
     assert list(splits) == ["train"] and "cannot be split" in splits["train"].messages[0]
 
 
 def test_real_amenity_keeps_classes_on_both_sides(shared):
-    """A long tail, 20 classes: every one that two pictures have is in both splits."""
+    """A long tail, 20 classes: every one that two images have is in both splits."""
     from groundtune.data.formats.detect import load_splits
 
     whole = load_splits(shared / "data/amenity")["train"]
-    pictures = {c: sum(c in s.class_ids for s in whole.samples) for c in range(20)}
+    images = {c: sum(c in s.class_ids for s in whole.samples) for c in range(20)}
     splits = hold_out(whole)
     both = classes_in(splits["train"]) & classes_in(splits["valid"])
-    assert both >= {c for c, count in pictures.items() if count > 1}
+    assert both >= {c for c, count in images.items() if count > 1}

@@ -1,4 +1,4 @@
-"""Boxes and pixels go the same way, and pictures of every kind arrive in the frame of their annotations."""
+"""Boxes and pixels go the same way, and images of every kind arrive in the frame of their annotations."""
 
 import random
 import struct
@@ -11,15 +11,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
+)
 
-from groundtune.data.picture_files import MAX_PIXELS
+from groundtune.contracts import ImageFormat
+from groundtune.data.images import MAX_PIXELS, load_image
 from groundtune.data.transforms import (
-    PictureFormat,
-    PictureView,
+    ImageView,
     draw_view,
     flip,
-    load_picture,
     random_crop,
     resize_keep_ratio,
     resized_size,
@@ -27,20 +28,26 @@ from groundtune.data.transforms import (
 )
 from groundtune.errors import DataError
 
-FORMAT = PictureFormat(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), short_side=120, max_side=200)
+FORMAT = ImageFormat(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), short_side=120, max_side=200)
 
 
 @pytest.mark.parametrize(
-    "size_hw", [(480, 640), (640, 480), (500, 500), (333, 1000), (427, 640), (90, 90), (2000, 37), (800, 1333)]
+    "size_hw",
+    [(480, 640), (640, 480), (500, 500), (333, 1000), (427, 640), (90, 90), (2000, 37), (800, 1333)],
 )
 @pytest.mark.parametrize(("short", "long"), [(800, 1333), (320, 320), (64, 96)])
 def test_sizes_are_those_of_the_image_processor_of_transformers(size_hw, short, long):
-    processor = GroundingDinoImageProcessorPil(size={"shortest_edge": short, "longest_edge": long}, do_pad=False)
+    processor = GroundingDinoImageProcessorPil(
+        size={"shortest_edge": short, "longest_edge": long}, do_pad=False
+    )
     pixels = processor(Image.new("RGB", size_hw[::-1]), return_tensors="np")["pixel_values"]
     assert resized_size(size_hw, short, long) == pixels.shape[2:]
 
 
-@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.sampled_from([(800, 1333), (320, 320), (224, 400)]))
+@given(
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    st.sampled_from([(800, 1333), (320, 320), (224, 400)]),
+)
 def test_any_size_is_that_of_transformers(size_hw, limits):
     expected = get_size_with_aspect_ratio(size_hw, *limits)
     assume(min(expected) > 0 and max(expected) <= limits[1])  # strips, see `resized_size`
@@ -55,9 +62,9 @@ def test_strips_stay_within_the_limits_and_are_never_empty(size_hw):
     assert (height <= width) == (size_hw[0] <= size_hw[1]) or height == width
 
 
-def pixels_box(picture, threshold=127):
+def pixels_box(image, threshold=127):
     """xyxy of the bright pixels."""
-    bright = np.asarray(picture.convert("L")) > threshold
+    bright = np.asarray(image.convert("L")) > threshold
     (x0, *_, x1), (y0, *_, y1) = np.flatnonzero(bright.any(0)), np.flatnonzero(bright.any(1))
     return np.array([x0, y0, x1 + 1, y1 + 1])
 
@@ -68,22 +75,24 @@ def test_boxes_and_pixels_move_together(seed, size_hw, data):
     height, width = size_hw
     left, top = data.draw(st.integers(0, width - 30)), data.draw(st.integers(0, height - 30))
     right, bottom = data.draw(st.integers(left + 30, width)), data.draw(st.integers(top + 30, height))
-    picture = Image.new("RGB", (width, height))
-    picture.paste("white", (left, top, right, bottom))
+    image = Image.new("RGB", (width, height))
+    image.paste("white", (left, top, right, bottom))
     box = np.array([[left, top, right, bottom]], dtype=np.float32)
     rng = random.Random(seed)
     view = draw_view(size_hw, box, FORMAT, rng, crop_probability=0.7, scales=(0.7, 1.0, 1.3))
-    shown = view.picture(picture)
+    shown = view.image(image)
     moved, kept = view.boxes(box)
     assert shown.size == view.size_hw[::-1] and kept.tolist() == [True] and moved.dtype == np.float32
     assert moved[0] == pytest.approx(pixels_box(shown), abs=1.0)
 
 
 def test_a_view_by_hand():
-    view = PictureView((100, 200), (50, 20, 150, 70), (100, 200))  # twice as large
-    boxes = np.array([[60, 30, 80, 60], [0, 0, 110, 100], [0, 0, 99, 40], [140, 10, 162, 34]], dtype=np.float32)
+    view = ImageView((100, 200), (50, 20, 150, 70), (100, 200))  # twice as large
+    boxes = np.array(
+        [[60, 30, 80, 60], [0, 0, 110, 100], [0, 0, 99, 40], [140, 10, 162, 34]], dtype=np.float32
+    )
     moved, kept = view.boxes(boxes)
-    assert kept.tolist() == [True, True, False, False]  # centres x 70, 55, 49.5, 151
+    assert kept.tolist() == [True, True, False, False]  # centers x 70, 55, 49.5, 151
     assert moved.tolist() == [[20, 20, 60, 80], [0, 0, 120, 100]]
     assert flip(view).boxes(boxes)[0].tolist() == [[140, 20, 180, 80], [80, 0, 200, 100]]
     empty, none_kept = view.boxes(np.zeros((0, 4), dtype=np.float32))
@@ -94,13 +103,13 @@ def test_flip_twice_is_the_view_itself_and_once_is_a_mirror():
     view = resize_keep_ratio((30, 50), FORMAT)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
     assert flip(flip(view)) == view and flip(view) != view
-    once, plain = np.asarray(flip(view).picture(noise)), np.asarray(view.picture(noise))
+    once, plain = np.asarray(flip(view).image(noise)), np.asarray(view.image(noise))
     assert np.array_equal(once[:, ::-1], plain)
 
 
 @settings(deadline=None)
 @given(st.tuples(st.integers(1, 400), st.integers(1, 400)), st.integers(0, 2**32), st.integers(0, 4))
-def test_a_crop_is_inside_and_has_the_centre_of_a_box(size_hw, seed, count):
+def test_a_crop_is_inside_and_has_the_center_of_a_box(size_hw, seed, count):
     height, width = size_hw
     draw = np.random.default_rng(seed)
     corners = np.sort(draw.uniform(0, 1, (count, 2, 2)), axis=1) * [width, height]
@@ -109,13 +118,15 @@ def test_a_crop_is_inside_and_has_the_centre_of_a_box(size_hw, seed, count):
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert right - left >= round(width / 2) and bottom - top >= round(height / 2)
     if count:
-        assert PictureView(size_hw, crop, (bottom - top, right - left)).boxes(boxes)[1].any()
+        assert ImageView(size_hw, crop, (bottom - top, right - left)).boxes(boxes)[1].any()
 
 
-def test_the_same_generator_state_gives_the_same_view_and_nothing_switched_on_the_whole_picture():
+def test_the_same_generator_state_gives_the_same_view_and_nothing_switched_on_the_whole_image():
     boxes = np.array([[1, 1, 50, 50]], dtype=np.float32)
     options = {"crop_probability": 0.5, "scales": (0.5, 1.0)}
-    views = [[draw_view((90, 70), boxes, FORMAT, random.Random(i), **options) for i in range(20)] for _ in range(2)]
+    views = [
+        [draw_view((90, 70), boxes, FORMAT, random.Random(i), **options) for i in range(20)] for _ in range(2)
+    ]
     assert views[0] == views[1] and len(set(views[0])) > 10
     whole = draw_view((90, 70), boxes, FORMAT, random.Random(0), flip_probability=0.0)
     assert whole == resize_keep_ratio((90, 70), FORMAT)
@@ -135,7 +146,7 @@ SIDES = {
 
 
 def oriented(path, orientation):
-    """Write a picture with an orientation; gives it as viewers show it and as it is stored."""
+    """Write an image with an orientation; gives it as viewers show it and as it is stored."""
     upright = np.random.default_rng(3).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     row, column = SIDES[orientation]
     stored = upright if row in ("top", "bottom") else upright.transpose(1, 0, 2)
@@ -144,7 +155,9 @@ def oriented(path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(stored).save(path, exif=exif)
-    assert np.array_equal(ImageOps.exif_transpose(Image.open(path)), upright)  # the table above is Pillow's too
+    assert np.array_equal(
+        ImageOps.exif_transpose(Image.open(path)), upright
+    )  # the table above is Pillow's too
     return upright, stored
 
 
@@ -156,22 +169,22 @@ def test_pitfall_30_the_stated_size_decides_about_the_exif_orientation(tmp_path,
     expected = {"as stored": stored, "as turned": upright, "not at all": upright}[stated]
     if stated == "as turned" and orientation in (2, 3, 4):  # both fit: as COCO's own tools read it
         expected = stored
-    assert np.array_equal(load_picture(tmp_path / "a.png", size), expected)
+    assert np.array_equal(load_image(tmp_path / "a.png", size), expected)
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
-def test_pitfall_30_a_turned_picture_may_have_been_rescaled_too(tmp_path, orientation):
+def test_pitfall_30_a_turned_image_may_have_been_rescaled_too(tmp_path, orientation):
     upright, stored = oriented(tmp_path / "a.png", orientation)
     for size, expected in ((48, 80), upright), ((80, 48), stored), ((25, 38), upright):
         wanted = Image.fromarray(expected).resize(size[::-1], Image.Resampling.BILINEAR)
-        assert np.array_equal(load_picture(tmp_path / "a.png", size), wanted)
+        assert np.array_equal(load_image(tmp_path / "a.png", size), wanted)
 
 
-def test_a_picture_that_was_rescaled_fits_its_boxes_again(tmp_path):
-    picture = Image.new("RGB", (50, 40))
-    picture.paste("white", (10, 20, 30, 40))
-    picture.save(tmp_path / "a.png")
-    loaded = load_picture(tmp_path / "a.png", (80, 100))
+def test_an_image_that_was_rescaled_fits_its_boxes_again(tmp_path):
+    image = Image.new("RGB", (50, 40))
+    image.paste("white", (10, 20, 30, 40))
+    image.save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png", (80, 100))
     assert loaded.size == (100, 80) and pixels_box(loaded) == pytest.approx([20, 40, 60, 80], abs=1)
 
 
@@ -179,10 +192,10 @@ GREY16 = np.array([[0, 32768, 65535]], dtype=np.uint16)
 
 
 def palette(path):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.putdata([0, 1])
-    picture.save(path, transparency=1)
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    image.save(path, transparency=1)
 
 
 @pytest.mark.parametrize(
@@ -190,25 +203,33 @@ def palette(path):
     [
         ("a.png", lambda p: Image.fromarray(GREY16).save(p), [(0,) * 3, (128,) * 3, (255,) * 3]),
         ("a.tif", lambda p: Image.fromarray(GREY16).save(p), [(0,) * 3, (128,) * 3, (255,) * 3]),
-        ("a.tif", lambda p: Image.fromarray(np.float32([[0, 1, 4]])).save(p), [(0,) * 3, (64,) * 3, (255,) * 3]),
+        (
+            "a.tif",
+            lambda p: Image.fromarray(np.float32([[0, 1, 4]])).save(p),
+            [(0,) * 3, (64,) * 3, (255,) * 3],
+        ),
         ("a.png", palette, [(255, 0, 0), (255, 255, 255)]),
         ("a.png", lambda p: Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(p), [(255, 255, 255)]),
-        ("a.png", lambda p: Image.new("LA", (1, 1), (0, 128)).save(p), [(127,) * 3]),  # half of black on white
+        (
+            "a.png",
+            lambda p: Image.new("LA", (1, 1), (0, 128)).save(p),
+            [(127,) * 3],
+        ),  # half of black on white
         ("a.png", lambda p: Image.new("1", (1, 1), 1).save(p), [(255,) * 3]),
         ("a.tif", lambda p: Image.new("CMYK", (1, 1), (0, 255, 255, 0)).save(p), [(255, 0, 0)]),
     ],
 )
-def test_every_kind_of_picture_becomes_rgb(tmp_path, name, write, expected):
+def test_every_kind_of_image_becomes_rgb(tmp_path, name, write, expected):
     write(tmp_path / name)
-    loaded = load_picture(tmp_path / name)
+    loaded = load_image(tmp_path / name)
     assert loaded.mode == "RGB" and [tuple(pixel) for pixel in np.asarray(loaded)[0].tolist()] == expected
 
 
-def test_of_an_animation_the_first_picture_is_taken(tmp_path):
-    frames = [Image.new("RGB", (3, 3), colour) for colour in ("lime", "red", "blue")]
+def test_of_an_animation_the_first_image_is_taken(tmp_path):
+    frames = [Image.new("RGB", (3, 3), color) for color in ("lime", "red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert Image.open(tmp_path / "a.gif").n_frames == 3
-    assert load_picture(tmp_path / "a.gif").getpixel((1, 1)) == (0, 255, 0)
+    assert load_image(tmp_path / "a.gif").getpixel((1, 1)) == (0, 255, 0)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -217,18 +238,18 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match="Cannot read the picture .*cut off"):
-        load_picture(path)
+    with pytest.raises(DataError, match="Cannot read the image .*cut off"):
+        load_image(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "does not exist"), (b"", "Cannot read"), (b"<html>", "Cannot read")]
 )
-def test_what_is_no_picture_is_named(tmp_path, content, message):
+def test_what_is_no_image_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        load_picture(tmp_path / "a.jpg")
+        load_image(tmp_path / "a.jpg")
     assert "a.jpg" in str(caught.value)
 
 
@@ -236,24 +257,28 @@ def test_what_is_no_picture_is_named(tmp_path, content, message):
 @pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow itself only warns of the first
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    )
     with pytest.raises(DataError, match="a.png.*bomb"):
-        load_picture(tmp_path / "a.png")
+        load_image(tmp_path / "a.png")
 
 
 def test_a_stated_size_can_be_a_bomb_too(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="bomb"):
-        load_picture(tmp_path / "a.png", (MAX_PIXELS // 4 + 1, 4))
+        load_image(tmp_path / "a.png", (MAX_PIXELS // 4 + 1, 4))
 
 
 def test_to_tensor_by_hand():
-    picture = Image.new("RGB", (2, 1))
-    picture.putdata([(255, 0, 51), (0, 255, 255)])
-    tensor = to_tensor(picture, FORMAT)  # (value / 255 - mean) / std
+    image = Image.new("RGB", (2, 1))
+    image.putdata([(255, 0, 51), (0, 255, 255)])
+    tensor = to_tensor(image, FORMAT)  # (value / 255 - mean) / std
     expected = [[[1.0, -1.0]], [[-1.0, 3.0]], [[0.2, 1.0]]]
     assert tensor.dtype == torch.float32 and tensor.is_contiguous()
     torch.testing.assert_close(tensor, torch.tensor(expected))

@@ -1,4 +1,4 @@
-"""Pictures that turn out unreadable in the middle of training: left out and told, and too many of them end the run."""
+"""Images that turn out unreadable in the middle of training: left out and told, and too many of them end the run."""
 
 import dataclasses
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
-from loader_files import FORMAT, loader_of, seven_pictures
+from loader_files import FORMAT, loader_of, seven_images
 
-from groundtune.data import decoding
-from groundtune.data.decoding import evaluation_pictures
+from groundtune.data import prefetch as decoding
 from groundtune.data.formats.detect import load_splits
+from groundtune.data.prefetch import evaluation_images
 from groundtune.data.scenes import write_captioned_scenes, write_scenes
-from groundtune.engine import measure
+from groundtune.engine import validate as measure
 from groundtune.engine.evaluate import evaluate
 from groundtune.errors import DataError, OutOfMemory
 from groundtune.model.bundle import ModelBundle
@@ -23,13 +23,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-BREAK = {"vanished": Path.unlink, "cut off": truncate, "not a picture": lambda path: path.write_text("hello")}
+BREAK = {"vanished": Path.unlink, "cut off": truncate, "not an image": lambda path: path.write_text("hello")}
 
 
 @pytest.fixture
-def pictures(tmp_path: Path):
+def images(tmp_path: Path):
     (tmp_path / "loader").mkdir()
-    return seven_pictures(tmp_path / "loader")
+    return seven_images(tmp_path / "loader")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def no_evaluation(monkeypatch) -> None:
     monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
 
 
-def picture(data: Path, number: int, split: str = "train") -> Path:
+def image(data: Path, number: int, split: str = "train") -> Path:
     return next(data.rglob(f"{split}_{number:05}.jpg"))
 
 
@@ -57,47 +57,53 @@ def left_out(watcher: Recorder) -> list[str]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("how", BREAK)
-def test_a_batch_goes_without_it_and_says_so(pictures, tokenizer, how: str, workers: int) -> None:
-    whole = list(loader_of(pictures, tokenizer, batch_size=3).epoch(0))
-    broken = pictures.samples[4].image_path
+def test_a_batch_goes_without_it_and_says_so(images, tokenizer, how: str, workers: int) -> None:
+    whole = list(loader_of(images, tokenizer, batch_size=3).epoch(0))
+    broken = images.samples[4].image_path
     BREAK[how](broken)
-    batches = list(loader_of(pictures, tokenizer, batch_size=3, workers=workers).epoch(0))
+    batches = list(loader_of(images, tokenizer, batch_size=3, workers=workers).epoch(0))
     for batch, expected in zip(batches, whole, strict=True):
         kept = [place for place, index in enumerate(expected.indices) if index != 4]
         assert batch.indices == [expected.indices[place] for place in kept]
         assert batch.prompts == [expected.prompts[place] for place in kept]
-        for found, place in zip(batch.pictures, kept, strict=True):
-            assert torch.equal(found, expected.pictures[place])
+        for found, place in zip(batch.images, kept, strict=True):
+            assert torch.equal(found, expected.images[place])
         assert [*batch.unreadable] == ([str(broken)] if 4 in expected.indices else [])
         assert all(str(broken) in reason for reason in batch.unreadable.values())
 
 
-def test_a_batch_of_nothing_else_is_empty(pictures, tokenizer) -> None:
-    pictures.samples[4].image_path.unlink()
-    batches = list(loader_of(pictures, tokenizer, batch_size=1).epoch(0))
+def test_a_batch_of_nothing_else_is_empty(images, tokenizer) -> None:
+    images.samples[4].image_path.unlink()
+    batches = list(loader_of(images, tokenizer, batch_size=1).epoch(0))
     (empty,) = [batch for batch in batches if batch.unreadable]
-    assert empty.indices == empty.targets == empty.pictures == empty.split(3) == [] and len(batches) == 7
-    assert empty.text.input_ids.shape == (0, 0) and empty.to(torch.device("cpu")).text.phrase_mask.shape == (0, 0, 0)
+    assert empty.indices == empty.targets == empty.images == empty.split(3) == [] and len(batches) == 7
+    assert empty.text.input_ids.shape == (0, 0) and empty.to(torch.device("cpu")).text.phrase_mask.shape == (
+        0,
+        0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_evaluation_goes_without_it_where_that_is_wanted(pictures, workers: int) -> None:
+def test_an_evaluation_goes_without_it_where_that_is_wanted(images, workers: int) -> None:
     for index in (1, 3, 4, 5):
-        pictures.samples[index].image_path.unlink()
+        images.samples[index].image_path.unlink()
     found: dict[str, str] = {}
-    batches = list(evaluation_pictures(pictures, FORMAT, 3, workers=workers, unreadable=found))
+    batches = list(evaluation_images(images, FORMAT, 3, workers=workers, unreadable=found))
     assert [batch.indices for batch in batches] == [[0, 2], [6]]
     assert [[own.image_id - 100 for own in batch.samples] for batch in batches] == [[0, 2], [6]]
-    assert [*found] == [str(pictures.samples[index].image_path) for index in (1, 3, 4, 5)]
+    assert [*found] == [str(images.samples[index].image_path) for index in (1, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stage", ["load_picture", "to_tensor"])
-def test_whatever_a_thread_raises_names_the_picture(pictures, tokenizer, monkeypatch, workers: int, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["load_image", "to_tensor"])
+def test_whatever_a_thread_raises_names_the_image(
+    images, tokenizer, monkeypatch, workers: int, stage: str
+) -> None:
     """Errors that nobody expects make it unreadable; memory has to do with the machine and ends the run."""
-    path, real = pictures.samples[2].image_path, getattr(decoding, stage)
-    size = loader_of(pictures, tokenizer).geometry(2, 0).size_hw
-    shapes = [sample.size_hw for sample in pictures.samples]
+    path, real = images.samples[2].image_path, getattr(decoding, stage)
+    size = loader_of(images, tokenizer).geometry(2, 0).size_hw
+    shapes = [sample.size_hw for sample in images.samples]
     assert shapes.count(shapes[2]) == 1
 
     def failing(error: Exception) -> Any:
@@ -109,24 +115,31 @@ def test_whatever_a_thread_raises_names_the_picture(pictures, tokenizer, monkeyp
         return fail
 
     monkeypatch.setattr(decoding, stage, failing(ZeroDivisionError("odd")))
-    found = [batch.unreadable for batch in loader_of(pictures, tokenizer, workers=workers, cache_views=1).epoch(0)]
+    found = [
+        batch.unreadable for batch in loader_of(images, tokenizer, workers=workers, cache_views=1).epoch(0)
+    ]
     (reason,) = [reason for unreadable in found for reason in unreadable.values()]
     assert str(path) in reason and "ZeroDivisionError: odd" in reason
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         monkeypatch.setattr(decoding, stage, failing(error))
         with pytest.raises(OutOfMemory, match=f"{path.name} .*pixels.*--workers"):
-            list(loader_of(pictures, tokenizer, workers=workers, cache_views=1).epoch(0))
+            list(loader_of(images, tokenizer, workers=workers, cache_views=1).epoch(0))
 
 
 @pytest.mark.parametrize("changed", [{}, {"cache_features": True}], ids=["", "with kept features"])
 def test_training_goes_on_and_tells_once(
     tmp_path: Path, data: Path, bundle: ModelBundle, no_evaluation, changed: dict[str, Any]
 ) -> None:
-    """Batches of one: without its picture there is no step, and none is counted as bad."""
-    broken = picture(data, 2)
+    """Batches of one: without its image there is no step, and none is counted as bad."""
+    broken = image(data, 2)
     truncate(broken)
     watcher = Recorder()
-    run(options(data, epochs=3, batch_size=1, max_bad_steps=1, **changed), bundle, tmp_path / "run", watcher)
+    run(
+        options(data, epochs=3, batch_size=1, max_nonfinite_steps=1, **changed),
+        bundle,
+        tmp_path / "run",
+        watcher,
+    )
     (text,) = left_out(watcher)
     assert str(broken) in text and "train is left out" in text
     assert (tmp_path / "run/train.log").read_text().count("left out") == 1
@@ -141,15 +154,15 @@ def test_training_goes_on_and_tells_once(
 def test_too_many_end_the_run(
     tmp_path: Path, data: Path, bundle: ModelBundle, no_evaluation, share: float, broken: int, ends: bool
 ) -> None:
-    """Of six pictures; one at least is allowed, except by a share of 0."""
+    """Of six images; one at least is allowed, except by a share of 0."""
     for number in range(broken):
-        picture(data, number).write_text("hello")
-    config = options(data, epochs=2, batch_size=2, max_bad_pictures=share)
+        image(data, number).write_text("hello")
+    config = options(data, epochs=2, batch_size=2, max_unreadable_share=share)
     if not ends:
         run(config, bundle, tmp_path / "run")
         return
     with pytest.raises(
-        DataError, match=rf"^{broken} of 6 pictures of train cannot be read.*train_0.*--max-bad"
+        DataError, match=rf"^{broken} of 6 images of train cannot be read.*train_0.*--max-bad"
     ) as error:
         run(config, bundle, tmp_path / "run")
     assert error.value.exit_code == 3
@@ -158,17 +171,19 @@ def test_too_many_end_the_run(
 def test_the_terminal_is_told_of_five(tmp_path: Path, bundle: ModelBundle, no_evaluation) -> None:
     data, watcher = scenes(tmp_path / "more", train=8, valid=1), Recorder()
     for number in range(7):
-        truncate(picture(data, number))
-    run(options(data, epochs=1, max_bad_pictures=1.0), bundle, tmp_path / "run", watcher)
+        truncate(image(data, number))
+    run(options(data, epochs=1, max_unreadable_share=1.0), bundle, tmp_path / "run", watcher)
     told = left_out(watcher)
-    assert len(told) == 5 and "train.log only" in told[-1] and not any("train.log" in text for text in told[:-1])
+    assert (
+        len(told) == 5 and "train.log only" in told[-1] and not any("train.log" in text for text in told[:-1])
+    )
     assert (tmp_path / "run/train.log").read_text().count("left out") == 7
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, no_evaluation
 ) -> None:
-    truncate(picture(data, 3))
+    truncate(image(data, 3))
     config = options(data, epochs=3, batch_size=1)
     run(config, bundle, tmp_path / "whole")
     again = tiny_bundle(tokenizer)
@@ -181,10 +196,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("captions", [False, True])
-def test_a_validation_picture_counts_as_one_without_detections(
+def test_a_validation_image_counts_as_one_without_detections(
     tmp_path: Path, bundle: ModelBundle, captions: bool
 ) -> None:
-    """The same recall as of a picture in which nothing is found; a run goes on, `evaluate` by itself does not."""
+    """The same recall as of an image in which nothing is found; a run goes on, `evaluate` by itself does not."""
     write = write_captioned_scenes if captions else write_scenes
     write(tmp_path / "data", train=2, valid=3, size=64)
     valid = load_splits(tmp_path / "data")["valid"]
@@ -193,8 +208,12 @@ def test_a_validation_picture_counts_as_one_without_detections(
     whole = evaluate(bundle, valid, **arguments)
     truncate(broken.image_path)
     without = evaluate(bundle, valid, **arguments, keep_going=True)
-    assert [*without.unreadable] == [str(broken.image_path)] and str(broken.image_path) in str(without.unreadable)
-    assert without.predictions == [answer for answer in whole.predictions if answer["image_id"] != broken.image_id]
+    assert [*without.unreadable] == [str(broken.image_path)] and str(broken.image_path) in str(
+        without.unreadable
+    )
+    assert without.predictions == [
+        answer for answer in whole.predictions if answer["image_id"] != broken.image_id
+    ]
     if captions:  # a phrase is answered with nothing: all of them are still counted
         boxes = sum(len({*sample.class_ids.tolist()}) for sample in valid.samples)
         answered = sum(len({*sample.class_ids.tolist()}) for sample in valid.samples if sample is not broken)
@@ -206,14 +225,16 @@ def test_a_validation_picture_counts_as_one_without_detections(
     (text,) = left_out(watcher)
     assert str(broken.image_path) in text and "of valid is left out" in text
     truncate(valid.samples[2].image_path)
-    with pytest.raises(DataError, match=r"^2 of 3 pictures of valid"):
+    with pytest.raises(DataError, match=r"^2 of 3 images of valid"):
         run(options(tmp_path / "data"), bundle, tmp_path / "other")
 
 
-def test_memory_that_ends_while_a_file_is_decoded_is_not_the_files_fault(pictures, tokenizer, monkeypatch) -> None:
+def test_memory_that_ends_while_a_file_is_decoded_is_not_the_files_fault(
+    images, tokenizer, monkeypatch
+) -> None:
     def no_room(self: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_room)
     with pytest.raises(OutOfMemory, match=r"\.png "):
-        next(loader_of(pictures, tokenizer).epoch(0))
+        next(loader_of(images, tokenizer).epoch(0))

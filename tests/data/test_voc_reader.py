@@ -3,15 +3,15 @@
 import time
 
 import pytest
-from coco_files import picture
+from coco_files import image
 from fuzz_files import VOC
 
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.errors import DataError
 
 
-def annotate(folder, name, text=None, pictures="JPEGImages"):
-    picture(folder / pictures / f"{name}.png")
+def annotate(folder, name, text=None, images="JPEGImages"):
+    image(folder / images / f"{name}.png")
     (folder / "Annotations").mkdir(exist_ok=True)
     (folder / "Annotations" / f"{name}.xml").write_text(text or VOC.format(name=f"{name}.png"))
 
@@ -38,26 +38,32 @@ def test_a_devkit_with_lists(tmp_path, home):
     assert splits["train"].samples[0].boxes_xyxy.tolist() == [[2, 3, 12.5, 15], [1, 1, 39, 29]]
 
 
-@pytest.mark.parametrize("pictures", ["JPEGImages", "images", "."])
-def test_without_lists_everything_is_train_and_some_is_held_out(tmp_path, pictures):
+@pytest.mark.parametrize("images", ["JPEGImages", "images", "."])
+def test_without_lists_everything_is_train_and_some_is_held_out(tmp_path, images):
     for name in "abcde":
-        annotate(tmp_path, name, VOC.format(name="wrong/other.jpg"), pictures)  # the file's own name counts
+        annotate(tmp_path, name, VOC.format(name="wrong/other.jpg"), images)  # the file's own name counts
     splits = load_splits(tmp_path)
     assert len(splits["train"].samples) == 4 and len(splits["valid"].samples) == 1
 
 
-def test_xml_beside_pictures_in_a_folder_per_split(tmp_path):
+def test_xml_beside_images_in_a_folder_per_split(tmp_path):
     for split in ("train", "valid"):
-        picture(tmp_path / split / "a.png")
+        image(tmp_path / split / "a.png")
         (tmp_path / split / "a.xml").write_text(VOC.format(name="a.png"))
-    assert {n: len(d.samples[0].boxes_xyxy) for n, d in load_splits(tmp_path).items()} == {"train": 2, "valid": 2}
+    assert {n: len(d.samples[0].boxes_xyxy) for n, d in load_splits(tmp_path).items()} == {
+        "train": 2,
+        "valid": 2,
+    }
 
 
 def test_difficult_objects_are_not_trained_on_and_a_list_gives_the_order(tmp_path):
     annotate(tmp_path, "a", VOC.format(name="a.png").replace("<difficult>0", "<difficult>1"))
     (tmp_path / "classes.txt").write_text("zebra\ndog\ncat\n")
     dataset = read_splits(tmp_path)["train"]
-    assert dataset.class_names == ["zebra", "dog", "cat"] and dataset.samples[0].crowd.tolist() == [True, False]
+    assert dataset.class_names == ["zebra", "dog", "cat"] and dataset.samples[0].crowd.tolist() == [
+        True,
+        False,
+    ]
     assert [f.check for f in dataset.findings] == ["crowd-regions"]
 
 

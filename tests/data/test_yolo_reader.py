@@ -1,7 +1,7 @@
 """YOLO folders as people have them."""
 
 import pytest
-from coco_files import picture
+from coco_files import image
 from PIL import Image
 
 from groundtune.data.formats.detect import load_splits, read_splits
@@ -9,8 +9,8 @@ from groundtune.errors import DataError
 
 
 def label(folder, name, text, size=(40, 20)):
-    """A picture in `images/` and its rows in `labels/`."""
-    picture(folder / "images" / f"{name}.png", *size)
+    """An image in `images/` and its rows in `labels/`."""
+    image(folder / "images" / f"{name}.png", *size)
     (folder / "labels").mkdir(exist_ok=True)
     (folder / "labels" / f"{name}.txt").write_text(text)
 
@@ -22,11 +22,14 @@ def roboflow(root, yaml, splits=("train", "valid")):
     return root
 
 
-def test_a_row_is_the_centre_and_size_in_shares(tmp_path):
+def test_a_row_is_the_center_and_size_in_shares(tmp_path):
     roboflow(tmp_path, "train: train/images\nval: valid/images\nnames: [cat, red dog]\n")
     splits = load_splits(tmp_path)
     (sample,) = splits["train"].samples
-    assert sample.boxes_xyxy.tolist() == [[15, 5, 25, 15]] and sample.size_hw == (20, 40)  # by hand: 40 x 20 pixels
+    assert sample.boxes_xyxy.tolist() == [[15, 5, 25, 15]] and sample.size_hw == (
+        20,
+        40,
+    )  # by hand: 40 x 20 pixels
     assert splits["train"].class_names == ["cat", "red dog"] and sample.class_ids.tolist() == [1]
     assert splits["train"].category_ids == [0, 1] and splits["valid"].samples[0].image_path.name == "v.png"
     assert not splits["train"].messages
@@ -51,7 +54,7 @@ def test_paths_of_other_machines_are_found_inside_the_folder(tmp_path, paths):
     assert splits["train"].class_names == ["cat", "dog"] and len(splits["valid"].samples[0].boxes_xyxy) == 1
 
 
-def test_pictures_of_a_split_without_images_folder_have_their_labels_in_place(tmp_path):
+def test_images_of_a_split_without_images_folder_have_their_labels_in_place(tmp_path):
     roboflow(tmp_path, "train: train\nval: valid\nnames: [cat, dog]\n")
     assert len(load_splits(tmp_path / "data.yaml")["train"].samples[0].boxes_xyxy) == 1
 
@@ -76,20 +79,23 @@ def test_names_are_text_whatever_yaml_makes_of_them(tmp_path):
 @pytest.mark.parametrize("split", [False, True])
 def test_folders_without_yaml_need_a_names_file(tmp_path, split):
     for name, folder in (("a", "train"), ("b", "val")):
-        picture(tmp_path / "images" / (folder if split else ".") / f"{name}.png")
+        image(tmp_path / "images" / (folder if split else ".") / f"{name}.png")
         (tmp_path / "labels" / (folder if split else ".")).mkdir(parents=True, exist_ok=True)
         (tmp_path / "labels" / (folder if split else ".") / f"{name}.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     with pytest.raises(DataError, match="no class names.*classes.txt"):
         load_splits(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\nred dog\n")
     splits = load_splits(tmp_path)
-    assert splits["valid"].samples[0].class_ids.tolist() == [1] and splits["train"].class_names == ["cat", "red dog"]
+    assert splits["valid"].samples[0].class_ids.tolist() == [1] and splits["train"].class_names == [
+        "cat",
+        "red dog",
+    ]
     assert len(splits["train"].samples) == len(splits["valid"].samples) == 1
 
 
-def test_darknet_pictures_and_labels_in_one_folder(tmp_path):
+def test_darknet_images_and_labels_in_one_folder(tmp_path):
     for name in ("a", "b"):
-        picture(tmp_path / f"{name}.png")
+        image(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (tmp_path / "classes.txt").write_text("cat\n")
     assert sum(len(d.samples[0].boxes_xyxy) for d in load_splits(tmp_path).values()) == 2
@@ -107,22 +113,30 @@ def test_outlines_become_boxes_and_key_points_are_left_out(tmp_path):
     assert read_splits(tmp_path)["train"].samples[0].boxes_xyxy.tolist() == [[10, 5, 30, 15]]
 
 
-def test_pitfall_31_bad_rows_cost_themselves_and_not_the_picture(tmp_path):
-    """Two bad rows in twelve pictures cost Ultralytics two pictures."""
+def test_pitfall_31_bad_rows_cost_themselves_and_not_the_image(tmp_path):
+    """Two bad rows in twelve images cost Ultralytics two images."""
     for number in range(12):
-        bad = {3: "0 0.5 x 0.5 0.5\n", 7: "9 0.5 0.5 0.5 0.5\n0 nan 0.5 0.5 0.5\n0 0.5 0.5\n0 1.5 0.5 0.1 0.1\n"}
+        bad = {
+            3: "0 0.5 x 0.5 0.5\n",
+            7: "9 0.5 0.5 0.5 0.5\n0 nan 0.5 0.5 0.5\n0 0.5 0.5\n0 1.5 0.5 0.1 0.1\n",
+        }
         label(tmp_path, f"{number:02}", "0 0.5 0.5 0.5 0.5\n" + bad.get(number, ""))
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
     dataset = read_splits(tmp_path)["train"]
     assert [len(s.boxes_xyxy) for s in dataset.samples] == [1] * 12
     found = {f.check: (f.count, f.examples[0]) for f in dataset.findings}
-    assert found.keys() == {"annotation-broken", "annotation-unknown-category", "box-not-numbers", "box-outside"}
+    assert found.keys() == {
+        "annotation-broken",
+        "annotation-unknown-category",
+        "box-not-numbers",
+        "box-outside",
+    }
     assert found["annotation-broken"][1].startswith("03.txt line 2") and found["box-not-numbers"][0] == 2
 
 
-def test_pictures_without_a_label_file_have_no_objects_and_pixels_are_told(tmp_path):
+def test_images_without_a_label_file_have_no_objects_and_pixels_are_told(tmp_path):
     label(tmp_path, "a", "0 20 10 10 10\n0 12 10 10 10\n0 0.5 0.5 0.5 0.5\n")
-    picture(tmp_path / "images/b.png")
+    image(tmp_path / "images/b.png")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
     dataset = read_splits(tmp_path)["train"]
     assert [len(s.boxes_xyxy) for s in dataset.samples] == [1, 0]
@@ -130,8 +144,8 @@ def test_pictures_without_a_label_file_have_no_objects_and_pixels_are_told(tmp_p
     assert found["label-file-missing"] == "note" and found["boxes-look-pixels"] == "error"
 
 
-def test_pitfall_30_the_frame_is_the_picture_as_viewers_show_it(tmp_path):
-    """YOLO states no size, and its tools draw on turned pictures: a stored 50 x 20 with orientation 6 is 20 wide."""
+def test_pitfall_30_the_frame_is_the_image_as_viewers_show_it(tmp_path):
+    """YOLO states no size, and its tools draw on turned images: a stored 50 x 20 with orientation 6 is 20 wide."""
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "images").mkdir()

@@ -49,7 +49,9 @@ def write_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
         if sound:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+            )
             silence.sample_rate = 8000
             file.mux(track.encode(silence))
             file.mux(track.encode())

@@ -10,11 +10,15 @@ from typing import Any
 
 from browser import CHROMIUM
 
-_OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--window-size=1280,900"]
+_OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--remote-debugging-pipe",
+    "--window-size=1280,900",
+]
 # Chromium reads its orders from descriptor 3 and answers on 4
-_START = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
-)
+_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 _LONGEST = 60  # seconds until something that should happen counts as missing; no test waits for it
 
 
@@ -29,7 +33,10 @@ class Page:
         self._browser = subprocess.Popen([*command, profile], pass_fds=descriptors, stderr=subprocess.DEVNULL)
         for descriptor in descriptors:
             os.close(descriptor)
-        self._orders, self._answers = os.fdopen(orders, "wb", buffering=0), os.fdopen(answers, "rb", buffering=0)
+        self._orders, self._answers = (
+            os.fdopen(orders, "wb", buffering=0),
+            os.fdopen(answers, "rb", buffering=0),
+        )
         self._number, self._rest, self._session = 0, b"", ""
         self.urls: list[str] = []  # of everything that was asked for
         self.folder = folder
@@ -51,7 +58,9 @@ class Page:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         order = {"id": self._number, "method": method, "params": parameters}
-        self._orders.write(json.dumps(order | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
+        self._orders.write(
+            json.dumps(order | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
         while True:
             while b"\0" not in self._rest:
                 self._rest += self._answers.read(1 << 20) or b'{"id": -1}\0'
@@ -82,7 +91,12 @@ class Page:
         """With the mouse, which takes the focus from where it was."""
         self.run(f"({element}).scrollIntoView()")
         box = self.box(element)
-        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
+        at = {
+            "x": box["x"] + box["width"] / 2,
+            "y": box["y"] + box["height"] / 2,
+            "button": "left",
+            "clickCount": 1,
+        }
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **at)
 
@@ -100,7 +114,12 @@ class Page:
     def enter(self) -> None:
         for kind in ("keyDown", "keyUp"):
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key="Enter",
+                code="Enter",
+                windowsVirtualKeyCode=13,
+                text="\r",
             )
 
     def upload(self, path: Path) -> None:

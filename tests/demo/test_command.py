@@ -40,9 +40,9 @@ def test_the_command_answers_without_a_network_and_leaves_nothing(tmp_path: Path
     alone = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare, and the right to use it, to take the network away")
-    picture = Image.new("RGB", (320, 240), "white")
-    ImageDraw.Draw(picture).ellipse((100, 60, 180, 140), fill=(220, 20, 30))
-    picture.save(tmp_path / "a.png")
+    image = Image.new("RGB", (320, 240), "white")
+    ImageDraw.Draw(image).ellipse((100, 60, 180, 140), fill=(220, 20, 30))
+    image.save(tmp_path / "a.png")
     (tmp_path / "tmp").mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_"))}
     settings = kept | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(SOURCE)}

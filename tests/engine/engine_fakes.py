@@ -4,17 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundtune.model.detector import GroundingDINO, Output
+from groundtune.contracts import Output
+from groundtune.model.detector import GroundingDINO
 from groundtune.text.tokens import TextInput
 
 WIDTH = 16
-GRID = 4  # queries are the cells of a 4 x 4 grid over the picture
+GRID = 4  # queries are the cells of a 4 x 4 grid over the image
 
 
 class FakeLanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Embedding(30522, WIDTH)  # named so that substring matching would confuse it (pitfall 20)
+        self.backbone = nn.Embedding(
+            30522, WIDTH
+        )  # named so that substring matching would confuse it (pitfall 20)
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, text: TextInput) -> Tensor:
@@ -29,7 +32,9 @@ class FakeNetwork(GroundingDINO):
     def __init__(self, seed: int = 0) -> None:
         nn.Module.__init__(self)
         torch.manual_seed(seed)
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 8, stride=8), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)
+        )
         self.language_model = FakeLanguageModel()
         self.neck = nn.Conv2d(8, WIDTH, 1)
         self.encoder = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(0.1))
@@ -38,7 +43,7 @@ class FakeNetwork(GroundingDINO):
         self.bbox_head = nn.ModuleDict({"reg": nn.Linear(WIDTH, 4), "cls": nn.Linear(WIDTH, WIDTH)})
         self.frozen: set[str] = set()
         self.denoising, self.exact_padding, self.max_text_len = True, True, 256
-        self.passes: list[tuple[int, int]] = []  # (pictures, tokens) of every call
+        self.passes: list[tuple[int, int]] = []  # (images, tokens) of every call
         self.extracted = 0
 
     def init_label_embedding(self, class_names: list[str], tokenizer: object) -> None: ...
@@ -52,7 +57,9 @@ class FakeNetwork(GroundingDINO):
 
     def forward_features(self, features, text, targets=None, most_boxes=None) -> Output:
         self.passes.append((len(features), text.input_ids.shape[1]))
-        cells = torch.stack([F.adaptive_avg_pool2d(self.neck(maps[0]), GRID).flatten(1).T for maps in features])
+        cells = torch.stack(
+            [F.adaptive_avg_pool2d(self.neck(maps[0]), GRID).flatten(1).T for maps in features]
+        )
         queries = self.decoder(
             self.encoder[2](self.encoder[1](self.encoder[0](cells + self.encoder.absolute_pos_embed)))
         )

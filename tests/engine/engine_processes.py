@@ -17,11 +17,13 @@ from groundtune import cli
 from groundtune.model.checkpoint.save import save_bundle
 
 _OPTIONS = (
-    "--epochs 2 --batch-size 2 --save-every 2 --log-every 4 --ema 0.9 --lr 1e-3 --warmup-steps 2 --device cpu "
-    "--precision fp32 --threads 1 --track none"
+    "--epochs 2 --batch-size 2 --save-steps 2 --log-steps 4 --ema-decay 0.9 --lr 1e-3 --warmup-steps 2 --device cpu "
+    "--precision fp32 --threads 1 --report-to none"
 )
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["groundtune.engine.train", "groundtune.report.build", "groundtune.data.check.run"])
+_PROCESSES.set_forkserver_preload(
+    ["groundtune.engine.train", "groundtune.report.build", "groundtune.data.check.run"]
+)
 
 
 class Blow(NamedTuple):
@@ -38,7 +40,7 @@ class Blow(NamedTuple):
 
 
 def prepare(folder: Path, tokenizer: Any) -> list[str]:
-    """Pictures and a model with dropout; the command line that trains it, without --out."""
+    """Images and a model with dropout; the command line that trains it, without --output-dir."""
     save_bundle(tiny_bundle(tokenizer, dropout=0.1, fusion_droppath=0.1), folder / "model")
     return ["train", str(scenes(folder / "data")), "--model", str(folder / "model"), *_OPTIONS.split()]
 
@@ -63,7 +65,9 @@ def outcome(run: Path) -> dict[str, Any]:
     assert numbers.pop("seconds") > 0 and numbers.pop("memory_bytes") > 0
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)
     found = {
-        f"{part} {name}": tensor.tolist() for part in ("network", "average") for name, tensor in state[part].items()
+        f"{part} {name}": tensor.tolist()
+        for part in ("network", "average")
+        for name, tensor in state[part].items()
     }
     for name in ("metrics.jsonl", "predictions_valid.json", "model/model.safetensors"):
         found[name] = (run / name).read_bytes()
@@ -92,7 +96,9 @@ def _counter(blow: Blow) -> Callable[[str, tuple[Any, ...]], None]:
         nonlocal seen
         if event != blow.event or blow.path_has not in str(args[0]):
             return
-        if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        if event == "open" and not (
+            isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             return
         seen += 1
         if seen == blow.number:

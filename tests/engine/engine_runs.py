@@ -1,4 +1,4 @@
-"""Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn pictures, and a recording watcher."""
+"""Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn images, and a recording watcher."""
 
 import json
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from groundtune.commands import read_data, read_retained
+from groundtune.commands import read_data, read_retention_data
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
+from groundtune.contracts import ImageFormat
 from groundtune.data.scenes import write_scenes
-from groundtune.data.transforms import PictureFormat
 from groundtune.engine.train import RunResult, train
 from groundtune.model.bundle import ModelBundle, build_network
 from groundtune.model.config import ModelConfig
@@ -76,8 +76,8 @@ class Recorder:
 
 def tiny_bundle(tokenizer, **sizes: Any) -> ModelBundle:
     config = ModelConfig(backbone_config=SWIN, language_config=BERT, **(SIZES | sizes))
-    picture = PictureFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
-    return ModelBundle(build_network(config), tokenizer, config, picture)
+    image = ImageFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
+    return ModelBundle(build_network(config), tokenizer, config, image)
 
 
 def steady_bundle(tokenizer) -> ModelBundle:
@@ -95,7 +95,7 @@ def steady_bundle(tokenizer) -> ModelBundle:
 
 @contextmanager
 def gradients_of(bundle: ModelBundle) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """The gradients that the optimiser gets, by step and name. Comparing them later: AdamW divides their scale away."""
+    """The gradients that the optimizer gets, by step and name. Comparing them later: AdamW divides their scale away."""
     found: list[dict[str, torch.Tensor]] = []
 
     def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -127,7 +127,9 @@ def logged(out: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
-def scenes(folder: Path, train: int = 5, valid: int = 3, size: int = 64, classes: list[str] = CLASSES) -> Path:
+def scenes(
+    folder: Path, train: int = 5, valid: int = 3, size: int = 64, classes: list[str] = CLASSES
+) -> Path:
     write_scenes(folder, train=train, valid=valid, classes=classes, size=size)
     return folder
 
@@ -138,19 +140,21 @@ def options(data: Path, **changed: Any) -> TrainConfig:
         "epochs": 2,
         "batch_size": 2,
         "warmup_steps": 2,
-        "log_every": 1,
+        "log_steps": 1,
         "device": "cpu",
         "precision": "fp32",
-        "track": [],
-        "retain": [],
+        "report_to": [],
+        "retention_data": [],
     } | changed
     return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
 
 
 def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:
-    limits = {"train": config.limit_train, "valid": config.limit_valid}
-    splits = read_data(config.data, config.mix, config.classes, limits)
-    return train(config, bundle, splits, out, progress or Recorder(), read_retained(config.retain))
+    limits = {"train": config.max_train_images, "valid": config.max_valid_images}
+    splits = read_data(config.data, config.extra_data, config.rename, limits)
+    return train(
+        config, bundle, splits, out, progress or Recorder(), read_retention_data(config.retention_data)
+    )
 
 
 def weights(bundle: ModelBundle) -> dict[str, torch.Tensor]:

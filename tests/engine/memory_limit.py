@@ -13,7 +13,7 @@ import psutil
 import torch
 from engine_runs import Recorder, options, run, scenes, tiny_bundle
 
-from groundtune.engine import measure
+from groundtune.engine import validate as measure
 from groundtune.model.language import bert_tokenizer
 
 
@@ -30,7 +30,7 @@ class Limit(Recorder):
 torch.set_num_threads(1)
 measure.evaluate = lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, [])
 bundle = tiny_bundle(bert_tokenizer())
-bundle.picture = dataclasses.replace(bundle.picture, short_side=640, max_side=640)
+bundle.image_format = dataclasses.replace(bundle.image_format, short_side=640, max_side=640)
 data, watcher = scenes(Path(sys.argv[1]) / "data", train=16, valid=1, size=320), Limit()
 run(options(data, epochs=1, batch_size=8), bundle, Path(sys.argv[1]) / "run", watcher)
 print("steps", [value for name, value in watcher.events if name == "step"])

@@ -1,4 +1,4 @@
-"""`--adapt`: what each way trains, what it leaves alone, what it costs in memory, and what lies on disk afterwards."""
+"""`--tune`: what each way trains, what it leaves alone, what it costs in memory, and what lies on disk afterwards."""
 
 import json
 from pathlib import Path
@@ -26,19 +26,23 @@ def adapted(
     """The bundle after a run, its weights before, and the result."""
     bundle = load_bundle(base)
     before = weights(bundle)
-    return bundle, before, run(options(data, adapt=way, **changed), bundle, out)
+    return bundle, before, run(options(data, tune=way, **changed), bundle, out)
 
 
 def changed_names(before: dict[str, torch.Tensor], bundle: ModelBundle) -> set[str]:
     after = weights(bundle)
     return {
-        n for n in after if n not in before or before[n].shape != after[n].shape or not torch.equal(before[n], after[n])
+        n
+        for n in after
+        if n not in before or before[n].shape != after[n].shape or not torch.equal(before[n], after[n])
     }
 
 
 def test_heads_trains_the_class_and_box_heads_only(data, base, tmp_path) -> None:
     bundle, before, _ = adapted("heads", data, base, tmp_path / "run")
-    found = changed_names(before, bundle) - {"decoder.label_embedding.weight"}  # made for the classes, then frozen
+    found = changed_names(before, bundle) - {
+        "decoder.label_embedding.weight"
+    }  # made for the classes, then frozen
     trained = {name for name, _ in bundle.network.named_parameters() if name.startswith("bbox_head.")}
     assert {"bbox_head.cls_branches.0.bias", "bbox_head.reg_branches.2.layers.1.weight"} <= trained <= found
     assert all(name.startswith("bbox_head.") for name in found)
@@ -57,7 +61,7 @@ def test_prompt_trains_the_offsets_only(data, base, tmp_path) -> None:
 
 
 def test_lora_trains_adapters_and_heads_and_leaves_a_plain_network(data, base, tmp_path) -> None:
-    bundle, before, result = adapted("lora", data, base, tmp_path / "run", lora_rank=2, ema=0.9)
+    bundle, before, result = adapted("lora", data, base, tmp_path / "run", lora_rank=2, ema_decay=0.9)
     names = {name for name, _ in bundle.network.named_parameters()}
     assert names == {name for name, _ in load_bundle(base).network.named_parameters()}
     found = changed_names(before, bundle)
@@ -67,7 +71,11 @@ def test_lora_trains_adapters_and_heads_and_leaves_a_plain_network(data, base, t
         for n in found
         if not n.startswith(HEADS) and (any(x in n for x in loose) or n[:8] not in ("encoder.", "decoder."))
     ]
-    layers = {n for n, p in bundle.network.named_parameters() if n.startswith(("encoder.", "decoder.")) and p.ndim == 2}
+    layers = {
+        n
+        for n, p in bundle.network.named_parameters()
+        if n.startswith(("encoder.", "decoder.")) and p.ndim == 2
+    }
     assert len(layers & found) >= len(layers - {"encoder.level_embed"})
     whole, opened = (load_bundle(tmp_path / "run" / name) for name in ("model", "adapter"))
     assert differing(weights(whole), weights(bundle)) == differing(weights(opened), weights(bundle)) == []
@@ -84,7 +92,7 @@ def test_lora_trains_adapters_and_heads_and_leaves_a_plain_network(data, base, t
 
 @pytest.mark.parametrize("way", ["lora", "prompt", "heads"])
 def test_resume_equals_uninterrupted(way, data, base, tmp_path) -> None:
-    config = options(data, adapt=way, epochs=3, ema=0.9, save_every=2)
+    config = options(data, tune=way, epochs=3, ema_decay=0.9, save_steps=2)
     whole, parts = load_bundle(base), load_bundle(base)
     run(config, whole, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -98,19 +106,19 @@ def test_resume_equals_uninterrupted(way, data, base, tmp_path) -> None:
 
 def test_captions_have_no_names_to_learn(tokenizer) -> None:
     with pytest.raises(ConfigError, match="captions have none"):
-        adapt(tiny_bundle(tokenizer).network, TrainConfig("x", adapt="prompt"), [], tokenizer)
+        adapt(tiny_bundle(tokenizer).network, TrainConfig(data="x", tune="prompt"), [], tokenizer)
 
 
 def test_one_thing_decides_what_trains(tmp_path) -> None:
     groups = [*TOWERS, ParamGroup(["neck"], 0.5)]
     with pytest.raises(
-        ConfigError, match="adapt, param_groups: --adapt lora decides what trains, and so do param_groups"
+        ConfigError, match="adapt, param_groups: --tune lora decides what trains, and so do param_groups"
     ):
-        validate(TrainConfig("x", adapt="lora", param_groups=groups))
-    validate(TrainConfig("x", adapt="full", param_groups=groups))
-    validate(TrainConfig("x", adapt="lora"))
-    with pytest.raises(ConfigError, match="--adapt: expected full or lora or prompt or heads"):
-        train_config({"data": "x", "adapt": "adapters"}, None, {})
+        validate(TrainConfig(data="x", tune="lora", param_groups=groups))
+    validate(TrainConfig(data="x", tune="full", param_groups=groups))
+    validate(TrainConfig(data="x", tune="lora"))
+    with pytest.raises(ConfigError, match="--tune: expected full or lora or prompt or heads"):
+        train_config({"data": "x", "tune": "adapters"}, None, {})
 
 
 def cost(bundle: ModelBundle, config: TrainConfig) -> int:
@@ -131,7 +139,10 @@ def cost(bundle: ModelBundle, config: TrainConfig) -> int:
 
 
 def test_lora_needs_less_than_sixty_percent_of_the_memory() -> None:
-    costs = {way: cost(load_bundle("nano"), TrainConfig("x", adapt=way)) for way in ("full", "lora", "heads", "prompt")}
+    costs = {
+        way: cost(load_bundle("nano"), TrainConfig(data="x", tune=way))
+        for way in ("full", "lora", "heads", "prompt")
+    }
     print({way: f"{bytes / 2**20:.2f} MB" for way, bytes in costs.items()})
     assert costs["lora"] <= 0.6 * costs["full"]
     assert costs["prompt"] < costs["heads"] < costs["lora"]

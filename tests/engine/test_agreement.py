@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from engine_runs import CPU, Recorder, options, run, scenes, tiny_bundle
-from test_replay import A, B, C, detections, picture
+from test_replay import A, B, C, detections, image
 
 from groundtune.data.sample import Dataset
-from groundtune.engine import agreement
-from groundtune.text.other_names import COMMON_NAMES
+from groundtune.engine import forgetting as agreement
+from groundtune.text.prompt import COMMON_NAMES
 
 
 def measured_on(found, monkeypatch, names=("cat",)) -> dict[str, Dataset]:
@@ -21,8 +21,8 @@ def measured_on(found, monkeypatch, names=("cat",)) -> dict[str, Dataset]:
         return [found]
 
     monkeypatch.setattr(agreement, "detect_groups", detect)
-    valid = Dataset("valid", Path("."), list(names), [picture(n, [A], [0]) for n in range(len(found))], [1])
-    made = agreement.own_detections(SimpleNamespace(), valid, CPU, 4, Recorder())
+    valid = Dataset("valid", Path("."), list(names), [image(n, [A], [0]) for n in range(len(found))], [1])
+    made = agreement.base_detections(SimpleNamespace(), valid, CPU, 4, Recorder())
     assert not set(asked[0]) & set(names)
     return made
 
@@ -41,7 +41,7 @@ def test_a_model_that_is_sure_of_nothing_has_nothing_to_keep(monkeypatch) -> Non
     assert measured_on([detections((A, 0.1, 0))], monkeypatch) == {}
 
 
-def test_at_most_50_pictures_from_first_to_last(monkeypatch) -> None:
+def test_at_most_50_images_from_first_to_last(monkeypatch) -> None:
     shown: list[int] = []
 
     def detect(bundle, dataset, groups, *_):
@@ -49,8 +49,8 @@ def test_at_most_50_pictures_from_first_to_last(monkeypatch) -> None:
         return [[detections()] * len(dataset.samples)]
 
     monkeypatch.setattr(agreement, "detect_groups", detect)
-    valid = Dataset("valid", Path("."), ["cat"], [picture(n, [A], [0]) for n in range(120)], [1])
-    agreement.own_detections(SimpleNamespace(), valid, CPU, 4, Recorder())
+    valid = Dataset("valid", Path("."), ["cat"], [image(n, [A], [0]) for n in range(120)], [1])
+    agreement.base_detections(SimpleNamespace(), valid, CPU, 4, Recorder())
     assert len(shown) == 50 == len(set(shown)) and (shown[0], shown[-1]) == (0, 119)
     assert np.ptp(np.diff(shown)) <= 1
 
@@ -61,6 +61,6 @@ def test_it_is_measured_before_and_after_a_run(tmp_path: Path, tokenizer, monkey
     monkeypatch.setattr(agreement, "COMMON_NAMES", ("dog", "tree"))
     torch.manual_seed(0)
     data = scenes(tmp_path / "data", train=2, valid=2)
-    result = run(options(data, retain=["own"], epochs=1), tiny_bundle(tokenizer), tmp_path / "run")
+    result = run(options(data, retention_data=["own"], epochs=1), tiny_bundle(tokenizer), tmp_path / "run")
     numbers = result.retained[agreement.AGREEMENT]
     assert numbers["before"]["AP"] > 0.99 > numbers["after"]["AP"]

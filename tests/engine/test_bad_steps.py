@@ -9,8 +9,8 @@ import torch
 from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
 from torch import Tensor
 
-from groundtune.engine import measure
 from groundtune.engine import train as engine
+from groundtune.engine import validate as measure
 from groundtune.errors import TrainingDiverged
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle
@@ -32,7 +32,7 @@ def break_loss(monkeypatch, bad_calls: set[int], value: float = float("nan")) ->
             terms = super().__call__(*args, **kwargs)
             return terms | {"loss_cls": terms["loss_cls"] * value} if calls in bad_calls else terms
 
-    monkeypatch.setattr("groundtune.engine.run.GroundingDINOCriterion", Broken)
+    monkeypatch.setattr("groundtune.engine.setup.GroundingDINOCriterion", Broken)
 
 
 def bad_lines(out: Path) -> list[str]:
@@ -50,8 +50,10 @@ def test_stops_after_too_many_with_the_weights_unharmed(
             at_start.update(weights(bundle))
 
     break_loss(monkeypatch, set(range(1, 100)), value)
-    with pytest.raises(TrainingDiverged, match=r"(?s)4 steps in a row .*step 4 of epoch 2 .*train\.log") as error:
-        run(options(data, epochs=9, max_bad_steps=4), bundle, tmp_path / "run", Watcher())
+    with pytest.raises(
+        TrainingDiverged, match=r"(?s)4 steps in a row .*step 4 of epoch 2 .*train\.log"
+    ) as error:
+        run(options(data, epochs=9, max_nonfinite_steps=4), bundle, tmp_path / "run", Watcher())
     assert error.value.exit_code == 5
     assert differing(at_start, weights(bundle)) == [] and not bundle.network.training
     assert all(parameter.grad is None for parameter in bundle.network.parameters())
@@ -62,7 +64,7 @@ def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: Mode
     """Three epochs of three steps, of which two in a row are bad three times; the schedule waits for good ones."""
     break_loss(monkeypatch, {1, 2, 4, 5, 7, 8})
     watcher = Recorder()
-    run(options(data, epochs=3, max_bad_steps=3), bundle, tmp_path / "run", watcher)
+    run(options(data, epochs=3, max_nonfinite_steps=3), bundle, tmp_path / "run", watcher)
     assert [value for name, value in watcher.events if name == "step"] == [3, 6, 9]
     assert len(bad_lines(tmp_path / "run")) == 6
     said = [value for name, value in watcher.events if name == "message" and "Step skipped" in value]
@@ -74,7 +76,7 @@ def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: Mode
     ("module", "expected"),
     [("neck.convs.1.conv", "neck.convs.1.conv"), ("decoder.norm", "decoder.norm")],
 )
-def test_names_the_pictures_and_the_first_module(
+def test_names_the_images_and_the_first_module(
     tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch, module: str, expected: str
 ) -> None:
     """NaN in the network reaches the matcher's costs first, which raises (NonFiniteCost)."""
@@ -85,21 +87,23 @@ def test_names_the_pictures_and_the_first_module(
                 bundle.network.get_submodule(module).weight.view(-1)[0] = float("nan")
 
     seen: list[list[str]] = []
-    step = engine.optimiser_step
+    step = engine.optimizer_step
 
     def watched(run: Any, batch: Any, place: Any) -> Any:
         seen.append([str(sample.image_path) for sample in batch.samples])
         return step(run, batch, place)
 
-    monkeypatch.setattr(engine, "optimiser_step", watched)
+    monkeypatch.setattr(engine, "optimizer_step", watched)
     monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
     with pytest.raises(TrainingDiverged):
-        run(options(data, max_bad_steps=2), bundle, tmp_path / "run", Breaker())
+        run(options(data, max_nonfinite_steps=2), bundle, tmp_path / "run", Breaker())
     found = bad_lines(tmp_path / "run")
     assert len(found) == len(seen) == 2
     for line, paths in zip(found, seen, strict=True):
-        assert f"first module whose output is not finite is {expected}." in line + "."  # to the end of the path
-        assert line.endswith("Pictures: " + ", ".join(paths))
+        assert (
+            f"first module whose output is not finite is {expected}." in line + "."
+        )  # to the end of the path
+        assert line.endswith("Images: " + ", ".join(paths))
 
 
 def test_a_gradient_that_is_not_finite(tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch) -> None:
@@ -110,18 +114,18 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path, data: Path, bundle: Model
             terms = super().__call__(outputs, *args)
             return terms | {"loss_bbox": terms["loss_bbox"] + (outputs["pred_boxes"].sum() * 0).sqrt()}
 
-    monkeypatch.setattr("groundtune.engine.run.GroundingDINOCriterion", Broken)
+    monkeypatch.setattr("groundtune.engine.setup.GroundingDINOCriterion", Broken)
     with pytest.raises(TrainingDiverged, match="gradient norm nan"):
-        run(options(data, max_bad_steps=1), bundle, tmp_path / "run")
+        run(options(data, max_nonfinite_steps=1), bundle, tmp_path / "run")
     line = bad_lines(tmp_path / "run")[0]
-    assert "all outputs are finite, the gradient of " in line and "is not. Pictures: " in line
+    assert "all outputs are finite, the gradient of " in line and "is not. Images: " in line
 
 
 def test_bad_steps_are_counted_over_the_end_of_an_epoch_and_a_resume(
     tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, monkeypatch
 ) -> None:
     """Steps 3 and 4 are bad and two are too many; between them the run was stopped and resumed."""
-    config = options(data, epochs=3, max_bad_steps=2)
+    config = options(data, epochs=3, max_nonfinite_steps=2)
 
     class Stop(Recorder):
         def metrics(self, ap: float | None, best: float | None) -> None:

@@ -11,9 +11,9 @@ from groundtune.cli import main
 from groundtune.engine.blend import BlendPoint, best_point, blended, measure_line
 from groundtune.engine.evaluate import Evaluation
 from groundtune.errors import CheckpointError
+from groundtune.model.adapters import add_adapters, is_adapter, merge_adapters
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
-from groundtune.model.lora import add_adapters, is_adapter, merge_adapters
 from groundtune.model.prompt_tuning import PhraseOffsets
 from groundtune.report.blend import blend_chart
 
@@ -22,7 +22,9 @@ LABELS = "decoder.label_embedding.weight"
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scenes(tmp_path_factory.mktemp("blend") / "other", train=1, valid=2, classes=["yellow square", CLASSES[1]])
+    return scenes(
+        tmp_path_factory.mktemp("blend") / "other", train=1, valid=2, classes=["yellow square", CLASSES[1]]
+    )
 
 
 def test_the_ends_are_exact_and_the_middle_is_linear() -> None:
@@ -32,7 +34,10 @@ def test_the_ends_are_exact_and_the_middle_is_linear() -> None:
     assert not torch.equal(base["w"] + 1.0 * (tuned["w"] - base["w"]), tuned["w"])  # why it is not written so
     for at, end in ((0.0, base), (1.0, tuned)):
         assert differing(blended(base, tuned, at), end) == []
-    assert blended({"w": torch.tensor([1.0, 8.0])}, {"w": torch.tensor([3.0, 4.0])}, 0.25)["w"].tolist() == [1.5, 7.0]
+    assert blended({"w": torch.tensor([1.0, 8.0])}, {"w": torch.tensor([3.0, 4.0])}, 0.25)["w"].tolist() == [
+        1.5,
+        7.0,
+    ]
     half = blended({"w": torch.tensor([0.1], dtype=torch.float16)}, {"w": torch.tensor([0.1])}, 0.0)["w"]
     assert half.dtype == torch.float32 and half.item() == torch.tensor(0.1, dtype=torch.float16).item()
 
@@ -60,7 +65,8 @@ def test_adapters_blend_by_their_scale(tokenizer) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator))
     name = "encoder.fusion_layers.0.attn.vision_proj"
     delta = 2.0 * (
-        network.get_parameter(f"{name}.lora_B.default.weight") @ network.get_parameter(f"{name}.lora_A.default.weight")
+        network.get_parameter(f"{name}.lora_B.default.weight")
+        @ network.get_parameter(f"{name}.lora_A.default.weight")
     )
     head = "bbox_head.reg_branches.0.layers.0.bias"
     tuned_head = network.get_parameter(head).detach().clone()
@@ -80,13 +86,17 @@ def point(at: float, ap: float, kept: float | None, gain: float | None) -> Blend
     ("points", "chosen"),
     [
         pytest.param(
-            [(0, 0.2, 1.0, 0.0), (0.5, 0.57, 0.9, 0.925), (0.7, 0.62, 0.7, 1.05), (1, 0.6, 0.5, 1.0)], 0.5, id="90 %"
+            [(0, 0.2, 1.0, 0.0), (0.5, 0.57, 0.9, 0.925), (0.7, 0.62, 0.7, 1.05), (1, 0.6, 0.5, 1.0)],
+            0.5,
+            id="90 %",
         ),
         pytest.param([(0, 0.2, 1.0, 0.0), (0.5, 0.55, 0.9, 0.875), (1, 0.6, 0.5, 1.0)], 1, id="just less"),
         pytest.param([(0, 0.2, 1.0, 0.0), (0.5, 0.6, 0.5, 1.0), (1, 0.6, 0.5, 1.0)], 0.5, id="a tie"),
         # no gain: 2ab/(a+b) is .667, .692, .545
         pytest.param([(0, 0.5, 1.0, None), (0.5, 0.55, 0.93, None), (1, 0.5, 0.6, None)], 0.5, id="no gain"),
-        pytest.param([(0, 0.2, None, 0.0), (0.7, 0.65, None, 1.1), (1, 0.6, None, 1.0)], 0.7, id="nothing to retain"),
+        pytest.param(
+            [(0, 0.2, None, 0.0), (0.7, 0.65, None, 1.1), (1, 0.6, None, 1.0)], 0.7, id="nothing to retain"
+        ),
     ],
 )
 def test_the_point_that_is_chosen(points, chosen) -> None:
@@ -112,16 +122,21 @@ def test_a_line_is_measured_with_its_ends(tokenizer) -> None:
     assert seen == pytest.approx([0.0, 0.25, 1.0], abs=1e-5)
     assert [p.at for p in points] == [0.0, 0.25, 1.0]
     assert [p.gain for p in points] == pytest.approx([0.0, 0.75, 1.0])
-    assert [p.kept for p in points] == pytest.approx([1.0, 2 / 3, 1 / 3])  # a set with nothing to keep does not count
+    assert [p.kept for p in points] == pytest.approx(
+        [1.0, 2 / 3, 1 / 3]
+    )  # a set with nothing to keep does not count
     assert torch.equal(tuned.encoder.level_embed, end)
-    assert points[1].retained["coco"] == {"before": {"AP": pytest.approx(0.3)}, "after": {"AP": pytest.approx(0.2)}}
+    assert points[1].retained["coco"] == {
+        "before": {"AP": pytest.approx(0.3)},
+        "after": {"AP": pytest.approx(0.2)},
+    }
     chart = blend_chart(points)
     assert chart.count("<polyline") == 3 and "coco" in chart
 
 
 @pytest.mark.parametrize("way", ["full", "lora", "prompt"])
 def test_a_run_blends_in_the_end(way, data, base, tmp_path) -> None:
-    changed = {"epochs": 1, "adapt": way}
+    changed = {"epochs": 1, "tune": way}
     runs = {}
     for at in (None, 0.5, 0.0, 1.0) if way == "full" else (None, 0.5):
         bundle = load_bundle(base)
@@ -129,7 +144,9 @@ def test_a_run_blends_in_the_end(way, data, base, tmp_path) -> None:
         runs[at] = weights(bundle), result
     start = weights(load_bundle(base))
     if way == "full":
-        assert [name for name in start if name != LABELS and not torch.equal(start[name], runs[0.0][0][name])] == []
+        assert [
+            name for name in start if name != LABELS and not torch.equal(start[name], runs[0.0][0][name])
+        ] == []
         assert runs[0.0][1].metrics == runs[0.0][1].zero_shot
         assert differing(runs[1.0][0], runs[None][0]) == []
     for name, tensor in runs[0.5][0].items():
@@ -147,13 +164,23 @@ def test_a_run_blends_in_the_end(way, data, base, tmp_path) -> None:
 @pytest.fixture(scope="module")
 def tuned(data, base, other, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("blend") / "run"
-    run(options(data, epochs=1, lr=1e-3, retain=[str(other)]), load_bundle(base), out)
+    run(options(data, epochs=1, lr=1e-3, retention_data=[str(other)]), load_bundle(base), out)
     return out
 
 
 def test_the_command(base, tuned, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["blend", str(base), str(tuned), "--at", "0.5", "--out", "chosen", "--device", "cpu"]
+    arguments = [
+        "blend",
+        str(base),
+        str(tuned),
+        "--alphas",
+        "0.5",
+        "--output-dir",
+        "chosen",
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["at", "target", "gain", "other", "kept"]
@@ -180,14 +207,18 @@ def test_the_command_says_what_it_needs(base, tuned, data, tmp_path, monkeypatch
         assert main(["blend", *arguments]) in (2, 3, 4)
         return capsys.readouterr().err
 
-    assert "name the data set that it was fine-tuned on" in refused(str(base), str(tuned / "model"), "--out", "x")
-    assert "of at least 0 and of at most 1" in refused(str(base), str(tuned), "--out", "x", "--at", "0.5,1.5")
+    assert "name the data set that it was fine-tuned on" in refused(
+        str(base), str(tuned / "model"), "--output-dir", "x"
+    )
+    assert "of at least 0 and of at most 1" in refused(
+        str(base), str(tuned), "--output-dir", "x", "--alphas", "0.5,1.5"
+    )
     assert "out: missing" in refused(str(base), str(tuned))
     Path("full").mkdir()
     Path("full/mine.txt").touch()
-    assert "is not empty and no model" in refused(str(base), str(tuned), "--out", "full")
+    assert "is not empty and no model" in refused(str(base), str(tuned), "--output-dir", "full")
     save_bundle(tiny_bundle(tokenizer, d_model=32), tmp_path / "small")
-    assert "cannot be blended" in refused("small", str(tuned), "--out", "x", "--device", "cpu")
+    assert "cannot be blended" in refused("small", str(tuned), "--output-dir", "x", "--device", "cpu")
 
 
 def test_offsets_of_names_blend_from_nothing(tokenizer) -> None:

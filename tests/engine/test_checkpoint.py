@@ -33,7 +33,9 @@ def test_round_trip_without_running_code(tmp_path: Path, network: FakeNetwork) -
     torch.load(path, weights_only=True)
     other = FakeNetwork(seed=2)
     freeze(other, [ParamGroup(["backbone"], 0.0), ParamGroup(["encoder.0"], 0.0)])
-    frozen = {n: t.clone() for n, t in other.state_dict().items() if n.startswith(("backbone.", "encoder.0."))}
+    frozen = {
+        n: t.clone() for n, t in other.state_dict().items() if n.startswith(("backbone.", "encoder.0."))
+    }
     state = checkpoint.load_state(path)
     assert state["epoch"] == 3
     checkpoint.load_trained_state(other, state["network"], "it")
@@ -44,7 +46,13 @@ def test_round_trip_without_running_code(tmp_path: Path, network: FakeNetwork) -
 
 def test_state_is_a_copy_of_what_is_not_frozen(network: FakeNetwork) -> None:
     state = checkpoint.trained_state(network)
-    assert {name.split(".")[0] for name in state} == {"language_model", "neck", "encoder", "decoder", "bbox_head"}
+    assert {name.split(".")[0] for name in state} == {
+        "language_model",
+        "neck",
+        "encoder",
+        "decoder",
+        "bbox_head",
+    }
     assert "encoder.0.weight" not in state and "encoder.absolute_pos_embed" in state
     before = state["neck.weight"].clone()
     with torch.no_grad():
@@ -130,8 +138,12 @@ def test_unusable_files(tmp_path: Path, network: FakeNetwork, content: object, m
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
-def test_a_failing_write_leaves_the_old_file_whole(tmp_path: Path, network, monkeypatch, fault: Exception) -> None:
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")]
+)
+def test_a_failing_write_leaves_the_old_file_whole(
+    tmp_path: Path, network, monkeypatch, fault: Exception
+) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save_state(state_of(network), path)
     before = path.read_bytes()
@@ -167,6 +179,8 @@ def test_another_model_is_refused_with_an_example(network: FakeNetwork) -> None:
     state |= {"stranger": torch.zeros(1), "decoder.bias": torch.zeros(3)}
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state["neck.weight"] = torch.zeros_like(state["neck.weight"])
-    with pytest.raises(CheckpointError, match=r"Here .* 1 missing, 1 unknown, 1 of another shape .*neck\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"Here .* 1 missing, 1 unknown, 1 of another shape .*neck\.bias"
+    ):
         checkpoint.load_trained_state(network, state, "Here")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

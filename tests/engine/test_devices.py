@@ -16,8 +16,8 @@ from groundtune import api
 from groundtune.cli import main
 from groundtune.commands import run_training
 from groundtune.config import TrainConfig
-from groundtune.engine import launch as launching
-from groundtune.engine.launch import join, launch, slurm_variables
+from groundtune.engine import distributed as launching
+from groundtune.engine.distributed import join, launch, slurm_variables
 from groundtune.errors import ConfigError, DataError
 from groundtune.progress import Progress
 
@@ -74,7 +74,9 @@ def test_only_the_main_process_prints_and_nothing_is_said_of_a_good_end(run, cap
     assert capfd.readouterr() == ("result 0\n", "progress 0\n")
 
 
-TRACEBACK = "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"  # as `join` does
+TRACEBACK = (
+    "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"  # as `join` does
+)
 WAITS = "\nsignal.pause()"  # the other one waits for it, and would never end
 
 
@@ -157,7 +159,12 @@ STEP = {
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("node[007-009,12],other", "node007"), ("gpu-a1,gpu-b2", "gpu-a1"), ("n[3,5]", "n3"), ("alone", "alone")],
+    [
+        ("node[007-009,12],other", "node007"),
+        ("gpu-a1,gpu-b2", "gpu-a1"),
+        ("n[3,5]", "n3"),
+        ("alone", "alone"),
+    ],
 )
 def test_a_task_of_slurm_gets_torchruns_variables(nodes: str, first: str) -> None:
     assert slurm_variables({**STEP, "SLURM_STEP_NODELIST": nodes}) == {
@@ -179,7 +186,10 @@ def test_slurm_variables_that_are_set_stay_and_a_batch_script_is_no_task() -> No
 
 @pytest.mark.parametrize(
     ("count", "device", "said"),
-    [(4, "cuda", "4 were asked for, and torch sees 2 (cuda)"), (2, "cuda:1", "2 processes cannot share cuda:1")],
+    [
+        (4, "cuda", "4 were asked for, and torch sees 2 (cuda)"),
+        (2, "cuda:1", "2 processes cannot share cuda:1"),
+    ],
 )
 def test_more_devices_than_there_are(monkeypatch, count: int, device: str, said: str) -> None:
     monkeypatch.setattr(launching, "pick_device", lambda name: torch.device(name))
@@ -234,11 +244,22 @@ def command(*arguments: str, **variables: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_two_processes_train_from_the_command_line(tmp_path: Path, tokenizer) -> None:
-    """One table, one report; then a picture that both see broken, and one mistake told once."""
+    """One table, one report; then an image that both see broken, and one mistake told once."""
     data = scenes(tmp_path / "data", train=4, valid=3)
     api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
-    options = ["--devices", "2", "--device", "cpu", "--epochs", "1", "--batch-size", "2", "--track", "none"]
-    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--out"]
+    options = [
+        "--devices",
+        "2",
+        "--device",
+        "cpu",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2",
+        "--report-to",
+        "none",
+    ]
+    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--output-dir"]
     run = command(*line, str(tmp_path / "run"))
     printed, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
@@ -259,9 +280,30 @@ def test_nobody_is_left_behind(tmp_path: Path, tokenizer, name: str, code: int) 
     """The starting process is asked to end, or killed; the run is resumed afterwards."""
     data = scenes(tmp_path / "data", train=4, valid=3)
     api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
-    options = ["--devices", "2", "--device", "cpu", "--epochs", "3000", "--batch-size", "2", "--eval-every", "3000"]
-    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--track", "none", "--log-every", "1"]
-    run = command(*line, "--out", str(tmp_path / "run"))
+    options = [
+        "--devices",
+        "2",
+        "--device",
+        "cpu",
+        "--epochs",
+        "3000",
+        "--batch-size",
+        "2",
+        "--eval-epochs",
+        "3000",
+    ]
+    line = [
+        "train",
+        str(data),
+        "--model",
+        str(tmp_path / "model"),
+        *options,
+        "--report-to",
+        "none",
+        "--log-steps",
+        "1",
+    ]
+    run = command(*line, "--output-dir", str(tmp_path / "run"))
     assert run.stderr is not None
     try:
         numbers = tmp_path / "run/metrics.jsonl"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from groundtune.engine.diagnosis import describe_bad_step, first_non_finite_module, has_non_finite
+from groundtune.engine.step import describe_bad_step, first_non_finite_module, has_non_finite
 
 
 @dataclass
@@ -80,20 +80,22 @@ def test_hooks_are_gone_after_an_error_too() -> None:
 def test_has_non_finite(value: float) -> None:
     broken = value not in (-torch.inf, 1.0)
     assert (
-        has_non_finite({"a": [torch.zeros(2), {"b": torch.tensor([1.0, value])}], "ids": torch.ones(1).long()})
+        has_non_finite(
+            {"a": [torch.zeros(2), {"b": torch.tensor([1.0, value])}], "ids": torch.ones(1).long()}
+        )
         == broken
     )
 
 
-def test_description_names_module_or_gradient_and_each_picture_once() -> None:
+def test_description_names_module_or_gradient_and_each_image_once() -> None:
     paths = [Path("b.jpg"), Path("a.jpg"), Path("b.jpg")]
     network = Chain(Poison(torch.nan))
     text = describe_bad_step(network, lambda: network(torch.ones(1, 1)), paths, "loss nan")
     assert text == (
-        "Step skipped: loss nan; the first module whose output is not finite is inner.0. Pictures: b.jpg, a.jpg"
+        "Step skipped: loss nan; the first module whose output is not finite is inner.0. Images: b.jpg, a.jpg"
     )
     network = Chain(nn.Linear(1, 1))
     for parameter, value in zip(network.parameters(), (torch.inf, 1.0), strict=True):
         parameter.grad = torch.full_like(parameter, value)
     text = describe_bad_step(network, lambda: network(torch.ones(1, 1)), paths[:1], "gradient norm inf")
-    assert "all outputs are finite, the gradient of inner.0.weight is not. Pictures: b.jpg" in text
+    assert "all outputs are finite, the gradient of inner.0.weight is not. Images: b.jpg" in text

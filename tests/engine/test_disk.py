@@ -16,7 +16,9 @@ from groundtune.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[dict[str, torch.Tensor], list[str]]:
+def whole(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The weights and the lines of metrics.jsonl of the run that met no fault."""
     bundle, out = tiny_bundle(tokenizer), tmp_path_factory.mktemp("whole") / "run"
     run(options(data), bundle, out)
@@ -73,8 +75,8 @@ class Fills(Recorder):
     ("event", "number", "changed"),
     [
         ("step", 4, {}),  # a line of metrics.jsonl, or the state
-        ("step", 4, {"track": ["tensorboard"]}),
-        ("step", 4, {"log_every": 100}),  # the state
+        ("step", 4, {"report_to": ["tensorboard"]}),
+        ("step", 4, {"log_steps": 100}),  # the state
         ("evaluation", 4, {}),  # of the second epoch: the best weights
         ("metrics", 2, {}),  # the last state
     ],
@@ -83,7 +85,7 @@ def test_a_full_disk(
     data: Path, tokenizer, disk: Path, whole, event: str, number: int, changed: dict[str, Any]
 ) -> None:
     """The run says so and can go on when there is room, to the end of the one that met no fault."""
-    config, out, bundle = options(data, save_every=2, **changed), disk / "run", tiny_bundle(tokenizer)
+    config, out, bundle = options(data, save_steps=2, **changed), disk / "run", tiny_bundle(tokenizer)
     with pytest.raises(CheckpointError, match="(?s)cannot be written.*whole") as error:
         run(config, tiny_bundle(tokenizer), out, Fills(disk, event, number))
     assert error.value.exit_code == 4 and str(out) in str(error.value) and "No space left" in str(error.value)
@@ -92,7 +94,7 @@ def test_a_full_disk(
     config.resume = str(out)
     run(config, bundle, out)
     assert differing(weights(bundle), whole[0]) == []
-    expected = [line for line in whole[1] if config.log_every == 1 or "valid/AP" in line]
+    expected = [line for line in whole[1] if config.log_steps == 1 or "valid/AP" in line]
     assert (out / "metrics.jsonl").read_text().splitlines() == expected
 
 
@@ -128,7 +130,7 @@ def test_a_disk_that_becomes_read_only(data: Path, tokenizer, disk: Path) -> Non
             if done == 5:
                 remount(disk, "ro")
 
-    config = options(data, save_every=2)
+    config = options(data, save_steps=2)
     with pytest.raises(CheckpointError, match="Read-only file system.*go on with: groundtune train"):
         run(config, tiny_bundle(tokenizer), disk / "run", Remounts())
     assert checkpoint.load_state(disk / "run/checkpoints/last.pt")["place"]["step"] == 4

@@ -11,17 +11,17 @@ from engine_fakes import FakeNetwork
 from engine_runs import CLASSES, CPU, TOWERS, Recorder, scenes, tiny_bundle
 from PIL import Image
 
+from groundtune.contracts import ImageFormat
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
-from groundtune.data.transforms import PictureFormat
 from groundtune.engine.evaluate import evaluate
-from groundtune.engine.features import FeatureCache
 from groundtune.engine.optim import freeze
 from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.config import ModelConfig
+from groundtune.predict.features import FeatureCache
 
-# Picture i is grey with brightness 50 * i. Two pictures of 40 x 30 pixels; xywh boxes.
+# Image i is grey with brightness 50 * i. Two images of 40 x 30 pixels; xywh boxes.
 TRUTH = [
     [("cat", [0, 0, 20, 15]), ("dog", [20, 15, 20, 15])],
     [("bird", [10, 6, 20, 15])],
@@ -30,7 +30,7 @@ FALSE_DOG = [10, 0, 10, 15]
 
 
 class Oracle(FakeNetwork):
-    """Knows the boxes by the picture's brightness and the classes by their token; it also sees a dog too many."""
+    """Knows the boxes by the image's brightness and the classes by their token; it also sees a dog too many."""
 
     def __init__(self, tokenizer) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class Oracle(FakeNetwork):
         logits = torch.full((len(features), 2, 256), -8.0)
         boxes = torch.tensor([0.25, 0.25, 0.5, 0.5]).repeat(len(features), 2, 1)
         for row, maps in enumerate(features):
-            picture = round(float(maps[0]) * 255 / 50) - 1
-            seen = [(3.0, *truth) for truth in TRUTH[picture]] + [(4.0, "dog", FALSE_DOG)] * (picture == 1)
+            image = round(float(maps[0]) * 255 / 50) - 1
+            seen = [(3.0, *truth) for truth in TRUTH[image]] + [(4.0, "dog", FALSE_DOG)] * (image == 1)
             for query, (logit, name, (x, y, w, h)) in enumerate(seen):
                 places = text.input_ids[row] == self.tokenizer.convert_tokens_to_ids(name)
                 logits[row, query, : len(places)][places] = logit
@@ -54,12 +54,12 @@ class Oracle(FakeNetwork):
 
 @pytest.fixture
 def oracle(tokenizer) -> ModelBundle:
-    picture = PictureFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
-    return ModelBundle(Oracle(tokenizer).eval(), tokenizer, ModelConfig(), picture)
+    image = ImageFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
+    return ModelBundle(Oracle(tokenizer).eval(), tokenizer, ModelConfig(), image)
 
 
 def dataset(folder: Path, ids: dict[str, int], order: list[str]) -> Dataset:
-    """The two pictures as COCO files whose categories have these ids and this order."""
+    """The two images as COCO files whose categories have these ids and this order."""
     boxes = [(image, ids[name], box) for image, found in enumerate(TRUTH, 1) for name, box in found]
     content = coco(["1.png", "2.png"], boxes, [(ids[name], name) for name in order])
     for split in ("train", "valid"):
@@ -83,7 +83,9 @@ def test_pitfall_25_and_28_any_category_ids_give_the_same_ap(
 ) -> None:
     """By hand: cat and bird are perfect. The false dog ranks above the true one: precision 1/2 at every recall."""
     found = evaluate(oracle, dataset(tmp_path, ids, order), device=CPU)
-    assert {name: found.per_class[name]["AP"] for name in ids} == pytest.approx({"cat": 1.0, "dog": 0.5, "bird": 1.0})
+    assert {name: found.per_class[name]["AP"] for name in ids} == pytest.approx(
+        {"cat": 1.0, "dog": 0.5, "bird": 1.0}
+    )
     assert found.metrics["AP"] == found.metrics["AP50"] == pytest.approx(2.5 / 3)
     best = sorted(found.predictions, key=lambda prediction: -prediction["score"])[:4]
     assert [(p["image_id"], p["category_id"]) for p in best[:1]] == [(2, ids["dog"])]
@@ -112,7 +114,7 @@ def test_some_classes(tmp_path: Path, oracle: ModelBundle, classes: list[str], a
 def test_a_data_set_with_frequencies_is_measured_by_lvis_rules(
     tmp_path: Path, oracle: ModelBundle, negative: list[int], dog: float
 ) -> None:
-    """The false dog is in a picture where only the bird has a box: it counts where dogs were looked for."""
+    """The false dog is in an image where only the bird has a box: it counts where dogs were looked for."""
     dataset(tmp_path, {"cat": 9, "dog": 4, "bird": 6}, ["cat", "dog", "bird"])
     path = tmp_path / "valid/_annotations.coco.json"
     content = json.loads(path.read_text())
@@ -128,11 +130,13 @@ def test_a_data_set_with_frequencies_is_measured_by_lvis_rules(
 
 
 @pytest.mark.parametrize(("samples", "classes"), [(0, None), (2, [])])
-def test_nothing_to_evaluate_on(tmp_path: Path, oracle: ModelBundle, samples: int, classes: list[int] | None) -> None:
+def test_nothing_to_evaluate_on(
+    tmp_path: Path, oracle: ModelBundle, samples: int, classes: list[int] | None
+) -> None:
     data = dataset(tmp_path, {"cat": 1, "dog": 2, "bird": 3}, ["cat", "dog", "bird"])
     data.samples = data.samples[:samples]
     with pytest.raises(
-        DataError, match=f"nothing to evaluate on, {samples} pictures, {3 if classes is None else 0} cla"
+        DataError, match=f"nothing to evaluate on, {samples} images, {3 if classes is None else 0} cla"
     ):
         evaluate(oracle, data, class_indices=classes, device=CPU)
 
@@ -149,25 +153,29 @@ def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
 
 
 def test_pitfall_23_batch_size_changes_nothing(tmp_path: Path, tokenizer) -> None:
-    """Real network, pictures of several shapes, prompts that hold one class each."""
+    """Real network, images of several shapes, prompts that hold one class each."""
     data = load_splits(scenes(tmp_path / "data", valid=7))["valid"]
     assert len({sample.size_hw for sample in data.samples}) > 1
     bundle, watcher = tiny_bundle(tokenizer, max_text_len=6), Recorder()
     bundle.network.train()
     alone = evaluate(bundle, data, batch_size=1, device=CPU)
     batched = evaluate(bundle, data, batch_size=3, device=CPU, progress=watcher)
-    assert bundle.network.training and watcher.events == [("evaluation", 3), ("evaluation", 6), ("evaluation", 7)]
+    assert bundle.network.training and watcher.events == [
+        ("evaluation", 3),
+        ("evaluation", 6),
+        ("evaluation", 7),
+    ]
     assert len(alone.predictions) == 7 * 20 * len(CLASSES)
     assert_same(alone.predictions, batched.predictions)
     assert alone.metrics == pytest.approx(batched.metrics, abs=1e-4)
 
 
-def test_features_are_computed_once_and_pictures_not_opened_again(tmp_path: Path, tokenizer) -> None:
+def test_features_are_computed_once_and_images_not_opened_again(tmp_path: Path, tokenizer) -> None:
     data = load_splits(scenes(tmp_path / "data", valid=4))["valid"]
     network = FakeNetwork()
     freeze(network, TOWERS)
-    picture = PictureFormat(mean=(0.5,) * 3, std=(0.25,) * 3, short_side=64, max_side=64)
-    bundle = ModelBundle(network.eval(), tokenizer, ModelConfig(), picture)
+    image = ImageFormat(mean=(0.5,) * 3, std=(0.25,) * 3, short_side=64, max_side=64)
+    bundle = ModelBundle(network.eval(), tokenizer, ModelConfig(), image)
     without = evaluate(bundle, data, batch_size=2, device=CPU)
     network.extracted = 0
     cache = FeatureCache(network, torch.float32)

@@ -5,9 +5,9 @@ import torch
 from engine_fakes import FakeNetwork
 
 from groundtune.config import ParamGroup
-from groundtune.engine.features import FeatureCache, extract
 from groundtune.engine.optim import freeze
 from groundtune.errors import ConfigError
+from groundtune.predict.features import FeatureCache, extract
 
 CPU = torch.device("cpu")
 
@@ -19,11 +19,11 @@ def network() -> FakeNetwork:
     return network
 
 
-def test_each_picture_and_view_is_computed_once(network: FakeNetwork) -> None:
+def test_each_image_and_view_is_computed_once(network: FakeNetwork) -> None:
     cache = FeatureCache(network)
-    pictures = [torch.rand(3, 32, 48), torch.rand(3, 64, 32)]
+    images = [torch.rand(3, 32, 48), torch.rand(3, 64, 32)]
     assert cache.needs_pixels(5, 0)
-    first = cache.get(pictures, [5, 9], [0, 1], CPU)
+    first = cache.get(images, [5, 9], [0, 1], CPU)
     assert network.extracted == 2
     again = cache.get([None, torch.rand(3, 32, 32), None], [9, 5, 5], [1, 1, 0], CPU)
     assert network.extracted == 3
@@ -32,11 +32,13 @@ def test_each_picture_and_view_is_computed_once(network: FakeNetwork) -> None:
 
 
 def test_maps_are_rounded_to_half_also_on_the_first_use_or_exact_on_request(network: FakeNetwork) -> None:
-    picture = torch.rand(3, 40, 40)
-    true = extract(network, [picture], CPU)[0][0]
-    half = FeatureCache(network).get([picture], [0], [0], CPU)[0][0]
-    assert half.dtype == torch.float32 and torch.equal(half, true.half().float()) and not torch.equal(half, true)
-    assert torch.equal(FeatureCache(network, torch.float32).get([picture], [0], [0], CPU)[0][0], true)
+    image = torch.rand(3, 40, 40)
+    true = extract(network, [image], CPU)[0][0]
+    half = FeatureCache(network).get([image], [0], [0], CPU)[0][0]
+    assert (
+        half.dtype == torch.float32 and torch.equal(half, true.half().float()) and not torch.equal(half, true)
+    )
+    assert torch.equal(FeatureCache(network, torch.float32).get([image], [0], [0], CPU)[0][0], true)
     assert not half.requires_grad
 
 

@@ -1,4 +1,4 @@
-"""Asking for classes in pictures: prompts as batches, one ranking per picture, boxes in the original's pixels."""
+"""Asking for classes in images: prompts as batches, one ranking per image, boxes in the original's pixels."""
 
 import math
 
@@ -8,25 +8,25 @@ from engine_fakes import FakeNetwork
 from engine_runs import CPU, TOWERS, tiny_bundle
 
 from groundtune.device import pick_device, pick_precision
-from groundtune.engine.features import extract
-from groundtune.engine.inference import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode
 from groundtune.engine.optim import freeze
 from groundtune.errors import ConfigError
+from groundtune.predict.detect import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode
+from groundtune.predict.features import extract
 
-COLOURS = ["red", "green", "blue", "white", "black", "brown"]
+COLORS = ["red", "green", "blue", "white", "black", "brown"]
 THINGS = ["cat", "dog", "horse", "chair", "bottle", "traffic light", "aeroplane"]
-NAMES = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+NAMES = [f"{color} {thing}" for color in COLORS for thing in THINGS]
 SIZES = [(64, 48), (32, 64), (64, 64)]
 
 
-def pictures() -> list[torch.Tensor]:
+def images() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(3, *size, generator=generator) for size in SIZES]
 
 
-def ranking_by_hand(network: FakeNetwork, picture: torch.Tensor, names: list[str], tokenizer) -> list[tuple]:
+def ranking_by_hand(network: FakeNetwork, image: torch.Tensor, names: list[str], tokenizer) -> list[tuple]:
     """(score, class, query) of all pairs, best first, from one prompt per class: the fake answers each token alone."""
-    maps = network.extract_features(picture[None], [tuple(picture.shape[1:])])
+    maps = network.extract_features(image[None], [tuple(image.shape[1:])])
     pairs = []
     for index, name in enumerate(names):
         prompts = class_prompts(tokenizer, [name])
@@ -39,7 +39,7 @@ def ranking_by_hand(network: FakeNetwork, picture: torch.Tensor, names: list[str
 
 
 def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
-    network, batch = FakeNetwork().eval(), pictures()
+    network, batch = FakeNetwork().eval(), images()
     prompts = class_prompts(tokenizer, NAMES, 40)
     count = len(prompts.phrase_maps)
     assert count >= 4 and sum(prompts.class_indices, []) == list(range(len(NAMES)))
@@ -48,12 +48,14 @@ def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking
         found = detect_batch(network, extract(network, batch, CPU), prompts, SIZES)
         assert [pairs for pairs, _ in network.passes][:-1] == [PAIRS_AT_ONCE] * (3 * count // PAIRS_AT_ONCE)
         assert sum(pairs for pairs, _ in network.passes) == 3 * count
-        assert network.extracted == 3  # the picture's features meet every prompt
-        for detections, picture in zip(found, batch, strict=True):
-            expected = ranking_by_hand(network, picture, NAMES, tokenizer)[:300]
+        assert network.extracted == 3  # the image's features meet every prompt
+        for detections, image in zip(found, batch, strict=True):
+            expected = ranking_by_hand(network, image, NAMES, tokenizer)[:300]
             assert len(expected) == len(detections.scores) == 300 < len(NAMES) * 16
             assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
-            assert len(set(detections.class_indices.tolist())) > len(prompts.class_indices[0])  # of several prompts
+            assert len(set(detections.class_indices.tolist())) > len(
+                prompts.class_indices[0]
+            )  # of several prompts
             gaps = [one[0] - other[0] > 1e-6 for one, other in zip(expected, expected[1:], strict=False)]
             clear = [i for i in range(1, 299) if gaps[i - 1] and gaps[i]]  # the others may change places
             assert len(clear) > 200
@@ -64,20 +66,20 @@ def test_pitfall_22_fewer_pairs_than_300(tokenizer) -> None:
     network = FakeNetwork().eval()
     with torch.no_grad():
         found = detect_batch(
-            network, extract(network, pictures(), CPU), class_prompts(tokenizer, ["cat", "dog"]), SIZES
+            network, extract(network, images(), CPU), class_prompts(tokenizer, ["cat", "dog"]), SIZES
         )
         assert [len(detections.scores) for detections in found] == [2 * 16] * 3
         assert detect_batch(network, [], class_prompts(tokenizer, ["cat"]), []) == []
 
 
-def test_pitfall_23_a_batch_gives_what_each_picture_gives_alone(tokenizer) -> None:
+def test_pitfall_23_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
     """The real network, whose classes see each other within a prompt; prompts of several lengths."""
     network = tiny_bundle(tokenizer).network
     prompts = class_prompts(tokenizer, NAMES[:20], 40)
     with torch.no_grad():
-        together = detect_batch(network, extract(network, pictures(), CPU), prompts, SIZES)
-        for picture, size, batched in zip(pictures(), SIZES, together, strict=True):
-            (alone,) = detect_batch(network, extract(network, [picture], CPU), prompts, [size])
+        together = detect_batch(network, extract(network, images(), CPU), prompts, SIZES)
+        for image, size, batched in zip(images(), SIZES, together, strict=True):
+            (alone,) = detect_batch(network, extract(network, [image], CPU), prompts, [size])
             assert torch.allclose(alone.scores, batched.scores, atol=1e-5)
             same = alone.class_indices == batched.class_indices  # near equals may change places
             assert same.float().mean() > 0.9
@@ -95,9 +97,9 @@ def test_pitfall_23_the_language_model_reads_each_phrase_once(tokenizer, monkeyp
         lambda self, input_ids, **rest: (rows.append(len(input_ids)), forward(self, input_ids, **rest))[1],
     )
     prompts = class_prompts(tokenizer, NAMES, 40)
-    for picture, size in zip(pictures(), SIZES, strict=True):
+    for image, size in zip(images(), SIZES, strict=True):
         with torch.no_grad():
-            detect_batch(network, extract(network, [picture], CPU), prompts, [size])
+            detect_batch(network, extract(network, [image], CPU), prompts, [size])
     assert sum(rows) == len(NAMES) + 2  # and [CLS] and [SEP]
 
 
@@ -129,13 +131,17 @@ class FixedBoxes(FakeNetwork):
 
 
 def test_semantics_24_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
-    """Pictures of 40 x 200 and 100 x 50 pixels (height x width), whatever size the network saw."""
+    """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever size the network saw."""
     network = FixedBoxes([[0.5, 0.5, 0.5, 0.5], [0.1, 0.5, 0.4, 1.0], [0.9, 0.95, 0.4, 0.2]]).eval()
     with torch.no_grad():
-        maps = extract(network, pictures()[:2], CPU)
+        maps = extract(network, images()[:2], CPU)
         wide, tall = detect_batch(network, maps, class_prompts(tokenizer, ["cat"]), [(40, 200), (100, 50)])
-    assert wide.boxes_xyxy.flatten().tolist() == pytest.approx([50, 10, 150, 30, 0, 0, 60, 40, 140, 34, 200, 40])
-    assert tall.boxes_xyxy.flatten().tolist() == pytest.approx([12.5, 25, 37.5, 75, 0, 0, 15, 100, 35, 85, 50, 100])
+    assert wide.boxes_xyxy.flatten().tolist() == pytest.approx(
+        [50, 10, 150, 30, 0, 0, 60, 40, 140, 34, 200, 40]
+    )
+    assert tall.boxes_xyxy.flatten().tolist() == pytest.approx(
+        [12.5, 25, 37.5, 75, 0, 0, 15, 100, 35, 85, 50, 100]
+    )
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -154,7 +160,9 @@ def test_inference_mode_puts_every_module_back(fails: bool) -> None:
                 raise ValueError
     except ValueError:
         pass
-    assert {name: module.training for name, module in network.named_modules()} == before and torch.is_grad_enabled()
+    assert {
+        name: module.training for name, module in network.named_modules()
+    } == before and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +184,9 @@ def test_pick_device_refuses(name: str, message: str, monkeypatch) -> None:
 def test_pick_device(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
     assert pick_device("auto") == pick_device("cpu") == CPU
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
+    )
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda:1")
     assert pick_device("cpu") == CPU
@@ -187,7 +197,9 @@ def test_pick_device(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("capability", "wanted"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "fp32"), ("", "fp32")]
 )
-def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(capability: str, wanted: str, monkeypatch) -> None:
+def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(
+    capability: str, wanted: str, monkeypatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx512_bf16 ": True})
     assert pick_precision("auto", CPU) == wanted
     assert (pick_precision("fp32", CPU), pick_precision("bf16", CPU)) == ("fp32", "bf16")

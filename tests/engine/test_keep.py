@@ -1,4 +1,4 @@
-"""`--keep`: the trained weights answer for the names of the data set, the base's for all others, bit for bit."""
+"""`--keep-base`: the trained weights answer for the names of the data set, the base's for all others, bit for bit."""
 
 import json
 from pathlib import Path
@@ -9,27 +9,27 @@ from engine_runs import CLASSES, CPU, options, run, scenes, tiny_bundle
 
 from groundtune import api
 from groundtune.config import ParamGroup, TrainConfig, validate
-from groundtune.engine.inference import class_prompts
 from groundtune.errors import CheckpointError, ConfigError
 from groundtune.model.bundle import ModelBundle, companion
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
-from groundtune.predict import Finder
+from groundtune.predict.detect import class_prompts
+from groundtune.predict.predictor import Predictor
 
 OTHERS = ["cat", "green leaf"]
 
 
 @pytest.fixture(scope="module")
 def kept(data, base, tmp_path_factory) -> Path:
-    """The folder of a run with --keep."""
+    """The folder of a run with --keep-base."""
     out = tmp_path_factory.mktemp("keep") / "run"
-    run(options(data, keep=True), load_bundle(base), out)
+    run(options(data, keep_base=True), load_bundle(base), out)
     return out
 
 
 def found(bundle: ModelBundle, names: list[str], data: Path) -> list:
-    pictures = sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
-    return list(Finder(bundle, names, CPU, threshold=0.0).each(pictures))
+    images = sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
+    return list(Predictor(bundle, names, CPU, threshold=0.0).each(images))
 
 
 def of_classes(found: list, names: list[str]) -> list:
@@ -75,22 +75,24 @@ def test_a_question_of_both_kinds_has_the_answers_of_both(kept, data) -> None:
     for names in (CLASSES, OTHERS):
         alone = of_classes(found(bundle, names, data), names)
         for mixed, expected in zip(of_classes(both, names), alone, strict=True):
-            assert mixed and len(mixed) <= len(expected)  # both kinds share a picture's 300 places
+            assert mixed and len(mixed) <= len(expected)  # both kinds share an image's 300 places
             assert [name for name, *_ in mixed] == [name for name, *_ in expected[: len(mixed)]]
             for (_, score, box), (_, same_score, same_box) in zip(mixed, expected, strict=False):
-                assert score == pytest.approx(same_score, abs=1e-5) and box == pytest.approx(same_box, abs=1e-3)
+                assert score == pytest.approx(same_score, abs=1e-5) and box == pytest.approx(
+                    same_box, abs=1e-3
+                )
 
 
 def test_what_is_retained_is_the_same_number_before_and_after(data, base, tmp_path) -> None:
     other = scenes(tmp_path / "other", classes=["red ring", "white heart"])
-    run(options(data, keep=True, retain=[str(other)]), load_bundle(base), tmp_path / "run")
+    run(options(data, keep_base=True, retention_data=[str(other)]), load_bundle(base), tmp_path / "run")
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())["retained"]["other"]
     assert numbers["before"] == numbers["after"]
 
 
 def test_training_goes_on_with_the_first_base_or_without_it(kept, base, data, tmp_path) -> None:
     again = load_bundle(kept / "model")
-    run(options(data, keep=True, seed=1), again, tmp_path / "again")
+    run(options(data, keep_base=True, seed=1), again, tmp_path / "again")
     first, second = load_bundle(base), load_bundle(tmp_path / "again" / "model")
     assert torch.equal(second.kept.encoder.level_embed, first.network.encoder.level_embed)
     assert not torch.equal(second.network.encoder.level_embed, first.network.encoder.level_embed)
@@ -101,7 +103,7 @@ def test_training_goes_on_with_the_first_base_or_without_it(kept, base, data, tm
 
 def test_the_card_and_other_formats_say_what_cannot_be(kept, tmp_path) -> None:
     assert "transformers cannot open this folder" in (kept / "model/README.md").read_text()
-    with pytest.raises(CheckpointError, match=r"it has two sets of weights \(--keep\)"):
+    with pytest.raises(CheckpointError, match=r"it has two sets of weights \(--keep-base\)"):
         api.export(kept, tmp_path / "x.pth", format="idea")
 
 
@@ -120,18 +122,24 @@ def test_the_copy_shares_the_towers_only(tokenizer) -> None:
     copy = companion(network)
     own = {id(p) for p in network.parameters()}
     shared = {name for name, p in copy.named_parameters() if id(p) in own}
-    assert shared == {n for n, _ in network.named_parameters() if n.startswith(("backbone.", "language_model."))}
+    assert shared == {
+        n for n, _ in network.named_parameters() if n.startswith(("backbone.", "language_model."))
+    }
     still = {name for name, p in copy.named_parameters() if not p.requires_grad}
-    assert still >= {name for name, _ in copy.named_parameters()} - shared - {"decoder.label_embedding.weight"}
+    assert still >= {name for name, _ in copy.named_parameters()} - shared - {
+        "decoder.label_embedding.weight"
+    }
 
 
-@pytest.mark.parametrize("changed", [{"adapt": "lora"}, {"blend": 0.5}])
+@pytest.mark.parametrize("changed", [{"tune": "lora"}, {"blend": 0.5}])
 def test_other_ways_to_keep_are_not_mixed_with_it(changed, data) -> None:
-    with pytest.raises(ConfigError, match="keep: it is for --adapt full without --blend"):
-        validate(TrainConfig(data=str(data), keep=True, **changed))
+    with pytest.raises(ConfigError, match="keep: it is for --tune full without --blend"):
+        validate(TrainConfig(data=str(data), keep_base=True, **changed))
 
 
 def test_towers_that_train_are_refused(data, base, tmp_path) -> None:
     groups = [ParamGroup(["backbone"], 0.1), ParamGroup(["language_model"], 0.0)]
-    with pytest.raises(ConfigError, match="keep: both sets of weights share the towers, and backbone would train"):
-        run(options(data, keep=True, param_groups=groups), load_bundle(base), tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match="keep: both sets of weights share the towers, and backbone would train"
+    ):
+        run(options(data, keep_base=True, param_groups=groups), load_bundle(base), tmp_path / "run")

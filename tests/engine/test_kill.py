@@ -15,11 +15,19 @@ EVENTS = [
     *(Blow("open", ".last.pt.tmp", number) for number in (1, 2, 4)),
     *(Blow("half", number=number) for number in (1, 2, 3, 4)),
     *(Blow("os.rename", "checkpoints/last.pt", number) for number in (1, 2)),  # to previous.pt
-    *(Blow("os.rename", ".last.pt.tmp", number) for number in (1, 2, 4)),  # with no last.pt there, but for the first
+    *(
+        Blow("os.rename", ".last.pt.tmp", number) for number in (1, 2, 4)
+    ),  # with no last.pt there, but for the first
     *(Blow("os.rename", ".best.pt.tmp", number) for number in (1, 2)),
     *(Blow("open", "metrics.jsonl", number) for number in (1, 2, 3, 4)),
-    *(Blow("os.rename", name) for name in (".config.yaml.tmp", ".env.json.tmp", ".metrics.json.tmp", "predictions")),
-    *(Blow("open", name) for name in ("train.log", "samples.json", ".config.yaml.tmp", "env.json", "report.html")),
+    *(
+        Blow("os.rename", name)
+        for name in (".config.yaml.tmp", ".env.json.tmp", ".metrics.json.tmp", "predictions")
+    ),
+    *(
+        Blow("open", name)
+        for name in ("train.log", "samples.json", ".config.yaml.tmp", "env.json", "report.html")
+    ),
     Blow("os.mkdir", ".model."),
     Blow("open", ".model.", 3),
     Blow("os.rename", ".model."),
@@ -29,7 +37,7 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> list[str]:
-    """The command line of the run, without --out."""
+    """The command line of the run, without --output-dir."""
     return prepare(tmp_path_factory.mktemp("killed"), tokenizer)
 
 
@@ -38,7 +46,9 @@ def whole(train: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[d
     """What the uninterrupted run comes to, and its seconds."""
     folder = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
-    assert ended([*train, "--out", str(folder / "run")], None, folder / "err") == 0, (folder / "err").read_text()
+    assert ended([*train, "--output-dir", str(folder / "run")], None, folder / "err") == 0, (
+        folder / "err"
+    ).read_text()
     return outcome(folder / "run"), time.monotonic() - began
 
 
@@ -47,7 +57,7 @@ def next_command(train: list[str], out: Path) -> list[str]:
     if (out / "config.yaml").is_file():
         return ["train", "--resume", str(out)]
     shutil.rmtree(out, ignore_errors=True)
-    return [*train, "--out", str(out)]
+    return [*train, "--output-dir", str(out)]
 
 
 def assert_ends_equal(train: list[str], out: Path, expected: dict[str, Any]) -> None:
@@ -65,7 +75,9 @@ def test_killed_while_files_are_written(train: list[str], whole, tmp_path: Path)
     out = tmp_path / "run"
     blows = [Blow("half", number=2), Blow("os.rename", ".last.pt.tmp"), Blow("os.rename", ".best.pt.tmp")]
     for blow in [*blows, Blow("open", ".model.", 3)]:
-        assert ended(next_command(train, out), blow, tmp_path / "err") == KILLED, (tmp_path / "err").read_text()
+        assert ended(next_command(train, out), blow, tmp_path / "err") == KILLED, (
+            tmp_path / "err"
+        ).read_text()
     assert_ends_equal(train, out, whole[0])
 
 

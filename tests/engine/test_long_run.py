@@ -26,7 +26,9 @@ class Watcher(Recorder):
 def test_memory_and_open_files_do_not_grow(tmp_path: Path, tokenizer, workers: int) -> None:
     data = scenes(tmp_path / "data", train=20, valid=2)
     watcher = Watcher()
-    config = options(data, epochs=200, eval_every=20, save_every=100, log_every=10, ema=0.9, workers=workers)
+    config = options(
+        data, epochs=200, eval_epochs=20, save_steps=100, log_steps=10, ema_decay=0.9, workers=workers
+    )
     run(config, tiny_bundle(tokenizer), tmp_path / "run", watcher)
     steps, sizes, files = np.array(watcher.measured).T
     slope = np.polyfit(steps, sizes, 1)[0] * 100 / 2**20

@@ -10,8 +10,9 @@ import torch
 from engine_runs import CPU, Recorder, options, scenes, tiny_bundle
 
 from groundtune.data.formats.detect import load_splits
+from groundtune.data.images import load_image
 from groundtune.data.sample import Dataset
-from groundtune.data.transforms import load_picture, resize_keep_ratio, to_tensor
+from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.engine.evaluate import evaluate
 from groundtune.engine.train import train
 from groundtune.text.prompt import class_prompt
@@ -32,7 +33,19 @@ FIRST = [
     "wild",
     "flat",
 ]
-SECOND = ["lamp", "engine", "rabbit", "bottle", "ladder", "window", "violin", "tractor", "helmet", "anchor", "cactus"]
+SECOND = [
+    "lamp",
+    "engine",
+    "rabbit",
+    "bottle",
+    "ladder",
+    "window",
+    "violin",
+    "tractor",
+    "helmet",
+    "anchor",
+    "cactus",
+]
 THIRD = ["", " box", " cover", " handle", " toy", " model", " part", " stand", " case"]
 NAMES = [f"{a} {b}{c}" for a, b, c in itertools.product(FIRST, SECOND, THIRD)][:1203]
 
@@ -44,16 +57,20 @@ def splits(tmp_path_factory) -> dict[str, Dataset]:
     for name, dataset in found.items():
         samples = [replace(s, class_ids=np.array([5, 700, 1202])[s.class_ids]) for s in dataset.samples]
         found[name] = replace(
-            dataset, class_names=NAMES, samples=samples, category_ids=list(range(1, 1204)), written_names=NAMES
+            dataset,
+            class_names=NAMES,
+            samples=samples,
+            category_ids=list(range(1, 1204)),
+            written_names=NAMES,
         )
     return found
 
 
 def by_hand(bundle, dataset: Dataset, index: int) -> list[tuple[float, int, list[float]]]:
-    """One picture, chunk after chunk through the whole network, all scores in one list, the best 300 of it."""
+    """One image, chunk after chunk through the whole network, all scores in one list, the best 300 of it."""
     sample = dataset.samples[index]
-    view = resize_keep_ratio(sample.size_hw, bundle.picture)
-    pixels = to_tensor(view.picture(load_picture(sample.image_path, sample.size_hw)), bundle.picture)
+    view = resize_keep_ratio(sample.size_hw, bundle.image_format)
+    pixels = to_tensor(view.image(load_image(sample.image_path, sample.size_hw)), bundle.image_format)
     height, width = sample.size_hw
     found: list[tuple[float, int, list[float]]] = []
     chunk: list[int] = []

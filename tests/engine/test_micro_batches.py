@@ -7,37 +7,47 @@ from typing import Any
 import pytest
 import torch
 from engine_runs import Recorder, gradients_of, logged, options, same_gradients, steady_bundle
-from loader_files import dataset_of, sample, seven_pictures
+from loader_files import dataset_of, sample, seven_images
 
 from groundtune.data.loader import LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset
-from groundtune.engine import measure
-from groundtune.engine.run import _Forward
+from groundtune.engine import validate as measure
+from groundtune.engine.setup import _Forward
 from groundtune.engine.train import train
 from groundtune.model.denoising import denoising_queries
 
 
-def mixed_pictures(folder: Path) -> Dataset:
-    """Eight pictures of seven shapes with 1, 6, 0, 2, 3, 0, 2 and 30 boxes; the last has more than the 20 queries."""
+def mixed_images(folder: Path) -> Dataset:
+    """Eight images of seven shapes with 1, 6, 0, 2, 3, 0, 2 and 30 boxes; the last has more than the 20 queries."""
     corners = [(x, y, x + 7 + x % 3, y + 6 + y % 4) for y in (2, 11, 20) for x in range(1, 20, 2)]
     counts = [1, 6, 0, 2, 3, 0, 2, 30]
-    return dataset_of(sample(folder, i, corners[:n], [(i + b) % 6 for b in range(n)]) for i, n in enumerate(counts))
+    return dataset_of(
+        sample(folder, i, corners[:n], [(i + b) % 6 for b in range(n)]) for i, n in enumerate(counts)
+    )
 
 
 def numbers_of(
     tokenizer, dataset: Dataset, out: Path, **changed: Any
 ) -> tuple[list[dict[str, torch.Tensor]], list[dict]]:
     """Gradients and logged lines of an epoch, with prompts of different lengths."""
-    config = options(out, epochs=1, batch_size=4, clip_grad=0.0, lr=1e-6, negative_probability=1.0, **changed)
+    config = options(
+        out, epochs=1, batch_size=4, max_grad_norm=0.0, lr=1e-6, negative_probability=1.0, **changed
+    )
     bundle = steady_bundle(tokenizer)
     with gradients_of(bundle) as gradients:
-        train(config, bundle, {"train": dataset, "valid": dataclasses.replace(dataset, name="valid")}, out, Recorder())
+        train(
+            config,
+            bundle,
+            {"train": dataset, "valid": dataclasses.replace(dataset, name="valid")},
+            out,
+            Recorder(),
+        )
     return gradients, logged(out)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return mixed_pictures(tmp_path_factory.mktemp("mixed"))
+    return mixed_images(tmp_path_factory.mktemp("mixed"))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +61,15 @@ def skip_evaluation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
 
 
-@pytest.mark.parametrize(("micro_batch", "parts"), [(1, [1] * 8), (3, [3, 1] * 2), (9, [4] * 2)])
+@pytest.mark.parametrize(("micro_batch_size", "parts"), [(1, [1] * 8), (3, [3, 1] * 2), (9, [4] * 2)])
 def test_parts_of_a_step_add_up_to_it(
-    tokenizer, dataset: Dataset, whole: tuple[Any, Any], tmp_path: Path, monkeypatch, micro_batch: int, parts: list[int]
+    tokenizer,
+    dataset: Dataset,
+    whole: tuple[Any, Any],
+    tmp_path: Path,
+    monkeypatch,
+    micro_batch_size: int,
+    parts: list[int],
 ) -> None:
     seen = []
     forward = _Forward.forward
@@ -64,14 +80,17 @@ def test_parts_of_a_step_add_up_to_it(
 
     monkeypatch.setattr(_Forward, "forward", watched)
     skip_evaluation(monkeypatch)
-    gradients, lines = numbers_of(tokenizer, dataset, tmp_path / "run", micro_batch=micro_batch)
+    gradients, lines = numbers_of(tokenizer, dataset, tmp_path / "run", micro_batch_size=micro_batch_size)
     assert [len(batch.targets) for batch in seen] == parts
     for batch in seen:  # padded for itself
         assert batch.text.text_token_mask.sum(1).max() == batch.text.input_ids.shape[1]
     same_gradients(gradients, whole[0])
     assert len(lines) == len(whole[1]) == 2
     for line, expected in zip(lines, whole[1], strict=True):
-        assert line.keys() == expected.keys() and {"d0.dn_loss_cls", "class_error", "enc_loss_giou"} <= line.keys()
+        assert (
+            line.keys() == expected.keys()
+            and {"d0.dn_loss_cls", "class_error", "enc_loss_giou"} <= line.keys()
+        )
         for name, value in expected.items():
             assert name == "lr" or line[name] == pytest.approx(value, rel=1e-5), name
     assert {line["matched_boxes"] for line in lines} <= {float(n) for n in range(34)}
@@ -81,8 +100,10 @@ def test_parts_of_a_step_add_up_to_it(
 def test_without_a_box_in_the_batch_too(tokenizer, tmp_path: Path, monkeypatch) -> None:
     skip_evaluation(monkeypatch)
     boxes = [(2, 3, 20, 21)]
-    dataset = dataset_of([sample(tmp_path, i, boxes if i == 4 else [], [1] if i == 4 else []) for i in range(5)])
-    runs = [numbers_of(tokenizer, dataset, tmp_path / str(n), micro_batch=n) for n in (0, 1)]
+    dataset = dataset_of(
+        [sample(tmp_path, i, boxes if i == 4 else [], [1] if i == 4 else []) for i in range(5)]
+    )
+    runs = [numbers_of(tokenizer, dataset, tmp_path / str(n), micro_batch_size=n) for n in (0, 1)]
     same_gradients(runs[1][0], runs[0][0])
     for one, other in zip(runs[0][1], runs[1][1], strict=True):
         assert one.pop("lr") == other.pop("lr") and one == pytest.approx(other, rel=1e-5)
@@ -90,8 +111,10 @@ def test_without_a_box_in_the_batch_too(tokenizer, tmp_path: Path, monkeypatch) 
 
 
 def test_a_part_has_its_own_rows_and_nothing_of_the_others(tmp_path: Path, tokenizer) -> None:
-    dataset = seven_pictures(tmp_path)
-    loader = TrainLoader(dataset, tokenizer, steady_bundle(tokenizer).picture, options=LoaderOptions(batch_size=7))
+    dataset = seven_images(tmp_path)
+    loader = TrainLoader(
+        dataset, tokenizer, steady_bundle(tokenizer).image_format, options=LoaderOptions(batch_size=7)
+    )
     batch = next(loader.epoch(0))
     parts = batch.split(3)
     assert [part.indices for part in parts] == [batch.indices[:3], batch.indices[3:6], batch.indices[6:]]
@@ -99,19 +122,21 @@ def test_a_part_has_its_own_rows_and_nothing_of_the_others(tmp_path: Path, token
         for row in range(len(part.indices)):
             place = 3 * number + row
             assert part.prompts[row] is batch.prompts[place] and part.targets[row] is batch.targets[place]
-            assert part.pictures[row] is batch.pictures[place] and part.samples[row] is batch.samples[place]
+            assert part.images[row] is batch.images[place] and part.samples[row] is batch.samples[place]
             assert part.views[row] == batch.views[place] and part.sizes_hw[row] == batch.sizes_hw[place]
             real = int(batch.text.text_token_mask[place].sum())
             assert torch.equal(part.text.input_ids[row, :real], batch.text.input_ids[place, :real])
-            assert torch.equal(part.text.phrase_mask[row, :real, :real], batch.text.phrase_mask[place, :real, :real])
+            assert torch.equal(
+                part.text.phrase_mask[row, :real, :real], batch.text.phrase_mask[place, :real, :real]
+            )
         height, width = (max(size[axis] for size in part.sizes_hw) for axis in (0, 1))
-        assert part.images().shape == (len(part.indices), 3, height, width)
+        assert part.canvas().shape == (len(part.indices), 3, height, width)
     assert batch.split(7)[0].indices == batch.indices
 
 
 def test_denoising_of_a_part_has_the_slots_of_the_whole(tmp_path: Path, tokenizer) -> None:
     """Also a part without a box: its slots are background, as in the whole batch."""
-    loader = TrainLoader(seven_pictures(tmp_path), tokenizer, steady_bundle(tokenizer).picture)
+    loader = TrainLoader(seven_images(tmp_path), tokenizer, steady_bundle(tokenizer).image_format)
     targets = [target for batch in loader.epoch(0) for target in batch.targets]
     embedding = torch.nn.Embedding(6, 8)
     whole = denoising_queries(targets, embedding)

@@ -15,7 +15,7 @@ def trainable(network: torch.nn.Module) -> set[str]:
     return {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
 
 
-def test_pitfall_19_frozen_means_no_gradient_no_dropout_not_in_the_optimiser_nor_in_the_clip() -> None:
+def test_pitfall_19_frozen_means_no_gradient_no_dropout_not_in_the_optimizer_nor_in_the_clip() -> None:
     network = FakeNetwork()
     groups = [*TOWERS, ParamGroup(["neck", "encoder"], 0.5)]
     assert freeze(network, groups) == ["backbone", "language_model"]
@@ -26,7 +26,11 @@ def test_pitfall_19_frozen_means_no_gradient_no_dropout_not_in_the_optimiser_nor
         assert not any(p.requires_grad for p in tower.parameters())
     optimizer, parameters = build_optimizer(network, OptimizerConfig(), groups)
     in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert in_optimizer == {id(p) for p in parameters} == {id(p) for p in network.parameters() if p.requires_grad}
+    assert (
+        in_optimizer
+        == {id(p) for p in parameters}
+        == {id(p) for p in network.parameters() if p.requires_grad}
+    )
     assert trainable(network) == {"neck", "encoder", "decoder", "bbox_head"}
 
 

@@ -1,4 +1,4 @@
-"""Too little memory: the step is repeated in smaller parts, with the same result, and one picture too many ends the run."""
+"""Too little memory: the step is repeated in smaller parts, with the same result, and one image too many ends the run."""
 
 import dataclasses
 import os
@@ -12,8 +12,8 @@ import torch
 from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
 
 from groundtune.device import is_out_of_memory
-from groundtune.engine import measure
-from groundtune.engine.run import _Forward
+from groundtune.engine import validate as measure
+from groundtune.engine.setup import _Forward
 from groundtune.errors import OutOfMemory
 from groundtune.model.bundle import ModelBundle
 
@@ -43,10 +43,10 @@ def dropping(tokenizer) -> ModelBundle:
 
 
 def short_of_memory(monkeypatch, most: int, error: Exception = ERRORS[0], late: bool = False) -> list[int]:
-    """Forward passes of more than `most` pictures fail at their end; `late` ones only where all parts before are done.
+    """Forward passes of more than `most` images fail at their end; `late` ones only where all parts before are done.
 
     Returns:
-        The numbers of pictures of the passes, also those to come.
+        The numbers of images of the passes, also those to come.
     """
     seen: list[int] = []
     forward = _Forward.forward
@@ -77,7 +77,7 @@ def test_the_step_is_repeated_in_halves_and_equals_one_of_that_size(
 ) -> None:
     with monkeypatch.context() as patch:
         seen = short_of_memory(patch, most=8)
-        run(options(data, epochs=2, batch_size=8, micro_batch=2), bundle, tmp_path / "small")
+        run(options(data, epochs=2, batch_size=8, micro_batch_size=2), bundle, tmp_path / "small")
         assert seen == [2] * 8
     seen = short_of_memory(monkeypatch, most=3)
     found, watcher = dropping(tokenizer), Recorder()
@@ -86,8 +86,8 @@ def test_the_step_is_repeated_in_halves_and_equals_one_of_that_size(
     assert differing(weights(bundle), weights(found)) == []
     assert logged(tmp_path / "halved") == logged(tmp_path / "small")
     first, second = said(watcher)
-    assert "step 1, pictures at a time: 8 (64 × " in first and "from now on 4 at a time" in first
-    assert "step 1, pictures at a time: 4 (64 × " in second and "from now on 2 at a time" in second
+    assert "step 1, images at a time: 8 (64 × " in first and "from now on 4 at a time" in first
+    assert "step 1, images at a time: 4 (64 × " in second and "from now on 2 at a time" in second
     assert (tmp_path / "halved/train.log").read_text().count("Out of memory") == 2
 
 
@@ -97,10 +97,10 @@ def test_what_earlier_parts_of_the_failed_step_added_is_gone(
     """The second half of the first step fails, after the backward pass of the first."""
     with monkeypatch.context() as patch:
         short_of_memory(patch, most=8)
-        run(options(data, epochs=1, batch_size=8, micro_batch=2), bundle, tmp_path / "small")
+        run(options(data, epochs=1, batch_size=8, micro_batch_size=2), bundle, tmp_path / "small")
     seen = short_of_memory(monkeypatch, most=2, late=True)
     found = dropping(tokenizer)
-    run(options(data, epochs=1, batch_size=8, micro_batch=4), found, tmp_path / "halved")
+    run(options(data, epochs=1, batch_size=8, micro_batch_size=4), found, tmp_path / "halved")
     assert seen == [4, 4] + [2] * 4 and differing(weights(bundle), weights(found)) == []
 
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_begins_with_what_there_was_room_for(
     assert seen == [2] * 4
 
 
-def test_no_room_for_one_picture_ends_the_run_and_leaves_the_checkpoint(
+def test_no_room_for_one_image_ends_the_run_and_leaves_the_checkpoint(
     tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, monkeypatch
 ) -> None:
     config = options(data, epochs=2, batch_size=4)
@@ -142,7 +142,8 @@ def test_no_room_for_one_picture_ends_the_run_and_leaves_the_checkpoint(
 
         watcher = Full()
         with pytest.raises(
-            OutOfMemory, match=r"step 4, pictures at a time: 1 \(.*64.* pixels; .*\).*--short-side, --recompute"
+            OutOfMemory,
+            match=r"step 4, images at a time: 1 \(.*64.* pixels; .*\).*--short-side, --gradient-checkpointing",
         ) as error:
             run(config, found, tmp_path / "run", watcher)
     assert error.value.exit_code == 6 and seen[:3] == [4, 4, 4] and len(said(watcher)) == 2
@@ -153,7 +154,9 @@ def test_no_room_for_one_picture_ends_the_run_and_leaves_the_checkpoint(
     assert differing(weights(bundle), weights(resumed)) == []
 
 
-def test_other_errors_are_not_taken_for_it(tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch) -> None:
+def test_other_errors_are_not_taken_for_it(
+    tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch
+) -> None:
     short_of_memory(monkeypatch, most=1, error=RuntimeError("The size of tensor a (3) must match"))
     with pytest.raises(RuntimeError, match="size of tensor a"):
         run(options(data), bundle, tmp_path / "run")
@@ -161,11 +164,11 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path, data: Path, bundle: M
 
 @pytest.mark.slow
 def test_a_real_limit_of_the_address_space(tmp_path: Path) -> None:
-    """In a process of its own: a step of eight pictures does not fit into what is left, one of fewer does."""
+    """In a process of its own: a step of eight images does not fit into what is left, one of fewer does."""
     here = Path(__file__).parent
     command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "550"]
     paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths)
     assert found.returncode == 0, found.stderr[-3000:]
-    assert "Out of memory in step 1, pictures at a time: 8 (" in found.stdout
+    assert "Out of memory in step 1, images at a time: 8 (" in found.stdout
     assert found.stdout.splitlines()[-1] == "steps [1, 2]"

@@ -19,11 +19,11 @@ from groundtune.cli import main
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_captioned_scenes
-from groundtune.engine import ray_stream
 from groundtune.engine.evaluate import evaluate
 from groundtune.engine.ray_evaluation import evaluate_on_ray
-from groundtune.engine.ray_stream import RayPool, on_ray
 from groundtune.errors import ConfigError, DataError, GroundtuneError
+from groundtune.predict import ray as ray_stream
+from groundtune.predict.ray import RayPool, on_ray
 
 POOL = RayPool("local", workers=3, gpus=False)
 
@@ -38,9 +38,9 @@ def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch, tokenizer, c
 
 @pytest.fixture(scope="module")
 def ray():
-    """Ray on this machine with three CPUs, whatever it has; the pictures of a run started here share it."""
+    """Ray on this machine with three CPUs, whatever it has; the images of a run started here share it."""
     pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
-    from groundtune.engine.ray_stream import _connect, _ray
+    from groundtune.predict.ray import _connect, _ray
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the workers: the last bits depend on it
@@ -91,17 +91,17 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tokenizer, ray) 
     assert found == alone
 
 
-def read(folder: Path, kind: str, pictures: int) -> Dataset:
+def read(folder: Path, kind: str, images: int) -> Dataset:
     if kind == "captions":
-        write_captioned_scenes(folder / "data", train=1, valid=pictures, size=64, seed=0)
+        write_captioned_scenes(folder / "data", train=1, valid=images, size=64, seed=0)
         return load_splits(folder / "data")["valid"]
-    return load_splits(scenes(folder / "data", train=1, valid=pictures))["valid"]
+    return load_splits(scenes(folder / "data", train=1, valid=images))["valid"]
 
 
 @pytest.mark.slow
-def test_a_picture_that_a_worker_cannot_read_is_named(tmp_path: Path, tokenizer, ray) -> None:
+def test_an_image_that_a_worker_cannot_read_is_named(tmp_path: Path, tokenizer, ray) -> None:
     data = read(tmp_path, "classes", 3)
-    data.samples[1].image_path.write_bytes(b"no picture")
+    data.samples[1].image_path.write_bytes(b"no image")
     with pytest.raises(DataError, match=data.samples[1].image_path.name):
         evaluate_on_ray(tiny_bundle(tokenizer), data, POOL, batch_size=1, device="cpu")
 
@@ -128,18 +128,27 @@ def test_a_job_that_kills_every_worker_does_not_go_round_for_ever(ray, monkeypat
 
 
 @pytest.mark.slow
-def test_labelling_gives_the_same_data_set_and_names_what_cannot_be_read(tmp_path: Path, tokenizer, ray) -> None:
-    pictures = scenes(tmp_path / "data", train=5, valid=1) / "train"
-    (pictures / "broken.jpg").write_bytes(b"no picture")
+def test_labeling_gives_the_same_data_set_and_names_what_cannot_be_read(
+    tmp_path: Path, tokenizer, ray
+) -> None:
+    images = scenes(tmp_path / "data", train=5, valid=1) / "train"
+    (images / "broken.jpg").write_bytes(b"no image")
     bundle = tiny_bundle(tokenizer)
     bundle.source = "tiny"
     given = {"classes": ["red circle", "cat"], "threshold": 0.0, "batch_size": 2, "device": "cpu"}
     for out, more in (("alone", {}), ("shared", {"ray": "local", "ray_workers": 3})):
-        done = api.label(api.Model(bundle, "cpu", "fp32"), [pictures], out=tmp_path / out, **given, **more)
+        done = api.label(
+            api.Model(bundle, "cpu", "fp32"), [images], output_dir=tmp_path / out, **given, **more
+        )
         assert [Path(path).name for path in done.unreadable] == ["broken.jpg"]
-        assert done.written.pictures == {"train": 5} and done.written.boxes["train"] > 5
-    written = [json.loads((tmp_path / out / "train/_annotations.coco.json").read_text()) for out in ("alone", "shared")]
-    boxes = [sorted((row["image_id"], row["bbox"], row["score"]) for row in one["annotations"]) for one in written]
+        assert done.written.images == {"train": 5} and done.written.boxes["train"] > 5
+    written = [
+        json.loads((tmp_path / out / "train/_annotations.coco.json").read_text())
+        for out in ("alone", "shared")
+    ]
+    boxes = [
+        sorted((row["image_id"], row["bbox"], row["score"]) for row in one["annotations"]) for one in written
+    ]
     assert boxes[0] == boxes[1]
 
 
@@ -165,4 +174,4 @@ def test_from_the_command_line(tmp_path: Path, capfd, monkeypatch) -> None:
     assert main([*line, "--ray", "local", "--ray-workers", "3"]) == 0
     printed, said = capfd.readouterr()
     assert printed == alone and not ray.is_initialized()
-    assert [line for line in said.splitlines() if not re.fullmatch(r"evaluating \d/3 pictures", line)] == []
+    assert [line for line in said.splitlines() if not re.fullmatch(r"evaluating \d/3 images", line)] == []

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from groundtune.engine.record import RunFolder, disk_faults, replacing
+from groundtune.engine.run_folder import RunFolder, disk_faults
 from groundtune.errors import CheckpointError, ConfigError
+from groundtune.files import replacing
 
 
 def test_writes_lines_and_whole_files(tmp_path: Path) -> None:
@@ -19,11 +20,19 @@ def test_writes_lines_and_whole_files(tmp_path: Path) -> None:
     folder.json("metrics.json", {"a": 1})
     folder.json("metrics.json", {"b": [1, 2]}, indent=None)
     path = folder.path
-    assert [line.split(" ", 2)[2] for line in (path / "train.log").read_text("utf-8").splitlines()] == ["Äpfel", "zwei"]
+    assert [line.split(" ", 2)[2] for line in (path / "train.log").read_text("utf-8").splitlines()] == [
+        "Äpfel",
+        "zwei",
+    ]
     assert (path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n{"step": 2}\n'
     assert (path / "metrics.json").read_text() == '{"b": [1, 2]}\n'
     assert folder.checkpoint("last") == path / "checkpoints" / "last.pt" and (path / "checkpoints").is_dir()
-    assert {entry.name for entry in path.iterdir()} == {"train.log", "metrics.jsonl", "metrics.json", "checkpoints"}
+    assert {entry.name for entry in path.iterdir()} == {
+        "train.log",
+        "metrics.jsonl",
+        "metrics.json",
+        "checkpoints",
+    }
 
 
 def test_pitfall_25_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
@@ -63,12 +72,15 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "kept"), [((0, 0), 1), ((0, -1), 0), ((0, 2), 3), ((1, 2), 4), ((1, 3), 5), ((2, 3), 6), ((9, 9), 6)]
+    ("place", "kept"),
+    [((0, 0), 1), ((0, -1), 0), ((0, 2), 3), ((1, 2), 4), ((1, 3), 5), ((2, 3), 6), ((9, 9), 6)],
 )
 def test_forget_after(tmp_path: Path, place: tuple[int, int], kept: int) -> None:
     """Two steps an epoch, the evaluation after it has the next one's number. The line that a crash cut off goes."""
     folder = RunFolder(tmp_path, resume=False)
-    lines = [{"step": step, "epoch": epoch} for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (2, 3))]
+    lines = [
+        {"step": step, "epoch": epoch} for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (2, 3))
+    ]
     for line in lines:
         folder.metrics(line)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -104,14 +116,18 @@ def test_leftovers_of_a_killed_run_go_when_it_goes_on_and_nothing_else(tmp_path:
     assert left == {"checkpoints", "checkpoints/last.pt", "model", "model/y", ".mine"}
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
+    tmp_path: Path, monkeypatch
+) -> None:
     seen: list[str] = []
     kept = os.fsync, os.replace
 
     def note(doing: str, path: str) -> None:
         seen.append(f"{doing} {Path(path).name}")
 
-    monkeypatch.setattr(os, "fsync", lambda fd: (note("sync", os.readlink(f"/proc/self/fd/{fd}")), kept[0](fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (note("sync", os.readlink(f"/proc/self/fd/{fd}")), kept[0](fd))
+    )
     monkeypatch.setattr(os, "replace", lambda old, new: (note("rename", str(old)), kept[1](old, new)))
     (tmp_path / "folder").mkdir()
     for _ in range(2):

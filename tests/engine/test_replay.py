@@ -1,4 +1,4 @@
-"""`--replay self`: what the model finds beside the boxes joins them, and nothing else changes."""
+"""`--self-distillation`: what the model finds beside the boxes joins them, and nothing else changes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,20 @@ from engine_runs import CLASSES, CPU, Recorder, options, run, scenes, tiny_bundl
 
 from groundtune.data.loader import LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset, Sample
-from groundtune.engine import replay
-from groundtune.postprocess import PictureDetections
+from groundtune.engine import forgetting as replay
+from groundtune.predict.postprocess import ImageDetections
 
-NAMES = ["white king", "white rook", "black king", "black pawn"]  # so "white pawn" and "black rook" are likely
+NAMES = [
+    "white king",
+    "white rook",
+    "black king",
+    "black pawn",
+]  # so "white pawn" and "black rook" are likely
 
 
-def picture(number: int, boxes: list[tuple[float, ...]], classes: list[int], crowd: list[bool] | None = None) -> Sample:
+def image(
+    number: int, boxes: list[tuple[float, ...]], classes: list[int], crowd: list[bool] | None = None
+) -> Sample:
     return Sample(
         image_path=Path(f"{number}.png"),
         image_id=number,
@@ -28,25 +35,27 @@ def picture(number: int, boxes: list[tuple[float, ...]], classes: list[int], cro
     )
 
 
-def detections(*rows: tuple[tuple[float, ...], float, int]) -> PictureDetections:
+def detections(*rows: tuple[tuple[float, ...], float, int]) -> ImageDetections:
     boxes, scores, classes = zip(*rows, strict=True) if rows else ((), (), ())
-    return PictureDetections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(classes).long())
+    return ImageDetections(
+        torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(classes).long()
+    )
 
 
 A, B, C, D = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0), (60.0, 0.0, 70.0, 10.0)
 
 
 def replayed(
-    samples: list[Sample], own: list[PictureDetections], other: list[PictureDetections], monkeypatch
+    samples: list[Sample], own: list[ImageDetections], other: list[ImageDetections], monkeypatch
 ) -> Dataset:
     monkeypatch.setattr(replay, "detect_groups", lambda *_: [own, other])
     dataset = Dataset("train", Path("."), list(NAMES), samples, [3, 1, 7, 2])
-    return replay.add_own_detections(SimpleNamespace(), dataset, CPU, 4, Recorder())
+    return replay.add_self_distillation(SimpleNamespace(), dataset, CPU, 4, Recorder())
 
 
 def test_detections_away_from_the_boxes_join_with_their_relative_confidence(monkeypatch) -> None:
-    """The labelled boxes score 0.8, 0.4 and 0.3 under their names: 0.4 counts as 1, below 0.2 is left out."""
-    samples = [picture(1, [A, B], [0, 1]), picture(2, [A], [2])]
+    """The labeled boxes score 0.8, 0.4 and 0.3 under their names: 0.4 counts as 1, below 0.2 is left out."""
+    samples = [image(1, [A, B], [0, 1]), image(2, [A], [2])]
     own = [
         detections((A, 0.9, 1), (A, 0.8, 0), (B, 0.4, 1)),  # the best one of A has another name
         detections((A, 0.3, 2), (D, 0.2, 2)),
@@ -67,13 +76,17 @@ def test_detections_away_from_the_boxes_join_with_their_relative_confidence(monk
     assert second.class_ids.tolist() == [2] and second.annotated == {0, 1, 2, 3}
 
 
-def test_a_name_that_was_found_is_asked_for_in_its_pictures_only(monkeypatch, tokenizer) -> None:
-    samples = [picture(1, [A], [0]), picture(2, [A], [0])]
+def test_a_name_that_was_found_is_asked_for_in_its_images_only(monkeypatch, tokenizer) -> None:
+    samples = [image(1, [A], [0]), image(2, [A], [0])]
     own = [detections((A, 0.5, 0))] * 2
     found = replayed(samples, own, [detections((C, 0.5, 0)), detections()], monkeypatch)
     bundle = tiny_bundle(tokenizer)
     loader = TrainLoader(
-        found, tokenizer, bundle.picture, options=LoaderOptions(batch_size=2), needs_pixels=lambda *_: False
+        found,
+        tokenizer,
+        bundle.image_format,
+        options=LoaderOptions(batch_size=2),
+        needs_pixels=lambda *_: False,
     )
     asked: dict[int, set[str]] = {0: set(), 1: set()}
     for epoch in range(20):
@@ -86,20 +99,22 @@ def test_a_name_that_was_found_is_asked_for_in_its_pictures_only(monkeypatch, to
 
 
 def test_a_run_keeps_its_own_classes_and_measures_only_them(tmp_path: Path, tokenizer, monkeypatch) -> None:
-    """Also where the detections add boxes of a new class to every picture."""
+    """Also where the detections add boxes of a new class to every image."""
     data = scenes(tmp_path / "data", train=4, valid=2)
-    everything = replay._unlabelled
-    monkeypatch.setattr(replay, "_unlabelled", lambda sample, found, *rest: everything(sample, found, 0.0, 0)[:2])
+    everything = replay._unlabeled
+    monkeypatch.setattr(
+        replay, "_unlabeled", lambda sample, found, *rest: everything(sample, found, 0.0, 0)[:2]
+    )
     bundle, recorder = tiny_bundle(tokenizer), Recorder()
-    result = run(options(data, replay=["self"], epochs=1), bundle, tmp_path / "run", recorder)
+    result = run(options(data, rehearsal=["self"], epochs=1), bundle, tmp_path / "run", recorder)
     assert bundle.classes == CLASSES == list(result.per_class)
     told = [text for kind, text in recorder.events if kind == "message"]
-    assert any("8 objects that nobody labelled" in text for text in told)
+    assert any("8 objects that nobody labeled" in text for text in told)
 
 
 def test_resuming_a_run_with_replay_equals_the_uninterrupted_one(tmp_path: Path, tokenizer) -> None:
     data = scenes(tmp_path / "data", train=4, valid=2)
-    config = options(data, replay=["self"])
+    config = options(data, rehearsal=["self"])
     whole = run(config, tiny_bundle(tokenizer), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(config, tiny_bundle(tokenizer), tmp_path / "cut", Recorder(stop_at=3))

@@ -51,18 +51,23 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     ("changed", "stop", "first"),
     [
         pytest.param({}, Recorder(stop_at=5), 4, id="in the second epoch"),
-        pytest.param({"save_every": 1, "log_every": 4}, Recorder(stop_at=6), 6, id="between two lines"),
-        pytest.param({"ema": 0.9, "save_every": 2}, Recorder(stop_at=6), 5, id="average"),
-        pytest.param({"cache_features": True, "save_every": 2}, Recorder(stop_at=4), 4, id="cached features"),
-        pytest.param({"cache_features": True, "ema": 0.9, "workers": 2}, StopsAtMetrics(), 4, id="between two files"),
-        pytest.param({"precision": "bf16", "save_every": 5}, Recorder(stop_at=6), 6, id="bf16"),
+        pytest.param({"save_steps": 1, "log_steps": 4}, Recorder(stop_at=6), 6, id="between two lines"),
+        pytest.param({"ema_decay": 0.9, "save_steps": 2}, Recorder(stop_at=6), 5, id="average"),
+        pytest.param({"cache_features": True, "save_steps": 2}, Recorder(stop_at=4), 4, id="cached features"),
+        pytest.param(
+            {"cache_features": True, "ema_decay": 0.9, "workers": 2},
+            StopsAtMetrics(),
+            4,
+            id="between two files",
+        ),
+        pytest.param({"precision": "bf16", "save_steps": 5}, Recorder(stop_at=6), 6, id="bf16"),
     ],
 )
 def test_resume_equals_uninterrupted(
     tmp_path: Path, data: Path, tokenizer, changed: dict[str, Any], stop, first: int, monkeypatch
 ) -> None:
     """Bit for bit, with dropout on."""
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", evaluate_arbitrarily)
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", evaluate_arbitrarily)
     config = options(data, epochs=3, **changed)
     sizes = {"dropout": 0.1, "fusion_droppath": 0.1}
     whole, parts = tiny_bundle(tokenizer, **sizes), tiny_bundle(tokenizer, **sizes)
@@ -122,17 +127,19 @@ def test_a_finished_run_without_its_states_is_not_finished(tmp_path: Path, data:
 
 def test_changed_options_are_all_listed_and_nothing_is_written(stopped: Path, data: Path, tokenizer) -> None:
     before = snapshot(stopped)
-    config = options(data, resume=str(stopped), epochs=4, lr=5e-4, flip=0.25, log_every=7, workers=1)
+    config = options(data, resume=str(stopped), epochs=4, lr=5e-4, flip=0.25, log_steps=7, workers=1)
     with pytest.raises(ConfigError) as error:
         run(config, tiny_bundle(tokenizer), stopped)
     text = str(error.value)
     for part in ("epochs was 2 and is now 4", "flip was 0.5 and is now 0.25", "optimizer was", "0.0005"):
         assert part in text
-    assert "log_every" not in text and "workers" not in text  # these do not change what is computed
+    assert "log_steps" not in text and "workers" not in text  # these do not change what is computed
     assert snapshot(stopped) == before
 
 
-def test_a_run_from_before_an_option_existed_goes_on(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
+def test_a_run_from_before_an_option_existed_goes_on(
+    tmp_path: Path, stopped: Path, data: Path, tokenizer
+) -> None:
     older = tmp_path / "older"
     shutil.copytree(stopped, older)
     state = torch.load(older / "checkpoints/last.pt", weights_only=True)
@@ -143,7 +150,9 @@ def test_a_run_from_before_an_option_existed_goes_on(tmp_path: Path, stopped: Pa
 
 def test_changed_data_are_refused(tmp_path: Path, stopped: Path, tokenizer) -> None:
     config = options(scenes(tmp_path / "other", train=4, classes=CLASSES[::-1]), resume=str(stopped))
-    with pytest.raises(ConfigError, match=r"(?s)classes were .*'red circle', .*there were 5 training pictures, now 4"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)classes were .*'red circle', .*there were 5 training images, now 4"
+    ):
         run(config, tiny_bundle(tokenizer), stopped)
 
 
@@ -162,13 +171,15 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path, stopped: Path, data: Pa
 
 def test_free_options_may_change_and_are_listed(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
     out, watcher = shutil.copytree(stopped, tmp_path / "run"), Recorder()
-    run(options(data, resume=str(out), workers=1, log_every=7), tiny_bundle(tokenizer), out, watcher)
-    line = "Taken from now: workers 1 (was 0), log_every 7 (was 1); all else is kept from the run."
+    run(options(data, resume=str(out), workers=1, log_steps=7), tiny_bundle(tokenizer), out, watcher)
+    line = "Taken from now: workers 1 (was 0), log_steps 7 (was 1); all else is kept from the run."
     assert ("message", line) in watcher.events and line in (out / "train.log").read_text()
 
 
 @pytest.mark.parametrize("state", ["weights", "other model", "other version"])
-def test_a_state_that_cannot_be_used(tmp_path: Path, stopped: Path, data: Path, tokenizer, state: str) -> None:
+def test_a_state_that_cannot_be_used(
+    tmp_path: Path, stopped: Path, data: Path, tokenizer, state: str
+) -> None:
     out = shutil.copytree(stopped, tmp_path / "run")
     bundle = tiny_bundle(tokenizer, ffn_dim=32) if state == "other model" else tiny_bundle(tokenizer)
     if state == "weights":
@@ -177,9 +188,11 @@ def test_a_state_that_cannot_be_used(tmp_path: Path, stopped: Path, data: Path, 
         checkpoint.save_state(
             checkpoint.load_state(out / "checkpoints/last.pt") | {"schedule": 3}, out / "checkpoints/last.pt"
         )
-    message = {"weights": "weights only", "other model": "does not fit this model", "other version": "or version"}[
-        state
-    ]
+    message = {
+        "weights": "weights only",
+        "other model": "does not fit this model",
+        "other version": "or version",
+    }[state]
     with pytest.raises(CheckpointError, match=message):
         run(options(data, resume=str(out)), bundle, out)
 
@@ -198,7 +211,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.fixture(scope="module")
 def saved(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[TrainConfig, Path, Path]:
     """Options that save each step; the folder of a whole run, and of one that was stopped in step 6 of 6."""
-    config, folder = options(data, save_every=1, ema=0.9), tmp_path_factory.mktemp("saved")
+    config, folder = options(data, save_steps=1, ema_decay=0.9), tmp_path_factory.mktemp("saved")
     run(config, tiny_bundle(tokenizer), folder / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(config, tiny_bundle(tokenizer), folder / "stopped", Recorder(stop_at=6))
@@ -216,7 +229,9 @@ def saved(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tu
     ],
     ids=["bit", "cut", "gone", "both", "killed before the first"],
 )
-def test_a_damaged_checkpoint_falls_back(tmp_path: Path, tokenizer, saved, faults: dict[str, str], first: int) -> None:
+def test_a_damaged_checkpoint_falls_back(
+    tmp_path: Path, tokenizer, saved, faults: dict[str, str], first: int
+) -> None:
     """To the one before, or the beginning; and ends equal to the uninterrupted run."""
     config, whole, out, watcher = saved[0], saved[1], shutil.copytree(saved[2], tmp_path / "run"), Recorder()
     for name, how in faults.items():
@@ -248,7 +263,7 @@ def test_a_damaged_best_file_gives_way_to_the_newest_average(
     """The first epoch was the best; its weights are lost, and the second's are measured and kept in its place."""
     aps = iter([0.1, 0.9, 0.4, 0.4])
     monkeypatch.setattr(
-        "groundtune.engine.measure.evaluate",
+        "groundtune.engine.validate.evaluate",
         lambda *args, **kwargs: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}]),
     )
     bundle, out = tiny_bundle(tokenizer), tmp_path / "run"
@@ -265,12 +280,19 @@ def test_a_damaged_best_file_gives_way_to_the_newest_average(
     watcher = Damager()
     if fault == "other step":
         aps = iter([0.1, 0.9, 0.4])
-        with pytest.raises(StopIteration):  # the file that replaces it was tampered with again: only the message counts
-            run(options(data, ema=0.5), bundle, out, watcher)
+        with pytest.raises(
+            StopIteration
+        ):  # the file that replaces it was tampered with again: only the message counts
+            run(options(data, ema_decay=0.5), bundle, out, watcher)
         return
-    result = run(options(data, ema=0.5), bundle, out, watcher)
-    assert any("Taking the newest weights" in str(value) for name, value in watcher.events if name == "message")
-    assert result.metrics == {"valid/AP": 0.4} and json.loads((out / "metrics.json").read_text())["best_step"] == 6
+    result = run(options(data, ema_decay=0.5), bundle, out, watcher)
+    assert any(
+        "Taking the newest weights" in str(value) for name, value in watcher.events if name == "message"
+    )
+    assert (
+        result.metrics == {"valid/AP": 0.4}
+        and json.loads((out / "metrics.json").read_text())["best_step"] == 6
+    )
     average = torch.load(out / "checkpoints/last.pt", weights_only=True)["average"]
     found = weights(bundle)
     assert average and all(torch.equal(found[name], value) for name, value in average.items())

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from coco_files import coco, picture, write
+from coco_files import coco, image, write
 from engine_runs import CLASSES, Recorder, differing, options, run, scenes, tiny_bundle, weights
 
-from groundtune.commands import read_retained, resolve_training, run_training
+from groundtune.commands import read_retention_data, resolve_training, run_training
 from groundtune.data.sample import Dataset
 from groundtune.engine.evaluate import Evaluation, evaluate
 from groundtune.errors import DataError
-from groundtune.metrics.retention import retention
+from groundtune.metrics.grounding import retention
 from groundtune.model.bundle import ModelBundle
 
 
@@ -46,24 +46,30 @@ def test_before_the_first_step_and_with_the_best_weights(
     """The first of two epochs is the best."""
     watched, bundle = Watched([0.5, 0.1, 0.4, 0.3, 0.2]), tiny_bundle(tokenizer)
     before = weights(bundle)
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", watched)
-    result = run(options(data, retain=[str(other)]), bundle, tmp_path / "run")
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", watched)
+    result = run(options(data, retention_data=[str(other)]), bundle, tmp_path / "run")
     assert [name for name, _ in watched.asked] == ["other", "data", "data", "data", "other"]
     assert "purple cross" in watched.asked[0][1] and watched.asked[0] == watched.asked[4]
     assert [name for name in differing(watched.weights[0], before) if "label_embedding" not in name] == []
-    assert differing(watched.weights[4], watched.weights[2]) == [] and differing(watched.weights[4], watched.weights[3])
+    assert differing(watched.weights[4], watched.weights[2]) == [] and differing(
+        watched.weights[4], watched.weights[3]
+    )
     numbers = json.loads((tmp_path / "run/metrics.json").read_text())["retained"]
     assert numbers == result.retained and list(numbers) == ["other"]
     assert numbers["other"]["before"]["AP"] == 0.5 and numbers["other"]["after"]["AP"] == 0.2
     assert numbers["other"]["after"].keys() == numbers["other"]["before"].keys() > {"AP50", "AR100"}
     log = (tmp_path / "run/train.log").read_text()
-    assert "retained other, before training: AP 0.5," in log and "retained other, after training: AP 0.2," in log
+    assert (
+        "retained other, before training: AP 0.5," in log and "retained other, after training: AP 0.2," in log
+    )
 
 
-def test_retaining_changes_nothing_of_the_training(tmp_path: Path, data: Path, other: Path, tokenizer) -> None:
+def test_retaining_changes_nothing_of_the_training(
+    tmp_path: Path, data: Path, other: Path, tokenizer
+) -> None:
     without, retaining = tiny_bundle(tokenizer, dropout=0.1), tiny_bundle(tokenizer, dropout=0.1)
     assert run(options(data), without, tmp_path / "without").retained == {}
-    run(options(data, retain=[str(other)]), retaining, tmp_path / "retaining")
+    run(options(data, retention_data=[str(other)]), retaining, tmp_path / "retaining")
     assert differing(weights(without), weights(retaining)) == []
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("without", "retaining")]
     assert lines[0] == lines[1]
@@ -72,7 +78,7 @@ def test_retaining_changes_nothing_of_the_training(tmp_path: Path, data: Path, o
 def test_a_resumed_run_does_not_measure_the_start_again(
     tmp_path: Path, data: Path, other: Path, tokenizer, monkeypatch
 ) -> None:
-    config, out = options(data, retain=[str(other)]), tmp_path / "run"
+    config, out = options(data, retention_data=[str(other)]), tmp_path / "run"
     whole = run(config, tiny_bundle(tokenizer), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(config, tiny_bundle(tokenizer), out, Recorder(stop_at=5))
@@ -82,7 +88,7 @@ def test_a_resumed_run_does_not_measure_the_start_again(
         asked.append(dataset.root.name)
         return evaluate(bundle, dataset, **options)
 
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", watched)
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", watched)
     config.resume = str(out)
     assert run(config, tiny_bundle(tokenizer), out).retained == whole.retained
     assert asked == ["data", "other"]
@@ -92,23 +98,24 @@ def one_class(folder: Path, *splits: str, boxes: bool = True) -> Path:
     for split in splits:
         rows = [(1, 1, [1, 1, 5, 5])] if boxes else []
         write(folder / split / "_annotations.coco.json", coco([f"{split}.png"], rows, [(1, "cat")]))
-        picture(folder / split / f"{split}.png")
+        image(folder / split / f"{split}.png")
     return folder
 
 
 @pytest.mark.parametrize(
-    ("splits", "expected"), [(("train", "valid", "test"), "valid"), (("train", "test"), "test"), (("train",), "train")]
+    ("splits", "expected"),
+    [(("train", "valid", "test"), "valid"), (("train", "test"), "test"), (("train",), "train")],
 )
 def test_the_split_to_measure(tmp_path: Path, splits: tuple[str, ...], expected: str) -> None:
-    """No valid split is held out: the pictures of train would be only a part of them."""
-    found = read_retained([str(one_class(tmp_path / "cats", *splits))])
+    """No valid split is held out: the images of train would be only a part of them."""
+    found = read_retention_data([str(one_class(tmp_path / "cats", *splits))])
     assert [(name, dataset.name) for name, dataset in found.items()] == [("cats", expected)]
 
 
 def test_two_sets_of_one_name_and_a_file(tmp_path: Path) -> None:
     paths = [str(one_class(tmp_path / place / "cats", "test")) for place in ("a", "b")]
     file = f"{paths[0]}/test/_annotations.coco.json"
-    assert list(read_retained([*paths, file])) == ["cats", paths[1], "_annotations.coco.json"]
+    assert list(read_retention_data([*paths, file])) == ["cats", paths[1], "_annotations.coco.json"]
 
 
 def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
@@ -119,10 +126,17 @@ def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
         (str(tmp_path / "gone"), "gone does not exist"),
         (nothing, "retain: .*'valid' of .*no boxes"),
     ):
-        given = {"data": str(data), "out": str(tmp_path / "run"), "retain": f"{data},{path}", "device": "cpu"}
+        given = {
+            "data": str(data),
+            "out": str(tmp_path / "run"),
+            "retention_data": f"{data},{path}",
+            "device": "cpu",
+        }
         bundle = tiny_bundle(tokenizer)
         with pytest.raises(DataError, match=message):
-            run_training(resolve_training(given, None, where="test", bundle=bundle), Recorder(), bundle=bundle)
+            run_training(
+                resolve_training(given, None, where="test", bundle=bundle), Recorder(), bundle=bundle
+            )
         assert not (tmp_path / "run").exists()
 
 
@@ -139,4 +153,6 @@ def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
 )
 def test_the_share_that_is_kept(before: dict, after: dict, expected: tuple) -> None:
     found = retention({"before": before, "after": after})
-    assert found[:3] == expected[:3] and found[3] == (None if expected[3] is None else pytest.approx(expected[3]))
+    assert found[:3] == expected[:3] and found[3] == (
+        None if expected[3] is None else pytest.approx(expected[3])
+    )

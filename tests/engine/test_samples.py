@@ -1,4 +1,4 @@
-"""The pictures that a run shows before its first step."""
+"""The images that a run shows before its first step."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from engine_runs import Recorder, options, run, scenes, tiny_bundle
 from PIL import Image
 
+from groundtune.contracts import ImageFormat
 from groundtune.data.loader import LoaderOptions, TrainLoader
 from groundtune.data.sample import Dataset, Sample
-from groundtune.data.transforms import PictureFormat
-from groundtune.engine.samples import write_samples
+from groundtune.engine.run_folder import write_samples
 
 
 def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokenizer) -> None:
@@ -28,16 +28,20 @@ def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokeniz
         crowd=np.array([False, False]),
     )
     dataset = Dataset(
-        name="train", root=tmp_path, class_names=["cat", "remote control"], samples=[sample] * 3, category_ids=[1, 2]
+        name="train",
+        root=tmp_path,
+        class_names=["cat", "remote control"],
+        samples=[sample] * 3,
+        category_ids=[1, 2],
     )
-    fmt = PictureFormat(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), short_side=100, max_side=200)
+    fmt = ImageFormat(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), short_side=100, max_side=200)
     plain = LoaderOptions(batch_size=2, flip=1.0, shuffle_classes=False, negative_probability=0.0)
     write_samples(TrainLoader(dataset, tokenizer, fmt, options=plain), tmp_path / "samples", most=3)
     records = json.loads((tmp_path / "samples" / "samples.json").read_text())
     assert [record["file"] for record in records] == ["01.jpg", "02.jpg", "03.jpg"]
     assert records[0] == records[2] | {"file": "01.jpg"} == {
         "file": "01.jpg",
-        "picture": "a.png",
+        "image": "a.png",
         "size_hw": [100, 200],
         "prompt": "cat. remote control. ",
         "boxes": [
@@ -48,7 +52,7 @@ def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokeniz
     shown = np.asarray(Image.open(tmp_path / "samples" / "01.jpg")).astype(int)
     assert shown.shape == (100, 200, 3)
     assert np.abs(shown[90:, :90] - 40).max() < 20 and np.abs(shown[90:, 110:] - 200).max() < 20
-    edges = {1: shown[60, 80], 2: shown[30, 180]}  # the right edge of each box, in the colour of its phrase
+    edges = {1: shown[60, 80], 2: shown[30, 180]}  # the right edge of each box, in the color of its phrase
     assert np.abs(edges[1] - [230, 159, 0]).max() < 60 and np.abs(edges[2] - [86, 180, 233]).max() < 60
 
 
@@ -56,7 +60,7 @@ def test_a_run_writes_them_once(tmp_path: Path, tokenizer) -> None:
     data, out = scenes(tmp_path / "data"), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(options(data, cache_features=True), tiny_bundle(tokenizer), out, Recorder(stop_at=4))
-    assert len(list((out / "samples").glob("*.jpg"))) == 5  # all training pictures
+    assert len(list((out / "samples").glob("*.jpg"))) == 5  # all training images
     (out / "samples" / "samples.json").write_text("mine")
     run(options(data, cache_features=True, resume=str(out)), tiny_bundle(tokenizer), out)
     assert (out / "samples" / "samples.json").read_text() == "mine"

@@ -15,10 +15,10 @@ from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_captioned_scenes
 from groundtune.engine.distributed import from_main, gather
 from groundtune.engine.evaluate import Evaluation, evaluate
-from groundtune.engine.features import FeatureCache
 from groundtune.engine.optim import freeze
 from groundtune.errors import DataError, GroundtuneError
 from groundtune.model.bundle import ModelBundle
+from groundtune.predict.features import FeatureCache
 
 Work = Callable[[int], Any]
 
@@ -27,7 +27,11 @@ def _process(rank: int, count: int, port: int, work: Work, folder: Path) -> None
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(
-            "gloo", f"tcp://127.0.0.1:{port}", world_size=count, rank=rank, timeout=torch.distributed.default_pg_timeout
+            "gloo",
+            f"tcp://127.0.0.1:{port}",
+            world_size=count,
+            rank=rank,
+            timeout=torch.distributed.default_pg_timeout,
         )
         torch.save(work(rank), folder / f"{rank}.pt")
         torch.distributed.destroy_process_group()
@@ -43,14 +47,18 @@ def in_processes(count: int, work: Work, folder: Path) -> list[Any]:
         port = free.getsockname()[1]
     folder.mkdir()
     context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=_process, args=(rank, count, port, work, folder)) for rank in range(count)]
+    processes = [
+        context.Process(target=_process, args=(rank, count, port, work, folder)) for rank in range(count)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
         process.kill()
     failed = "\n".join(file.read_text() for file in folder.glob("*.txt"))
-    assert [process.exitcode for process in processes] == [0] * count, failed or "the processes wait for each other"
+    assert [process.exitcode for process in processes] == [0] * count, (
+        failed or "the processes wait for each other"
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
@@ -83,7 +91,7 @@ def bundle(tokenizer) -> ModelBundle:
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("kind", ["classes", "captions"])
 def test_processes_evaluate_to_the_same_bits(request, tmp_path: Path, bundle, kind: str, count: int) -> None:
-    """Seven pictures by two: shares of 4 and 3 or of 3, 2 and 2. By four: one process of three has none."""
+    """Seven images by two: shares of 4 and 3 or of 3, 2 and 2. By four: one process of three has none."""
     data = request.getfixturevalue(kind)
 
     def work(rank: int) -> list[Evaluation]:
@@ -115,7 +123,7 @@ def test_phrases_are_met_in_the_company_of_their_batch_only(bundle, captions) ->
     assert changed != evaluate(bundle, captions, device=CPU)
 
 
-def test_each_picture_is_computed_once_and_its_features_are_kept(tmp_path: Path, tokenizer, classes) -> None:
+def test_each_image_is_computed_once_and_its_features_are_kept(tmp_path: Path, tokenizer, classes) -> None:
     bundle = tiny_bundle(tokenizer)
     freeze(bundle.network, TOWERS)
 
@@ -124,7 +132,8 @@ def test_each_picture_is_computed_once_and_its_features_are_kept(tmp_path: Path,
         extract = bundle.network.extract_features
         bundle.network.extract_features = lambda *given: computed.append(len(given[0])) or extract(*given)
         found = [
-            evaluate(bundle, classes, batch_size=2, device=CPU, features=cache, progress=watcher) for _ in range(2)
+            evaluate(bundle, classes, batch_size=2, device=CPU, features=cache, progress=watcher)
+            for _ in range(2)
         ]
         return found, computed, [done for _, done in watcher.events]
 
@@ -135,13 +144,13 @@ def test_each_picture_is_computed_once_and_its_features_are_kept(tmp_path: Path,
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_a_picture_that_one_process_cannot_read(tmp_path: Path, tokenizer, broken: int) -> None:
+def test_an_image_that_one_process_cannot_read(tmp_path: Path, tokenizer, broken: int) -> None:
     """An error of all, or told to all and counted as one without detections."""
     data = load_splits(scenes(tmp_path / "data", train=1, valid=4))["valid"]
     bundle = tiny_bundle(tokenizer)
     whole = evaluate(bundle, data, batch_size=2, device=CPU)
     lost = data.samples[broken]
-    lost.image_path.write_bytes(b"no picture")
+    lost.image_path.write_bytes(b"no image")
 
     def work(rank: int) -> tuple[str, Evaluation]:
         with pytest.raises(DataError) as error:
@@ -157,12 +166,12 @@ def test_a_picture_that_one_process_cannot_read(tmp_path: Path, tokenizer, broke
     assert len(main.predictions) == len(whole.predictions) * 3 // 4
 
 
-def test_unreadable_pictures_with_captions_count_as_phrases_that_are_not_found(tmp_path: Path, bundle) -> None:
+def test_unreadable_images_with_captions_count_as_phrases_that_are_not_found(tmp_path: Path, bundle) -> None:
     """Without any answer no phrase is found, and none is said where there is nothing."""
     write_captioned_scenes(tmp_path / "data", train=1, valid=2, size=64, seed=0)
     data = load_splits(tmp_path / "data")["valid"]
     for sample in data.samples:
-        sample.image_path.write_bytes(b"no picture")
+        sample.image_path.write_bytes(b"no image")
     found = evaluate(bundle, data, device=CPU, keep_going=True)
     assert found.predictions == [] and len(found.unreadable) == 2
     assert found.metrics["recall@1"] == found.metrics["recall@10"] == found.metrics["T-acc"] == 0.0

@@ -23,7 +23,7 @@ from groundtune.model.bundle import ModelBundle
 
 NUMBERS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 SIZES = {"dropout": 0.1, "fusion_droppath": 0.1}
-OPTIONS = {"ema": 0.9, "log_every": 4}
+OPTIONS = {"ema_decay": 0.9, "log_steps": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,9 @@ def sigint() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[dict[str, torch.Tensor], Path]:
+def whole(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer
+) -> tuple[dict[str, torch.Tensor], Path]:
     """The weights and the folder of the uninterrupted run."""
     bundle, out = tiny_bundle(tokenizer, **SIZES), tmp_path_factory.mktemp("whole") / "run"
     run(options(data, **OPTIONS), bundle, out)
@@ -80,7 +82,10 @@ def place_of(out: Path) -> tuple[int, int, int]:
         (Sends("step", 4, signal.SIGTERM), (1, 1, 4)),
         (Sends("step", 3, signal.SIGINT), (0, 3, 3)),  # the last of an epoch, not evaluated yet
         (Sends("step", 5, signal.SIGUSR1, signal.SIGTERM), (1, 2, 5)),
-        (Sends("evaluation", 3, signal.SIGTERM), (0, 3, 3)),  # two batches of each evaluation; 1, 2 are zero-shot
+        (
+            Sends("evaluation", 3, signal.SIGTERM),
+            (0, 3, 3),
+        ),  # two batches of each evaluation; 1, 2 are zero-shot
         (Sends("evaluation", 6, signal.SIGINT), (1, 3, 6)),
     ],
     ids=["SIGTERM", "end of an epoch", "SIGUSR1", "in an evaluation", "in the last evaluation"],
@@ -110,7 +115,12 @@ def test_the_state_is_that_after_the_last_step(
 def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path, data: Path, tokenizer, whole) -> None:
     out, bundle = tmp_path / "run", tiny_bundle(tokenizer, **SIZES)
     with pytest.raises(Interrupted, match="after step 0"):
-        run(options(data, **OPTIONS), tiny_bundle(tokenizer, **SIZES), out, Sends("evaluation", 1, signal.SIGTERM))
+        run(
+            options(data, **OPTIONS),
+            tiny_bundle(tokenizer, **SIZES),
+            out,
+            Sends("evaluation", 1, signal.SIGTERM),
+        )
     assert list((out / "checkpoints").iterdir()) == []
     run(options(data, **OPTIONS, resume=str(out)), bundle, out)
     assert_equal(bundle, out, whole)
@@ -118,7 +128,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tmp_path: Path, data: Pa
 
 def test_a_second_sigint_ends_at_once(tmp_path: Path, data: Path, tokenizer, monkeypatch, capfd) -> None:
     """Here before the step that the first one wanted to finish is over; nothing is saved."""
-    step = engine.optimiser_step
+    step = engine.optimizer_step
 
     def twice(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
@@ -126,7 +136,7 @@ def test_a_second_sigint_ends_at_once(tmp_path: Path, data: Path, tokenizer, mon
         os.kill(os.getpid(), signal.SIGINT)
         return found
 
-    monkeypatch.setattr(engine, "optimiser_step", twice)
+    monkeypatch.setattr(engine, "optimizer_step", twice)
     with pytest.raises(KeyboardInterrupt):
         run(options(data), tiny_bundle(tokenizer), tmp_path / "run")
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
@@ -149,7 +159,12 @@ def test_other_threads_leave_the_signals_alone(tmp_path: Path, data: Path, token
 def test_what_was_ignored_stays_ignored(tmp_path: Path, data: Path, tokenizer) -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        run(options(data, epochs=1), tiny_bundle(tokenizer), tmp_path / "run", Sends("step", 1, signal.SIGUSR1))
+        run(
+            options(data, epochs=1),
+            tiny_bundle(tokenizer),
+            tmp_path / "run",
+            Sends("step", 1, signal.SIGUSR1),
+        )
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -157,17 +172,21 @@ def test_what_was_ignored_stays_ignored(tmp_path: Path, data: Path, tokenizer) -
 
 def test_the_command_says_how_to_go_on(tmp_path: Path, tokenizer, monkeypatch, capfd) -> None:
     """In one line, which works."""
-    train, out, step = prepare(tmp_path / "it's here", tokenizer), tmp_path / "it's here" / "run", engine.optimiser_step
+    train, out, step = (
+        prepare(tmp_path / "it's here", tokenizer),
+        tmp_path / "it's here" / "run",
+        engine.optimizer_step,
+    )
 
     def stopping(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*args)
 
-    monkeypatch.setattr(engine, "optimiser_step", stopping)
-    assert main([*train, "--out", str(out)]) == 143
+    monkeypatch.setattr(engine, "optimizer_step", stopping)
+    assert main([*train, "--output-dir", str(out)]) == 143
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("groundtune: stopped after step 1. Go on with: groundtune train ")
-    monkeypatch.setattr(engine, "optimiser_step", step)
+    monkeypatch.setattr(engine, "optimizer_step", step)
     assert main(shlex.split(said.partition("Go on with: groundtune ")[2])) == 0
     assert (out / "metrics.json").is_file()
 
@@ -177,7 +196,7 @@ def _worker(rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: P
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    step, seen, code = engine.optimiser_step, [], 0
+    step, seen, code = engine.optimizer_step, [], 0
 
     def watched(own: Any, batch: Any, place: Any) -> Any:
         seen.append((place.step, torch.get_rng_state().tolist()))
@@ -185,7 +204,7 @@ def _worker(rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: P
             os.kill(os.getpid(), signal.SIGTERM)
         return step(own, batch, place)
 
-    engine.optimiser_step = watched
+    engine.optimizer_step = watched
     bundle = tiny_bundle(tokenizer, **SIZES)
     try:
         run(config, bundle, folder / "run")
@@ -208,7 +227,7 @@ def _in_two(config: TrainConfig, tokenizer: Any, folder: Path, stop_at: int = 0)
 def test_two_processes_stop_at_the_same_step_and_each_goes_on_with_its_own_generators(
     tmp_path: Path, data: Path, tokenizer
 ) -> None:
-    config = options(data, ema=0.9)
+    config = options(data, ema_decay=0.9)
     whole = _in_two(config, tokenizer, tmp_path / "whole")
     assert whole[0]["seen"][3] != whole[1]["seen"][3]  # their generators differ
     stopped = _in_two(config, tokenizer, tmp_path / "parts", stop_at=4)

@@ -31,16 +31,25 @@ def test_tensorboard_has_every_number_also_of_a_resumed_run(tmp_path: Path, data
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(options(data, track=["auto"]), tiny_bundle(tokenizer), out, Recorder(stop_at=5))
-    run(options(data, track=["tensorboard"], resume=str(out)), tiny_bundle(tokenizer), out)
+        run(options(data, report_to=["auto"]), tiny_bundle(tokenizer), out, Recorder(stop_at=5))
+    run(options(data, report_to=["tensorboard"], resume=str(out)), tiny_bundle(tokenizer), out)
     reader = accumulator.EventAccumulator(str(out / "tensorboard" / "groundtune"))
     reader.Reload()
     wanted = numbers_of(out)
-    assert {"loss", "loss_giou", "grad_norm", "lr/decoder", "valid/AP", "epoch"} < set(reader.Tags()["scalars"])
+    assert {"loss", "loss_giou", "grad_norm", "lr/decoder", "valid/AP", "epoch"} < set(
+        reader.Tags()["scalars"]
+    )
     assert set(reader.Tags()["scalars"]) == set(wanted)
     for name, values in wanted.items():
         assert {event.step: event.value for event in reader.Scalars(name)} == pytest.approx(values, rel=1e-6)
-    assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 4, 5, 6]  # 4 and 5 of the first are hidden
+    assert [event.step for event in reader.Scalars("loss")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]  # 4 and 5 of the first are hidden
 
 
 def test_other_trackers_get_the_run_and_its_numbers_and_are_closed(
@@ -56,7 +65,7 @@ def test_other_trackers_get_the_run_and_its_numbers_and_are_closed(
             told.append((project, name))
 
         def store_init_configuration(self, values: dict[str, Any]) -> None:
-            assert values["epochs"] == 1 and json.loads(values["track"]) == ["wandb"]
+            assert values["epochs"] == 1 and json.loads(values["report_to"]) == ["wandb"]
 
         def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
             told.append((step, values.get("valid/AP", values.get("loss"))))
@@ -66,7 +75,7 @@ def test_other_trackers_get_the_run_and_its_numbers_and_are_closed(
 
     monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Fake)
-    run(options(data, epochs=1, track=["wandb"]), tiny_bundle(tokenizer), tmp_path / "run")
+    run(options(data, epochs=1, report_to=["wandb"]), tiny_bundle(tokenizer), tmp_path / "run")
     wanted = numbers_of(tmp_path / "run")
     steps = [(step, wanted["loss"][step]) for step in (1, 2, 3)]
     scores = [(step, wanted["valid/AP"][step]) for step in (0, 3)]
@@ -76,8 +85,8 @@ def test_other_trackers_get_the_run_and_its_numbers_and_are_closed(
 def test_a_tracker_that_is_not_installed_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundtune.config.importlib.util.find_spec", lambda name: None)
     assert train_config({"data": "x"}, None, {}).track == ["auto"]
-    assert train_config({"data": "x", "track": "none"}, None, {}).track == ["none"]
+    assert train_config({"data": "x", "report_to": "none"}, None, {}).track == ["none"]
     with pytest.raises(ConfigError, match=r"track: mlflow is not installed.* \(pip install mlflow\)"):
-        train_config({"data": "x", "track": "auto, mlflow"}, None, {})
-    with pytest.raises(ConfigError, match="--track: expected auto or none or tensorboard .*got 'wnadb'"):
-        train_config({"data": "x", "track": "wnadb"}, None, {})
+        train_config({"data": "x", "report_to": "auto, mlflow"}, None, {})
+    with pytest.raises(ConfigError, match="--report-to: expected auto or none or tensorboard .*got 'wnadb'"):
+        train_config({"data": "x", "report_to": "wnadb"}, None, {})

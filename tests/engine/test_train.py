@@ -45,29 +45,36 @@ def lines(out: Path) -> list[dict[str, Any]]:
 def test_a_small_data_set_is_shown_more_often_but_not_evaluated_more_often(
     tmp_path: Path, data: Path, tokenizer
 ) -> None:
-    watcher = Recorder()  # 5 pictures, 3 steps an epoch
-    run(options(data, epochs=2, min_steps=16, eval_every=1), tiny_bundle(tokenizer), tmp_path / "run", watcher)
+    watcher = Recorder()  # 5 images, 3 steps an epoch
+    run(
+        options(data, epochs=2, min_steps=16, eval_epochs=1),
+        tiny_bundle(tokenizer),
+        tmp_path / "run",
+        watcher,
+    )
     names = [name for name, _ in watcher.events]
     assert names.count("step") == 18
     assert names.count("metrics") == 2  # as in two epochs
 
 
-def test_overfits_four_pictures(tmp_path: Path, tokenizer) -> None:
+def test_overfits_four_images(tmp_path: Path, tokenizer) -> None:
     data = scenes(tmp_path / "data", train=4)
     shutil.rmtree(data / "valid")
     shutil.copytree(data / "train", data / "valid")
     config = options(
-        data, epochs=110, batch_size=4, eval_every=110, lr=2e-3, clip_grad=1.0, flip=0.0, warmup_steps=10,
+        data, epochs=110, batch_size=4, eval_epochs=110, lr=2e-3, max_grad_norm=1.0, flip=0.0, warmup_steps=10,
         lr_drop_at=0.8, cache_features=True,
     )  # fmt: skip
     result = run(config, tiny_bundle(tokenizer), tmp_path / "run")
     assert result.zero_shot["valid/AP50"] < 0.1 and result.metrics["valid/AP50"] > 0.8
 
 
-def test_zero_shot_is_measured_before_the_first_step(tmp_path: Path, data: Path, tokenizer, monkeypatch) -> None:
+def test_zero_shot_is_measured_before_the_first_step(
+    tmp_path: Path, data: Path, tokenizer, monkeypatch
+) -> None:
     bundle, watcher, script = tiny_bundle(tokenizer), Recorder(), ScriptedEvaluation([0.7, 0.2, 0.4])
     before = weights(bundle)
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", script)
     result = run(options(data), bundle, tmp_path / "run", watcher)
     first = script.weights[0]
     label = "decoder.label_embedding.weight"  # made for the classes of the data
@@ -75,19 +82,30 @@ def test_zero_shot_is_measured_before_the_first_step(tmp_path: Path, data: Path,
     assert result.zero_shot == {"valid/AP": 0.7} and result.metrics == result.final == {"valid/AP": 0.4}
     assert [value for name, value in watcher.events if name == "metrics"] == [(0.2, 0.2), (0.4, 0.4)]
     assert watcher.events[0][0] == "message" and watcher.events[-1] == ("close", None)
-    assert ("start", 6) in watcher.events and [v for n, v in watcher.events if n == "step"] == [1, 2, 3, 4, 5, 6]
+    assert ("start", 6) in watcher.events and [v for n, v in watcher.events if n == "step"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_pitfall_28_the_best_weights_are_chosen_by_valid_and_kept(
     tmp_path: Path, data: Path, tokenizer, monkeypatch, ema: float
 ) -> None:
     """AP falls after the second of four epochs; the split "test" is there and is never asked."""
-    bundle, script, out = tiny_bundle(tokenizer), ScriptedEvaluation([0.9, 0.1, 0.5, 0.3, 0.4]), tmp_path / "run"
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
+    bundle, script, out = (
+        tiny_bundle(tokenizer),
+        ScriptedEvaluation([0.9, 0.1, 0.5, 0.3, 0.4]),
+        tmp_path / "run",
+    )
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", script)
     splits = load_splits(data)
     splits["test"] = dataclasses.replace(splits["valid"], name="test")
-    result = train(options(data, epochs=4, ema=ema), bundle, splits, out, Recorder())
+    result = train(options(data, epochs=4, ema_decay=ema), bundle, splits, out, Recorder())
     assert script.splits == ["valid"] * 5
     best, last = script.weights[2], script.weights[4]
     assert differing(best, last) and differing(weights(bundle), best) == []
@@ -100,7 +118,9 @@ def test_pitfall_28_the_best_weights_are_chosen_by_valid_and_kept(
     assert not bundle.network.training
 
 
-def test_average_of_the_weights_is_evaluated_and_saved(tmp_path: Path, data: Path, tokenizer, monkeypatch) -> None:
+def test_average_of_the_weights_is_evaluated_and_saved(
+    tmp_path: Path, data: Path, tokenizer, monkeypatch
+) -> None:
     """The average is worked out here from the weights after each step."""
     bundle, script = tiny_bundle(tokenizer), ScriptedEvaluation([0.0, 0.1])
     averaged: dict[str, torch.Tensor] = {}
@@ -111,8 +131,8 @@ def test_average_of_the_weights_is_evaluated_and_saved(tmp_path: Path, data: Pat
             for name, own in weights(bundle).items():
                 averaged[name] = decay * averaged.get(name, script.weights[0][name]) + (1 - decay) * own
 
-    monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
-    run(options(data, epochs=1, ema=0.2), bundle, tmp_path / "run", Averager())
+    monkeypatch.setattr("groundtune.engine.validate.evaluate", script)
+    run(options(data, epochs=1, ema_decay=0.2), bundle, tmp_path / "run", Averager())
     for found in (script.weights[1], weights(bundle)):
         torch.testing.assert_close(found, averaged, rtol=1e-5, atol=1e-6)
 
@@ -145,7 +165,7 @@ def test_run_folder(tmp_path: Path, data: Path, tokenizer) -> None:
 
 def test_logged_terms_are_means_since_the_last_line(tmp_path: Path, data: Path, tokenizer) -> None:
     for every in (1, 3):
-        run(options(data, epochs=1, log_every=every), tiny_bundle(tokenizer), tmp_path / str(every))
+        run(options(data, epochs=1, log_steps=every), tiny_bundle(tokenizer), tmp_path / str(every))
     single, (_, mean, _) = lines(tmp_path / "1")[1:4], lines(tmp_path / "3")
     terms = [name for name in mean if "loss_" in name or name in ("class_error", "matched_boxes")]
     assert {"loss_cls", "d0.loss_bbox", "enc_loss_giou", "dn_loss_cls", "d0.dn_loss_giou"} < set(terms)
@@ -170,7 +190,9 @@ def test_frozen_stays_bit_identical_and_all_the_rest_learns(
     tmp_path: Path, data: Path, tokenizer, groups: list[ParamGroup], frozen: tuple[str, ...]
 ) -> None:
     bundle = tiny_bundle(tokenizer)
-    before = {name: p.detach().clone() for name, p in bundle.network.named_parameters() if "label_emb" not in name}
+    before = {
+        name: p.detach().clone() for name, p in bundle.network.named_parameters() if "label_emb" not in name
+    }
     run(options(data, epochs=1, param_groups=groups), bundle, tmp_path / "run")
     after = {name: p for name, p in bundle.network.named_parameters() if name in before}
     unused = "backbone.body.swin.layernorm."  # transformers' Swin has it for its classifier
@@ -189,7 +211,7 @@ def test_gradient_is_clipped_to_the_limit(tmp_path: Path, data: Path, tokenizer,
 
     hook = register_optimizer_step_pre_hook(remember)
     try:
-        run(options(data, epochs=1, clip_grad=limit), tiny_bundle(tokenizer), tmp_path / "run")
+        run(options(data, epochs=1, max_grad_norm=limit), tiny_bundle(tokenizer), tmp_path / "run")
     finally:
         hook.remove()
     logged = [line["grad_norm"] for line in lines(tmp_path / "run") if "grad_norm" in line]
@@ -207,7 +229,7 @@ def test_the_same_classes_keep_their_label_embedding_and_others_get_new_rows(
     cases = {"same": CLASSES, "other": CLASSES[::-1], "more": [*CLASSES, "red ring"]}
     for name, classes in cases.items():
         bundle, script = load_bundle(tmp_path / "first" / "model"), ScriptedEvaluation([0.0, 0.0])
-        monkeypatch.setattr("groundtune.engine.measure.evaluate", script)
+        monkeypatch.setattr("groundtune.engine.validate.evaluate", script)
         new = scenes(tmp_path / f"data-{name}", classes=classes)
         run(options(new, epochs=1), bundle, tmp_path / name)
         rows = script.weights[0][label]
@@ -241,7 +263,9 @@ def test_unusable_data_are_refused_before_anything_is_written(
             }
             splits[split].samples = [dataclasses.replace(sample, **empty) for sample in splits[split].samples]
         elif cut:
-            splits[split].samples = [dataclasses.replace(s, crowd=np.ones_like(s.crowd)) for s in splits[split].samples]
+            splits[split].samples = [
+                dataclasses.replace(s, crowd=np.ones_like(s.crowd)) for s in splits[split].samples
+            ]
     with pytest.raises(DataError, match=message) as error:
         train(options(data), bundle, splits, tmp_path / "run", Recorder())
     assert error.value.exit_code == 3 and list(tmp_path.iterdir()) == []

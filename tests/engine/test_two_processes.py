@@ -12,11 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, gradients_of, logged, options, run, same_gradients, scenes, steady_bundle, weights
+from engine_runs import (
+    Recorder,
+    gradients_of,
+    logged,
+    options,
+    run,
+    same_gradients,
+    scenes,
+    steady_bundle,
+    weights,
+)
 
 from groundtune.config import TrainConfig
 from groundtune.data.loader import TrainLoader
-from groundtune.engine.run import _Forward
+from groundtune.engine.setup import _Forward
 from groundtune.errors import GroundtuneError
 
 pytestmark = pytest.mark.slow
@@ -61,21 +71,21 @@ def no_trouble(rank: int) -> None: ...
 
 
 def poison(name: str, rank: int) -> None:
-    """The picture of that name makes its process's predictions NaN."""
+    """The image of that name makes its process's predictions NaN."""
     collate = TrainLoader._collate
 
     def poisoned(self: Any, *args: Any) -> Any:
         batch = collate(self, *args)
-        for picture, sample in zip(batch.pictures, batch.samples, strict=True):
+        for image, sample in zip(batch.images, batch.samples, strict=True):
             if sample.image_path.name == name:
-                picture.fill_(float("nan"))
+                image.fill_(float("nan"))
         return batch
 
     TrainLoader._collate = poisoned
 
 
 def short_of_memory(rank: int) -> None:
-    """The second process has no room for two pictures."""
+    """The second process has no room for two images."""
     forward = _Forward.forward
 
     def limited(self: Any, batch: Any, *args: Any) -> Any:
@@ -117,15 +127,17 @@ def same_numbers(folder: Path) -> None:
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("changed", [{"epochs": 5}, {"epochs": 4, "cache_features": True, "ema": 0.9, "batch_size": 3}])
+@pytest.mark.parametrize(
+    "changed", [{"epochs": 5}, {"epochs": 4, "cache_features": True, "ema_decay": 0.9, "batch_size": 3}]
+)
 def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
-    """20 steps with denoising; pictures with none to six boxes, so that the processes' own numbers differ.
+    """20 steps with denoising; images with none to six boxes, so that the processes' own numbers differ.
 
-    Batches of three are split into 2 and 1. The last batch of an epoch has one picture, and the second process none.
+    Batches of three are split into 2 and 1. The last batch of an epoch has one image, and the second process none.
     """
     data = scenes(tmp_path / "data", train=13, valid=2)
-    config = options(data, batch_size=4, clip_grad=0.0, seed=3, lr=1e-4)
-    config = dataclasses.replace(config, retain=[str(scenes(tmp_path / "other", train=1, valid=2))])
+    config = options(data, batch_size=4, max_grad_norm=0.0, seed=3, lr=1e-4)
+    config = dataclasses.replace(config, retention_data=[str(scenes(tmp_path / "other", train=1, valid=2))])
     config = dataclasses.replace(config, **changed)
     expected = observe(config, tokenizer, tmp_path / "one")
     main, other = in_two_processes(config, tokenizer, tmp_path / "two")
@@ -138,40 +150,48 @@ def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: 
             torch.testing.assert_close(main["weights"][name], tensor, rtol=0, atol=1e-4)
 
     assert other["written"] == [] and other["told"] == ["close"] and len(main["written"]) > 10
-    of_one, of_two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two/run"))
+    of_one, of_two = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two/run")
+    )
     assert of_one["retained"]["other"]["before"] == pytest.approx(of_two["retained"]["other"]["before"])
     assert of_two["retained"]["other"].keys() == {"before", "after"}
 
 
-@pytest.mark.parametrize("picture", ["train_00000.jpg", "train_00005.jpg"])
-def test_a_bad_picture_of_one_process_is_skipped_by_both_and_reported(tmp_path: Path, tokenizer, picture: str) -> None:
+@pytest.mark.parametrize("image", ["train_00000.jpg", "train_00005.jpg"])
+def test_a_bad_image_of_one_process_is_skipped_by_both_and_reported(
+    tmp_path: Path, tokenizer, image: str
+) -> None:
     data = scenes(tmp_path / "data", train=8, valid=2)
-    config = options(data, epochs=2, batch_size=4, max_bad_steps=2)
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two", partial(poison, picture))
+    config = options(data, epochs=2, batch_size=4, max_nonfinite_steps=2)
+    main, other = in_two_processes(config, tokenizer, tmp_path / "two", partial(poison, image))
     assert not main["error"] and not other["error"]
     assert len(main["gradients"]) == len(other["gradients"]) == 2  # one of two steps in each epoch
     for name, tensor in main["weights"].items():
         assert torch.equal(tensor, other["weights"][name]) and tensor.isfinite().all(), name
-    skipped = [line for line in (tmp_path / "two/run/train.log").read_text().splitlines() if "Step skipped" in line]
-    assert len(skipped) == 4 and sum(picture in line for line in skipped) == 2
-    assert all(("first module whose output is not finite" in line) == (picture in line) for line in skipped)
+    skipped = [
+        line for line in (tmp_path / "two/run/train.log").read_text().splitlines() if "Step skipped" in line
+    ]
+    assert len(skipped) == 4 and sum(image in line for line in skipped) == 2
+    assert all(("first module whose output is not finite" in line) == (image in line) for line in skipped)
 
 
 def test_one_process_that_is_short_of_memory_halves_the_parts_of_both(tmp_path: Path, tokenizer) -> None:
     data = scenes(tmp_path / "data", train=8, valid=2)
-    config = options(data, epochs=1, batch_size=4, clip_grad=0.0)
+    config = options(data, epochs=1, batch_size=4, max_grad_norm=0.0)
     expected = observe(config, tokenizer, tmp_path / "one")
     main, other = in_two_processes(config, tokenizer, tmp_path / "two", short_of_memory)
     assert not main["error"] and not other["error"]
     same_gradients(main["gradients"][:1], expected["gradients"][:1])
     same_numbers(tmp_path)
-    assert (tmp_path / "two/run/train.log").read_text().count("Out of memory in step 1, pictures at a time: 2") == 1
+    assert (tmp_path / "two/run/train.log").read_text().count(
+        "Out of memory in step 1, images at a time: 2"
+    ) == 1
 
 
-def test_an_unreadable_picture_of_one_process_is_told_by_the_main_one(tmp_path: Path, tokenizer) -> None:
-    """A process without a picture takes the step of the other. A second unreadable picture ends the run of both."""
+def test_an_unreadable_image_of_one_process_is_told_by_the_main_one(tmp_path: Path, tokenizer) -> None:
+    """A process without an image takes the step of the other. A second unreadable image ends the run of both."""
     data = scenes(tmp_path / "data", train=5, valid=2)
-    config = options(data, epochs=1, batch_size=2, clip_grad=0.0)
+    config = options(data, epochs=1, batch_size=2, max_grad_norm=0.0)
     next(data.rglob("train_00001.jpg")).write_text("hello")
     expected = observe(config, tokenizer, tmp_path / "one")
     main, other = in_two_processes(config, tokenizer, tmp_path / "two")
@@ -181,4 +201,4 @@ def test_an_unreadable_picture_of_one_process_is_told_by_the_main_one(tmp_path: 
     assert (tmp_path / "two/run/train.log").read_text().count("is left out") == 1
     next(data.rglob("train_00003.jpg")).write_text("hello")
     main, other = in_two_processes(config, tokenizer, tmp_path / "three")
-    assert main["error"] == other["error"] and main["error"].startswith("DataError: 2 of 5 pictures of train")
+    assert main["error"] == other["error"] and main["error"].startswith("DataError: 2 of 5 images of train")

@@ -1,4 +1,4 @@
-"""The recipe examples/label_loop.sh, on generated pictures: as its users call it."""
+"""The recipe examples/label_loop.sh, on generated images: as its users call it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_recipe_goes_round_and_labels_every_second_picture(tmp_path: Path) -> None:
+def test_the_recipe_goes_round_and_labels_every_second_image(tmp_path: Path) -> None:
     write_scenes(tmp_path / "data", train=8, valid=4, classes=["red circle", "blue star"], size=160)
     for name, command in (("groundtune", "-m groundtune.cli"), ("python", "")):
         file = tmp_path / "bin" / name
@@ -26,7 +26,18 @@ def test_the_recipe_goes_round_and_labels_every_second_picture(tmp_path: Path) -
         file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {command} "$@"\n')
         file.chmod(0o755)
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    options = ["--epochs", "1", "--threads", "1", "--device", "cpu", "--retain", "none", "--replay", "none"]
+    options = [
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--retention-data",
+        "none",
+        "--rehearsal",
+        "none",
+    ]
     done = subprocess.run(
         ["bash", ROOT / "examples/label_loop.sh", tmp_path / "data", tmp_path / "out", *options],
         env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "src")},
@@ -35,9 +46,16 @@ def test_the_recipe_goes_round_and_labels_every_second_picture(tmp_path: Path) -
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    scores = {run: json.loads((tmp_path / f"out/{run}/metrics.json").read_text())["best"] for run in ("half", "both")}
-    assert done.stdout.splitlines()[-2:] == [f"{r} valid AP {round(s['valid/AP'], 3)}" for r, s in scores.items()]
-    before, after = (read_splits(folder)["train"].samples for folder in (tmp_path / "data", tmp_path / "out/labelled"))
+    scores = {
+        run: json.loads((tmp_path / f"out/{run}/metrics.json").read_text())["best"]
+        for run in ("half", "both")
+    }
+    assert done.stdout.splitlines()[-2:] == [
+        f"{r} valid AP {round(s['valid/AP'], 3)}" for r, s in scores.items()
+    ]
+    before, after = (
+        read_splits(folder)["train"].samples for folder in (tmp_path / "data", tmp_path / "out/labeled")
+    )
     assert [len(s.class_ids) for s in after[::2]] == [len(s.class_ids) for s in before[::2]]
     assert all(s.confidence is None for s in after)  # all boxes are a person's: drawn, or accepted
     found = 0

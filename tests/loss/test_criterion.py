@@ -1,4 +1,4 @@
-"""The criterion's rules: all queries, valid tokens only, binary targets, one normaliser, always finite."""
+"""The criterion's rules: all queries, valid tokens only, binary targets, one normalizer, always finite."""
 
 import math
 from types import SimpleNamespace
@@ -115,7 +115,9 @@ def test_pitfall_01_infinite_logits_are_filtered_before_the_loss(padded):
     terms = criterion(outputs, targets)
     ln2 = math.log(2)
     # p = 1/2 everywhere: one positive token and two negative ones; nothing from 253 masked columns
-    assert terms["loss_cls"].item() == pytest.approx(2 * (0.25 * 0.25 * ln2 + 2 * 0.75 * 0.25 * ln2), rel=1e-5)
+    assert terms["loss_cls"].item() == pytest.approx(
+        2 * (0.25 * 0.25 * ln2 + 2 * 0.75 * 0.25 * ln2), rel=1e-5
+    )
     assert terms["loss_bbox"].item() == 0
     assert terms["loss_giou"].item() == pytest.approx(0, abs=1e-5)
 
@@ -192,12 +194,12 @@ def test_pitfall_03_a_name_of_any_length_reaches_a_high_probability(tokenizer):
     for name, tokens in [("cat", 1), ("hair dryer", 3), ("red blood cell count", 4)]:
         reached = _train_one_query(tokenizer, [name, "dog"], lambda p: tokenize(tokenizer, [p])[1][0])
         assert len(reached) == tokens and reached.min() > 0.85
-    normalised = _train_one_query(
+    normalized = _train_one_query(
         tokenizer,
         ["red blood cell count", "dog"],
         lambda p: create_positive_map_from_span(tokenizer([p.caption]), p.spans),
     )
-    assert normalised.min() > 0.85, "the criterion makes the target binary whatever it is given"
+    assert normalized.min() > 0.85, "the criterion makes the target binary whatever it is given"
 
 
 def _detached(outputs, image=None):
@@ -247,10 +249,12 @@ def test_pitfall_11_a_zero_area_box_is_finite_even_where_the_prediction_equals_i
 
 
 def test_pitfall_08_the_terms_of_parts_of_a_batch_add_up_to_its_own():
-    """Parts of processes or of micro-batches. Of seven boxes in one picture five find a query, of the encoder's four."""
+    """Parts of processes or of micro-batches. Of seven boxes in one image five find a query, of the encoder's four."""
     outputs, targets = _batch(10, [7, 1, 0, 2])
     whole = criterion(outputs, targets)
-    counts = BatchCounts([len(target.boxes_cxcywh) for target in targets], int(outputs["text_token_mask"].sum()))
+    counts = BatchCounts(
+        [len(target.boxes_cxcywh) for target in targets], int(outputs["text_token_mask"].sum())
+    )
     parts = [
         criterion(_slice_outputs(outputs, part), targets[part], counts)
         for part in (slice(0, 1), slice(1, 2), slice(2, 4))
@@ -293,5 +297,9 @@ def test_same_numbers_under_autocast_and_from_bfloat16_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = criterion(outputs, targets)
     assert all(torch.equal(plain[name], mixed[name]) for name in plain)
-    low = {**outputs, "pred_logits": outputs["pred_logits"].bfloat16(), "pred_boxes": outputs["pred_boxes"].bfloat16()}
+    low = {
+        **outputs,
+        "pred_logits": outputs["pred_logits"].bfloat16(),
+        "pred_boxes": outputs["pred_boxes"].bfloat16(),
+    }
     assert all(value.dtype == torch.float32 for value in criterion(low, targets).values())

@@ -23,7 +23,9 @@ def _targets(arrays, meta):
     height, width = meta["image_size_hw"]
     return [
         SimpleNamespace(
-            boxes_cxcywh=xyxy_to_cxcywh(arrays[f"gt{i}_boxes_xyxy"] / torch.tensor([width, height, width, height])),
+            boxes_cxcywh=xyxy_to_cxcywh(
+                arrays[f"gt{i}_boxes_xyxy"] / torch.tensor([width, height, width, height])
+            ),
             positive_map=arrays[f"gt{i}_positive_map"] > 0,
             confidence=None,
         )
@@ -40,7 +42,9 @@ def _outputs(arrays, meta):
         "text_token_mask": arrays["mask"],
         "aux_outputs": matching[:-1],
         "enc_outputs": {"pred_logits": arrays["enc_cls"], "pred_boxes": arrays["enc_box"]},
-        "dn_outputs": [{"pred_logits": cls[:, :num_dn], "pred_boxes": box[:, :num_dn]} for cls, box in layers],
+        "dn_outputs": [
+            {"pred_logits": cls[:, :num_dn], "pred_boxes": box[:, :num_dn]} for cls, box in layers
+        ],
         "dn_meta": {"num_groups": groups, "group_size": num_dn // groups},
     }
 
@@ -62,7 +66,11 @@ def test_golden_terms_of_every_head(shared, seed):
     """Also pitfalls 4 (sign of the cost), 6 (prompts that differ) and 26 (targets of auxiliary layers)."""
     arrays, meta = _golden(shared, seed)
     terms = _criterion(meta)(_outputs(arrays, meta), _targets(arrays, meta))
-    ours = {name.replace("loss_giou", "loss_iou"): value.item() for name, value in terms.items() if "loss_" in name}
+    ours = {
+        name.replace("loss_giou", "loss_iou"): value.item()
+        for name, value in terms.items()
+        if "loss_" in name
+    }
     assert ours == pytest.approx(meta["losses"], rel=1e-4)
     assert total(terms).item() == pytest.approx(meta["total"], rel=1e-4)
 
@@ -77,7 +85,9 @@ def test_golden_gradients_of_logits_and_boxes(shared, seed):
     for name in names:
         ours, theirs = arrays[name].grad, arrays[f"grad_{name}"]
         assert torch.isfinite(ours).all(), name
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item() * 1e-2, msg=name)
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item() * 1e-2, msg=name
+        )
         if name.endswith("cls"):
             assert (ours[~torch.isfinite(arrays[name])] == 0).all()
 

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
-from groundtune.loss.focal import sigmoid_focal_loss
+from groundtune.loss.criterion import sigmoid_focal_loss
 
 
 def test_focal_loss_by_hand():
     p = 0.9
     logit = math.log(p / (1 - p))
     loss = sigmoid_focal_loss(torch.tensor([logit, logit]), torch.tensor([1.0, 0.0]))
-    assert loss.tolist() == pytest.approx([0.25 * 0.1**2 * -math.log(0.9), 0.75 * 0.9**2 * -math.log(0.1)], rel=1e-5)
+    assert loss.tolist() == pytest.approx(
+        [0.25 * 0.1**2 * -math.log(0.9), 0.75 * 0.9**2 * -math.log(0.1)], rel=1e-5
+    )
 
 
 def test_focal_loss_is_cross_entropy_without_focus_and_plain_at_infinity():

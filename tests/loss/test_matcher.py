@@ -17,7 +17,9 @@ def _target(boxes, token_lists):
     positive_map = torch.zeros(len(boxes), 256, dtype=torch.bool)
     for row, tokens in enumerate(token_lists):
         positive_map[row, tokens] = True
-    return SimpleNamespace(boxes_cxcywh=torch.tensor(boxes).reshape(-1, 4), positive_map=positive_map, confidence=None)
+    return SimpleNamespace(
+        boxes_cxcywh=torch.tensor(boxes).reshape(-1, 4), positive_map=positive_map, confidence=None
+    )
 
 
 def _random_case(seed, counts, sizes, length=6):
@@ -49,8 +51,12 @@ def _plain_cost(logits, boxes, mask, target):
                 if mask[t]:
                     p = 1 / (1 + math.exp(-logits[q, t].item()))
                     positive = target.positive_map[n, t]
-                    focal += 0.25 * (1 - p) ** 2 * -math.log(p) if positive else 0.75 * p**2 * -math.log(1 - p)
-            l1 = sum(abs(x - y) for x, y in zip(boxes[q].tolist(), target.boxes_cxcywh[n].tolist(), strict=True))
+                    focal += (
+                        0.25 * (1 - p) ** 2 * -math.log(p) if positive else 0.75 * p**2 * -math.log(1 - p)
+                    )
+            l1 = sum(
+                abs(x - y) for x, y in zip(boxes[q].tolist(), target.boxes_cxcywh[n].tolist(), strict=True)
+            )
             row.append(2 * focal + 5 * l1 - 2 * _giou(boxes[q].tolist(), target.boxes_cxcywh[n].tolist()))
         rows.append(row)
     return torch.tensor(rows)
@@ -126,7 +132,11 @@ def test_matches_are_optimal_one_to_one_and_each_head_is_on_its_own(seed, counts
         for image, target in enumerate(targets):
             of_image = matched.image == image
             pairs = list(
-                zip(matched.query[of_image].tolist(), (matched.box[of_image] - first_of[image]).tolist(), strict=True)
+                zip(
+                    matched.query[of_image].tolist(),
+                    (matched.box[of_image] - first_of[image]).tolist(),
+                    strict=True,
+                )
             )
             assert len(pairs) == min(size, counts[image])
             assert len({q for q, _ in pairs}) == len({n for _, n in pairs}) == len(pairs)
@@ -141,7 +151,8 @@ def _cheapest(cost):
     if queries < boxes:
         return _cheapest(cost.T)
     return min(
-        sum(cost[q, n].item() for n, q in enumerate(chosen)) for chosen in itertools.permutations(range(queries), boxes)
+        sum(cost[q, n].item() for n, q in enumerate(chosen))
+        for chosen in itertools.permutations(range(queries), boxes)
     )
 
 

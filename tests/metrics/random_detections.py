@@ -11,7 +11,7 @@ from groundtune.data.sample import Dataset, Sample
 
 
 def random_dataset(rng: np.random.Generator, images: int = 12, crowds: bool = True) -> Dataset:
-    """Pictures of 400 x 500 with 0 to 6 boxes of all sizes, three classes with scattered, unsorted category ids."""
+    """Images of 400 x 500 with 0 to 6 boxes of all sizes, three classes with scattered, unsorted category ids."""
     samples = []
     for index in range(images):
         count = int(rng.integers(0, 7))
@@ -51,7 +51,12 @@ def random_predictions(rng: np.random.Generator, dataset: Dataset) -> list[dict]
             x, y, w, h = rng.uniform(5, 200, 4)
             found.append((sample.image_id, dataset.category_ids[int(rng.integers(0, 3))], [x, y, w, h]))
     return [
-        {"image_id": image, "category_id": category, "bbox": [float(v) for v in box], "score": float(rng.random())}
+        {
+            "image_id": image,
+            "category_id": category,
+            "bbox": [float(v) for v in box],
+            "score": float(rng.random()),
+        }
         for image, category, box in found
     ]
 
@@ -60,15 +65,24 @@ def coco_api(dataset: Dataset, predictions: list[dict]) -> tuple[COCO, COCO]:
     """pycocotools' ground truth and results."""
     annotations = []
     for sample in dataset.samples:
-        for (x0, y0, x1, y1), c, crowd in zip(sample.boxes_xyxy.tolist(), sample.class_ids, sample.crowd, strict=True):
+        for (x0, y0, x1, y1), c, crowd in zip(
+            sample.boxes_xyxy.tolist(), sample.class_ids, sample.crowd, strict=True
+        ):
             box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": int(crowd)}
             annotations.append(
-                box | {"id": len(annotations) + 1, "image_id": sample.image_id, "category_id": dataset.category_ids[c]}
+                box
+                | {
+                    "id": len(annotations) + 1,
+                    "image_id": sample.image_id,
+                    "category_id": dataset.category_ids[c],
+                }
             )
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
-            "images": [{"id": s.image_id, "height": s.size_hw[0], "width": s.size_hw[1]} for s in dataset.samples],
+            "images": [
+                {"id": s.image_id, "height": s.size_hw[0], "width": s.size_hw[1]} for s in dataset.samples
+            ],
             "annotations": annotations,
             "categories": [
                 {"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.class_names, strict=True)

@@ -26,7 +26,9 @@ def pycocotools_numbers(dataset: Dataset, predictions: list[dict]) -> tuple[dict
             evaluation.accumulate()
             evaluation.summarize()
             numbers.append(evaluation.stats)
-    per_class = {name: {"AP": s[0], "AP50": s[1]} for name, s in zip(dataset.class_names, numbers[1:], strict=True)}
+    per_class = {
+        name: {"AP": s[0], "AP50": s[1]} for name, s in zip(dataset.class_names, numbers[1:], strict=True)
+    }
     return dict(zip(KEYS, numbers[0][:9], strict=True)), per_class
 
 
@@ -40,7 +42,9 @@ def test_equals_pycocotools_overall_and_per_class(seed: int, capsys: pytest.Capt
     theirs, theirs_per_class = pycocotools_numbers(dataset, predictions)
     assert set(ours.metrics) == set(KEYS)
     for key in KEYS:
-        assert (ours.metrics[key] if ours.metrics[key] is not None else -1) == pytest.approx(theirs[key], abs=1e-6), key
+        assert (ours.metrics[key] if ours.metrics[key] is not None else -1) == pytest.approx(
+            theirs[key], abs=1e-6
+        ), key
     for name in dataset.class_names:
         assert ours.per_class[name] == pytest.approx(theirs_per_class[name], abs=1e-6)
 
@@ -63,7 +67,12 @@ def test_no_predictions_are_zero_and_no_objects_are_none() -> None:
 
     empty = [
         Sample(
-            s.image_path, s.image_id, s.size_hw, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+            s.image_path,
+            s.image_id,
+            s.size_hw,
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros(0, bool),
         )
         for s in dataset.samples
     ]

@@ -14,7 +14,7 @@ CAT, DOG = 0, 1
 
 
 def dataset(boxes: list[tuple[int, list[float]]], crowd: tuple[int, ...] = ()) -> Dataset:
-    """One picture of 100 x 100; ids 7 and 3 are cat and dog."""
+    """One image of 100 x 100; ids 7 and 3 are cat and dog."""
     xyxy = np.array([box for _, box in boxes], dtype=np.float32).reshape(-1, 4)
     sample = Sample(
         image_path=Path("one.jpg"),
@@ -29,7 +29,12 @@ def dataset(boxes: list[tuple[int, list[float]]], crowd: tuple[int, ...] = ()) -
 
 def said(class_id: int, xyxy: list[float], score: float) -> dict:
     x0, y0, x1, y1 = xyxy
-    return {"image_id": 5, "category_id": [7, 3][class_id], "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+    return {
+        "image_id": 5,
+        "category_id": [7, 3][class_id],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "score": score,
+    }
 
 
 BOX, FAR = [10, 10, 30, 30], [60, 60, 80, 80]
@@ -77,7 +82,13 @@ def test_best_threshold_by_hand() -> None:
     """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from the top."""
     data = dataset([(CAT, BOX), (CAT, FAR)])
     results = collect(
-        data, [said(CAT, BOX, 0.9), said(CAT, [0, 90, 9, 99], 0.8), said(CAT, FAR, 0.7), said(CAT, [90, 0, 99, 9], 0.1)]
+        data,
+        [
+            said(CAT, BOX, 0.9),
+            said(CAT, [0, 90, 9, 99], 0.8),
+            said(CAT, FAR, 0.7),
+            said(CAT, [90, 0, 99, 9], 0.1),
+        ],
     )
     cat, dog = best_thresholds(results, 2)
     assert (cat.threshold, cat.f1, cat.precision, cat.recall) == pytest.approx((0.7, 0.8, 2 / 3, 1.0))
@@ -89,7 +100,7 @@ def test_a_threshold_does_not_cut_between_equal_scores() -> None:
     assert best_thresholds(results, 2)[CAT].f1 == pytest.approx(2 / 3)
 
 
-def test_counts_add_up_over_a_picture_with_everything() -> None:
+def test_counts_add_up_over_an_image_with_everything() -> None:
     data = dataset([(CAT, BOX), (DOG, FAR), (DOG, [0, 80, 10, 90])])
     results = collect(
         data,
@@ -115,12 +126,15 @@ def test_calibration_by_hand() -> None:
     data = dataset([(CAT, BOX), (CAT, FAR)])
     found = collect(data, [said(CAT, BOX, 0.95), said(CAT, FAR, 0.55), said(CAT, [0, 90, 9, 99], 0.55)])
     rows, gap = calibration(found)
-    assert [(round(r["score"], 2), r["right"], r["count"]) for r in rows] == [(0.55, 0.5, 2.0), (0.95, 1.0, 1.0)]
+    assert [(round(r["score"], 2), r["right"], r["count"]) for r in rows] == [
+        (0.55, 0.5, 2.0),
+        (0.95, 1.0, 1.0),
+    ]
     assert gap == pytest.approx((0.05 + 2 * 0.05) / 3)
     assert calibration(collect(data, [])) == ([], None)
 
 
-def test_a_picture_without_boxes_and_without_detections() -> None:
+def test_an_image_without_boxes_and_without_detections() -> None:
     results = collect(dataset([]), [])
     assert confusion(results, np.zeros(2), 2).sum() == 0
     assert all(count.sum() == 0 for count in error_counts(results, np.zeros(2), 2).values())
@@ -133,7 +147,11 @@ def test_what_is_matched_is_what_pycocotools_matches(seed: int) -> None:
     predictions = random_predictions(rng, data)
     truth, found = coco_api(data, predictions)
     evaluation = COCOeval(truth, found, "bbox")
-    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.maxDets = [0.5], [[0, 1e10]], [1000]
+    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.maxDets = (
+        [0.5],
+        [[0, 1e10]],
+        [1000],
+    )
     evaluation.evaluate()
     theirs = sum(
         int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0].astype(bool)).sum())

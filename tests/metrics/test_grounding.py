@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_files import picture
+from coco_files import image
 from engine_fakes import FakeNetwork
 from engine_runs import CPU, Recorder, options, run, tiny_bundle
 
 from groundtune.api import evaluate as evaluate_by_path
+from groundtune.contracts import ImageFormat
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.transforms import PictureFormat
 from groundtune.engine.evaluate import evaluate
 from groundtune.errors import DataError
-from groundtune.metrics.grounding import PhraseAnswer, grounding_metrics
+from groundtune.metrics.grounding import PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.config import ModelConfig
 
@@ -23,7 +23,7 @@ FAR = [50, 50, 60, 60]
 
 
 def answer(found, true, scores=None):
-    return PhraseAnswer(
+    return PhraseResult(
         torch.tensor(found, dtype=torch.float32).reshape(-1, 4),
         torch.tensor([0.1] * len(found) if scores is None else scores),
         np.array(true, dtype=np.float32).reshape(-1, 4),
@@ -54,7 +54,12 @@ def test_recall_by_hand():
     [
         ([RIGHT], [0.3], [RIGHT], True),  # the threshold itself is enough
         ([RIGHT], [0.29], [RIGHT], False),  # missed
-        ([HALF, RIGHT], [0.9, 0.29], [RIGHT], True),  # IoU .5 is enough, and what is below the threshold is not there
+        (
+            [HALF, RIGHT],
+            [0.9, 0.29],
+            [RIGHT],
+            True,
+        ),  # IoU .5 is enough, and what is below the threshold is not there
         ([RIGHT, HALF], [0.9, 0.8], [RIGHT], False),  # a duplicate is one too many
         ([RIGHT, FAR], [0.9, 0.8], [FAR, RIGHT], True),
         ([RIGHT, HALF], [0.9, 0.8], [FAR, RIGHT], False),  # both overlap one box: F1 = 2 / (2 + 1 + 1)
@@ -115,7 +120,7 @@ def captions(folder: Path, *rows: str) -> Path:
     folder.mkdir()
     lines = []
     for number, regions in enumerate(rows):
-        picture(folder / f"{number}.png")
+        image(folder / f"{number}.png")
         lines.append(
             f'{{"filename": "{number}.png", "height": 30, "width": 40, "grounding": '
             f'{{"caption": "the left cup near a plate", "regions": [{regions}]}}}}'
@@ -129,8 +134,8 @@ def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
     left = '{"bbox": [0, 0, 20, 30], "phrase": "left cup"}'
     right = '{"bbox": [20, 0, 40, 30], "phrase": "left cup"}, {"bbox": [], "phrase": "a plate"}'
     data = load_splits(captions(tmp_path / "data", left, right))["valid"]
-    picture_format = PictureFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
-    bundle = ModelBundle(Reader(tokenizer).eval(), tokenizer, ModelConfig(), picture_format)
+    image_format_of = ImageFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
+    bundle = ModelBundle(Reader(tokenizer).eval(), tokenizer, ModelConfig(), image_format_of)
     watcher = Recorder()
     found = evaluate(bundle, data, device=CPU, batch_size=1, progress=watcher)
     assert found.metrics == {
@@ -150,17 +155,20 @@ def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
     assert found.predictions[0]["score"] == pytest.approx(torch.tensor(3.0).sigmoid().item())
     assert watcher.events == [("evaluation", 1), ("evaluation", 2)]
     data.samples[0] = data.samples[0].__class__(**{**vars(data.samples[0]), "grounding": None})
-    with pytest.raises(DataError, match="some pictures have captions"):
+    with pytest.raises(DataError, match="some images have captions"):
         evaluate(bundle, data, device=CPU)
 
 
 @pytest.mark.slow
 def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
-    config = options(shared / "data/refs", epochs=2, limit_train=12, limit_valid=6, flip=1.0)
+    config = options(shared / "data/refs", epochs=2, max_train_images=12, max_valid_images=6, flip=1.0)
     bundle = tiny_bundle(tokenizer)
     before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
     result = run(config, bundle, tmp_path / "run", Recorder())
-    assert result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])} and result.per_class == {}
+    assert (
+        result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])}
+        and result.per_class == {}
+    )
     assert all(0 <= result.metrics[f"valid/recall@{k}"] <= 1 for k in (1, 5, 10))
     assert any(not torch.equal(before[name], value) for name, value in bundle.network.state_dict().items())
     again = evaluate_by_path(str(tmp_path / "run/model"), shared / "data/refs", device="cpu")
@@ -169,10 +177,10 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
 
 @pytest.mark.slow
 def test_classes_and_captions_train_in_one_run(shared, tmp_path, tokenizer):
-    from groundtune.data.mix import mix_in
+    from groundtune.data.combine import mix_in
     from groundtune.engine.train import train
 
-    config = options(shared / "data/tinycoco", epochs=1, limit_valid=3)
+    config = options(shared / "data/tinycoco", epochs=1, max_valid_images=3)
     splits = load_splits(shared / "data/tinycoco")
     splits["train"].samples = splits["train"].samples[:6]
     mix_in(splits, [(shared / "data/refs", 0.03)])

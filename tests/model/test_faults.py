@@ -77,9 +77,15 @@ DAMAGES = {
         lambda f: settings(f, two_stage=False, activation_function="gelu"),
         "two_stage is False, expected True; activation_function is 'gelu', expected 'relu'",
     ),
-    "settings of a wrong kind": (lambda f: settings(f, d_model="wide"), "config.json cannot be used: .*d_model"),
+    "settings of a wrong kind": (
+        lambda f: settings(f, d_model="wide"),
+        "config.json cannot be used: .*d_model",
+    ),
     "sizes that nothing can have": (lambda f: settings(f, d_model=63), "no network can be built"),
-    "settings that are no JSON": (lambda f: rewrite(f / "config.json", lambda _: b"{"), "Cannot read .*config.json"),
+    "settings that are no JSON": (
+        lambda f: rewrite(f / "config.json", lambda _: b"{"),
+        "Cannot read .*config.json",
+    ),
     "missing": (
         lambda f: weights(f, without("model.decoder.layers.1.encoder_attn_text.")),
         r"8 missing, for example (model\.decoder\.layers\.1\.encoder_attn_text\.\w+\.\w+(, )?){3}\.",
@@ -98,7 +104,10 @@ DAMAGES = {
     ),
     "a tied head that differs": (
         lambda f: weights(
-            f, lambda s: s.update({"model.decoder.bbox_embed.0.layers.0.bias": s["bbox_embed.0.layers.0.bias"] + 1})
+            f,
+            lambda s: s.update(
+                {"model.decoder.bbox_embed.0.layers.0.bias": s["bbox_embed.0.layers.0.bias"] + 1}
+            ),
         ),
         "has 1 copies of a tied weight that differ from it, for example model.decoder.bbox_embed.0.layers.0.bias",
     ),
@@ -107,18 +116,27 @@ DAMAGES = {
         lambda f: index(f, {"weight_map": {"model.level_embed": "../secret.safetensors"}}),
         r"names a file outside its folder: \.\./secret\.safetensors",
     ),
-    "an absolute shard": (lambda f: index(f, {"weight_map": {"a": "/etc/passwd"}}), "outside its folder: /etc/passwd"),
+    "an absolute shard": (
+        lambda f: index(f, {"weight_map": {"a": "/etc/passwd"}}),
+        "outside its folder: /etc/passwd",
+    ),
     "a missing shard": (
         lambda f: index(f, {"weight_map": {"a": "b.safetensors"}}),
         r"Cannot read the weights .*b\.safe",
     ),
     "an index of another kind": (lambda f: index(f, {"weight_map": ["a"]}), "has no weight_map"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "neither vocab.txt nor tokenizer.json exists"),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "neither vocab.txt nor tokenizer.json exists",
+    ),
     "another tokenizer": (tokenizer_without_separators, r"phrase separators have the ids .*'\?': 999999"),
-    "a broken tokenizer": (lambda f: rewrite(f / "tokenizer.json", lambda _: b"{"), "Cannot read the tokenizer"),
+    "a broken tokenizer": (
+        lambda f: rewrite(f / "tokenizer.json", lambda _: b"{"),
+        "Cannot read the tokenizer",
+    ),
     "another resizing": (
         lambda f: (f / "preprocessor_config.json").write_text('{"size": {"height": 800, "width": 800}}'),
-        "picture format cannot be used: size is .*expected a shortest_edge",
+        "image format cannot be used: size is .*expected a shortest_edge",
     ),
 }
 
@@ -153,10 +171,14 @@ def test_a_pickle_that_carries_code_is_refused_and_the_code_does_not_run(name, f
     else:
         torch.save(content, folder / name)
     source = folder / name if name.endswith(".pth") else folder
-    with pytest.raises(CheckpointError, match=r"names \w+\.mkdir, and is not opened: such a file can run code"):
+    with pytest.raises(
+        CheckpointError, match=r"names \w+\.mkdir, and is not opened: such a file can run code"
+    ):
         load_bundle(source)
     assert not mark.exists()
-    torch.load(folder / name, weights_only=False) if name != "plain.pth" else pickle.loads((folder / name).read_bytes())
+    torch.load(folder / name, weights_only=False) if name != "plain.pth" else pickle.loads(
+        (folder / name).read_bytes()
+    )
     assert mark.exists(), "the code was there to run"
 
 
@@ -237,21 +259,27 @@ def test_a_pth_that_is_none(content, message, tmp_path):
 
 
 def test_the_weights_file_alone_names_its_folder(folder):
-    with pytest.raises(CheckpointError, match=f"is one file of a Hugging Face directory; name its folder {folder}"):
+    with pytest.raises(
+        CheckpointError, match=f"is one file of a Hugging Face directory; name its folder {folder}"
+    ):
         load_bundle(folder / "model.safetensors")
 
 
 def test_the_command_line_says_it_in_one_line_and_returns_4(folder, tmp_path, capsys):
     settings(folder, model_type="detr")
-    picture = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     from PIL import Image
 
-    Image.new("RGB", (32, 32)).save(picture)
+    Image.new("RGB", (32, 32)).save(image)
     for arguments in (
-        ["predict", str(folder), str(picture), "--classes", "cat"],
-        ["export", str(folder), "--out", "x"],
+        ["predict", str(folder), str(image), "--classes", "cat"],
+        ["export", str(folder), "--output-dir", "x"],
     ):
         assert main(arguments) == 4
         printed = capsys.readouterr()
-        assert printed.out == "" and printed.err.startswith("groundtune: error: ") and printed.err.count("\n") == 1
+        assert (
+            printed.out == ""
+            and printed.err.startswith("groundtune: error: ")
+            and printed.err.count("\n") == 1
+        )
         assert f"{folder} is a model of the type 'detr'" in printed.err

@@ -36,7 +36,9 @@ def models(tokenizer, tmp_path_factory):
     (folder / MODEL / "README.md").write_text("not needed")
     weights = load_file(folder / MODEL / "model.safetensors")
     # as long as three of the pieces of 10 MiB that huggingface_hub writes and can resume after
-    save_file(weights, folder / MODEL / "model.safetensors", metadata={"format": "pt", "filling": "x" * (26 << 20)})
+    save_file(
+        weights, folder / MODEL / "model.safetensors", metadata={"format": "pt", "filling": "x" * (26 << 20)}
+    )
     return folder
 
 
@@ -68,11 +70,19 @@ def in_a_process(tmp_path):
     """`in_a_process(address, code or verb, *arguments, **environment)`: what a user's process says and returns."""
 
     def start(address, code, *arguments, **environment):
-        command = [sys.executable, "-c", code, *arguments] if "\n" in code else [sys.executable, "-m", code, *arguments]
+        command = (
+            [sys.executable, "-c", code, *arguments]
+            if "\n" in code
+            else [sys.executable, "-m", code, *arguments]
+        )
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         hub_settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(SOURCE)}
-        settings = kept | hub_settings | {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"} | environment
-        return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        settings = (
+            kept | hub_settings | {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"} | environment
+        )
+        return subprocess.run(
+            command, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
 
     return start
 
@@ -102,13 +112,17 @@ def test_a_cut_connection_is_resumed_where_it_broke(server, models, in_a_process
     found = in_a_process(server.address, LOAD, MODEL)
     assert found.returncode == 0, found.stderr
     wanted = [
-        wanted for method, path, wanted in server.requests if method == "GET" and path.endswith("model.safetensors")
+        wanted
+        for method, path, wanted in server.requests
+        if method == "GET" and path.endswith("model.safetensors")
     ]
     assert wanted[0] is None and len(wanted) == 2
     assert wanted[1] is not None and wanted[1].startswith("bytes=")
     begin = int(wanted[1].removeprefix("bytes=").split("-")[0])
     assert 10 << 20 <= begin <= size // 2
-    assert (cached(tmp_path) / "model.safetensors").read_bytes() == (models / MODEL / "model.safetensors").read_bytes()
+    assert (cached(tmp_path) / "model.safetensors").read_bytes() == (
+        models / MODEL / "model.safetensors"
+    ).read_bytes()
 
 
 def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, in_this_process):
@@ -124,16 +138,22 @@ def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, 
 @pytest.mark.parametrize(
     ("model", "status", "message"),
     [
-        ("owner/nothing", 0, "Cannot download the model 'owner/nothing': it does not exist on the Hub. A local folder"),
+        (
+            "owner/nothing",
+            0,
+            "Cannot download the model 'owner/nothing': it does not exist on the Hub. A local folder",
+        ),
         (MODEL, 401, "it does not exist, or needs a token; set HF_TOKEN"),
         (MODEL, 403, "access is not granted; ask for it on the model's page, and set HF_TOKEN"),
         (MODEL, 500, "the Hub answered 500; try again later"),
     ],
 )
-def test_an_answer_of_the_hub_is_told_by_the_command_line(model, status, message, server, in_this_process, capsys):
+def test_an_answer_of_the_hub_is_told_by_the_command_line(
+    model, status, message, server, in_this_process, capsys
+):
     server.status = status
     in_this_process(server.address)
-    assert main(["export", model, "--out", "here"]) == 4
+    assert main(["export", model, "--output-dir", "here"]) == 4
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not Path("here").exists()
@@ -146,13 +166,15 @@ NOTHING_CACHED = (
 
 
 def test_offline_with_nothing_cached_says_what_to_do(in_a_process):
-    found = in_a_process("http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--out", "here", HF_HUB_OFFLINE="1")
+    found = in_a_process(
+        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output-dir", "here", HF_HUB_OFFLINE="1"
+    )
     assert (found.returncode, found.stdout, found.stderr) == (4, "", NOTHING_CACHED)
 
 
 def test_no_hub_and_nothing_cached_says_the_same(in_this_process, capsys):
     in_this_process("http://127.0.0.1:9")
-    assert main(["export", MODEL, "--out", "here"]) == 4
+    assert main(["export", MODEL, "--output-dir", "here"]) == 4
     assert capsys.readouterr().err == NOTHING_CACHED
 
 
@@ -191,5 +213,7 @@ def test_an_upload_that_fails_asks_for_the_token(monkeypatch, tmp_path):
         raise OSError("401 Client Error\nmore")
 
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(create_repo=refuse))
-    with pytest.raises(CheckpointError, match=r"Cannot upload to 'owner/mine': 401 Client Error\. Is HF_TOKEN set"):
+    with pytest.raises(
+        CheckpointError, match=r"Cannot upload to 'owner/mine': 401 Client Error\. Is HF_TOKEN set"
+    ):
         hub.upload(tmp_path, "owner/mine", private=False)

@@ -62,7 +62,9 @@ def test_the_cache_has_an_end(text, monkeypatch):
     monkeypatch.setattr(language, "MOST_CACHED", 5)
     model = language_model()
     expected = model(text)
-    assert torch.equal(model(text), expected) and len(model._phrase_features) == 6  # emptied, and filled again
+    assert (
+        torch.equal(model(text), expected) and len(model._phrase_features) == 6
+    )  # emptied, and filled again
     monkeypatch.setattr(language, "MOST_CACHED", 6)
     rows = []
     model.bert.register_forward_hook(lambda module, args, output: rows.append(output))
@@ -111,7 +113,7 @@ def test_the_cache_is_not_used_while_bert_trains(trained, text):
     real = text.text_token_mask
     torch.testing.assert_close(model(text)[real], before[real], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        weight.mul_(2.0)  # a step of the optimiser
+        weight.mul_(2.0)  # a step of the optimizer
     stepped = model(text)
     assert (stepped[real] - before[real]).abs().max() > 0.01
     model.requires_grad_(False).eval()

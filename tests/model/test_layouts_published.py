@@ -25,17 +25,29 @@ from groundtune.model.checkpoint import names
 from groundtune.model.checkpoint.convert import (
     LABELS,
     config_of_pth,
-    from_ours,
+    to_layout,
     layout_of,
     pth_layout,
     same_branches,
-    to_ours,
+    to_groundtune,
 )
 from groundtune.model.checkpoint.hf import config_of_transformers, transformers_config
 
 TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
-BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12, "image_size": 384}
-LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12, "image_size": 384}
+BASE = {
+    "embed_dim": 128,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+    "window_size": 12,
+    "image_size": 384,
+}
+LARGE = {
+    "embed_dim": 192,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "window_size": 12,
+    "image_size": 384,
+}
 SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
 PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMDet are one architecture
     "grounding-dino-tiny": (TINY, [2, 3, 4], False),
@@ -46,7 +58,9 @@ PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMD
 }
 KEY_LISTS = {"idea_swin-t": "idea", "mmdet_mm_swin-t": "mmdetection"}
 # What a file has and a network needs not: tables that are computed, the pooler, and second names of tied heads
-NOT_LEARNED = r".*(relative_position_index|position_ids)|.*pooler\..*|.*conv_encoder\.model(\.swin)?\.layernorm\..*"
+NOT_LEARNED = (
+    r".*(relative_position_index|position_ids)|.*pooler\..*|.*conv_encoder\.model(\.swin)?\.layernorm\..*"
+)
 SECOND_NAMES = r"^(model|transformer)\.decoder\.(bbox|class)_embed\.(.*)"
 
 
@@ -85,14 +99,19 @@ def check_complete(state, ours, config, packed):
     """Each source number arrives: once, or in the three parts of a packed tensor; each of our parameters has one."""
     with torch.device("meta"):
         network = build_network(config)
-    expected = {name: tuple(t.shape) for name, t in network.state_dict().items() if name != LABELS or LABELS in ours}
+    expected = {
+        name: tuple(t.shape) for name, t in network.state_dict().items() if name != LABELS or LABELS in ours
+    }
     unique = {name for name in unique_state(network) if name in expected}
     assert unique <= ours.keys() <= expected.keys()
-    assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == {name: expected[name] for name in ours}
+    assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == {
+        name: expected[name] for name in ours
+    }
     arrived = Counter(float(ours[name].flatten()[0]) for name in unique)
     sent = {float(tensor.flatten()[0]): name for name, tensor in state.items()}
     times = {
-        name: 0 if re.fullmatch(NOT_LEARNED, name) else 3 if re.search(packed, name) else 1 for name in sent.values()
+        name: 0 if re.fullmatch(NOT_LEARNED, name) else 3 if re.search(packed, name) else 1
+        for name in sent.values()
     }
     assert {name: arrived[number] for number, name in sent.items()} == times
     assert arrived.keys() <= sent.keys() and len(unique) == sum(times.values())
@@ -107,7 +126,7 @@ def test_transformers_models_at_the_published_sizes(name):
         shapes = shapes_in_file(model_class(theirs))
     config = config_of_transformers(theirs.to_dict(), name)
     state = numbered(shapes, shared=not mm)
-    ours = to_ours(state, layout_of("transformers", config), name)
+    ours = to_groundtune(state, layout_of("transformers", config), name)
     assert config.share_box_head is not mm and same_branches(ours, "reg", 6) is not mm
     check_complete(state, ours, config, packed="^$")
     assert config.backbone_config["out_indices"] == stages and config.num_levels == len(stages) + 1
@@ -129,7 +148,7 @@ def test_the_originals_files_at_the_published_sizes(name, shared):
     family = KEY_LISTS[name]
     state = numbered(json.loads((shared / f"golden/{name}_keys.json").read_text()), shared=family == "idea")
     layout = pth_layout(state, family)
-    ours = to_ours(state, layout, name)
+    ours = to_groundtune(state, layout, name)
     config = config_of_pth(ours, family)
     check_complete(state, ours, config, packed=r"qkv|in_proj")
     swin = {option: config.backbone_config[option] for option in TINY}
@@ -170,7 +189,13 @@ def test_a_rename_table_is_one_to_one(name, stages):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
     """For every parameter of a network, and with values: packing, reordering and tied heads are undone too."""
-    swin = {"image_size": 32, "embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+    swin = {
+        "image_size": 32,
+        "embed_dim": 16,
+        "depths": [2, 1, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 4,
+    }
     config = tiny_config(
         backbone_config=swin | {"out_indices": stages},
         num_levels=len(stages) + 1,
@@ -183,9 +208,9 @@ def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
     state = {key: torch.randn(tensor.shape) for key, tensor in network.state_dict().items()}
     tied = {key: key.replace("reg_branches.1.", "reg_branches.0.") for key in state} if name == "idea" else {}
     state = {key: state[tied.get(key, key)] for key in state}
-    theirs, left = from_ours(state, layout_of(name, config))
+    theirs, left = to_layout(state, layout_of(name, config))
     assert set(left) == ({LABELS} if name == "transformers" else set())
-    back = to_ours(theirs, layout_of(name, config), "here") | left
+    back = to_groundtune(theirs, layout_of(name, config), "here") | left
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
@@ -193,13 +218,19 @@ def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
 def test_the_names_are_those_of_a_saved_file(tmp_path):
     from safetensors.torch import load_file
 
-    swin = SwinConfig(embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, out_indices=[2, 3, 4])
+    swin = SwinConfig(
+        embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, out_indices=[2, 3, 4]
+    )
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     for config_class, model_class, heads in (
         (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),
         (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SEPARATE),
     ):
-        model = model_class(config_class(backbone_config=swin, text_config=BertConfig(**sizes), d_model=32, **heads))
+        model = model_class(
+            config_class(backbone_config=swin, text_config=BertConfig(**sizes), d_model=32, **heads)
+        )
         model.save_pretrained(tmp_path)
-        saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+        saved = {
+            name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()
+        }
         assert saved == shapes_in_file(model)

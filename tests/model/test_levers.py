@@ -30,7 +30,9 @@ def test_a_bucket_makes_few_shapes_and_counts_the_same_positions():
         features = [[torch.ones(1, -(-h // n), -(-w // n)) for n in (1, 2, 4)]]
         plain, _ = pad_features(features, 4)
         maps, masks = pad_features(features, 4, bucket=4)
-        assert masks is None or [int((~mask).sum()) for mask in masks[:3]] == [level[0, 0].numel() for level in plain]
+        assert masks is None or [int((~mask).sum()) for mask in masks[:3]] == [
+            level[0, 0].numel() for level in plain
+        ]
         shapes.add(tuple(tuple(level.shape) for level in maps))
     assert shapes == {((1, 1, 32, 48), (1, 1, 16, 24), (1, 1, 8, 12))}
 
@@ -40,8 +42,8 @@ def test_recomputed_layers_give_the_same_loss_and_gradients(tiny, make_case):
     network.train()
     case = make_case(NAMES, SIZES_HW, [2, 0, 1])
     found = []
-    for recompute in (False, True):
-        network.encoder.recompute = recompute
+    for gradient_checkpointing in (False, True):
+        network.encoder.gradient_checkpointing = gradient_checkpointing
         network.zero_grad()
         loss = total(GroundingDINOCriterion()(case.run(network), case.targets))
         loss.backward()

@@ -12,12 +12,12 @@ from torch import nn
 
 from groundtune.errors import CheckpointError
 from groundtune.loss.criterion import GroundingDINOCriterion, total
+from groundtune.model.adapters import add_adapters, is_adapter, merge_adapters
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.adapter import save_adapter
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.detector import GroundingDINO
-from groundtune.model.lora import add_adapters, is_adapter, merge_adapters
 
 NAMES = [["cat", "red blood cell"], ["zebra"], ["traffic light", "dog", "sofa"]]
 SIZES_HW = [(64, 96), (48, 80), (96, 64)]
@@ -58,15 +58,19 @@ def test_new_adapters_stand_at_every_linear_layer_and_change_no_bit(kind, tiny, 
 
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_pitfall_29_every_adapter_matrix_gets_a_gradient(kind, recompute, tiny, make_case) -> None:
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_pitfall_29_every_adapter_matrix_gets_a_gradient(
+    kind, gradient_checkpointing, tiny, make_case
+) -> None:
     network, case = tiny(kind), make_case(NAMES, SIZES_HW, [2, 0, 1])
     add_adapters(network, 4, 8.0)
     trained(network)  # at B = 0 the gradient of A is 0
     network.train()
-    network.encoder.recompute = recompute
+    network.encoder.gradient_checkpointing = gradient_checkpointing
     total(GroundingDINOCriterion()(case.run(network), case.targets)).backward()
-    silent = [name for name, matrix in adapters(network).items() if matrix.grad is None or not matrix.grad.any()]
+    silent = [
+        name for name, matrix in adapters(network).items() if matrix.grad is None or not matrix.grad.any()
+    ]
     assert len(adapters(network)) > 60 and silent == []
 
 
@@ -84,7 +88,9 @@ def test_merged_is_the_adapted_network(kind, tiny, make_case) -> None:
             for name, b in adapters(network).items()
             if "_B" in name
         }
-        expected = {name.split(".lora_")[0] + ".weight": 2.0 * b @ a for name, (b, a) in scale.items()}  # alpha / rank
+        expected = {
+            name.split(".lora_")[0] + ".weight": 2.0 * b @ a for name, (b, a) in scale.items()
+        }  # alpha / rank
         adapted = case.run(network)
         merge_adapters(network)
         merged = case.run(network)
@@ -137,7 +143,8 @@ def test_an_adapter_opens_on_its_base_as_the_merged_model(saved, tmp_path) -> No
     assert (opened.classes, opened.base_model) == (["red circle", "blue star"], "base")
     save_bundle(opened, tmp_path / "whole")  # and it can be saved whole
     assert torch.equal(
-        load_bundle(tmp_path / "whole").network.state_dict()["encoder.level_embed"], state["encoder.level_embed"]
+        load_bundle(tmp_path / "whole").network.state_dict()["encoder.level_embed"],
+        state["encoder.level_embed"],
     )
 
 
@@ -145,7 +152,11 @@ def test_peft_itself_reads_the_adapter(saved, tmp_path) -> None:
     from peft import PeftModel
 
     folder, merged = saved
-    theirs = PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder).merge_and_unload().state_dict()
+    theirs = (
+        PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder)
+        .merge_and_unload()
+        .state_dict()
+    )
     ours = merged.network.state_dict()
     layers = [f"{name}.weight" for name in linear_layers(merged.network)]
     assert layers and [name for name in layers if not torch.equal(theirs[name], ours[name])] == []
@@ -159,7 +170,9 @@ def test_an_adapter_on_an_adapter(saved, tmp_path) -> None:
     save_adapter(bundle, tmp_path / "second", {})
     merge_adapters(bundle.network)
     state = load_bundle(tmp_path / "second").network.state_dict()
-    assert [name for name, tensor in bundle.network.state_dict().items() if not torch.equal(tensor, state[name])] == []
+    assert [
+        name for name, tensor in bundle.network.state_dict().items() if not torch.equal(tensor, state[name])
+    ] == []
 
 
 def test_another_base_is_refused(saved, tmp_path, tokenizer) -> None:
@@ -209,7 +222,7 @@ def test_an_adapter_that_names_itself_or_nothing_is_refused(base, saved) -> None
     ("file", "changed", "told"),
     [
         ("adapter_config.json", {"lora_alpha": "much"}, "not complete"),
-        ("groundtune.json", {"picture": {}}, "not complete"),
+        ("groundtune.json", {"image": {}}, "not complete"),
         ("groundtune.json", {"classes": None}, "not complete"),
         ("heads.safetensors", {"bbox_head.reg_branches.0.layers.0.bias": None}, "does not fit"),
         ("heads.safetensors", {"decoder.label_embedding.weight": None}, "not complete"),

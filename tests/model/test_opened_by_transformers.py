@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
-from groundtune.data.transforms import PictureFormat, resize_keep_ratio, to_tensor
+from groundtune.contracts import ImageFormat
+from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.model.checkpoint.load import load_bundle
-from groundtune.predict import predict
+from groundtune.predict.predictor import predict
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import tokenize
 
@@ -37,7 +38,7 @@ def trained(tokenizer, tmp_path_factory):
             base = tmp_path_factory.mktemp("run")
             sizes = {"num_heads": 4, "fusion_heads": 2, "query_content": "learned", **VARIANTS[variant][0]}
             bundle = tiny_bundle(tokenizer, **sizes)
-            bundle.picture = PictureFormat((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), short_side=64, max_side=96)
+            bundle.image_format = ImageFormat((0.5, 0.4, 0.3), (0.25, 0.2, 0.3), short_side=64, max_side=96)
             bundle.base_model = "owner/model-tiny"
             before = {name: tensor.clone() for name, tensor in bundle.network.state_dict().items()}
             run(options(scenes(base / "shapes"), param_groups=[]), bundle, base / "out")
@@ -53,12 +54,14 @@ def trained(tokenizer, tmp_path_factory):
 def scores_and_boxes(logits, boxes_cxcywh, encoding, caption, size):
     """Detections of every query and class, worked out here: mean probability of the class's tokens; boxes in pixels."""
     width, height = size
-    centre, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-    boxes = torch.cat((centre - half, centre + half), dim=1).clamp(0, 1) * torch.tensor([width, height] * 2)
+    center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
+    boxes = torch.cat((center - half, center + half), dim=1).clamp(0, 1) * torch.tensor([width, height] * 2)
     found = []
     for index, name in enumerate(CLASSES):
         begin = caption.index(name)
-        tokens = sorted({encoding.char_to_token(0, at) for at in range(begin, begin + len(name)) if caption[at] != " "})
+        tokens = sorted(
+            {encoding.char_to_token(0, at) for at in range(begin, begin + len(name)) if caption[at] != " "}
+        )
         scores = logits[:, tokens].sigmoid().mean(1)
         found += [(float(score), index, box) for score, box in zip(scores, boxes, strict=True)]
     return sorted(found, key=lambda one: -one[0])
@@ -66,63 +69,73 @@ def scores_and_boxes(logits, boxes_cxcywh, encoding, caption, size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trained, shared, caplog):
-    """One real picture alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the configuration here."""
+    """One real image alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the configuration here."""
     folder = trained(variant)
-    picture = Image.open(next((shared / "data/cat144/valid").glob("*.jpg"))).convert("RGB")
+    image = Image.open(next((shared / "data/cat144/valid").glob("*.jpg"))).convert("RGB")
     model, processor = (
         AutoModelForZeroShotObjectDetection.from_pretrained(folder),
         AutoProcessor.from_pretrained(folder),
     )
     assert not [record for record in caplog.records if "newly initialized" in record.getMessage()]
-    inputs = processor(images=picture, text=[CLASSES], return_tensors="pt")
+    inputs = processor(images=image, text=[CLASSES], return_tensors="pt")
     with torch.no_grad():
         output = model.eval()(**inputs)
     caption = ". ".join(CLASSES) + "."
     assert processor.tokenizer(caption).input_ids == inputs.input_ids[0].tolist()
     encoding = processor.tokenizer([caption])
-    expected = scores_and_boxes(output.logits[0], output.pred_boxes[0], encoding, caption, picture.size)
+    expected = scores_and_boxes(output.logits[0], output.pred_boxes[0], encoding, caption, image.size)
     cpu = torch.device("cpu")
-    (found,) = predict(load_bundle(folder), [picture], CLASSES, threshold=0.0, device=cpu, batch_size=1)  # in float32
+    (found,) = predict(
+        load_bundle(folder), [image], CLASSES, threshold=0.0, device=cpu, batch_size=1
+    )  # in float32
     assert len(found) == len(expected) == 20 * len(CLASSES)
     scores = torch.tensor([one[0] for one in expected])
     torch.testing.assert_close(torch.from_numpy(found.confidence), scores, rtol=0, atol=1e-5)
     gaps = torch.full_like(scores, torch.inf)
     gaps[1:] = scores[:-1] - scores[1:]
-    apart = [i for i in range(len(scores) - 1) if min(gaps[i], gaps[i + 1]) > 2e-5]  # near ties may stand the other way
+    apart = [
+        i for i in range(len(scores) - 1) if min(gaps[i], gaps[i + 1]) > 2e-5
+    ]  # near ties may stand the other way
     assert len(apart) >= 5
     for i in apart:
         assert found.class_id[i] == expected[i][1]
         torch.testing.assert_close(torch.from_numpy(found.xyxy[i]), expected[i][2], rtol=0, atol=0.05)
 
 
-def test_the_pipeline_finds_the_same_on_a_real_picture(trained, shared):
+def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
     """The pipeline asks for one label at a time, scores a box by its best token, and rounds boxes to whole pixels."""
     folder = trained("mm-grounding-dino")
     path = next((shared / "data/cat144/valid").glob("*.jpg"))
     detect = pipeline("zero-shot-object-detection", model=str(folder))
     found = detect(str(path), candidate_labels=["red circle."], threshold=0.0)
     bundle = load_bundle(folder)
-    picture = Image.open(path).convert("RGB")
-    view = resize_keep_ratio((picture.height, picture.width), bundle.picture)
-    pixels = to_tensor(view.picture(picture), bundle.picture)
+    image = Image.open(path).convert("RGB")
+    view = resize_keep_ratio((image.height, image.width), bundle.image_format)
+    pixels = to_tensor(view.image(image), bundle.image_format)
     text, _ = tokenize(bundle.tokenizer, [class_prompt(["red circle"])])
     with torch.no_grad():
         output = bundle.network(pixels[None], [tuple(pixels.shape[1:])], text)
     scores = output["pred_logits"][0].sigmoid().max(-1).values
     order = scores.argsort(descending=True)
     assert len(found) == 20 and {one["label"] for one in found} == {"red circle."}
-    torch.testing.assert_close(torch.tensor([one["score"] for one in found]), scores[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor([one["score"] for one in found]), scores[order], rtol=0, atol=1e-5
+    )
     cx, cy, w, h = output["pred_boxes"][0][order[0]].tolist()
     best = [found[0]["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
-    expected = [(cx - w / 2) * picture.width, (cy - h / 2) * picture.height]
-    expected += [(cx + w / 2) * picture.width, (cy + h / 2) * picture.height]
+    expected = [(cx - w / 2) * image.width, (cy - h / 2) * image.height]
+    expected += [(cx + w / 2) * image.width, (cy + h / 2) * image.height]
     assert all(abs(a - b) <= 1 for a, b in zip(best, expected, strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pitfall_13_the_flags_of_shared_heads_are_written_out(variant, trained):
     settings = json.loads((trained(variant) / "config.json").read_text())
-    flags = {name: settings[name] for name in settings if name.endswith("embed_share") and name.startswith("decoder")}
+    flags = {
+        name: settings[name]
+        for name in settings
+        if name.endswith("embed_share") and name.startswith("decoder")
+    }
     assert flags == VARIANTS[variant][1]
     assert settings["architectures"] == [
         type(AutoModelForZeroShotObjectDetection.from_pretrained(trained(variant))).__name__
@@ -138,9 +151,13 @@ def test_the_files_beside_the_weights(trained):
     }
     meta = json.loads((folder / "groundtune.json").read_text())
     assert meta["classes"] == CLASSES and meta["base_model"] == "owner/model-tiny"
-    assert meta["results"]["metrics"].keys() == meta["results"]["zero_shot"].keys() >= {"valid/AP", "valid/AP50"}
+    assert (
+        meta["results"]["metrics"].keys() == meta["results"]["zero_shot"].keys() >= {"valid/AP", "valid/AP50"}
+    )
     labels = load_file(folder / "groundtune.safetensors")
-    assert {name: list(tensor.shape) for name, tensor in labels.items()} == {"decoder.label_embedding.weight": [3, 64]}
+    assert {name: list(tensor.shape) for name, tensor in labels.items()} == {
+        "decoder.label_embedding.weight": [3, 64]
+    }
     for name in ("preprocessor_config.json", "processor_config.json"):  # versions before 5 know no other name
         settings = json.loads((folder / name).read_text())
         settings = settings.get("image_processor", settings)
@@ -162,9 +179,9 @@ def test_the_model_card(trained):
         "base_model": "owner/model-tiny",
     }
     assert "- Base model: owner/model-tiny\n" in text
-    assert "- Data: shapes, 5 pictures with " in text
+    assert "- Data: shapes, 5 images with " in text
     assert "- Classes: red circle, blue star, green triangle\n" in text
-    assert "| AP | " in text and "| AP50 | " in text and "- Licence: not stated" in text
+    assert "| AP | " in text and "| AP50 | " in text and "- License: not stated" in text
     assert 'pipeline("zero-shot-object-detection", "FOLDER")' in text and "1e-3" not in text
 
 
@@ -174,4 +191,6 @@ def test_the_base_model_survives_a_second_fine_tuning(trained, tmp_path):
     bundle = load_bundle(trained("grounding-dino"))
     save_bundle(bundle, tmp_path / "again")
     assert 'base_model: "owner/model-tiny"' in (tmp_path / "again/README.md").read_text()
-    assert str(bundle.source) not in (tmp_path / "again/README.md").read_text(), "paths of this machine stay here"
+    assert str(bundle.source) not in (tmp_path / "again/README.md").read_text(), (
+        "paths of this machine stay here"
+    )

@@ -31,7 +31,7 @@ def differences(expected, output):
 
 @pytest.mark.parametrize(("family", "heads", "stages"), CASES)
 def test_logits_and_boxes_equal_transformers(family, heads, stages, load_ours, tokenizer):
-    """Ragged prompts and padded pictures; 20 queries of hundreds of positions, whose scores are far apart in float32."""
+    """Ragged prompts and padded images; 20 queries of hundreds of positions, whose scores are far apart in float32."""
     model = oracle(family, heads, stages)
     network = load_ours(model)
     images = torch.randn(3, 3, 128, 192, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,9 @@ def test_float64_parity(family, heads, stages, load_ours, tokenizer):
     assert logits <= 1e-8 and boxes <= 1e-8
 
 
-def test_pitfall_13_heads_that_differ_stay_apart_where_the_configuration_leaves_the_flags_out(load_ours, tmp_path):
+def test_pitfall_13_heads_that_differ_stay_apart_where_the_configuration_leaves_the_flags_out(
+    load_ours, tmp_path
+):
     import json
 
     model = oracle(
@@ -84,5 +86,7 @@ def test_pitfall_13_heads_that_differ_stay_apart_where_the_configuration_leaves_
     path.write_text(json.dumps(settings))
     head = load_bundle(tmp_path / "theirs").network.bbox_head
     for layer in range(3):
-        assert torch.equal(head.reg_branches[layer].layers[0].weight, model.bbox_embed[layer].layers[0].weight)
+        assert torch.equal(
+            head.reg_branches[layer].layers[0].weight, model.bbox_embed[layer].layers[0].weight
+        )
         assert head.cls_branches[layer].bias.item() == model.class_embed[layer].bias.item()

@@ -8,11 +8,11 @@ from engine_runs import tiny_bundle
 from torch import Tensor
 
 from groundtune.api import Model, export
-from groundtune.engine.inference import class_prompts
 from groundtune.errors import CheckpointError
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.prompt_tuning import PhraseOffsets, extended
+from groundtune.predict.detect import class_prompts
 from groundtune.text.prompt import caption_prompt, class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
@@ -84,7 +84,9 @@ def test_chunks_and_shuffled_prompts_find_the_offsets(tokenizer) -> None:
         moved = learned(features, prompts.text).detach()
         found = {
             order[index]: moved[chunk, row[: moved.shape[1]]]
-            for chunk, (maps, indices) in enumerate(zip(prompts.phrase_maps, prompts.class_indices, strict=True))
+            for chunk, (maps, indices) in enumerate(
+                zip(prompts.phrase_maps, prompts.class_indices, strict=True)
+            )
             for row, index in zip(maps, indices, strict=True)
         }
         assert torch.equal(found["cat"], learned.vectors[:1]) and torch.equal(
@@ -97,7 +99,11 @@ def test_more_names_keep_what_was_learned(tokenizer) -> None:
     old = offsets(tokenizer)
     grown = extended(old, ["dog", "cat"], tokenizer, WIDTH)
     assert grown.names == ["cat", "red blood cell", "dog"]
-    assert torch.equal(grown.vectors[:4], old.vectors) and not grown.vectors[4:].any() and len(grown.vectors) == 5
+    assert (
+        torch.equal(grown.vectors[:4], old.vectors)
+        and not grown.vectors[4:].any()
+        and len(grown.vectors) == 5
+    )
 
 
 @pytest.fixture
@@ -133,7 +139,9 @@ def test_a_model_folder_keeps_them(tuned, make_case, tmp_path) -> None:
     save_bundle(bundle, tmp_path / "model")
     opened = load_bundle(tmp_path / "model")
     assert opened.network.encoder.phrase_offsets.names == LEARNED
-    assert torch.equal(opened.network.encoder.phrase_offsets.vectors, bundle.network.encoder.phrase_offsets.vectors)
+    assert torch.equal(
+        opened.network.encoder.phrase_offsets.vectors, bundle.network.encoder.phrase_offsets.vectors
+    )
     assert torch.equal(*(run(b, make_case, ["dog", "cat"])["pred_logits"] for b in (bundle, opened)))
     plain = load_bundle(tmp_path / "model")
     plain.network.encoder.phrase_offsets = None
@@ -155,8 +163,12 @@ def test_other_tools_cannot_have_them(form, tokenizer, tmp_path) -> None:
         tokenizer, query_content="learned", contrastive_scale="none", contrastive_bias=False, num_heads=4
     )
     export(Model(bundle), tmp_path / "plain", format=form)
-    bundle.network.encoder.phrase_offsets = PhraseOffsets(LEARNED, tokenizer, bundle.network.language_model.width)
+    bundle.network.encoder.phrase_offsets = PhraseOffsets(
+        LEARNED, tokenizer, bundle.network.language_model.width
+    )
     with pytest.raises(CheckpointError, match="learned offsets of class names"):
         export(Model(bundle), tmp_path / "tuned", format=form)
     save_bundle(bundle, tmp_path / "own")
-    assert not (tmp_path / "own" / "config.json").exists()  # transformers must not open it as if it were whole
+    assert not (
+        tmp_path / "own" / "config.json"
+    ).exists()  # transformers must not open it as if it were whole

@@ -1,4 +1,4 @@
-"""One training step of the published Swin-T model on a real 640-px picture, on a CPU, within 8 GB."""
+"""One training step of the published Swin-T model on a real 640-px image, on a CPU, within 8 GB."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from groundtune.data.batch import pad_pictures
+from groundtune.data.batch import pad_images
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.targets import Target
-from groundtune.data.transforms import PictureFormat, load_picture, resize_keep_ratio, to_tensor
+from groundtune.data.transforms import ImageFormat, load_image, resize_keep_ratio, to_tensor
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model.bundle import build_network
 from groundtune.model.checkpoint.load import load_bundle
@@ -29,14 +29,14 @@ from groundtune.text.tokens import tokenize
 torch.set_num_threads(2)
 train = load_splits(Path(sys.argv[1]))["train"]
 sample = max(train.samples, key=lambda sample: len(sample.class_ids))
-picture = load_picture(Path(sample.image_path))
-form = PictureFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 640, 640)
-view = resize_keep_ratio((picture.height, picture.width), form)
-pixels = to_tensor(view.picture(picture), form)
+image = load_image(Path(sample.image_path))
+form = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 640, 640)
+view = resize_keep_ratio((image.height, image.width), form)
+pixels = to_tensor(view.image(image), form)
 tokenizer = load_bundle("nano").tokenizer
 text, maps = tokenize(tokenizer, [class_prompt(train.class_names)])
 labels = torch.as_tensor(sample.class_ids)
-boxes = torch.as_tensor(sample.boxes_xyxy).float() / torch.tensor([picture.width, picture.height] * 2)
+boxes = torch.as_tensor(sample.boxes_xyxy).float() / torch.tensor([image.width, image.height] * 2)
 boxes = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
 network = build_network(ModelConfig())
 network.freeze([])  # everything trains: the most memory

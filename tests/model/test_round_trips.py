@@ -43,8 +43,13 @@ def test_transformers_to_ours_to_transformers(family, heads, stages, theirs, tmp
         assert torch.equal(found.pop(name), expected[first])
     pooled = "model.backbone.conv_encoder.model.swin.layernorm."  # of classification: no feature map goes through it
     assert_equal(found, {name: tensor for name, tensor in expected.items() if not name.startswith(pooled)})
-    written, original = (json.loads((place / "config.json").read_text()) for place in (tmp_path / "ours", folder))
-    for flag in ("decoder_bbox_embed_share", *(["decoder_cls_embed_share"] if family.startswith("mm") else [])):
+    written, original = (
+        json.loads((place / "config.json").read_text()) for place in (tmp_path / "ours", folder)
+    )
+    for flag in (
+        "decoder_bbox_embed_share",
+        *(["decoder_cls_embed_share"] if family.startswith("mm") else []),
+    ):
         assert written[flag] is original[flag] is heads[flag]
     settings = set(original) - {"dropout", "transformers_version", "dtype", "backbone_config", "text_config"}
     assert {name: written[name] for name in settings} == {name: original[name] for name in settings}
@@ -94,7 +99,7 @@ def test_mmdetection_to_ours_to_transformers(shared, tmp_path):
 
 def test_patch_merging_is_reordered_by_hand():
     """MMDetection unfolds 2 x 2 patches channel by channel in reading order: (c, row, column). The original stacks the
-    four neighbours (0, 0), (1, 0), (0, 1), (1, 1), each with all its channels. Two channels, written out."""
+    four neighbors (0, 0), (1, 0), (0, 1), (1, 1), each with all its channels. Two channels, written out."""
     from groundtune.model.checkpoint.convert import _from_unfold, _to_unfold
 
     theirs = torch.arange(8)[None]  # c0: 00 01 10 11, c1: 00 01 10 11
@@ -114,15 +119,23 @@ def test_half_files_load_as_float32(dtype, theirs):
 
 
 def test_shards_and_the_old_weights_file_load_alike(theirs, tmp_path):
-    folder = theirs("mm-grounding-dino", {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False})
+    folder = theirs(
+        "mm-grounding-dino", {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+    )
     expected = load_bundle(folder).network.state_dict()
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
-    shards = {"model-00001-of-00002.safetensors": names[:100], "model-00002-of-00002.safetensors": names[100:]}
+    shards = {
+        "model-00001-of-00002.safetensors": names[:100],
+        "model-00002-of-00002.safetensors": names[100:],
+    }
     for shard, inside in shards.items():
         save_file({name: weights[name] for name in inside}, folder / shard)
-    index = {"metadata": {}, "weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: shard for shard, inside in shards.items() for name in inside},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     sharded = load_bundle(folder).network.state_dict()
     (folder / "model.safetensors.index.json").unlink()

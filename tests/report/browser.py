@@ -36,7 +36,11 @@ def opened(page: str, script: str, folder: Path, width: int) -> dict[str, Any]:
     nonce = re.findall(r'<script nonce="(\w+)">', page)[0]  # no other script may run
     own = (_SCRIPT % script).replace("<script>", f'<script nonce="{nonce}">')
     (folder / "page.html").write_text(page.replace("</body>", own), encoding="utf-8")
-    size = [f"--window-size={width},900", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000"]
+    size = [
+        f"--window-size={width},900",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=3000",
+    ]
     command = [str(CHROMIUM), *_OPTIONS, *size, (folder / "page.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)

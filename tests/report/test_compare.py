@@ -18,14 +18,18 @@ from groundtune.report.run_data import RunData
 EVIL = "<script>hacked=1</script>"
 
 
-def run_folder(folder: Path, config: dict[str, Any], aps: list[float], per_class: dict[str, float | None]) -> Path:
+def run_folder(
+    folder: Path, config: dict[str, Any], aps: list[float], per_class: dict[str, float | None]
+) -> Path:
     """A finished run of as many epochs as there are APs after the zero-shot one; the best is the largest."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"data": "d/cats", "model": "m/model", "out": "x"} | config))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"data": "d/cats", "model": "m/model", "out": "x"} | config)
+    )
     lines = [{"step": 10 * epoch, "epoch": epoch, "valid/AP": ap} for epoch, ap in enumerate(aps)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {"zero_shot": {"valid/AP": aps[0]}, "best": {"valid/AP": max(aps), "valid/AP50": None}}
-    cost = {"seconds": 61.4, "memory_bytes": 3 * 2**20, "valid_pictures": 8}
+    cost = {"seconds": 61.4, "memory_bytes": 3 * 2**20, "valid_images": 8}
     classes = {"per_class": {name: {"AP": ap} for name, ap in per_class.items()}}
     (folder / "metrics.json").write_text(json.dumps(summary | classes | cost))
     return folder
@@ -38,7 +42,9 @@ def runs(tmp_path: Path) -> list[Path]:
     second = {"epochs": 3, "optimizer": {"lr": 1e-4, "type": "AdamW"}, "seed": 0}
     return [
         run_folder(tmp_path / "plain", first, [0.1, 0.3, 0.2], {EVIL: 0.25, "cat": 0.5, "dog": None}),
-        run_folder(tmp_path / "slow & long", second, [0.1, 0.2, 0.4, 0.6], {EVIL: 0.125, "cat": 0.75, "dog": None}),
+        run_folder(
+            tmp_path / "slow & long", second, [0.1, 0.2, 0.4, 0.6], {EVIL: 0.125, "cat": 0.75, "dog": None}
+        ),
     ]
 
 
@@ -56,33 +62,42 @@ def test_numbers_options_and_classes_stand_side_by_side(runs: list[Path], tmp_pa
         ["plain", "0.300", "–", "0.100", "61 s", "3 MB", "2", "m", "cats"],
         ["slow &amp; long", "0.600", "–", "0.100", "61 s", "3 MB", "3", "m", "cats"],
     ]
-    assert cells(page, "options") == [["epochs", "2", "3"], ["optimizer.lr", "0.001", "0.0001"], ["seed", "–", "0"]]
+    assert cells(page, "options") == [
+        ["epochs", "2", "3"],
+        ["optimizer.lr", "0.001", "0.0001"],
+        ["seed", "–", "0"],
+    ]
     evil = "&lt;script&gt;hacked=1&lt;/script&gt;"
     assert cells(page, "classes") == [
         [evil, "0.250", "0.125", "0.125"],
         ["cat", "0.500", "0.750", "0.250"],
         ["dog", "–", "–", "–"],
     ]
-    assert page.count('class="best">0.250<') == page.count('class="best">0.750<') == 1 == page.count('class="best"') - 1
+    assert (
+        page.count('class="best">0.250<')
+        == page.count('class="best">0.750<')
+        == 1
+        == page.count('class="best"') - 1
+    )
     assert EVIL not in page and 'id="warnings"' not in page and 'id="unfinished"' not in page
     assert page.count("<polyline") == 2 and "slow &amp; long</span>" in page
     # the first run ends at epoch 2 of 3: two thirds of the way from 46 to 508, and AP 0.2 a fifth of that from 186 up to 12
     assert re.findall(r'points="([^"]*)"', page)[0].split()[-1] == "354.0,151.2"
 
 
-def test_other_pictures_or_classes_are_a_warning_on_the_page_and_on_stderr(
+def test_other_images_or_classes_are_a_warning_on_the_page_and_on_stderr(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = json.loads((runs[1] / "metrics.json").read_text())
     (runs[1] / "metrics.json").write_text(
-        json.dumps(summary | {"valid_pictures": 9, "per_class": {"cat": {}, "cow": {}}})
+        json.dumps(summary | {"valid_images": 9, "per_class": {"cat": {}, "cow": {}}})
     )
     monkeypatch.chdir(tmp_path)
     assert main(["report", *map(str, runs)]) == 0
     shown = capsys.readouterr()
     assert shown.out == "comparison.html\n"
     assert shown.err.splitlines() == [
-        "Warning: The runs were measured on different numbers of pictures: plain on 8, slow & long on 9.",
+        "Warning: The runs were measured on different numbers of images: plain on 8, slow & long on 9.",
         f"Warning: The classes differ: beside plain, slow & long lacks {EVIL}, dog and has cow.",
     ]
     page = Path("comparison.html").read_text()
@@ -90,10 +105,13 @@ def test_other_pictures_or_classes_are_a_warning_on_the_page_and_on_stderr(
 
 
 def test_what_a_run_does_not_tell_is_no_difference() -> None:
-    known = RunData(Path("a"), per_class={"cat": {}}, valid_pictures=3)
+    known = RunData(Path("a"), per_class={"cat": {}}, valid_images=3)
     assert differing_validation({"a": known, "b": RunData(Path("b"))}) == []
     assert (
-        changed_options({"a": known, "b": RunData(Path("b"), config={"out": "b", "resume": "b", "model": "m"})}) == []
+        changed_options(
+            {"a": known, "b": RunData(Path("b"), config={"out": "b", "resume": "b", "model": "m"})}
+        )
+        == []
     )
 
 
@@ -108,7 +126,9 @@ def test_an_unfinished_run_is_compared_by_what_there_is(runs: list[Path], tmp_pa
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / place / "run", {}, [0.0, 0.5], {}) for place in ("a", "b")]
     gt.compare_runs(folders, tmp_path / "c.html")
-    assert [row[0] for row in cells((tmp_path / "c.html").read_text(), "headline")] == [str(f) for f in folders]
+    assert [row[0] for row in cells((tmp_path / "c.html").read_text(), "headline")] == [
+        str(f) for f in folders
+    ]
 
 
 def test_what_cannot_be_compared_or_written_is_refused(runs: list[Path], tmp_path: Path) -> None:

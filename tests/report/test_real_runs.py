@@ -11,10 +11,10 @@ import groundtune as gt
 @pytest.mark.slow
 @needs_chromium
 def test_the_pages_of_two_runs_on_blood_cells_work(shared: Path, tmp_path: Path) -> None:
-    options = {"epochs": 1, "limit_train": 16, "limit_valid": 12, "track": [], "quiet": True}
+    options = {"epochs": 1, "max_train_images": 16, "max_valid_images": 12, "report_to": [], "quiet": True}
     folders = [tmp_path / f"seed{seed}" for seed in (0, 1)]
     for seed, folder in enumerate(folders):
-        gt.train("nano", shared / "data/bccd", out=folder, seed=seed, **options)
+        gt.train("nano", shared / "data/bccd", output_dir=folder, seed=seed, **options)
     script = """
     said.first = clicked("#classes", 0); said.second = clicked("#classes", 0);
     const gallery = document.getElementById("gallery"), tag = document.getElementById("by-tag");
@@ -27,5 +27,7 @@ def test_the_pages_of_two_runs_on_blood_cells_work(shared: Path, tmp_path: Path)
     assert sorted(said["first"]) == ["platelet", "red blood cell", "white blood cell"]
     assert said["all"] == 12 >= said["missed"] > 0 and said["loaded"]
     gt.compare_runs(folders, tmp_path / "comparison.html")
-    said = opened((tmp_path / "comparison.html").read_text(), 'said.rows = clicked("#headline", 0);', tmp_path, 390)
+    said = opened(
+        (tmp_path / "comparison.html").read_text(), 'said.rows = clicked("#headline", 0);', tmp_path, 390
+    )
     assert sorted(said["rows"]) == ["seed0", "seed1"]

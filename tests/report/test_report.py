@@ -16,7 +16,7 @@ from groundtune.data.scenes import write_captioned_scenes, write_scenes
 from groundtune.errors import DataError
 from groundtune.report.advice import advice
 from groundtune.report.build import build_report
-from groundtune.report.charts import heat_map, line_chart, ticks
+from groundtune.report.figures import heat_map, line_chart, ticks
 from groundtune.report.run_data import RunData, read_run
 
 EVIL = "<script>hacked=1</script>"
@@ -38,14 +38,18 @@ def run_folder(tmp_path_factory) -> Path:
     for step in (10, 20, 30):
         lines.append({"step": step, "epoch": 1, "loss": 30 / step, "grad_norm": 1.0, "lr": {"neck": 1e-4}})
         lines.append({"step": step, "epoch": 1, "valid/AP": step / 60, "valid/AP50": step / 40})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "lo')
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "lo'
+    )
     numbers = {"valid/AP": 0.5, "valid/AP50": 0.75, "valid/AP75": None}
     per_class = {name: {"AP": 0.5, "AP50": 0.75} for name in valid.class_names}
     summary = {"zero_shot": {"valid/AP": 0.01}, "final": numbers, "best": numbers, "per_class": per_class}
     (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 12.0}))
     found = []
     for sample in valid.samples:
-        for index, (box, class_id) in enumerate(zip(sample.boxes_xyxy.tolist(), sample.class_ids, strict=True)):
+        for index, (box, class_id) in enumerate(
+            zip(sample.boxes_xyxy.tolist(), sample.class_ids, strict=True)
+        ):
             swapped = index % 3 == 0 and sample.image_id % 2 == 0
             named = 1 - int(class_id) if swapped else int(class_id)
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -63,7 +67,14 @@ def page_of(folder: Path) -> str:
 def test_a_finished_run_has_every_part_and_names_are_text(run_folder: Path) -> None:
     page = page_of(run_folder)
     assert EVIL not in page and "&lt;script&gt;hacked=1" in page
-    for part in ("Before and after", "Training", "Classes", "What is taken for what", "worst first", "How to repeat"):
+    for part in (
+        "Before and after",
+        "Training",
+        "Classes",
+        "What is taken for what",
+        "worst first",
+        "How to repeat",
+    ):
         assert part in page
     assert "0.500" in page and "+0.490" in page
     assert page.count("<figure>") == 8
@@ -106,11 +117,11 @@ def test_a_run_that_was_cut_off_has_a_report_that_says_so(run_folder: Path, tmp_
         read_run(tmp_path)
 
 
-def test_a_picture_that_is_gone_is_said_and_the_others_are_shown(run_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_said_and_the_others_are_shown(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder, tmp_path / "run")
     shutil.copytree(run_folder.parent / "scenes", tmp_path / "scenes")
     splits = load_splits(tmp_path / "scenes")
-    (tmp_path / "scenes/valid/valid_00003.jpg").write_bytes(b"no picture")
+    (tmp_path / "scenes/valid/valid_00003.jpg").write_bytes(b"no image")
     page = build_report(tmp_path / "run", splits).read_text()
     assert page.count("<figure>") == 7 and "valid_00003.jpg" in page
 
@@ -119,7 +130,12 @@ def test_a_run_on_captions_has_its_recall_and_no_classes(run_folder: Path, tmp_p
     write_captioned_scenes(tmp_path / "scenes", train=2, valid=2)
     run = shutil.copytree(run_folder, tmp_path / "run")
     for name in ("metrics.json", "metrics.jsonl"):
-        text = (run / name).read_text().replace("valid/AP50", "valid/recall@5").replace("valid/AP", "valid/recall@1")
+        text = (
+            (run / name)
+            .read_text()
+            .replace("valid/AP50", "valid/recall@5")
+            .replace("valid/AP", "valid/recall@1")
+        )
         (run / name).write_text(text)
     predictions = [{"image_id": 0, "phrase": 0, "bbox": [1, 2, 30, 40], "score": 0.5}]
     (run / "predictions_valid.json").write_text(json.dumps(predictions))
@@ -157,7 +173,11 @@ def test_the_confusion_matrix_is_a_table_of_shares() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "said"),
-    [([0.0, 0.1, 0.2, 0.3, 0.4], "still rising"), ([0.0, 0.2, 0.5, 0.4, 0.3], "over-fits"), ([0.0, 0.4, 0.3], "")],
+    [
+        ([0.0, 0.1, 0.2, 0.3, 0.4], "still rising"),
+        ([0.0, 0.2, 0.5, 0.4, 0.3], "over-fits"),
+        ([0.0, 0.4, 0.3], ""),
+    ],
 )
 def test_advice_reads_the_curve_of_ap(scores: list[float], said: str) -> None:
     run = RunData(Path(), evaluations=[{"step": 10 * i, "valid/AP": ap} for i, ap in enumerate(scores)])
@@ -194,7 +214,7 @@ def test_the_page_works_in_a_browser(run_folder: Path, tmp_path: Path, width: in
 
 
 @pytest.mark.slow
-def test_500_pictures_with_300_detections_each_are_a_page_of_15_mb_in_half_a_minute(tmp_path: Path) -> None:
+def test_500_images_with_300_detections_each_are_a_page_of_15_mb_in_half_a_minute(tmp_path: Path) -> None:
     """Fifty scenes, each ten times; a few of the random detections sit on a box."""
     write_scenes(tmp_path / "scenes", train=1, valid=50, size=640)
     valid, rng = load_splits(tmp_path / "scenes")["valid"], np.random.default_rng(0)

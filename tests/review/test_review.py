@@ -14,15 +14,15 @@ from page_driver import Page
 from PIL import Image
 
 from groundtune.cli import main
-from groundtune.review.boxes import Boxes
-from groundtune.review.server import ReviewServer, serve
+from groundtune.web.review_boxes import Boxes
+from groundtune.web.review_server import ReviewServer, serve
 
 EVIL = "<img src=x onerror='window.hacked=1'>"
 
 
 @pytest.fixture()
 def file(tmp_path: Path) -> Path:
-    """Three boxes of a model and one of a person in a.jpg, one in each of four pictures that cannot be shown, 302 classes."""
+    """Three boxes of a model and one of a person in a.jpg, one in each of four images that cannot be shown, 302 classes."""
     names = ["a.jpg", "text.jpg", "missing.jpg", "large.png", "../outside.jpg"]
     boxes = [(1, 1, [4, 4, 20, 20]), (1, 2, [50, 10, 20, 40]), (1, 1, [5, 60, 90, 30]), (1, 2, [0, 0, 9, 9])]
     boxes += [(number, 1, [1, 1, 5, 5]) for number in (2, 3, 4, 5)]
@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
     folder = tmp_path / "data" / "train"
     path = write(folder / "_annotations.coco.json", content)
     Image.new("RGB", (3200, 3200), "grey").save(folder / "a.jpg")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     Image.new("1", (10_000, 10_000)).save(folder / "large.png")
     Image.new("RGB", (100, 100)).save(tmp_path / "data" / "outside.jpg")
     return path
@@ -50,7 +50,9 @@ def server(file: Path) -> Iterator[ReviewServer]:
 
 def asked(server: ReviewServer, path: str, order: Any = None, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    headers = {"Content-Type": "application/json"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
     body = order if order is None or isinstance(order, bytes) else json.dumps(order)
     connection.request("GET" if order is None else "POST", path, body, headers)
     answer = connection.getresponse()
@@ -67,14 +69,18 @@ def rows(file: Path) -> list[Any]:
     return json.loads(file.read_text())["annotations"]
 
 
-def test_accepted_renamed_and_rejected_boxes_change_the_file_and_undo_brings_everything_back(file: Path) -> None:
+def test_accepted_renamed_and_rejected_boxes_change_the_file_and_undo_brings_everything_back(
+    file: Path,
+) -> None:
     before = json.loads(file.read_text())
     boxes = Boxes(file)
     assert boxes.decide("accept", 0, None)["box"]["score"] is None
     expected = {name: value for name, value in before["annotations"][0].items() if name != "score"}
     assert rows(file)[0] == expected
     assert boxes.decide("reject", 1, None)["box"] is None
-    assert [row["id"] for row in rows(file)[:3]] == [1, 3, 4] and rows(file)[-2:] == before["annotations"][-2:]
+    assert [row["id"] for row in rows(file)[:3]] == [1, 3, 4] and rows(file)[-2:] == before["annotations"][
+        -2:
+    ]
     boxes.decide("rename", 2, "  New \n name ")
     assert json.loads(file.read_text())["categories"][-1] == {"id": 303, "name": "New name"}
     assert rows(file)[1]["category_id"] == 303 and "score" not in rows(file)[1]
@@ -99,9 +105,13 @@ def test_accepted_renamed_and_rejected_boxes_change_the_file_and_undo_brings_eve
         (("delete", 0, None), "Expected accept"),
     ],
 )
-def test_a_decision_that_cannot_be_carried_out_changes_nothing(server: ReviewServer, file: Path, order, said) -> None:
+def test_a_decision_that_cannot_be_carried_out_changes_nothing(
+    server: ReviewServer, file: Path, order, said
+) -> None:
     before = file.read_bytes()
-    status, answer = asked(server, own(server, "decide"), dict(zip(("do", "key", "name"), order, strict=True)))
+    status, answer = asked(
+        server, own(server, "decide"), dict(zip(("do", "key", "name"), order, strict=True))
+    )
     assert status == 422 and said in answer.decode() and file.read_bytes() == before
     assert asked(server, own(server, "decide"), {"do": "accept", "key": 0})[0] == 200
 
@@ -114,7 +124,9 @@ def test_a_file_that_another_program_changed_is_not_overwritten(server: ReviewSe
 
 def test_many_tabs_at_once_lose_no_decision(server: ReviewServer, file: Path) -> None:
     orders = [{"do": "accept", "key": key} for key in (0, 1, 2, 4, 5, 6, 7)]
-    threads = [threading.Thread(target=asked, args=(server, own(server, "decide"), order)) for order in orders]
+    threads = [
+        threading.Thread(target=asked, args=(server, own(server, "decide"), order)) for order in orders
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,10 +134,17 @@ def test_many_tabs_at_once_lose_no_decision(server: ReviewServer, file: Path) ->
     assert not any("score" in row for row in rows(file)[:8])
 
 
-def test_only_who_knows_the_address_and_only_the_page_itself_may_ask(server: ReviewServer, file: Path) -> None:
+def test_only_who_knows_the_address_and_only_the_page_itself_may_ask(
+    server: ReviewServer, file: Path
+) -> None:
     before, host = file.read_bytes(), f"127.0.0.1:{server.server_port}"
     order = {"do": "accept", "key": 0}
-    assert asked(server, "/")[0] == asked(server, "/guess/decide", order)[0] == asked(server, "/guess/boxes")[0] == 404
+    assert (
+        asked(server, "/")[0]
+        == asked(server, "/guess/decide", order)[0]
+        == asked(server, "/guess/boxes")[0]
+        == 404
+    )
     for name in ("evil.example", f"evil.example:{server.server_port}", "", "[", "127.0.0.1.evil.example"):
         assert asked(server, own(server, "boxes"), Host=name)[0] == 403
     for name in (host, "localhost:80", "[::1]:80"):
@@ -134,12 +153,16 @@ def test_only_who_knows_the_address_and_only_the_page_itself_may_ask(server: Rev
     assert asked(server, own(server, "decide"), order, Origin="null")[0] == 403
     assert asked(server, own(server, "decide"), order, Content_Type="text/plain")[0] == 403
     assert asked(server, own(server, "decide"), b"x" * 10_001)[0] == 400
-    assert asked(server, own(server, "decide"), b"[1]")[0] == asked(server, own(server, "decide"), b"{")[0] == 400
+    assert (
+        asked(server, own(server, "decide"), b"[1]")[0]
+        == asked(server, own(server, "decide"), b"{")[0]
+        == 400
+    )
     for path in (
         "../server.py",
         "..%2fserver.py",
-        "picture/../../x",
-        "picture/",
+        "image/../../x",
+        "image/",
         "_annotations.coco.json",
         "server.py",
     ):
@@ -148,17 +171,25 @@ def test_only_who_knows_the_address_and_only_the_page_itself_may_ask(server: Rev
     assert asked(server, own(server, "decide"), order, Origin=f"http://{host}")[0] == 200
 
 
-def test_pictures_are_shrunk_and_those_that_cannot_be_shown_are_told(server: ReviewServer, tmp_path: Path) -> None:
+def test_images_are_shrunk_and_those_that_cannot_be_shown_are_told(
+    server: ReviewServer, tmp_path: Path
+) -> None:
     large = Path(server.boxes.path.parent, "a.jpg")
     Image.new("RGB", (3200, 1600), "red").save(large)
     server.boxes._images[1] |= {"width": 3200, "height": 1600}
-    status, content = asked(server, own(server, "picture/1"))
+    status, content = asked(server, own(server, "image/1"))
     (tmp_path / "shown.jpg").write_bytes(content)
     assert status == 200 and Image.open(tmp_path / "shown.jpg").size == (1600, 800)
-    for number, said in ((2, "Cannot read"), (3, "does not exist"), (4, "would have"), (5, "outside"), (6, "no such")):
-        status, content = asked(server, own(server, f"picture/{number}"))
+    for number, said in (
+        (2, "Cannot read"),
+        (3, "does not exist"),
+        (4, "would have"),
+        (5, "outside"),
+        (6, "no such"),
+    ):
+        status, content = asked(server, own(server, f"image/{number}"))
         assert status == 422 and said in content.decode() and str(tmp_path) not in content.decode()
-    assert asked(server, own(server, "picture/1"))[0] == 200
+    assert asked(server, own(server, "image/1"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -189,7 +220,10 @@ def test_the_page_in_a_browser(server: ReviewServer, file: Path, tmp_path: Path)
         assert page.run("document.querySelector('#box').textContent") == f"{EVIL}  0.90"
         press("a")
         page.until("document.querySelector('#progress').textContent === '1 of 7 decided'")
-        assert "score" not in rows(file)[0] and page.run("document.querySelector('#box').textContent") == "Dog  0.80"
+        assert (
+            "score" not in rows(file)[0]
+            and page.run("document.querySelector('#box').textContent") == "Dog  0.80"
+        )
         press("r")
         page.until("document.querySelectorAll('#drawn rect').length === 3")
         assert [row["id"] for row in rows(file)[:2]] == [1, 3]
@@ -200,7 +234,12 @@ def test_the_page_in_a_browser(server: ReviewServer, file: Path, tmp_path: Path)
         page.enter()
         page.until("document.querySelector('#progress').textContent === '3 of 7 decided'")
         assert json.loads(file.read_text())["categories"][-1]["name"] == "arrow"
-        for said in ("Cannot read the picture text.jpg", "does not exist", "would have 10000", "lies outside"):
+        for said in (
+            "Cannot read the image text.jpg",
+            "does not exist",
+            "would have 10000",
+            "lies outside",
+        ):
             page.until(f"document.querySelector('#problem:not([hidden])')?.textContent.includes('{said}')")
             press("n")
         page.run("document.activeElement.blur()")
@@ -209,7 +248,9 @@ def test_the_page_in_a_browser(server: ReviewServer, file: Path, tmp_path: Path)
         press("u")
         page.until("document.querySelector('#progress').textContent === '1 of 7 decided'")
         assert [row["id"] for row in rows(file)[:3]] == [1, 2, 3]
-        page.run("{const s = document.querySelector('#class'); s.value = '2'; s.dispatchEvent(new Event('input'))}")
+        page.run(
+            "{const s = document.querySelector('#class'); s.value = '2'; s.dispatchEvent(new Event('input'))}"
+        )
         assert page.run("document.querySelector('#box').textContent") == "Dog  0.80"
         page.slide("#most", 0.5)
         page.until("document.querySelector('#box').textContent === 'Nothing is left to decide here.'")

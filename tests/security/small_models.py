@@ -6,7 +6,7 @@ from typing import Any
 from engine_runs import BERT, SIZES, SWIN
 from transformers import BertTokenizer
 
-from groundtune.data.transforms import PictureFormat
+from groundtune.contracts import ImageFormat
 from groundtune.model.bundle import ModelBundle, build_network
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.model.config import ModelConfig
@@ -14,24 +14,36 @@ from groundtune.text.tokens import build_tokenizer
 
 WORDS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
 WORDS |= {1030: "cat", 1031: "dog"}
-IN_TRANSFORMERS: dict[str, Any] = {"query_content": "learned", "contrastive_scale": "none", "contrastive_bias": False}
+IN_TRANSFORMERS: dict[str, Any] = {
+    "query_content": "learned",
+    "contrastive_scale": "none",
+    "contrastive_bias": False,
+}
 
 
 def small_tokenizer(folder: Path) -> BertTokenizer:
-    (folder / "vocab.txt").write_text("".join(f"{WORDS.get(number, f'[unused{number}]')}\n" for number in range(1032)))
+    (folder / "vocab.txt").write_text(
+        "".join(f"{WORDS.get(number, f'[unused{number}]')}\n" for number in range(1032))
+    )
     return build_tokenizer(folder / "vocab.txt")
 
 
 def small_bundle(folder: Path, **sizes: Any) -> ModelBundle:
-    config = ModelConfig(backbone_config=dict(SWIN), language_config=BERT | {"vocab_size": 1032}, **(SIZES | sizes))
-    picture = PictureFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
-    return ModelBundle(build_network(config), small_tokenizer(folder), config, picture, classes=["cat", "dog"])
+    config = ModelConfig(
+        backbone_config=dict(SWIN), language_config=BERT | {"vocab_size": 1032}, **(SIZES | sizes)
+    )
+    image = ImageFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
+    return ModelBundle(build_network(config), small_tokenizer(folder), config, image, classes=["cat", "dog"])
 
 
 def save_small(folder: Path, kind: str) -> Path:
     """A folder of ours ("own"), or a Hugging Face directory without anything of ours ("theirs")."""
     folder.mkdir()
-    sizes = IN_TRANSFORMERS | {"fusion_heads": 1, "text_ffn_dim": 32, "fusion_dim": 32} if kind == "theirs" else {}
+    sizes = (
+        IN_TRANSFORMERS | {"fusion_heads": 1, "text_ffn_dim": 32, "fusion_dim": 32}
+        if kind == "theirs"
+        else {}
+    )
     save_bundle(small_bundle(folder, **sizes), folder / kind)
     if kind == "theirs":
         for name in ("groundtune.json", "groundtune.safetensors", "README.md"):

@@ -39,7 +39,11 @@ def audit(tmp_path: Path):
         ([SOUND], 0, "0 known vulnerabilities in 1 of 1 packages"),
         ([SOUND, UNKNOWN], 0, "0 known vulnerabilities in 1 of 2 packages"),
         ([SOUND, BAD, UNKNOWN], 1, "pillow 1.0: PYSEC-1, mended in 1.1"),
-        ([UNKNOWN, UNKNOWN], 0, "SKIPPED, known vulnerabilities were NOT looked for: the database knows none of the 2"),
+        (
+            [UNKNOWN, UNKNOWN],
+            0,
+            "SKIPPED, known vulnerabilities were NOT looked for: the database knows none of the 2",
+        ),
     ],
 )
 def test_answers(audit, capsys, packages: list[dict], code: int, said: str) -> None:

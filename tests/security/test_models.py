@@ -17,10 +17,23 @@ from watch import watched, within
 
 from groundtune.errors import CheckpointError, GroundtuneError
 from groundtune.model.checkpoint.load import load_bundle, load_recipe
-from groundtune.predict import predict
+from groundtune.predict.predictor import predict
 
 JUNK: list[Any] = [None, True, -1, 0, 1, 7, 10**6, 10**12, 10**400, 0.5, float("nan"), float("inf")]
-JUNK += ["", "x", "../../x", "a/b", "\x1b[2J", [], [1], [[]], {}, {"a": 1}, {"model_type": "detr"}, ["x"] * 50]
+JUNK += [
+    "",
+    "x",
+    "../../x",
+    "a/b",
+    "\x1b[2J",
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": 1},
+    {"model_type": "detr"},
+    ["x"] * 50,
+]
 CPU = torch.device("cpu")
 
 
@@ -44,7 +57,9 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def finds(folder: Path) -> None:
-    found = predict(load_bundle(folder), [Image.new("RGB", (70, 50))], ["cat"], threshold=0.0, device=CPU, batch_size=1)
+    found = predict(
+        load_bundle(folder), [Image.new("RGB", (70, 50))], ["cat"], threshold=0.0, device=CPU, batch_size=1
+    )
     assert len(found) == 1
 
 
@@ -64,7 +79,10 @@ def test_the_sound_folders_predict_without_network(copy, kind: str) -> None:
         {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50"}},
         {"backbone_config": {"model_type": "detr", "backbone": "someone/model"}},
         {"text_config": {"model_type": "vision-encoder-decoder", "backbone": "someone/model"}},
-        {"auto_map": {"AutoConfig": "someone/model--code.Config"}, "backbone_config": {"model_type": ["swin"]}},
+        {
+            "auto_map": {"AutoConfig": "someone/model--code.Config"},
+            "backbone_config": {"model_type": ["swin"]},
+        },
         {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel", "num_queries": 3},
     ],
 )
@@ -82,7 +100,10 @@ def test_options_that_name_code_are_refused(copy, part: str, option: str) -> Non
     folder = copy("own")
     inner = json.loads((folder / "groundtune.json").read_text())["config"][part]
     change_config(folder, **{part: inner | {option: "someone/kernel"}})
-    with watched() as seen, pytest.raises(CheckpointError, match=rf"its config has .*'{option}': 'someone/kernel'"):
+    with (
+        watched() as seen,
+        pytest.raises(CheckpointError, match=rf"its config has .*'{option}': 'someone/kernel'"),
+    ):
         load_bundle(folder)
     assert seen == []
 
@@ -99,7 +120,12 @@ def test_a_tokenizer_gives_its_vocabulary_and_nothing_else(copy) -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"d_model": 10**6}, {"encoder_layers": 10**9}, {"num_heads": 2**40}, {"ffn_dim": 10**10, "num_levels": 10**8}]
+    [
+        {"d_model": 10**6},
+        {"encoder_layers": 10**9},
+        {"num_heads": 2**40},
+        {"ffn_dim": 10**10, "num_levels": 10**8},
+    ]
     + [{"max_text_len": 10**9}, {"decoder_layers": 10**7}, {"text_ffn_dim": 2**62}, {"num_labels": 10**10}],
 )
 def test_sizes_that_the_weights_do_not_have_take_no_memory(copy, sizes: dict[str, int]) -> None:
@@ -119,13 +145,19 @@ def test_levels_without_end_are_not_counted(copy) -> None:
 
 
 @pytest.mark.parametrize(
-    "picture",
-    [{"short_side": 10**9}, {"max_side": 0}, {"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"short_side": "wide"}],
+    "image",
+    [
+        {"short_side": 10**9},
+        {"max_side": 0},
+        {"std": [0, 1, 1]},
+        {"mean": [float("nan")] * 3},
+        {"short_side": "wide"},
+    ],
 )
-def test_a_picture_format_that_hurts_is_refused(copy, picture: dict[str, Any]) -> None:
+def test_an_image_format_that_hurts_is_refused(copy, image: dict[str, Any]) -> None:
     folder = copy("own")
-    format = json.loads((folder / "groundtune.json").read_text())["picture"]
-    change(folder / "groundtune.json", picture=format | picture)
+    format = json.loads((folder / "groundtune.json").read_text())["image"]
+    change(folder / "groundtune.json", image_format=format | image)
     with pytest.raises(CheckpointError, match=r"groundtune\.json is not complete"):
         load_bundle(folder)
 
@@ -140,7 +172,9 @@ def spoil_tensors(path: Path, rng: random.Random) -> None:
     state = load_file(path)
     for name in rng.sample(sorted(state), rng.randint(1, 3)):
         ways = [
-            lambda t: t.to(rng.choice([torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.float64])),
+            lambda t: t.to(
+                rng.choice([torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.float64])
+            ),
             lambda t: t.float() * rng.choice([float("nan"), float("inf"), 1e38]),
             lambda t: t.flatten(),
             lambda t: t.reshape(-1)[:1].clone(),
@@ -182,7 +216,11 @@ def spoil_header(path: Path, rng: random.Random) -> None:
 
 
 def spoil(folder: Path, rng: random.Random) -> str:
-    files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) + sorted(folder.glob("vocab.txt"))
+    files = (
+        sorted(folder.glob("*.json"))
+        + sorted(folder.glob("*.safetensors"))
+        + sorted(folder.glob("vocab.txt"))
+    )
     path = rng.choice(files)
     if path.suffix == ".safetensors":
         rng.choice([spoil_tensors, spoil_header])(path, rng)
@@ -196,34 +234,36 @@ def spoil(folder: Path, rng: random.Random) -> str:
 def fuzz(kind: str, count: int, sound: Path, folder: Path) -> tuple[int, int]:
     rng, loaded, refused = random.Random(kind), 0, 0
     for number in range(count):
-        spoilt = folder / "spoilt"
-        shutil.rmtree(spoilt, ignore_errors=True)
-        shutil.copytree(sound, spoilt)
-        name = spoil(spoilt, rng)
+        corrupted = folder / "corrupted"
+        shutil.rmtree(corrupted, ignore_errors=True)
+        shutil.copytree(sound, corrupted)
+        name = spoil(corrupted, rng)
         try:
             with within(120), watched() as seen:
-                load_recipe(spoilt)
-                finds(spoilt)
+                load_recipe(corrupted)
+                finds(corrupted)
             loaded += 1
         except GroundtuneError as error:
             refused += 1
             assert len(str(error)) < 11_000
         except Exception as error:
-            kept = shutil.copytree(spoilt, folder / f"kept-{number}", dirs_exist_ok=True)
-            raise AssertionError(f"{kind} {number}: {type(error).__name__}: {error}; {kept / name}") from error
+            kept = shutil.copytree(corrupted, folder / f"kept-{number}", dirs_exist_ok=True)
+            raise AssertionError(
+                f"{kind} {number}: {type(error).__name__}: {error}; {kept / name}"
+            ) from error
         assert seen == [], (kind, number, name, seen)
     return loaded, refused
 
 
 @pytest.mark.parametrize("kind", ["own", "theirs"])
-def test_spoilt_folders_predict_or_are_refused(sound, tmp_path: Path, kind: str) -> None:
+def test_corrupted_folders_predict_or_are_refused(sound, tmp_path: Path, kind: str) -> None:
     loaded, refused = fuzz(kind, 15, sound[kind], tmp_path)
     assert loaded and refused
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own", "theirs"])
-def test_5000_spoilt_folders(sound, tmp_path: Path, kind: str) -> None:
+def test_5000_corrupted_folders(sound, tmp_path: Path, kind: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded, refused = fuzz(kind, 2500, sound[kind], tmp_path)  # × 2 kinds
     assert loaded > 100 and refused > 500

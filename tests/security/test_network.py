@@ -27,10 +27,10 @@ does("env")
 does("init", "scenes", "data", "--train", 4, "--valid", 2, "--size", 64)
 does("convert", "data", "yolo", "--format", "yolo")
 does("check", "data")
-does("train", "data", "--out", "run", "--epochs", 1, "--batch-size", 2, "--track", "tensorboard", "--device", "cpu")
-does("train", "data", "--out", "run2", "--model", "run", "--epochs", 1, "--device", "cpu")
+does("train", "data", "--output-dir", "run", "--epochs", 1, "--batch-size", 2, "--report-to", "tensorboard", "--device", "cpu")
+does("train", "data", "--output-dir", "run2", "--model", "run", "--epochs", 1, "--device", "cpu")
 does("evaluate", "run", "data", "--device", "cpu")
-does("predict", "run", "data/valid", "--save", "drawn", "--device", "cpu")
+does("predict", "run", "data/valid", "--output-dir", "drawn", "--device", "cpu")
 does("report", "run")
 does("report", "run", "run2")
 """
@@ -39,7 +39,9 @@ does("report", "run", "run2")
 def run(code: str, folder: Path, *before: str) -> None:
     """Without the settings that would keep libraries quiet anyway, and with an empty cache."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "DO_NOT"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "TRANSFORMERS_", "DO_NOT"))
     }
     settings = kept | {"HF_HOME": str(folder / "cache"), "PYTHONPATH": str(SOURCE), "HOME": str(folder)}
     command = [*before, sys.executable, "-c", VERBS + code]
@@ -60,5 +62,7 @@ def test_a_connection_would_be_noticed(tmp_path: Path) -> None:
 def test_no_verb_asks_the_network(tmp_path: Path) -> None:
     """And all of them work without one, where Linux lets the test take it away."""
     alone = ["unshare", "--map-root-user", "--net"]
-    possible = shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0
+    possible = (
+        shutil.which("unshare") and subprocess.run([*alone, "true"], capture_output=True).returncode == 0
+    )
     run(ALL_VERBS, tmp_path, *(alone if possible else []))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from browser import needs_chromium, opened
-from coco_files import coco, picture
+from coco_files import coco, image
 
 from groundtune.data.formats.detect import load_splits
 from groundtune.model.bundle import ModelBundle
@@ -44,7 +44,9 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, *sorted(name for name, _ in attributes)))
-        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "action", "style")]
+        self.addresses += [
+            value or "" for name, value in attributes if name in ("src", "href", "action", "style")
+        ]
 
 
 def make_run(root: Path, names: list[str]) -> Path:
@@ -52,7 +54,7 @@ def make_run(root: Path, names: list[str]) -> Path:
     files = [f"{number} {name}.png".replace("/", "∕").replace("\0", "") for number, name in enumerate(names)]
     for split in ("train", "valid"):
         for name in files:
-            picture(root / "data" / split / name)
+            image(root / "data" / split / name)
         boxes = [(i, i, [1, 2, 10, 12]) for i in range(1, len(names) + 1)]
         content = coco(files, boxes, list(enumerate(names, 1)))
         (root / "data" / split / "_annotations.coco.json").write_text(json.dumps(content))
@@ -66,7 +68,9 @@ def make_run(root: Path, names: list[str]) -> Path:
         **dict(zip(names, names, strict=True)),
     }
     (run / "config.yaml").write_text(yaml.safe_dump(options))
-    (run / "env.json").write_text(json.dumps({"command": " ".join(names), **dict(zip(names, names, strict=True))}))
+    (run / "env.json").write_text(
+        json.dumps({"command": " ".join(names), **dict(zip(names, names, strict=True))})
+    )
     rates = {name.replace("=", ""): 1e-4 for name in names}
     lines = [{"step": s, "epoch": s, "loss": 1 / s, "lr": rates, "valid/AP": s / 10} for s in (1, 2, 3)]
     lines += [{"step": s, "epoch": s, "loss": 1 / s, "lr": rates} for s in (1, 2, 3)]
@@ -80,7 +84,7 @@ def make_run(root: Path, names: list[str]) -> Path:
         "per_class": scores,
     }
     summary |= {"retained": {name: {"before": {"AP": 0.5}, "after": {"AP": 0.4}} for name in names}}
-    (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 1.0, "valid_pictures": len(names)}))
+    (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 1.0, "valid_images": len(names)}))
     found = [
         {
             "image_id": s.image_id,

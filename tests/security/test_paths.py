@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_files import coco, picture
+from coco_files import coco, image
 from fuzz_files import SETS, make_set
 from PIL import Image
 from supervision import Detections
@@ -15,8 +15,8 @@ from supervision import Detections
 from groundtune.data.formats.convert import FORMATS, convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
-from groundtune.media import Clip, Shot
-from groundtune.results import Results
+from groundtune.predict.sources import VideoStream, Frame
+from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]
 LEADING_OUT = [
@@ -42,12 +42,14 @@ def everything(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", LEADING_OUT)
 @pytest.mark.parametrize("kind", SETS)
-def test_no_format_reads_a_picture_outside_its_folder(tmp_path: Path, kind: str, name: str) -> None:
+def test_no_format_reads_an_image_outside_its_folder(tmp_path: Path, kind: str, name: str) -> None:
     files = make_set(kind, tmp_path / "data")
-    picture(tmp_path / "secret.png")
+    image(tmp_path / "secret.png")
     for path in files:
         text = path.read_text()
-        path.write_text(text.replace("a.png", json.dumps(name)[1:-1] if path.suffix in (".json", ".jsonl") else name))
+        path.write_text(
+            text.replace("a.png", json.dumps(name)[1:-1] if path.suffix in (".json", ".jsonl") else name)
+        )
     try:
         splits = load_splits(tmp_path / "data")
     except DataError:
@@ -58,30 +60,41 @@ def test_no_format_reads_a_picture_outside_its_folder(tmp_path: Path, kind: str,
 
 @pytest.mark.parametrize(
     "text",
-    ["train: ../secret\n", "train: {root}/secret\n", "path: ..\ntrain: secret\n", "path: {root}/secret\ntrain: .\n"]
+    [
+        "train: ../secret\n",
+        "train: {root}/secret\n",
+        "path: ..\ntrain: secret\n",
+        "path: {root}/secret\ntrain: .\n",
+    ]
     + ["train: [images, ../secret]\n", "train: ../secret/list.txt\n", "train: list.txt\n"],
 )
 def test_a_yolo_file_names_no_folder_outside_its_own(tmp_path: Path, text: str) -> None:
     make_set("yolo", tmp_path / "data")
-    picture(tmp_path / "secret/secret.png")
+    image(tmp_path / "secret/secret.png")
     (tmp_path / "secret/list.txt").write_text("secret.png\n")
-    (tmp_path / "data/list.txt").write_text(f"../secret/secret.png\n{tmp_path}/secret/secret.png\nimages/a.png\n")
+    (tmp_path / "data/list.txt").write_text(
+        f"../secret/secret.png\n{tmp_path}/secret/secret.png\nimages/a.png\n"
+    )
     (tmp_path / "data/data.yaml").write_text(text.format(root=tmp_path) + "names: [cat, red dog]\n")
     try:
         splits = load_splits(tmp_path / "data", keep_going=True)
     except DataError:
         return
-    assert all("secret" not in str(sample.image_path) for dataset in splits.values() for sample in dataset.samples)
+    assert all(
+        "secret" not in str(sample.image_path) for dataset in splits.values() for sample in dataset.samples
+    )
 
 
 def test_links_of_the_user_are_followed_but_two_dots_do_not_leave_through_them(tmp_path: Path) -> None:
     """`pics/..` is the data folder itself, whatever the link `pics` leads to; the system would go to the other parent."""
-    picture(tmp_path / "elsewhere/pics/a.png")
-    picture(tmp_path / "elsewhere/secret.png", 7, 7)
-    own = picture(tmp_path / "data/secret.png", 9, 9)
+    image(tmp_path / "elsewhere/pics/a.png")
+    image(tmp_path / "elsewhere/secret.png", 7, 7)
+    own = image(tmp_path / "data/secret.png", 9, 9)
     (tmp_path / "data/pics").symlink_to(tmp_path / "elsewhere/pics")
     (tmp_path / "data/a.json").write_text(json.dumps(coco(["pics/a.png", "pics/../secret.png"])))
-    linked, inside = load_splits(tmp_path / "data")["train"].samples + load_splits(tmp_path / "data")["valid"].samples
+    linked, inside = (
+        load_splits(tmp_path / "data")["train"].samples + load_splits(tmp_path / "data")["valid"].samples
+    )
     found = {sample.image_path.name: sample.image_path for sample in (linked, inside)}
     assert found["a.png"].resolve() == tmp_path / "elsewhere/pics/a.png"
     assert os.path.samefile(found["secret.png"], own)
@@ -102,7 +115,7 @@ def test_convert_writes_in_its_folder_only(tmp_path: Path, format: str, link: bo
     ]
     names = [f"..{letter}.png" for letter in "abcdefg"] + ["&#47;.png"]
     for name in names:
-        picture(tmp_path / "data" / name)
+        image(tmp_path / "data" / name)
     boxes = [(i, i, [1, 2, 10, 12]) for i in range(1, 8)]
     (tmp_path / "data/a.json").write_text(json.dumps(coco(names, boxes, list(enumerate(hostile, 1)))))
     before = everything(tmp_path)
@@ -128,8 +141,8 @@ def test_predictions_stay_in_their_folder(tmp_path: Path, videos: bool) -> None:
     )
     results = Results(tmp_path / "a/out", ["drawn", "json", "coco", "yolo", "csv", "crops"], classes, [])
     for name in names:
-        clip = Clip(Fraction(1), Fraction(1, 10), False) if videos else None
-        results.add(Shot(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)
+        clip = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
+        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)
     results.close({})
     assert len(everything(tmp_path / "a/out")) > 20
     assert {name for name in everything(tmp_path) if not name.startswith("a/out/")} == {"a", "a/out"}

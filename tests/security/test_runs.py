@@ -25,7 +25,7 @@ from groundtune.config import TrainConfig
 from groundtune.data.formats.detect import load_splits
 from groundtune.engine import resume, train
 from groundtune.engine.checkpoint import load_state, save_state
-from groundtune.engine.run import Place, Run
+from groundtune.engine.setup import TrainState, TrainSetup
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.report.build import build_report
 from groundtune.report.compare import build_comparison
@@ -43,33 +43,33 @@ class Resuming:
         folder.joinpath("model").mkdir()
         bundle = small_bundle(folder / "model")
         self.out = folder / "run"
-        run(options(data, epochs=1, retain=[]), bundle, self.out)
+        run(options(data, epochs=1, retention_data=[]), bundle, self.out)
         self.last = self.out / "checkpoints/last.pt"
         self.sound = self.last.read_bytes()
-        self.config = options(data, epochs=1, retain=[], resume=str(self.out))
+        self.config = options(data, epochs=1, retention_data=[], resume=str(self.out))
         self.splits = load_splits(data)
         self.parts = self._set_up(bundle)
 
-    def _set_up(self, bundle) -> Run:
-        caught: list[Run] = []
+    def _set_up(self, bundle) -> TrainSetup:
+        caught: list[TrainSetup] = []
 
-        def stop(parts: Run, place: Place, resumed: resume.Resumed) -> None:
+        def stop(parts: TrainSetup, place: TrainState, resumed: resume.Resumed) -> None:
             caught.append(parts)
             raise Ready
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Ready):
-            patch.setattr(train, "take_up", stop)
+            patch.setattr(train, "restore_state", stop)
             train.train(self.config, bundle, self.splits, self.out, Recorder())
         Accelerator(cpu=True)  # the end of training forgot where it runs
         return caught[0]
 
-    def go_on(self) -> Place:
-        place = Place()
+    def go_on(self) -> TrainState:
+        place = TrainState()
         config = replace(self.config, precision=self.parts.config.precision)
         found = resume.newest_state(config, self.splits["train"], self.splits["valid"].class_names, self.out)
-        resume.take_up(self.parts, place, found)
-        for field in fields(Place):  # what training will count with
-            assert isinstance(getattr(place, field.name), type(getattr(Place(), field.name))), field.name
+        resume.restore_state(self.parts, place, found)
+        for field in fields(TrainState):  # what training will count with
+            assert isinstance(getattr(place, field.name), type(getattr(TrainState(), field.name))), field.name
         return place
 
 
@@ -100,7 +100,16 @@ def spoil_state(state: Any, rng: random.Random, mark: Path) -> Any:
         return type(state)([*state[:place], spoil_state(state[place], rng, mark), *state[place + 1 :]])
     if isinstance(state, torch.Tensor):
         return rng.choice(
-            [state.flatten()[:1], state.double(), state * float("nan"), state > 0, 3, "x", None, state.to_sparse()]
+            [
+                state.flatten()[:1],
+                state.double(),
+                state * float("nan"),
+                state > 0,
+                3,
+                "x",
+                None,
+                state.to_sparse(),
+            ]
         )
     return Code(mark) if rng.random() < 0.05 else rng.choice(JUNK)
 
@@ -123,8 +132,12 @@ def spoil(path: Path, sound: bytes, rng: random.Random, mark: Path) -> None:
         data = bytearray(sound)
         for _ in range(rng.randint(1, 8)):
             at = rng.randrange(len(data))
-            data[at : at + 1] = rng.choice([bytes([rng.randrange(256)]), b"", b"\xff\xff\xff\xff", b"cos\nsystem\n"])
-        path.write_bytes(with_checksum(bytes(data[: rng.choice([len(data)] * 3 + [rng.randrange(len(data))])])))
+            data[at : at + 1] = rng.choice(
+                [bytes([rng.randrange(256)]), b"", b"\xff\xff\xff\xff", b"cos\nsystem\n"]
+            )
+        path.write_bytes(
+            with_checksum(bytes(data[: rng.choice([len(data)] * 3 + [rng.randrange(len(data))])]))
+        )
     else:
         path.write_bytes(sound[: rng.randrange(len(sound))])
 
@@ -150,13 +163,13 @@ def test_the_sound_checkpoint_is_gone_on_from(resuming: Resuming) -> None:
     assert resuming.go_on().epoch == 1
 
 
-def test_spoilt_checkpoints_are_gone_on_from_or_refused(resuming: Resuming, tmp_path: Path) -> None:
+def test_corrupted_checkpoints_are_gone_on_from_or_refused(resuming: Resuming, tmp_path: Path) -> None:
     told = fuzz_checkpoints(resuming, 20, "fast", tmp_path)
     assert told["resumed"] and told["refused"]
 
 
 @pytest.mark.slow
-def test_5000_spoilt_checkpoints(resuming: Resuming, tmp_path: Path) -> None:
+def test_5000_corrupted_checkpoints(resuming: Resuming, tmp_path: Path) -> None:
     told = fuzz_checkpoints(resuming, 5000, "slow", tmp_path)
     assert told["resumed"] > 100 and told["refused"] > 500
 
@@ -175,12 +188,17 @@ def test_code_in_a_checkpoint_would_have_run(resuming: Resuming, tmp_path: Path)
 def test_a_recipe_has_no_say_in_where_a_run_reads_and_writes() -> None:
     from groundtune.config import train_config
 
-    wild = {"out": "/tmp/x", "track": ["wandb"], "data": "y", "epochs": 3}
+    wild = {"out": "/tmp/x", "report_to": ["wandb"], "data": "y", "epochs": 3}
     with pytest.raises(ConfigError) as error:
         train_config({"data": "d"}, None, wild)
-    assert [f"recipe: {name}: a model has no say" in str(error.value) for name in wild] == [True, True, True, False]
+    assert [f"recipe: {name}: a model has no say" in str(error.value) for name in wild] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert train_config({"data": "d"}, None, {"epochs": 3, "optimizer": {"lr": 1e-3}}) == replace(
-        TrainConfig("d"), epochs=3, optimizer=replace(TrainConfig("d").optimizer, lr=1e-3)
+        TrainConfig(data="d"), epochs=3, optimizer=replace(TrainConfig(data="d").optimizer, lr=1e-3)
     )
 
 
@@ -191,12 +209,15 @@ def reported(tmp_path_factory) -> tuple[Path, dict]:
 
 
 def fuzz_reports(sound: Path, splits: dict, count: int, folder: Path) -> dict[str, int]:
-    rng, told, spoilt = random.Random(0), {"page": 0, "refused": 0}, folder / "spoilt"
-    pages = (lambda: build_report(spoilt, splits, 3), lambda: build_comparison([spoilt, sound], folder / "c.html"))
+    rng, told, corrupted = random.Random(0), {"page": 0, "refused": 0}, folder / "corrupted"
+    pages = (
+        lambda: build_report(corrupted, splits, 3),
+        lambda: build_comparison([corrupted, sound], folder / "c.html"),
+    )
     for _ in range(count):
-        shutil.rmtree(spoilt, ignore_errors=True)
-        shutil.copytree(sound, spoilt)
-        path = rng.choice(sorted(path for path in spoilt.iterdir() if path.suffix != ".html"))
+        shutil.rmtree(corrupted, ignore_errors=True)
+        shutil.copytree(sound, corrupted)
+        path = rng.choice(sorted(path for path in corrupted.iterdir() if path.suffix != ".html"))
         if path.suffix == ".json" and rng.random() < 0.8:
             spoil_value(path, rng)
         elif path.suffix == ".jsonl" and rng.random() < 0.8:
@@ -213,17 +234,17 @@ def fuzz_reports(sound: Path, splits: dict, count: int, folder: Path) -> dict[st
                 told["page"] += 1
             except GroundtuneError as error:
                 told["refused"] += 1
-                assert "spoilt" in str(error) and len(str(error)) < 1000
+                assert "corrupted" in str(error) and len(str(error)) < 1000
     return told
 
 
-def test_spoilt_runs_become_a_page_or_a_message(reported, tmp_path: Path) -> None:
+def test_corrupted_runs_become_a_page_or_a_message(reported, tmp_path: Path) -> None:
     told = fuzz_reports(*reported, 20, tmp_path)
     assert told["page"] and told["refused"]
 
 
 @pytest.mark.slow
-def test_5000_spoilt_runs(reported, tmp_path: Path) -> None:
+def test_5000_corrupted_runs(reported, tmp_path: Path) -> None:
     told = fuzz_reports(*reported, 2500, tmp_path)  # × 2 pages
     assert told["page"] > 500 and told["refused"] > 100
 

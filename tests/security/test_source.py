@@ -8,8 +8,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("src", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 NEVER = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "shutil.unpack_archive"),
-    *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Loader"),
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "tempfile.mktemp",
+        "shutil.unpack_archive",
+    ),
+    *(
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "yaml.load_all",
+        "yaml.UnsafeLoader",
+        "yaml.FullLoader",
+        "yaml.Loader",
+    ),
     *(
         "torch.hub.load",
         "torch.package.PackageImporter",
@@ -18,7 +34,11 @@ NEVER = {
         "joblib.load",
         "runpy.run_path",
     ),
-    *(f"{module}.{name}" for module in ("pickle", "dill", "cloudpickle") for name in ("load", "loads", "Unpickler")),
+    *(
+        f"{module}.{name}"
+        for module in ("pickle", "dill", "cloudpickle")
+        for name in ("load", "loads", "Unpickler")
+    ),
     *(f"xml.etree.ElementTree.{name}" for name in ("parse", "iterparse", "fromstring", "XML")),
 }
 ALLOWED = {  # between processes of one user, over what Ray runs their code by
@@ -54,7 +74,9 @@ def faults(source: str) -> list[str]:
             found.append(f"line {node.lineno}: {name} writes where an archive says")
         loose = {"shell": "False", "allow_pickle": "False", "trust_remote_code": "False"}
         found += [
-            f"line {node.lineno}: {key}={given[key]}" for key in loose if given.get(key, loose[key]) != loose[key]
+            f"line {node.lineno}: {key}={given[key]}"
+            for key in loose
+            if given.get(key, loose[key]) != loose[key]
         ]
     return found
 

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from coco_files import coco, picture
+from coco_files import coco, image
 from watch import within
 
 from groundtune.cli import main
-from groundtune.data.findings import Collector, Kind
-from groundtune.errors import DataError, GroundtuneError, harmless
+from groundtune.data.problems import Collector, CheckSpec
+from groundtune.errors import DataError, GroundtuneError, escape_control_chars
 from groundtune.text.prompt import clean_name
 
 COMMANDS = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt.exe\u2066\r\x08"
@@ -18,9 +18,9 @@ OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def test_messages_spell_commands_out() -> None:
-    assert harmless("a\x1b[2J\u202eb\nc") == r"a\x1b[2J\u202eb" + "\nc"
+    assert escape_control_chars("a\x1b[2J\u202eb\nc") == r"a\x1b[2J\u202eb" + "\nc"
     assert not OBEYED.search(str(DataError(f"the file {COMMANDS}")))
-    found = Collector({"bad": Kind("error", "{n} files.", "None.")})
+    found = Collector({"bad": CheckSpec("error", "{n} files.", "None.")})
     found.add("bad", COMMANDS)
     assert not OBEYED.search(str(found.findings()[0])) and "owned" in str(found.findings()[0])
 
@@ -34,17 +34,21 @@ def test_check_and_convert_print_no_commands(tmp_path: Path, capsys, monkeypatch
     monkeypatch.chdir(tmp_path)
     name = f"{COMMANDS}.png"
     if not missing:
-        picture(tmp_path / "data" / name)
+        image(tmp_path / "data" / name)
     (tmp_path / "data").mkdir(exist_ok=True)
     boxes = [(1, 1, [1, 1, 9, 9]), (1, 2, [-5, 1, 90, 9]), (7, 7, [1, 1, 1, 1])]
-    (tmp_path / "data/a.json").write_text(json.dumps(coco([name], boxes, [(1, f"cat{COMMANDS}"), (2, COMMANDS * 2)])))
+    (tmp_path / "data/a.json").write_text(
+        json.dumps(coco([name], boxes, [(1, f"cat{COMMANDS}"), (2, COMMANDS * 2)]))
+    )
     main(["check", "data"])
     main(["convert", "data", "out", "--format", "coco"])
     printed = capsys.readouterr()
     assert "owned" in printed.out + printed.err and not OBEYED.search(printed.out + printed.err)
 
 
-@pytest.mark.parametrize("name", ["(" * 200_000 + ")" * 200_000, "()" * 200_000, "(" * 400_000, "a)" * 200_000])
+@pytest.mark.parametrize(
+    "name", ["(" * 200_000 + ")" * 200_000, "()" * 200_000, "(" * 400_000, "a)" * 200_000]
+)
 def test_parentheses_without_end_are_cleaned_at_once(name: str) -> None:
     with within(20):
         assert set(clean_name(name)) <= set("(a) ")

@@ -10,8 +10,8 @@ from watch import watched, within
 from groundtune.config import TrainConfig, to_yaml, train_config
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import ConfigError, DataError, GroundtuneError
+from groundtune.files import parse_yaml
 from groundtune.options import read_yaml
-from groundtune.plain_yaml import parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -46,12 +46,16 @@ def test_plain_options_are_read_as_yaml_reads_them() -> None:
     import yaml
 
     assert parse_yaml(text) == yaml.safe_load(text) and parse_yaml("") is None
-    assert parse_yaml(to_yaml(TrainConfig("d")))["data"] == "d"
+    assert parse_yaml(to_yaml(TrainConfig(data="d")))["data"] == "d"
 
 
 def test_a_bomb_in_a_data_yaml_is_told(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    for text in (f"{BOMB}names: *i\ntrain: images\n", f"names: [cat]\n{BOMB}train: *i\n", "names: " + "[" * 2_000):
+    for text in (
+        f"{BOMB}names: *i\ntrain: images\n",
+        f"names: [cat]\n{BOMB}train: *i\n",
+        "names: " + "[" * 2_000,
+    ):
         (tmp_path / "data.yaml").write_text(text)
         with within(60), pytest.raises(DataError) as error:
             load_splits(tmp_path)
@@ -59,28 +63,28 @@ def test_a_bomb_in_a_data_yaml_is_told(tmp_path: Path) -> None:
 
 
 def fuzz(count: int, folder: Path) -> tuple[int, int]:
-    sound = to_yaml(TrainConfig("d", classes={"rbc": "red blood cell"}, multi_scale=[0.8, 1.2])).encode()
+    sound = to_yaml(TrainConfig(data="d", rename={"rbc": "red blood cell"}, multi_scale=[0.8, 1.2])).encode()
     rng, read, refused = random.Random(0), 0, 0
     for _ in range(count):
-        (folder / "config.yaml").write_bytes(spoilt := mutate(sound, rng))
+        (folder / "config.yaml").write_bytes(corrupted := mutate(sound, rng))
         try:
             with within(60), watched() as seen:
                 train_config({}, folder / "config.yaml", {})
             read += 1
         except GroundtuneError as error:
             refused += 1
-            assert len(str(error)) < 20_000, spoilt
+            assert len(str(error)) < 20_000, corrupted
         assert seen == []
     return read, refused
 
 
-def test_spoilt_options_are_read_or_refused(tmp_path: Path) -> None:
+def test_corrupted_options_are_read_or_refused(tmp_path: Path) -> None:
     read, refused = fuzz(40, tmp_path)
     assert read and refused
 
 
 @pytest.mark.slow
-def test_5000_spoilt_options(tmp_path: Path) -> None:
+def test_5000_corrupted_options(tmp_path: Path) -> None:
     read, refused = fuzz(5000, tmp_path)
     assert read > 100 and refused > 1000
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from groundtune.text.other_names import COMMON_NAMES, recombined_names
-from groundtune.text.prompt import clean_name
+from groundtune.text.prompt import COMMON_NAMES, clean_name, recombined_names
 
 
 @pytest.mark.parametrize(
@@ -12,7 +11,7 @@ from groundtune.text.prompt import clean_name
         ([], []),
         (["cat", "dog"], []),
         (["white king", "white queen", "black king", "black rook"], ["white rook", "black queen"]),
-        (["white king", "black queen"], []),  # neither colour says that it goes with other pieces
+        (["white king", "black queen"], []),  # neither color says that it goes with other pieces
         (["traffic light", "traffic sign", "stop sign"], []),
         (["big red cup", "big red pot", "big blue cup", "big blue jug"], ["big red jug", "big blue pot"]),
     ],
@@ -22,7 +21,7 @@ def test_words_of_the_names_are_put_together_anew(names: list[str], expected: li
 
 
 def test_at_most_60_names_are_made_up() -> None:
-    names = [f"{colour} {thing}" for colour in "abcdefghij" for thing in (f"{colour}1", f"{colour}2")]
+    names = [f"{color} {thing}" for color in "abcdefghij" for thing in (f"{color}1", f"{color}2")]
     made = recombined_names(names)
     assert len(made) == 60 == len(set(made)) and not set(made) & set(names)
 

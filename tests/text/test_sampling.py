@@ -22,7 +22,9 @@ def test_chunks_are_a_partition_in_order_and_each_fits(counts, limit):
     assert [index for chunk in chunks for index in chunk] == list(range(len(counts)))
     assert all(chunk and sum(counts[i] for i in chunk) + 2 <= limit for chunk in chunks)
     for before, after in itertools.pairwise(chunks):
-        assert sum(counts[i] for i in before) + counts[after[0]] + 2 > limit, "a chunk is closed only when it is full"
+        assert sum(counts[i] for i in before) + counts[after[0]] + 2 > limit, (
+            "a chunk is closed only when it is full"
+        )
 
 
 def test_pitfall_18_more_than_256_tokens_are_chunked_and_every_class_keeps_its_tokens(tokenizer):
@@ -39,7 +41,9 @@ def test_a_name_over_the_budget_is_an_error_that_names_it():
     assert chunk_names(["a", "b"], [8, 8], 10) == [[0], [1]]
     for call in (
         lambda: chunk_names(["cat", "very long", "longer"], [2, 9, 10], 10),
-        lambda: sample_prompt(["cat", "very long", "longer"], [2, 9, 10], {0}, random.Random(0), max_text_len=10),
+        lambda: sample_prompt(
+            ["cat", "very long", "longer"], [2, 9, 10], {0}, random.Random(0), max_text_len=10
+        ),
     ):
         with pytest.raises(DataError, match=r"'very long' \(9 tokens\), 'longer' \(10 tokens\)"):
             call()
@@ -55,7 +59,9 @@ def test_a_name_over_the_budget_is_an_error_that_names_it():
     limit=st.integers(11, 256),
 )
 def test_pitfall_16_positives_once_and_never_among_the_negatives(counts, positives, seed, shuffle, limit):
-    prompts = sample_prompt(NAMES, counts, positives, random.Random(seed), shuffle=shuffle, max_text_len=limit)
+    prompts = sample_prompt(
+        NAMES, counts, positives, random.Random(seed), shuffle=shuffle, max_text_len=limit
+    )
     for prompt in prompts:
         assert prompt, "never an empty prompt"
         assert len(set(prompt)) == len(prompt)
@@ -78,15 +84,19 @@ def test_shares_over_many_draws():
     assert min(sampled) == 0 and max(sampled) == 37  # uniform over 0..38, 38 is the complete prompt
     assert sum(sampled) / len(sampled) == pytest.approx(18.5, abs=1)
     shown = sum(11 in prompt for prompt in prompts) / len(prompts)
-    assert shown == pytest.approx(0.75, abs=0.03), "each negative in all complete prompts and half of the others"
-    assert sum(prompt.index(5) for prompt in prompts if len(prompt) == 40) / (complete * 4000) == pytest.approx(
-        19.5, abs=1.5
-    ), "order is shuffled"
+    assert shown == pytest.approx(0.75, abs=0.03), (
+        "each negative in all complete prompts and half of the others"
+    )
+    assert sum(prompt.index(5) for prompt in prompts if len(prompt) == 40) / (
+        complete * 4000
+    ) == pytest.approx(19.5, abs=1.5), "order is shuffled"
 
 
 def test_without_sampling_and_shuffling_the_prompt_is_the_class_list():
     assert sample_prompt(NAMES, [2] * 40, {3}, random.Random(1), shuffle=False, negative_probability=0) == [
         list(range(40))
     ]
-    without = [sample_prompt(NAMES, [2] * 40, set(), random.Random(i), negative_probability=1)[0] for i in range(300)]
+    without = [
+        sample_prompt(NAMES, [2] * 40, set(), random.Random(i), negative_probability=1)[0] for i in range(300)
+    ]
     assert min(map(len, without)) == 1

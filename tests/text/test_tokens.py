@@ -23,8 +23,21 @@ from groundtune.text.tokens import (
 )
 
 SEPARATORS = torch.tensor([101, 102, 1012, 1029])
-NAMES = ["cat", "red blood cell", "t-shirt, men's", "and/or", "日本", "🙂", "platelet", "hair drier", "café", "x" * 120]
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NAMES = [
+    "cat",
+    "red blood cell",
+    "t-shirt, men's",
+    "and/or",
+    "日本",
+    "🙂",
+    "platelet",
+    "hair drier",
+    "café",
+    "x" * 120,
+]
+relaxed = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def _captioned(*captions):
@@ -36,7 +49,9 @@ def test_build_tokenizer_reads_words_and_refuses_other_files(tokenizer, tmp_path
     with pytest.raises(CheckpointError, match="does not exist"):
         build_tokenizer(tmp_path / "missing.txt")
     other = Path(tmp_path / "vocab.txt")
-    other.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "cat"]), encoding="utf-8")
+    other.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "cat"]), encoding="utf-8"
+    )
     with pytest.raises(CheckpointError, match="separators"):
         build_tokenizer(other)
 
@@ -96,7 +111,12 @@ def test_pitfall_10_and_12_an_image_does_not_depend_on_the_batch(tokenizer, batc
 def test_last_phrase_without_separator_is_a_block_without_sep(tokenizer):
     text, _ = tokenize(tokenizer, _captioned("cat. red cell"))
     assert phrase_blocks(text) == [
-        [(slice(0, 1), (101,)), (slice(1, 3), (4937, 1012)), (slice(3, 5), (2417, 3526)), (slice(5, 6), (102,))]
+        [
+            (slice(0, 1), (101,)),
+            (slice(1, 3), (4937, 1012)),
+            (slice(3, 5), (2417, 3526)),
+            (slice(5, 6), (102,)),
+        ]
     ]
     assert text.position_ids.tolist() == [[0, 0, 1, 0, 1, 0]]
 
@@ -131,18 +151,23 @@ def test_positive_map_by_hand_with_words_of_several_pieces(tokenizer):
     # [CLS] platelet . red blood cell . [SEP]: wordpiece gives "plate ##let"
     _, (maps,) = tokenize(tokenizer, [class_prompt(["platelet", "red blood cell", "🙂", "a-b/c's"])])
     assert maps.dtype == torch.bool and maps.shape == (4, 256)
-    assert [row.nonzero().flatten().tolist() for row in maps] == [[1, 2], [4, 5, 6], [8], [10, 11, 12, 13, 14, 15, 16]]
+    assert [row.nonzero().flatten().tolist() for row in maps] == [
+        [1, 2],
+        [4, 5, 6],
+        [8],
+        [10, 11, 12, 13, 14, 15, 16],
+    ]
 
 
-def test_pitfall_03_the_training_map_is_binary_and_the_span_map_is_normalised(tokenizer):
+def test_pitfall_03_the_training_map_is_binary_and_the_span_map_is_normalized(tokenizer):
     prompt = class_prompt(["cat", "red blood cell"])
     tokenized = tokenizer([prompt.caption])
     binary = create_positive_map(tokenized, prompt.spans)
     assert set(binary.unique().tolist()) == {0.0, 1.0} and binary.sum(1).tolist() == [1, 3]
     assert torch.equal(tokenize(tokenizer, [prompt])[1][0], binary > 0)
-    normalised = create_positive_map_from_span(tokenized, prompt.spans)
-    assert normalised[1, 3:6].tolist() == pytest.approx([1 / 3.000001] * 3)
-    assert normalised.sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    normalized = create_positive_map_from_span(tokenized, prompt.spans)
+    assert normalized[1, 3:6].tolist() == pytest.approx([1 / 3.000001] * 3)
+    assert normalized.sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_positive_map_shapes_and_several_spans_in_a_row(tokenizer):
@@ -180,7 +205,9 @@ def test_names_without_a_token_are_named_and_never_mark_a_separator(tokenizer, s
 
 
 def test_a_syllable_of_several_tokens_is_marked_as_a_whole(tokenizer):
-    _, (maps,) = tokenize(tokenizer, [class_prompt(["\ud4a9", "dog"])])  # three letters in one character: three tokens
+    _, (maps,) = tokenize(
+        tokenizer, [class_prompt(["\ud4a9", "dog"])]
+    )  # three letters in one character: three tokens
     assert [row.nonzero().flatten().tolist() for row in maps] == [[1, 2, 3], [5]]
 
 
@@ -202,7 +229,7 @@ def test_pitfall_10_a_prompt_over_the_budget_is_an_error_and_never_cut(tokenizer
 
 @relaxed
 @given(names=st.lists(st.text(min_size=1, max_size=15), min_size=1, max_size=6))
-def test_any_unicode_either_tokenises_with_a_token_per_name_or_is_a_data_error(tokenizer, names):
+def test_any_unicode_either_tokenizes_with_a_token_per_name_or_is_a_data_error(tokenizer, names):
     try:
         prompt = class_prompt(names)
         text, (maps,) = tokenize(tokenizer, [prompt])

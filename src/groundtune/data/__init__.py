@@ -1,1 +1,1 @@
-"""Files with pictures and boxes become samples, and samples become training batches."""
+"""Files with images and boxes become samples, and samples become training batches."""

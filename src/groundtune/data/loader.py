@@ -1,23 +1,25 @@
-"""Batches of pictures, prompts and targets, the same ones for the same seed.
+"""Batches of images, prompts and targets, the same ones for the same seed.
 
 Every random choice has a generator of its own, seeded by what it belongs to: the order by (seed, epoch), the view of a
-picture by (seed, picture, view), its prompt and denoising noise by (seed, epoch, picture). So nothing depends on the
+image by (seed, image, view), its prompt and denoising noise by (seed, epoch, image). So nothing depends on the
 batch size, on the number of worker threads, or on where training was interrupted.
 
-With `cache_views = K` a picture has K fixed views that are cycled, so that a frozen backbone's features can be computed
-once and kept: a picture is not even decoded where `needs_pixels` says no. Geometry, prompts and targets never need it.
+With `cache_views = K` an image has K fixed views that are cycled, so that a frozen backbone's features can be computed
+once and kept: an image is not even decoded where `needs_pixels` says no. Geometry, prompts and targets never need it.
 
-Boxes of a target are relative to the resized picture WITHOUT the padding of its batch (semantics 8, pitfall 7), and classes
+Boxes of a target are relative to the resized image WITHOUT the padding of its batch (semantics 8, pitfall 7), and classes
 go by name and place in the prompt; original category ids do not occur here (semantics 22).
 
-A picture with a caption has it as its one prompt, and its phrases as classes. It is never cropped ("the left cup" may be cut
-away), and where it is mirrored its caption is too. Pictures of several sources have weights: how often each is shown in an
+An image with a caption has it as its one prompt, and its phrases as classes. It is never cropped ("the left cup" may be cut
+away), and where it is mirrored its caption is too. Images of several sources have weights: how often each is shown in an
 epoch, on average over its source; which of them, where that is not a whole number, is drawn anew for each epoch.
 
-A picture that cannot be read is left out of its batch, which says so; whether the run goes on is the engine's business.
+An image that cannot be read is left out of its batch, which says so; whether the run goes on is the engine's business.
 
-Deviation from the reference: classes that the picture has, but that this view has no box of (all cropped away, or only
+Deviation from the reference: classes that the image has, but that this view has no box of (all cropped away, or only
 crowd boxes), are left out of the prompt. They would be taught as absent while they may be seen.
+
+Prompts of images that have a caption, and whether the model can read them.
 """
 
 import math
@@ -30,44 +32,81 @@ from functools import partial
 from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.data.batch import Batch
-from groundtune.data.captions import grounding_prompt, refuse_unreadable_captions
-from groundtune.data.decoding import decoded
-from groundtune.data.prefetch import in_background
-from groundtune.data.sample import Dataset, Sample
-from groundtune.data.targets import make_target, trained_boxes
-from groundtune.data.transforms import (
-    PictureFormat,
-    PictureView,
-    draw_view,
-    flip,
-    resize_keep_ratio,
-)
+from groundtune.contracts import ImageFormat
+from groundtune.data.batch import Batch, make_target, trained_boxes
+from groundtune.data.prefetch import decoded, prefetch
+from groundtune.data.sample import Dataset, Grounding, Sample, listed
+from groundtune.data.transforms import ImageView, draw_view, flip, resize_keep_ratio
 from groundtune.errors import DataError
-from groundtune.text.prompt import Prompt, class_prompt
+from groundtune.text.prompt import Prompt, caption_prompt, class_prompt, mirror_caption
 from groundtune.text.sampling import sample_prompt
-from groundtune.text.tokens import MAX_TEXT_LEN, count_tokens, tokenize
+from groundtune.text.tokens import MAX_TEXT_LEN, count_tokens, create_positive_map, tokenize
 
-_WINDOW_BATCHES = 4  # pictures of so many batches are sorted by shape: little padding, and still random company
+
+def grounding_prompt(grounding: Grounding, mirrored: bool = False) -> Prompt:
+    """Give the prompt of an image with a caption; of the mirrored image with left and right exchanged."""
+    caption, spans = grounding.caption, grounding.spans
+    if mirrored:
+        caption, spans = mirror_caption(caption, spans)
+    return caption_prompt(caption, spans)
+
+
+def check_captions(dataset: Dataset, tokenizer: BertTokenizer, max_text_len: int) -> None:
+    """See to it that the model can read every caption and phrase, before the first step; nothing is cut (semantics 6).
+
+    Raises:
+        DataError: captions have more tokens than the model reads, or phrases have none. All are counted, a few listed.
+    """
+    captioned = [
+        (s.image_path.name, grounding_prompt(s.grounding)) for s in dataset.samples if s.grounding is not None
+    ]
+    if not captioned:
+        return
+    tokenized = tokenizer([prompt.caption for _, prompt in captioned])
+    long, silent = [], []
+    for place, ((name, prompt), ids) in enumerate(zip(captioned, tokenized["input_ids"], strict=True)):
+        if len(ids) > max_text_len:
+            long.append(f"{name} ({len(ids)} tokens)")
+            continue
+        try:
+            create_positive_map(tokenized, prompt.spans, max_text_len, place)
+        except DataError:
+            silent.append(f"{name} {prompt.phrases!r}")
+    problems = []
+    if long:
+        problems.append(
+            f"The model reads at most {max_text_len} tokens of text, and {len(long)} captions of {dataset.root} have more: "
+            f"{listed(long)}. Shorten them, or state one image several times with a part of the caption each."
+        )
+    if silent:
+        problems.append(
+            f"{len(silent)} captions of {dataset.root} have phrases in which the tokenizer finds no token: {listed(silent)}. "
+            "They have no visible character; correct their spans."
+        )
+    if problems:
+        raise DataError("\n  ".join(problems))
+
+
+_WINDOW_BATCHES = 4  # images of so many batches are sorted by shape: little padding, and still random company
 
 NeedsPixels = Callable[[int, int], bool]
-"""(sample index, view) -> whether the picture is to be decoded."""
+"""(sample index, view) -> whether the image is to be decoded."""
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
     """How training batches are drawn. The fields are those of `TrainConfig` of the same names."""
 
-    batch_size: int = 4  # pictures per step, over all processes
+    batch_size: int = 4  # images per step, over all processes
     seed: int = 0
     flip: float = 0.5  # how often left and right are swapped
-    multi_scale: tuple[float, ...] = ()  # factors on the picture size, one drawn per view
-    crop: float = 0.0  # how often only a part of the picture is shown
+    multi_scale: tuple[float, ...] = ()  # factors on the image size, one drawn per view
+    crop: float = 0.0  # how often only a part of the image is shown
     shuffle_classes: bool = True
     negative_probability: float = 0.5
     max_text_len: int = MAX_TEXT_LEN
-    cache_views: int = 0  # K fixed views per picture; 0 draws a new one in every epoch
-    workers: int = 0  # threads that decode pictures ahead; 0 decodes when the batch is asked for
+    cache_views: int = 0  # K fixed views per image; 0 draws a new one in every epoch
+    workers: int = 0  # threads that decode images ahead; 0 decodes when the batch is asked for
     rank: int = 0  # of this process; each takes its share of every batch,
     processes: int = 1  # so that any number of processes sees the batches of one
 
@@ -79,34 +118,34 @@ class TrainLoader:
         self,
         dataset: Dataset,
         tokenizer: BertTokenizer,
-        picture: PictureFormat,
+        image_format: ImageFormat,
         *,
         options: LoaderOptions | None = None,
         needs_pixels: NeedsPixels | None = None,
     ) -> None:
-        """Count the tokens of class names and captions; no picture is opened yet.
+        """Count the tokens of class names and captions; no image is opened yet.
 
         Args:
-            dataset: at least one picture and one class.
+            dataset: at least one image and one class.
             tokenizer: of the model.
-            picture: the model's picture format.
+            image_format: the model's image format.
             options: None for the defaults.
-            needs_pixels: None decodes every picture. It is asked when a picture is put on its way, with `workers` up to
+            needs_pixels: None decodes every image. It is asked when an image is put on its way, with `workers` up to
                 `workers` batches before the batch is given out.
 
         Raises:
-            DataError: the data set has no pictures, or captions that the model cannot read.
+            DataError: the data set has no images, or captions that the model cannot read.
         """
         if not dataset.samples:
-            raise DataError(f"The split {dataset.name!r} of {dataset.root} has no pictures to train on.")
+            raise DataError(f"The split {dataset.name!r} of {dataset.root} has no images to train on.")
         self.dataset = dataset
         self.tokenizer = tokenizer
-        self.picture = picture
+        self.image_format = image_format
         self.options = options or LoaderOptions()
         self.needs_pixels = needs_pixels
         names = [[name, *dataset.synonyms.get(name, [])] for name in dataset.class_names]
         self.token_counts = [max(count_tokens(tokenizer, group)) for group in names]
-        refuse_unreadable_captions(dataset, tokenizer, self.options.max_text_len)
+        check_captions(dataset, tokenizer, self.options.max_text_len)
         self._by_weight: dict[float, list[int]] = defaultdict(list)
         for index, sample in enumerate(dataset.samples):
             self._by_weight[sample.weight].append(index)
@@ -117,7 +156,7 @@ class TrainLoader:
 
     @property
     def num_views(self) -> int:
-        """How many different views a picture has with `cache_views`; 0 without.
+        """How many different views an image has with `cache_views`; 0 without.
 
         No more than the augmentation can tell apart: 1 without any, 2 where it only flips.
         """
@@ -127,24 +166,24 @@ class TrainLoader:
         return min(options.cache_views, 2 if options.flip else 1)
 
     def view_of(self, index: int, epoch: int) -> int:
-        """Say which view of picture `index` is shown in an epoch: one of `num_views` in turn, or the epoch's own."""
+        """Say which view of image `index` is shown in an epoch: one of `num_views` in turn, or the epoch's own."""
         return (epoch + index) % self.num_views if self.num_views else epoch
 
-    def geometry(self, index: int, view: int) -> PictureView:
-        """Give a view of a picture; the same one for the same arguments, without opening the picture.
+    def geometry(self, index: int, view: int) -> ImageView:
+        """Give a view of an image; the same one for the same arguments, without opening the image.
 
-        With `cache_views`, view 0 is the whole picture and view 1 the same flipped (if flipping is on), so that two views
+        With `cache_views`, view 0 is the whole image and view 1 the same flipped (if flipping is on), so that two views
         are as different as they can be; higher ones are drawn. Without, every view is drawn.
         """
         sample, options = self.dataset.samples[index], self.options
         if options.cache_views and view == 0:
-            return resize_keep_ratio(sample.size_hw, self.picture)
+            return resize_keep_ratio(sample.size_hw, self.image_format)
         if options.cache_views and view == 1 and options.flip:
-            return flip(resize_keep_ratio(sample.size_hw, self.picture))
+            return flip(resize_keep_ratio(sample.size_hw, self.image_format))
         return draw_view(
             sample.size_hw,
             sample.boxes_xyxy[~sample.crowd],
-            self.picture,
+            self.image_format,
             _rng(options.seed, "view", index, view),
             flip_probability=options.flip,
             crop_probability=options.crop if sample.grounding is None else 0.0,
@@ -152,7 +191,7 @@ class TrainLoader:
         )
 
     def batch_plan(self, epoch: int) -> list[list[int]]:
-        """Choose the pictures of each batch: each as often as its weight says (once, where nothing is mixed), those of like
+        """Choose the images of each batch: each as often as its weight says (once, where nothing is mixed), those of like
         aspect ratio together where possible.
 
         Returns:
@@ -165,7 +204,9 @@ class TrainLoader:
         plan = []
         for begin in range(0, len(order), size * _WINDOW_BATCHES):
             window = order[begin : begin + size * _WINDOW_BATCHES]
-            window.sort(key=lambda index: self._aspect_ratio(index, epoch))  # stable: equal shapes stay shuffled
+            window.sort(
+                key=lambda index: self._aspect_ratio(index, epoch)
+            )  # stable: equal shapes stay shuffled
             plan += [window[i : i + size] for i in range(0, len(window), size)]
         rng.shuffle(plan)
         return plan
@@ -173,8 +214,8 @@ class TrainLoader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Give the batches of an epoch; any epoch, any number of times.
 
-        A picture whose classes do not fit into one prompt stands in its batch once per prompt (semantics 6), each time
-        with the boxes of that prompt, so the batch can be larger than `batch_size`. It can be smaller where pictures cannot be
+        An image whose classes do not fit into one prompt stands in its batch once per prompt (semantics 6), each time
+        with the boxes of that prompt, so the batch can be larger than `batch_size`. It can be smaller where images cannot be
         read, and empty where this process has no share of the last one.
 
         Args:
@@ -182,16 +223,16 @@ class TrainLoader:
             first_batch: leave out so many batches, to go on within an epoch.
 
         Raises:
-            OutOfMemory: a picture does not fit into memory; the message names it.
+            OutOfMemory: an image does not fit into memory; the message names it.
         """
         rank, processes = self.options.rank, self.options.processes
         plan = [batch[rank::processes] for batch in self.batch_plan(epoch)[first_batch:]]
         jobs = ([(index, self.view_of(index, epoch)) for index in batch] for batch in plan)
-        for batch, pictures in zip(plan, in_background(self._pixels, jobs, self.options.workers), strict=True):
-            yield self._collate(batch, pictures, epoch)
+        for batch, images in zip(plan, prefetch(self._pixels, jobs, self.options.workers), strict=True):
+            yield self._collate(batch, images, epoch)
 
     def _shown(self, epoch: int) -> list[int]:
-        """The pictures of an epoch, unordered; always the same number."""
+        """The images of an epoch, unordered; always the same number."""
         shown = []
         for weight, indices in self._by_weight.items():
             whole, rest = divmod(max(1, round(weight * len(indices))), len(indices))
@@ -206,20 +247,20 @@ class TrainLoader:
         index, view = job
         if self.needs_pixels is not None and not self.needs_pixels(index, view):
             return None
-        return partial(decoded, self.dataset.samples[index], self.geometry(index, view), self.picture)
+        return partial(decoded, self.dataset.samples[index], self.geometry(index, view), self.image_format)
 
-    def _collate(self, indices: list[int], pictures: Sequence[Tensor | DataError | None], epoch: int) -> Batch:
+    def _collate(self, indices: list[int], images: Sequence[Tensor | DataError | None], epoch: int) -> Batch:
         """Put a batch together; here and not in the threads, because a fast tokenizer is not safe to share."""
-        entries = []  # (picture, index, geometry, prompt, its classes, noise seed)
+        entries = []  # (image, index, geometry, prompt, its classes, noise seed)
         unreadable = {}
-        for index, picture in zip(indices, pictures, strict=True):
-            if isinstance(picture, DataError):
-                unreadable[str(self.dataset.samples[index].image_path)] = str(picture)
+        for index, image in zip(indices, images, strict=True):
+            if isinstance(image, DataError):
+                unreadable[str(self.dataset.samples[index].image_path)] = str(image)
                 continue
             geometry = self.geometry(index, self.view_of(index, epoch))
             rng = _rng(self.options.seed, "prompt", index, epoch)
             for prompt, classes in self._prompts(self.dataset.samples[index], geometry, rng):
-                entries.append((picture, index, geometry, prompt, classes, rng.getrandbits(62)))
+                entries.append((image, index, geometry, prompt, classes, rng.getrandbits(62)))
         prompts = [prompt for *_, prompt, _, _ in entries]
         text, phrase_maps = tokenize(self.tokenizer, prompts, self.options.max_text_len)
         samples = [self.dataset.samples[index] for _, index, *_ in entries]
@@ -230,7 +271,7 @@ class TrainLoader:
             )
         ]
         return Batch(
-            pictures=[picture for picture, *_ in entries],
+            images=[image for image, *_ in entries],
             sizes_hw=[geometry.size_hw for _, _, geometry, *_ in entries],
             text=text,
             phrase_maps=phrase_maps,
@@ -243,10 +284,14 @@ class TrainLoader:
             unreadable=unreadable,
         )
 
-    def _prompts(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[tuple[Prompt, Sequence[int]]]:
-        """Give the picture's prompts, and for each phrase its class; of a caption the number of the phrase."""
+    def _prompts(
+        self, sample: Sample, geometry: ImageView, rng: random.Random
+    ) -> list[tuple[Prompt, Sequence[int]]]:
+        """Give the image's prompts, and for each phrase its class; of a caption the number of the phrase."""
         if sample.grounding is not None:
-            return [(grounding_prompt(sample.grounding, geometry.flipped), range(len(sample.grounding.spans)))]
+            return [
+                (grounding_prompt(sample.grounding, geometry.flipped), range(len(sample.grounding.spans)))
+            ]
         drawn = self._prompt_classes(sample, geometry, rng)
         return [(class_prompt([self._name(c, rng) for c in classes]), classes) for classes in drawn]
 
@@ -256,8 +301,8 @@ class TrainLoader:
         synonyms = self.dataset.synonyms.get(name)
         return rng.choice([name, *synonyms]) if synonyms else name
 
-    def _prompt_classes(self, sample: Sample, geometry: PictureView, rng: random.Random) -> list[list[int]]:
-        """Draw the classes of the picture's prompts; see the module about those that are left out."""
+    def _prompt_classes(self, sample: Sample, geometry: ImageView, rng: random.Random) -> list[list[int]]:
+        """Draw the classes of the image's prompts; see the module about those that are left out."""
         positives = {int(c) for c in sample.class_ids[trained_boxes(sample, geometry)]}
         unsure = {int(c) for c in sample.class_ids} - positives
         names, counts = self.dataset.class_names, self.token_counts

@@ -1,7 +1,7 @@
 """The one record that every annotation format becomes, and class names as the one identity of a class.
 
-Boxes are in pixels of the picture *as its annotation file states it* (`Sample.size_hw`). `transforms.load_picture` gives
-the picture in exactly that frame, so that nothing later has to think about EXIF orientation or rescaled files.
+Boxes are in pixels of the image *as its annotation file states it* (`Sample.size_hw`). `transforms.load_image` gives
+the image in exactly that frame, so that nothing later has to think about EXIF orientation or rescaled files.
 
 Deviation from the peers: original category ids stay outside. A class is its cleaned name; `Dataset.category_ids` exists
 only so that prediction files can be written with the ids that the user's other tools know.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groundtune.data.findings import Finding
+from groundtune.data.problems import Finding
 from groundtune.errors import DataError
 from groundtune.text.prompt import clean_name
 
@@ -23,7 +23,7 @@ _LISTED = 5  # examples in a message; the count says how many there are
 
 @dataclass(frozen=True)
 class Grounding:
-    """What is said about a picture, and where in it the phrases stand whose boxes it has.
+    """What is said about an image, and where in it the phrases stand whose boxes it has.
 
     Attributes:
         caption: as written.
@@ -42,19 +42,19 @@ class Grounding:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture with its N boxes; N = 0 is a picture without objects, and a valid training picture.
+    """One image with its N boxes; N = 0 is an image without objects, and a valid training image.
 
     Attributes:
-        image_path: the picture's file. It existed when the annotations were read; it has not been opened.
+        image_path: the image's file. It existed when the annotations were read; it has not been opened.
         image_id: unique in its data set.
         size_hw: height and width in pixels as the annotations state them; the frame of the boxes.
-        boxes_xyxy: (N, 4) float32 pixels, inside the picture, every box with an area above 0.
-        class_ids: (N,) int64 index into `Dataset.class_names`; of grounding data into the picture's own phrases.
+        boxes_xyxy: (N, 4) float32 pixels, inside the image, every box with an area above 0.
+        class_ids: (N,) int64 index into `Dataset.class_names`; of grounding data into the image's own phrases.
         crowd: (N,) bool, True where the box stands for a group: left out of training, ignored in evaluation.
         grounding: caption and phrases, in place of the data set's classes.
-        weight: how often the picture is shown per epoch, on average over its source (`--mix`).
-        annotated: classes that its source looked for, where that are not all (`--mix`): others are never negatives.
-        confidence: (N,) float32 in (0, 1], how sure each box is (`--replay self`, labelled pictures); None where people
+        weight: how often the image is shown per epoch, on average over its source (`--extra-data`).
+        annotated: classes that its source looked for, where that are not all (`--extra-data`): others are never negatives.
+        confidence: (N,) float32 in (0, 1], how sure each box is (`--self-distillation`, labeled images); None where people
             drew all of them.
     """
 
@@ -72,12 +72,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class LvisRules:
-    """Which classes LVIS's annotators looked for in which pictures; by the ids of categories and pictures.
+    """Which classes LVIS's annotators looked for in which images; by the ids of categories and images.
 
     Attributes:
-        frequencies: of each category "r" (rare), "c" (common) or "f" (frequent), by its training pictures.
-        absent: the categories that are known not to be in a picture.
-        incomplete: the categories of which a picture may have more objects than boxes.
+        frequencies: of each category "r" (rare), "c" (common) or "f" (frequent), by its training images.
+        absent: the categories that are known not to be in an image.
+        incomplete: the categories of which an image may have more objects than boxes.
     """
 
     frequencies: dict[int, str]
@@ -91,9 +91,9 @@ class Dataset:
 
     Attributes:
         name: "train", "valid", "test", or the name that the reader was given.
-        root: the folder that the picture files lie in, directly or deeper.
+        root: the folder that the image files lie in, directly or deeper.
         class_names: C cleaned, unique names; the same list in every split of a data set. Empty for grounding data.
-        samples: the pictures in the order of the file.
+        samples: the images in the order of the file.
         category_ids: for each class the id that the file gives it (a free one where this split does not list it).
         findings: what was dropped, clipped, merged or decided while reading.
         written_names: for each class its name as the files write it; empty where that is `class_names`.
@@ -118,7 +118,7 @@ class Dataset:
 
     @property
     def is_grounding(self) -> bool:
-        """Whether every picture has a caption; training data mixed of both kinds is not."""
+        """Whether every image has a caption; training data mixed of both kinds is not."""
         return bool(self.samples) and all(sample.grounding is not None for sample in self.samples)
 
 
@@ -169,7 +169,9 @@ def unify_classes(datasets: Sequence[Dataset]) -> None:
     written: dict[str, str] = {}
     for dataset in datasets:
         as_written = dataset.written_names or dataset.class_names
-        for name, category_id, in_file in zip(dataset.class_names, dataset.category_ids, as_written, strict=True):
+        for name, category_id, in_file in zip(
+            dataset.class_names, dataset.category_ids, as_written, strict=True
+        ):
             known_ids.setdefault(name, category_id)
             written.setdefault(name, in_file)
     for dataset in datasets:
@@ -187,7 +189,9 @@ def unify_classes(datasets: Sequence[Dataset]) -> None:
         if absent:
             message = f"its file does not list {len(absent)} classes of the other splits."
             fix = "Nothing has to be done if they do not occur in it."
-            dataset.findings.append(Finding("category-not-listed", "note", message, fix, len(absent), absent[:_LISTED]))
+            dataset.findings.append(
+                Finding("category-not-listed", "note", message, fix, len(absent), absent[:_LISTED])
+            )
         dataset.samples = [
             sample if sample.grounding is not None else replace(sample, class_ids=index[sample.class_ids])
             for sample in dataset.samples

@@ -1,6 +1,6 @@
 """A validation split where a data set has none: stratified by class, by seed, and the same in each run.
 
-The choice depends on the file names and the classes alone. Every class that is in two or more pictures is on both sides
+The choice depends on the file names and the classes alone. Every class that is in two or more images is on both sides
 where that can be (it may hold out more than the share asked for, but never over half), no class is taken from training
 altogether, and rare classes are dealt out first (iterative stratification, Sechidis et al. 2011).
 """
@@ -9,28 +9,28 @@ import random
 from collections import defaultdict
 from dataclasses import replace
 
-from groundtune.data.findings import Finding
+from groundtune.data.problems import Finding
 from groundtune.data.sample import Dataset
 
-_FIX = "Add a validation split of your own to choose by which pictures the model is judged."
+_FIX = "Add a validation split of your own to choose by which images the model is judged."
 
 
 def hold_out(dataset: Dataset, share: float = 0.2, seed: int = 0) -> dict[str, Dataset]:
     """Split one data set into "train" and "valid", in place of a validation split that does not exist.
 
     Args:
-        dataset: the pictures; shrinks to those that stay for training, and has a finding about it. One stays whole.
-        share: about this share of the pictures goes to "valid", at least one.
+        dataset: the images; shrinks to those that stay for training, and has a finding about it. One stays whole.
+        share: about this share of the images goes to "valid", at least one.
         seed: of the choice.
     """
     count = len(dataset.samples)
     if count < 2:
-        message = "no validation pictures, and a single picture cannot be split."
+        message = "no validation images, and a single image cannot be split."
         dataset.findings.append(Finding("split-made", "warning", message, _FIX, count))
         return {"train": dataset}
     held = _choose(dataset, max(1, round(share * count)), share, seed)
     message = (
-        f"no validation split found: {len(held)} of {count} pictures were held out as 'valid' (stratified by class, seed "
+        f"no validation split found: {len(held)} of {count} images were held out as 'valid' (stratified by class, seed "
         f"{seed}), {count - len(held)} are left for training."
     )
     valid = replace(
@@ -50,20 +50,20 @@ def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
     order = sorted(range(len(dataset.samples)), key=lambda i: str(dataset.samples[i].image_path))
     random.Random(seed).shuffle(order)
     classes_of: dict[int, list[int]] = {}
-    pictures_of: dict[int, list[int]] = defaultdict(list)
+    images_of: dict[int, list[int]] = defaultdict(list)
     for i in order:
         sample = dataset.samples[i]
         own = set() if sample.grounding is not None else set(sample.class_ids[~sample.crowd].tolist())
-        classes_of[i] = sorted(own) or [-1]  # pictures without a box are a kind of their own
+        classes_of[i] = sorted(own) or [-1]  # images without a box are a kind of their own
         for c in classes_of[i]:
-            pictures_of[c].append(i)
-    rarest_first = sorted(pictures_of, key=lambda c: (len(pictures_of[c]), c))
-    left = {c: len(pictures) for c, pictures in pictures_of.items()}  # that stay for training
+            images_of[c].append(i)
+    rarest_first = sorted(images_of, key=lambda c: (len(images_of[c]), c))
+    left = {c: len(images) for c, images in images_of.items()}  # that stay for training
     held: set[int] = set()
 
     def hold(c: int, number: int, limit: int) -> None:
-        for i in pictures_of[c]:
-            if len(pictures_of[c]) - left[c] >= number or len(held) >= limit:
+        for i in images_of[c]:
+            if len(images_of[c]) - left[c] >= number or len(held) >= limit:
                 return
             if i not in held and all(left[other] > 1 for other in classes_of[i]):
                 held.add(i)
@@ -71,10 +71,10 @@ def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
                     left[other] -= 1
 
     for c in rarest_first:
-        if c >= 0 and len(pictures_of[c]) > 1:
+        if c >= 0 and len(images_of[c]) > 1:
             hold(c, 1, len(order) // 2)  # each class once; this may go beyond the share
     for c in rarest_first:
-        hold(c, round(share * len(pictures_of[c])), wanted)
-    for c in sorted(pictures_of, key=lambda c: (-left[c], c)):  # what rounding left over
-        hold(c, len(pictures_of[c]), wanted)
-    return held or {order[0]}  # where every picture has a class of its own
+        hold(c, round(share * len(images_of[c])), wanted)
+    for c in sorted(images_of, key=lambda c: (-left[c], c)):  # what rounding left over
+        hold(c, len(images_of[c]), wanted)
+    return held or {order[0]}  # where every image has a class of its own

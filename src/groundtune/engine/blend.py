@@ -13,12 +13,12 @@ from torch import Tensor
 
 from groundtune.engine.evaluate import Evaluation
 from groundtune.errors import CheckpointError
-from groundtune.metrics.retention import retention
+from groundtune.metrics.grounding import retention
 from groundtune.model.checkpoint.convert import LABELS
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.prompt_tuning import VECTORS
 
-ENOUGH_GAIN = 0.9  # of the target's, for which the rest is given away in favour of what was known
+ENOUGH_GAIN = 0.9  # of the target's, for which the rest is given away in favor of what was known
 
 Weights = dict[str, Tensor]
 Metrics = dict[str, float | None]
@@ -61,7 +61,11 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
         CheckpointError: they are not two states of one network.
     """
     base = {name: torch.zeros_like(tuned[name]) for name in tuned if name == VECTORS} | dict(base)
-    labels = {LABELS} if LABELS in base and LABELS in tuned and base[LABELS].shape != tuned[LABELS].shape else set()
+    labels = (
+        {LABELS}
+        if LABELS in base and LABELS in tuned and base[LABELS].shape != tuned[LABELS].shape
+        else set()
+    )
     wrong = sorted(base.keys() ^ tuned.keys())
     wrong += [n for n in base.keys() & tuned.keys() - labels if base[n].shape != tuned[n].shape]
     if wrong:
@@ -101,7 +105,11 @@ def measure_line(
     for share in sorted({0.0, 1.0, *at}):
         tuned.load_state_dict(blended(*ends, share))
         target, others = measure()
-        before = points[0].retained if points else {name: {"after": found.metrics} for name, found in others.items()}
+        before = (
+            points[0].retained
+            if points
+            else {name: {"after": found.metrics} for name, found in others.items()}
+        )
         retained = {n: {"before": before[n]["after"], "after": found.metrics} for n, found in others.items()}
         points.append(BlendPoint(share, target.metrics, retained))
     rise = points[-1].score - points[0].score

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groundtune.engine.record import replacing
 from groundtune.errors import CheckpointError
+from groundtune.files import replacing
 from groundtune.model.detector import GroundingDINO
 
 State = dict[str, Any]

@@ -1,10 +1,10 @@
 """Detections of a whole data set, and COCO's or LVIS's numbers for them; of captions, where their phrases are and recall.
 
 Everything goes by name and by the data set's own category ids (semantics 22): the model sees class names, the predictions
-carry `dataset.category_ids`, which may have gaps and any order. In a data set with captions each picture is asked for its own
+carry `dataset.category_ids`, which may have gaps and any order. In a data set with captions each image is asked for its own
 caption; a query's score for a phrase is the largest over the phrase's tokens (semantics 23).
 
-Where processes share an evaluation, whole batches are dealt out: every picture has the company that it has in one process,
+Where processes share an evaluation, whole batches are dealt out: every image has the company that it has in one process,
 and with it the same last bits, on the same kind of device with as many threads.
 """
 
@@ -16,18 +16,17 @@ from torch import Tensor
 
 from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from groundtune.data.batch import EvalBatch
-from groundtune.data.captions import grounding_prompt, refuse_unreadable_captions
-from groundtune.data.decoding import evaluation_pictures
+from groundtune.data.loader import check_captions, grounding_prompt
+from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset, Sample
 from groundtune.engine.distributed import from_main, gather, processes
-from groundtune.engine.features import FeatureCache, extract
-from groundtune.engine.inference import Prompts, class_prompts, detect_batch, inference_mode
 from groundtune.errors import DataError
-from groundtune.metrics.coco import Prediction, coco_metrics
-from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseAnswer, grounding_metrics
-from groundtune.metrics.lvis import lvis_metrics
+from groundtune.metrics.coco import Prediction, coco_metrics, lvis_metrics
+from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
-from groundtune.postprocess import PictureDetections, class_scores
+from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
+from groundtune.predict.features import FeatureCache, extract
+from groundtune.predict.postprocess import ImageDetections, class_scores
 from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
 
@@ -42,7 +41,7 @@ class Evaluation:
         per_class: AP and AP50 of each class, by name; empty for captions.
         predictions: the detections in COCO's result format, original pixels, the data set's own ids. Of captions the best
             box of each phrase, with the phrase in place of a category.
-        unreadable: the paths of pictures that could not be read, and why; they count as ones without detections.
+        unreadable: the paths of images that could not be read, and why; they count as ones without detections.
     """
 
     metrics: dict[str, float | None]
@@ -57,20 +56,20 @@ class Evaluation:
 
 
 @dataclass
-class PictureAnswer:
-    """What was found in one picture; `phrases` where it has a caption."""
+class ImageResult:
+    """What was found in one image; `phrases` where it has a caption."""
 
     predictions: list[Prediction]
-    phrases: list[PhraseAnswer]
+    phrases: list[PhraseResult]
 
 
 @dataclass
-class Questions:
-    """What the pictures of a data set are asked for. With its model it can travel to another process.
+class EvalTask:
+    """What the images of a data set are asked for. With its model it can travel to another process.
 
     Attributes:
         bundle: the model.
-        prompts: of the classes; None asks each picture for its own caption.
+        prompts: of the classes; None asks each image for its own caption.
         category_ids: of the classes, in the order of the prompts.
         precision: "fp32" or "bf16".
     """
@@ -88,52 +87,56 @@ class Questions:
         told: Callable[[int], None] = lambda _: None,
         features: FeatureCache | None = None,
         unreadable: dict[str, str] | None = None,
-    ) -> dict[int, PictureAnswer]:
-        """The answers by the pictures' places in a data set.
+    ) -> dict[int, ImageResult]:
+        """The answers by the images' places in a data set.
 
         Args:
-            dataset: the pictures; none give no answer.
-            batch_size: pictures at a time; the last ones may be fewer.
+            dataset: the images; none give no answer.
+            batch_size: images at a time; the last ones may be fewer.
             device: where to compute; the network is moved there.
-            told: called with the number of pictures of each batch that is done.
+            told: called with the number of images of each batch that is done.
             features: keeps the backbone's maps, by the same places.
-            unreadable: gets the pictures that cannot be read, which have no answer; None: such a picture is an error.
+            unreadable: gets the images that cannot be read, which have no answer; None: such an image is an error.
         """
         network = self.bundle.to(device)
         needs_pixels = None if features is None else (lambda index: features.needs_pixels(index, 0))
         answer = self._of_captions if self.prompts is None else self._of_classes
-        found: dict[int, PictureAnswer] = {}
+        found: dict[int, ImageResult] = {}
         with inference_mode(network, self.precision):
-            for batch in evaluation_pictures(
-                dataset, self.bundle.picture, batch_size, needs_pixels, unreadable=unreadable
+            for batch in evaluation_images(
+                dataset, self.bundle.image_format, batch_size, needs_pixels, unreadable=unreadable
             ):
-                maps = _maps(self.bundle, batch.pictures, batch.indices, features, device)
+                maps = _maps(self.bundle, batch.images, batch.indices, features, device)
                 found |= zip(batch.indices, answer(batch, maps, device), strict=True)
                 told(len(batch.samples))
         return found
 
     def _of_classes(
         self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[PictureAnswer]:
+    ) -> list[ImageResult]:
         assert self.prompts is not None
         sizes_hw = [sample.size_hw for sample in batch.samples]
         found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.kept)
         return [
-            PictureAnswer(_coco_results(sample, detections, self.category_ids), [])
+            ImageResult(_coco_results(sample, detections, self.category_ids), [])
             for sample, detections in zip(batch.samples, found, strict=True)
         ]
 
     def _of_captions(
         self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[PictureAnswer]:
+    ) -> list[ImageResult]:
         self.bundle.network.language_model.forget()  # a phrase's last bits depend on those that it was met with
         found = []
-        for sample, ranked in zip(batch.samples, _best_for_phrases(self.bundle, batch, maps, device), strict=True):
-            answer = PictureAnswer([], [])
+        for sample, ranked in zip(
+            batch.samples, _best_for_phrases(self.bundle, batch, maps, device), strict=True
+        ):
+            answer = ImageResult([], [])
             assert sample.grounding is not None
-            for number, (phrase, (boxes, scores)) in enumerate(zip(sample.grounding.phrases, ranked, strict=True)):
+            for number, (phrase, (boxes, scores)) in enumerate(
+                zip(sample.grounding.phrases, ranked, strict=True)
+            ):
                 true = sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]
-                answer.phrases.append(PhraseAnswer(boxes, scores, true))
+                answer.phrases.append(PhraseResult(boxes, scores, true))
                 best = {"phrase": phrase, "bbox": xyxy_to_xywh(boxes[0]).tolist(), "score": float(scores[0])}
                 answer.predictions.append({"image_id": sample.image_id, **best})
             found.append(answer)
@@ -153,22 +156,22 @@ def evaluate(
     features: FeatureCache | None = None,
     keep_going: bool = False,
 ) -> Evaluation:
-    """Detects the data set's classes in each of its pictures and scores the detections.
+    """Detects the data set's classes in each of its images and scores the detections.
 
-    In a run of several processes all of them call it, and share the pictures. All get the numbers, or the error of one of
+    In a run of several processes all of them call it, and share the images. All get the numbers, or the error of one of
     them; the predictions are those of the whole data set in the main process, and none in the others.
 
     Args:
         class_indices: the classes to ask for and to count; None takes all.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         device: where to compute; the network is moved there.
         precision: "fp32" or "bf16".
-        progress: told (pictures done, pictures in all) after each batch.
+        progress: told (images done, images in all) after each batch.
         features: keeps the backbone's maps of this data set between evaluations.
-        keep_going: whether pictures that cannot be read are told in the result, in place of an error.
+        keep_going: whether images that cannot be read are told in the result, in place of an error.
 
     Raises:
-        DataError: the data set has no picture or no class, has captions in some pictures only, or a picture cannot be read.
+        DataError: the data set has no image or no class, has captions in some images only, or an image cannot be read.
     """
     questions = ask(bundle, dataset, class_indices, precision)
     rank, count = processes()
@@ -177,18 +180,18 @@ def evaluate(
     places = [place for start in starts for place in range(start, min(start + batch_size, total))]
     own = replace(dataset, samples=[dataset.samples[place] for place in places])
 
-    def told(pictures: int) -> None:
+    def told(images: int) -> None:
         nonlocal done
-        done += pictures * count
+        done += images * count
         if progress is not None:
             progress.evaluation(min(done, total), total)
 
-    def share() -> tuple[dict[int, PictureAnswer], dict[str, str]]:
+    def share() -> tuple[dict[int, ImageResult], dict[str, str]]:
         unreadable: dict[str, str] = {}
         found = questions.answers(own, batch_size, device, told, features, unreadable if keep_going else None)
         return {places[place]: answer for place, answer in found.items()}, unreadable
 
-    answers: dict[int, PictureAnswer] = {}
+    answers: dict[int, ImageResult] = {}
     unreadable: dict[str, str] = {}
     for found, missing in gather(share):
         answers |= found
@@ -198,33 +201,33 @@ def evaluate(
 
 def ask(
     bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None = None, precision: str = "fp32"
-) -> Questions:
+) -> EvalTask:
     """The questions of `evaluate`, which has the same arguments and errors."""
     if dataset.is_grounding:
-        refuse_unreadable_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
-        return Questions(bundle, None, [], precision)
+        check_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
+        return EvalTask(bundle, None, [], precision)
     if any(sample.grounding is not None for sample in dataset.samples):
         raise DataError(
-            f"{dataset.name}: some pictures have captions and some have classes, which are measured differently. Evaluate on "
-            "each kind by itself; train on both with --mix."
+            f"{dataset.name}: some images have captions and some have classes, which are measured differently. Evaluate on "
+            "each kind by itself; train on both with --extra-data."
         )
     indices = _indices(dataset, class_indices)
     if not dataset.samples or not indices:
         raise DataError(
-            f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} pictures, {len(indices)} classes."
+            f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} images, {len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
     prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
-    return Questions(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
+    return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
 
 
 def scored(
     dataset: Dataset,
     class_indices: Sequence[int] | None,
-    answers: Mapping[int, PictureAnswer],
+    answers: Mapping[int, ImageResult],
     unreadable: Mapping[str, str],
 ) -> Evaluation:
-    """The evaluation of the answers by the pictures' places, which need only be there in the main process."""
+    """The evaluation of the answers by the images' places, which need only be there in the main process."""
     ordered = [answers.get(place) or _no_answer(sample) for place, sample in enumerate(dataset.samples)]
     predictions = [prediction for answer in ordered for prediction in answer.predictions]
 
@@ -239,17 +242,19 @@ def scored(
     return replace(from_main(numbers), predictions=predictions)
 
 
-def _no_answer(sample: Sample) -> PictureAnswer:
+def _no_answer(sample: Sample) -> ImageResult:
     phrases = 0 if sample.grounding is None else len(sample.grounding.phrases)
     true = [sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd] for number in range(phrases)]
-    return PictureAnswer([], [PhraseAnswer(torch.zeros(0, 4), torch.zeros(0), boxes) for boxes in true])
+    return ImageResult([], [PhraseResult(torch.zeros(0, 4), torch.zeros(0), boxes) for boxes in true])
 
 
 def _indices(dataset: Dataset, class_indices: Sequence[int] | None) -> list[int]:
     return list(range(len(dataset.class_names)) if class_indices is None else class_indices)
 
 
-def _coco_results(sample: Sample, detections: PictureDetections, category_ids: Sequence[int]) -> list[Prediction]:
+def _coco_results(
+    sample: Sample, detections: ImageDetections, category_ids: Sequence[int]
+) -> list[Prediction]:
     boxes = xyxy_to_xywh(detections.boxes_xyxy).tolist()
     found = zip(boxes, detections.scores.tolist(), detections.class_indices.tolist(), strict=True)
     return [
@@ -261,7 +266,7 @@ def _coco_results(sample: Sample, detections: PictureDetections, category_ids: S
 def _best_for_phrases(
     bundle: ModelBundle, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each picture and phrase the boxes (K, 4) in original pixels and their scores (K,), best first, on the CPU.
+    """For each image and phrase the boxes (K, 4) in original pixels and their scores (K,), best first, on the CPU.
 
     They are the 10 best and all at or above `THRESHOLD`.
     """
@@ -276,7 +281,9 @@ def _best_for_phrases(
         height, width = sample.size_hw
         size = torch.tensor([width, height, width, height], dtype=torch.float32)
         boxes_xyxy = (cxcywh_to_xyxy(boxes.float().cpu()) * size).clamp(min=0).minimum(size)
-        scores, rows = class_scores(logits, phrase_map, "max").cpu().sort(dim=0, descending=True, stable=True)  # (Q, P)
+        scores, rows = (
+            class_scores(logits, phrase_map, "max").cpu().sort(dim=0, descending=True, stable=True)
+        )  # (Q, P)
         kept = (scores >= THRESHOLD).sum(0).clamp(min=max(RANKS)).tolist()
         found.append([(boxes_xyxy[rows[:k, number]], scores[:k, number]) for number, k in enumerate(kept)])
     return found
@@ -284,12 +291,12 @@ def _best_for_phrases(
 
 def _maps(
     bundle: ModelBundle,
-    pictures: Sequence[Tensor | None],
+    images: Sequence[Tensor | None],
     indices: Sequence[int],
     features: FeatureCache | None,
     device: torch.device,
 ) -> list[list[Tensor]]:
     """The backbone's maps of a batch, kept ones where there is a cache."""
     if features is not None:
-        return features.get(pictures, indices, [0] * len(indices), device)
-    return extract(bundle.network, [picture for picture in pictures if picture is not None], device)
+        return features.get(images, indices, [0] * len(indices), device)
+    return extract(bundle.network, [image for image in images if image is not None], device)

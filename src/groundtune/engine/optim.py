@@ -3,7 +3,7 @@
 Groups name modules by path, matched at the dots (semantics 19): `backbone` is the backbone and never
 `language_model.backbone`, which MMDetection's substring match also hit. The longest matching path wins.
 
-A multiplier of 0 means frozen, not slow (semantics 18): no gradient, no dropout, not in the optimiser. MMDetection only sets
+A multiplier of 0 means frozen, not slow (semantics 18): no gradient, no dropout, not in the optimizer. MMDetection only sets
 the rate to 0 and still pays for the gradients and lets them into the clip.
 """
 
@@ -19,24 +19,28 @@ from transformers import BertTokenizer
 
 from groundtune.config import MODULES, OptimizerConfig, ParamGroup, TrainConfig
 from groundtune.errors import ConfigError
+from groundtune.model.adapters import HEADS, add_adapters, is_adapter
 from groundtune.model.detector import GroundingDINO
-from groundtune.model.lora import HEADS, add_adapters, is_adapter
 from groundtune.model.prompt_tuning import VECTORS, extended
 
 _ADAPTED = {"lora": list(HEADS), "heads": ["bbox_head"], "prompt": [VECTORS]}  # beside LoRA's own matrices
 
 
-def adapt(network: GroundingDINO, config: TrainConfig, class_names: Sequence[str], tokenizer: BertTokenizer) -> None:
+def adapt(
+    network: GroundingDINO, config: TrainConfig, class_names: Sequence[str], tokenizer: BertTokenizer
+) -> None:
     """Puts into the network what `config.adapt` trains beside its own weights: LoRA's matrices, or offsets of the classes.
 
     Raises:
         ConfigError: there are no classes whose names could be learned.
     """
-    if config.adapt == "lora":
+    if config.tune == "lora":
         add_adapters(network, config.lora_rank, config.lora_alpha, config.seed)
-    if config.adapt == "prompt":
+    if config.tune == "prompt":
         if not class_names:
-            raise ConfigError("adapt: prompt learns class names, and captions have none. Use lora, heads or full.")
+            raise ConfigError(
+                "adapt: prompt learns class names, and captions have none. Use lora, heads or full."
+            )
         encoder, width = network.encoder, network.language_model.width
         encoder.phrase_offsets = extended(encoder.phrase_offsets, class_names, tokenizer, width).to(
             encoder.level_embed.device
@@ -45,9 +49,9 @@ def adapt(network: GroundingDINO, config: TrainConfig, class_names: Sequence[str
 
 def groups_of(config: TrainConfig) -> list[ParamGroup]:
     """The parameter groups that `config.adapt` stands for; of "full" those of the options."""
-    if config.adapt == "full":
+    if config.tune == "full":
         return config.param_groups
-    trained = _ADAPTED[config.adapt]
+    trained = _ADAPTED[config.tune]
     return [ParamGroup([path for path in MODULES if path not in trained], 0.0), ParamGroup(trained, 1.0)]
 
 
@@ -97,7 +101,9 @@ def freeze(network: GroundingDINO, param_groups: Sequence[ParamGroup]) -> list[s
     """
     multipliers = lr_multipliers(network, param_groups)
     if not any(lr_mult > 0 for _, lr_mult in multipliers.values()):
-        raise ConfigError("param_groups: every module has lr_mult 0, nothing is left to train. Give one a multiplier.")
+        raise ConfigError(
+            "param_groups: every module has lr_mult 0, nothing is left to train. Give one a multiplier."
+        )
     trained = {name for name, (_, lr_mult) in multipliers.items() if lr_mult > 0}
     frozen = _frozen_modules(network, "", trained)
     network.freeze(frozen)
@@ -115,7 +121,7 @@ def build_optimizer(
     carries "name": the path that made it ("rest" for parameters that no path matches).
 
     Returns:
-        The optimiser, and the list of all parameters in it.
+        The optimizer, and the list of all parameters in it.
     """
     if config.type != "AdamW":
         raise ConfigError(f"optimizer.type: {config.type!r} is not known; it must be AdamW.")
@@ -135,11 +141,13 @@ def build_optimizer(
         }
         for (path, decays), parameters in groups.items()
     ]
-    return AdamW(settings, fused=True), [parameter for parameters in groups.values() for parameter in parameters]
+    return AdamW(settings, fused=True), [
+        parameter for parameters in groups.values() for parameter in parameters
+    ]
 
 
 def build_schedule(optimizer: Optimizer, config: TrainConfig, total_steps: int) -> LambdaLR:
-    """Linear warm-up, then flat, then one drop at the share `lr_drop_at` of all steps; step it after each optimiser step."""
+    """Linear warm-up, then flat, then one drop at the share `lr_drop_at` of all steps; step it after each optimizer step."""
     warmup, drop = config.warmup_steps, round(config.lr_drop_at * total_steps)
 
     def factor(step: int) -> float:
@@ -201,10 +209,14 @@ def _is_under(name: str, path: str) -> bool:
 
 def _unknown(path: str, names: Sequence[str]) -> str:
     top = sorted({name.split(".")[0] for name in names})
-    every = sorted({".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)})
+    every = sorted(
+        {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
+    )
     close = difflib.get_close_matches(path, every, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"param_groups: no module is called {path!r}; there are {', '.join(top)} and paths inside them.{hint}"
+    return (
+        f"param_groups: no module is called {path!r}; there are {', '.join(top)} and paths inside them.{hint}"
+    )
 
 
 def _frozen_modules(module: nn.Module, path: str, trained: set[str]) -> list[str]:
@@ -213,5 +225,7 @@ def _frozen_modules(module: nn.Module, path: str, trained: set[str]) -> list[str
         return [path] if any(True for _ in module.parameters()) else []
     prefix = f"{path}." if path else ""
     return [
-        found for name, child in module.named_children() for found in _frozen_modules(child, prefix + name, trained)
+        found
+        for name, child in module.named_children()
+        for found in _frozen_modules(child, prefix + name, trained)
     ]

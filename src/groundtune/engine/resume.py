@@ -15,26 +15,26 @@ from accelerate.utils import gather_object
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.engine import checkpoint
-from groundtune.engine.run import Place, Run
+from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.errors import CheckpointError, ConfigError
 
 # Options that a resumed run may change: where and how fast it runs, not what it computes.
 _FREE_OPTIONS = {
     "data",
     "model",
-    "out",
+    "output_dir",
     "resume",
     "device",
     "devices",
     "workers",
     "threads",
-    "micro_batch",
-    "log_every",
-    "save_every",
-    "max_bad_steps",
-    "max_bad_pictures",
-    "recompute",
-    "track",
+    "micro_batch_size",
+    "log_steps",
+    "save_steps",
+    "max_nonfinite_steps",
+    "max_unreadable_share",
+    "gradient_checkpointing",
+    "report_to",
 }
 # What values of other types raise: a checkpoint may come from anywhere.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -62,7 +62,9 @@ def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out
     if config.resume is None:
         return Resumed(None, "", [])
     if Path(config.resume).resolve() != out.resolve():
-        raise ConfigError(f"resume: a run goes on in its own folder {config.resume}, not in {out}. Leave out away.")
+        raise ConfigError(
+            f"resume: a run goes on in its own folder {config.resume}, not in {out}. Leave out away."
+        )
     notes = []
     for name in ("last", "previous"):
         try:
@@ -73,30 +75,47 @@ def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out
         try:
             return Resumed(state, name, notes + _refuse_changes(config, training, classes, state))
         except _MALFORMED as error:
-            raise CheckpointError(f"resume: the {name} checkpoint of {out} is incomplete ({error!r:.100}).") from error
+            raise CheckpointError(
+                f"resume: the {name} checkpoint of {out} is incomplete ({error!r:.100})."
+            ) from error
     return Resumed(None, "", [*notes, f"No checkpoint of {out} can be read: the run begins again."])
 
 
-def _refuse_changes(config: TrainConfig, training: Dataset, classes: list[str], state: checkpoint.State) -> list[str]:
+def _refuse_changes(
+    config: TrainConfig, training: Dataset, classes: list[str], state: checkpoint.State
+) -> list[str]:
     """A resumed run must compute what the uninterrupted one would have; says which of the other options have changed."""
     if "config" not in state:
-        raise CheckpointError(f"resume: the checkpoint of {config.resume} has weights only, not the state of a run.")
-    was, now = asdict(TrainConfig(config.data)) | state["config"], asdict(config)  # an older run has fewer options
+        raise CheckpointError(
+            f"resume: the checkpoint of {config.resume} has weights only, not the state of a run."
+        )
+    was, now = (
+        asdict(TrainConfig(data=config.data)) | state["config"],
+        asdict(config),
+    )  # an older run has fewer options
     changed = [name for name in now if was[name] != now[name]]
     problems = [
-        f"resume: {name} was {was[name]!r} and is now {now[name]!r}." for name in changed if name not in _FREE_OPTIONS
+        f"resume: {name} was {was[name]!r} and is now {now[name]!r}."
+        for name in changed
+        if name not in _FREE_OPTIONS
     ]
     if state["classes"] != classes:
         problems.append(f"resume: the classes were {state['classes']} and are now {classes}.")
-    if state["pictures"] != len(training.samples):
-        problems.append(f"resume: there were {state['pictures']} training pictures, now {len(training.samples)}.")
+    if state["images"] != len(training.samples):
+        problems.append(f"resume: there were {state['images']} training images, now {len(training.samples)}.")
     if problems:
-        raise ConfigError("\n  ".join([*problems, "Go on with the same options and data, or start a new run."]))
-    taken = [f"{name} {now[name]!r} (was {was[name]!r})" for name in changed if name not in ("out", "resume")]
+        raise ConfigError(
+            "\n  ".join([*problems, "Go on with the same options and data, or start a new run."])
+        )
+    taken = [
+        f"{name} {now[name]!r} (was {was[name]!r})"
+        for name in changed
+        if name not in ("output_dir", "resume")
+    ]
     return [f"Taken from now: {', '.join(taken)}; all else is kept from the run."] if taken else []
 
 
-def take_up(run: Run, place: Place, resumed: Resumed) -> None:
+def restore_state(run: TrainSetup, place: TrainState, resumed: Resumed) -> None:
     """Goes on from a state, or begins; what the run folder has of the time after that is forgotten.
 
     Raises:
@@ -112,16 +131,18 @@ def take_up(run: Run, place: Place, resumed: Resumed) -> None:
         except _MALFORMED as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"The checkpoint of {run.config.resume} is of another model, optimiser or version ({reason})."
+                f"The checkpoint of {run.config.resume} is of another model, optimizer or version ({reason})."
             ) from error
-        if resumed.name == "previous" and run.accelerator.is_main_process:  # all have read it: set-up waits for all
+        if (
+            resumed.name == "previous" and run.accelerator.is_main_process
+        ):  # all have read it: set-up waits for all
             os.replace(run.folder.checkpoint("previous"), run.folder.checkpoint("last"))
         run.folder.forget_after(place.epoch, place.step)
     if place.epoch < run.config.epochs:
         run.folder.reopen()
 
 
-def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
+def _restore(run: TrainSetup, place: TrainState, state: checkpoint.State) -> None:
     checkpoint.load_trained_state(run.network, state["network"], f"The checkpoint of {run.config.resume}")
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
@@ -141,7 +162,7 @@ def _restore(run: Run, place: Place, state: checkpoint.State) -> None:
         checkpoint.set_random_state(state["random"][rank])
 
 
-def save_last(run: Run, place: Place) -> None:
+def save_last(run: TrainSetup, place: TrainState) -> None:
     """Writes everything that a run needs to go on after a step. Every process must call this."""
     random = gather_object([checkpoint.random_state()])
     if not run.accelerator.is_main_process:
@@ -149,7 +170,7 @@ def save_last(run: Run, place: Place) -> None:
     state = {
         "config": asdict(run.config),
         "classes": run.bundle.classes,
-        "pictures": len(run.loader.dataset.samples),
+        "images": len(run.loader.dataset.samples),
         "epoch": place.epoch,
         "place": asdict(place),
         "network": checkpoint.trained_state(run.network),

@@ -3,7 +3,7 @@
 `accelerate` gives device, precision and processes; the loop is ours. A step is forward, loss in float32, backward, clip,
 AdamW, schedule. The losses are those of `loss.criterion`, what trains is decided in `optim.freeze`, the parts are put
 together in `run.set_up`. The host waits for the device once per step, for the loss and the gradient norm: a step that
-is not finite must not reach the optimiser (semantics 17).
+is not finite must not reach the optimizer (semantics 17).
 
 A run can be resumed after any step. The order of the data follows from seed and epoch, and the state has every random
 generator, so a resumed run on the CPU equals the uninterrupted one bit for bit; with captions up to the last bits, because
@@ -23,28 +23,26 @@ from torch import Tensor
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.device import peak_memory, pick_device, pick_precision
-from groundtune.engine.agreement import own_detections
-from groundtune.engine.inference import class_prompts, inference_mode
-from groundtune.engine.measure import (
+from groundtune.engine.distributed import StopRequest, stop_signals
+from groundtune.engine.forgetting import add_self_distillation, base_detections
+from groundtune.engine.resume import command_to_go_on, newest_state, restore_state, save_last
+from groundtune.engine.run_folder import disk_faults, write_samples
+from groundtune.engine.setup import Metrics, TrainSetup, TrainState, set_up, training_data
+from groundtune.engine.step import optimizer_step
+from groundtune.engine.validate import (
     blend_best,
     evaluate_and_keep_best,
     evaluate_valid,
-    measure_retained,
+    load_best_weights,
+    measure_retention,
     prefixed,
-    take_best,
 )
-from groundtune.engine.record import disk_faults
-from groundtune.engine.replay import add_own_detections
-from groundtune.engine.resume import command_to_go_on, newest_state, save_last, take_up
-from groundtune.engine.run import Metrics, Place, Run, set_up, training_data
-from groundtune.engine.samples import write_samples
-from groundtune.engine.signals import StopRequest, stop_signals
-from groundtune.engine.step import optimiser_step
 from groundtune.errors import Interrupted
+from groundtune.model.adapters import merge_adapters
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.adapter import save_adapter
 from groundtune.model.checkpoint.save import save_bundle
-from groundtune.model.lora import merge_adapters
+from groundtune.predict.detect import class_prompts, inference_mode
 from groundtune.progress import Progress
 
 
@@ -92,29 +90,29 @@ def train(
     Raises:
         ConfigError: options, modules or the run folder are not usable, or a resumed run's options were changed; nothing
             has been written.
-        DataError: a split is missing or has nothing in it, or a picture cannot be read.
+        DataError: a split is missing or has nothing in it, or an image cannot be read.
         CheckpointError: the state to resume from belongs to another model, or the run folder cannot be written to.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
-        OutOfMemory: there is no memory for a single picture.
-        TrainingDiverged: `config.max_bad_steps` steps in a row were not finite.
+        OutOfMemory: there is no memory for a single image.
+        TrainingDiverged: `config.max_nonfinite_steps` steps in a row were not finite.
     """
     training, valid = training_data(config, splits)
     config = replace(config, precision=pick_precision(config.precision, pick_device(config.device)))
     resumed, go_on = newest_state(config, training, valid.class_names, out), command_to_go_on(config, out)
-    place, started, run = Place(), time.perf_counter(), None
+    place, started, run = TrainState(), time.perf_counter(), None
     with disk_faults(out, go_on), stop_signals() as stop:
         try:
             untrained = (pick_device(config.device), config.batch_size, progress)
-            if config.retain == ["own"]:
-                retained = own_detections(bundle, valid, *untrained)
-            if "self" in config.replay:
-                training = add_own_detections(bundle, training, *untrained, config.precision)
+            if config.retention_data == ["self"]:
+                retained = base_detections(bundle, valid, *untrained)
+            if config.self_distillation:
+                training = add_self_distillation(bundle, training, *untrained, config.precision)
             run = set_up(config, bundle, training, valid, out, progress)
             run.progress.start(run.config.epochs * len(run.loader))
-            take_up(run, place, resumed)
+            restore_state(run, place, resumed)
             run.start_trackers(place.step)
             if resumed.state is None:
-                measure_retained(run, place, retained or {}, "before", stop)
+                measure_retention(run, place, retained or {}, "before", stop)
             _encode_classes(run)
             if resumed.state is None:
                 if run.accelerator.is_main_process:
@@ -123,20 +121,22 @@ def train(
             _train_epochs(run, place, stop, started - place.seconds)
             return _finish(run, place, stop, retained or {})
         except Interrupted as asked:
-            raise Interrupted(f"stopped after step {place.step}. Go on with: {go_on}", asked.exit_code) from None
+            raise Interrupted(
+                f"stopped after step {place.step}. Go on with: {go_on}", asked.exit_code
+            ) from None
         finally:
             progress.close()
             for tracker in run.accelerator.trackers if run is not None else ():
                 tracker.finish()
             bundle.network.eval()
-            if config.adapt == "lora":
+            if config.tune == "lora":
                 merge_adapters(bundle.network)  # of a run that stopped early
             if PartialState._shared_state and PartialState().num_processes == 1:
                 # the next run may want another device or precision
                 AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _encode_classes(run: Run) -> None:
+def _encode_classes(run: TrainSetup) -> None:
     """Has a frozen language model remember the class names, as float32 and in one way whether resumed or not."""
     language_model, device = run.network.language_model, run.accelerator.device
     language_model.forget()  # the last bits depend on the names that it met together
@@ -147,7 +147,7 @@ def _encode_classes(run: Run) -> None:
         language_model(prompts.text.to(device))
 
 
-def _train_epochs(run: Run, place: Place, stop: StopRequest, began: float) -> None:
+def _train_epochs(run: TrainSetup, place: TrainState, stop: StopRequest, began: float) -> None:
     """Trains and evaluates to the end; saves where it stops early, with the weights as they are after the last step.
 
     Args:
@@ -163,7 +163,7 @@ def _train_epochs(run: Run, place: Place, stop: StopRequest, began: float) -> No
         while place.epoch < run.config.epochs:
             _train_epoch(run, place, stop, save)
             place.epoch, place.batch, batches = place.epoch + 1, 0, place.batch
-            if place.epoch % run.config.eval_every == 0 or place.epoch == run.config.epochs:
+            if place.epoch % run.config.eval_epochs == 0 or place.epoch == run.config.epochs:
                 try:
                     evaluate_and_keep_best(run, place, stop)
                 except Interrupted:  # it is done again
@@ -176,48 +176,55 @@ def _train_epochs(run: Run, place: Place, stop: StopRequest, began: float) -> No
         raise
 
 
-def _train_epoch(run: Run, place: Place, stop: StopRequest, save: Callable[[], None]) -> None:
+def _train_epoch(run: TrainSetup, place: TrainState, stop: StopRequest, save: Callable[[], None]) -> None:
     run.model.train()
     for batch in run.progress.batches(run.loader.epoch(place.epoch, place.batch)):
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
-        values = optimiser_step(run, batch, place)
+        values = optimizer_step(run, batch, place)
         place.step += 1
         place.batch += 1
         if values is not None:
             _note(run, place, values, rates)
         stop.follow(run.accelerator)
-        if run.config.save_every and place.step % run.config.save_every == 0:
+        if run.config.save_steps and place.step % run.config.save_steps == 0:
             save()
 
 
 def _note(
-    run: Run, place: Place, values: tuple[dict[str, float], float, dict[str, Tensor]], rates: dict[str, float]
+    run: TrainSetup,
+    place: TrainState,
+    values: tuple[dict[str, float], float, dict[str, Tensor]],
+    rates: dict[str, float],
 ) -> None:
     """Shows the losses of a step, and writes the means since the last line when there have been enough."""
     losses, norm, terms = values
-    place.running = {name: 0.95 * place.running.get(name, value) + 0.05 * value for name, value in losses.items()}
+    place.running = {
+        name: 0.95 * place.running.get(name, value) + 0.05 * value for name, value in losses.items()
+    }
     run.progress.step(place.step, place.running, max(rates.values()), peak_memory(run.accelerator.device))
     for name, value in terms.items():
         place.sums[name] = place.sums[name] + value if name in place.sums else value
     place.counted += 1
-    if place.step % run.config.log_every == 0:
+    if place.step % run.config.log_steps == 0:
         means = (torch.stack(list(place.sums.values())) / place.counted).tolist()
         line = {"loss": place.running["loss"], "grad_norm": norm, "lr": rates}
         run.record(place, line | dict(zip(place.sums, means, strict=True)))
         place.sums, place.counted = {}, 0
 
 
-def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Dataset]) -> RunResult:
+def _finish(
+    run: TrainSetup, place: TrainState, stop: StopRequest, retained: Mapping[str, Dataset]
+) -> RunResult:
     """Takes the best weights back into the network, and writes what is missing of the model and the summary."""
     run.accelerator.wait_for_everyone()  # the main process has written the file
-    take_best(run, place, stop)
+    load_best_weights(run, place, stop)
     if run.base is not None:
         blend_best(run, place, stop, run.base)
     run.network.eval()
     finished = run.folder.finished()
     writes = run.accelerator.is_main_process and not (finished and (run.folder.path / "model").is_dir())
     results = {"data": _data_in_words(run), "metrics": place.best["metrics"], "zero_shot": place.zero_shot}
-    if run.config.adapt == "lora":
+    if run.config.tune == "lora":
         if writes:
             save_adapter(run.bundle, run.folder.path / "adapter", results)
         merge_adapters(run.network)
@@ -227,11 +234,11 @@ def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Da
         run.say("The run is finished already.")
         place.retained = finished["retained"]
     else:
-        measure_retained(run, place, retained, "after", stop)
+        measure_retention(run, place, retained, "after", stop)
         numbers = {"zero_shot": place.zero_shot, "final": place.final, "best": place.best["metrics"]}
         numbers["retained"] = place.retained
         where = {"best_epoch": place.best["epoch"], "best_step": place.best["step"], "seconds": place.seconds}
-        where |= {"memory_bytes": place.memory_bytes, "valid_pictures": len(run.valid.samples)}
+        where |= {"memory_bytes": place.memory_bytes, "valid_images": len(run.valid.samples)}
         run.folder.json("metrics.json", numbers | {"per_class": place.best["per_class"]} | where)
     return RunResult(
         folder=run.folder.path,
@@ -244,8 +251,8 @@ def _finish(run: Run, place: Place, stop: StopRequest, retained: Mapping[str, Da
     )
 
 
-def _data_in_words(run: Run) -> str:
+def _data_in_words(run: TrainSetup) -> str:
     """For the model card; without the folder's path, which is nobody's business."""
     samples = run.loader.dataset.samples
     boxes = sum(len(sample.class_ids) for sample in samples)
-    return f"{Path(run.config.data).resolve().name}, {len(samples)} pictures with {boxes} boxes"
+    return f"{Path(run.config.data).resolve().name}, {len(samples)} images with {boxes} boxes"

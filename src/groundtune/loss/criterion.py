@@ -5,14 +5,21 @@ layer. Three rules that re-implementations miss:
 
 - Positions outside the text mask (logit -inf) are filtered out with `masked_select` BEFORE the focal loss.
 - All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach background.
-- Targets are binary on the tokens of the phrase. Only the model's own detections (`--replay self`) have soft ones: their
+- Targets are binary on the tokens of the phrase. Only the model's own detections (`--self-distillation`) have soft ones: their
   confidence, which weighs their box losses too.
 
 Deviations from the reference (MMDetection 3.3 `GroundingDINOHead`; all else gives its numbers): GIoU is computed on
 shares of the image, not pixels (it has no unit, only its eps differs); `loss_iou` is called `loss_giou`; the class
-weight is 2 by default, MMDetection's own configs use 1. The numbers of pairs are those of the whole optimiser batch, which
+weight is 2 by default, MMDetection's own configs use 1. The numbers of pairs are those of the whole optimizer batch, which
 follow from its boxes: so the terms of its parts, in micro-batches or on processes, add up to its own (the reference averages
 each process's number, and has at least 1 on each: the same but for batches with fewer boxes than processes).
+
+Sigmoid focal loss (Lin et al. 2017), plain, and its form for soft targets (quality focal loss, Li et al. 2020).
+
+The two are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0.
+
+There is no special case for infinite logits, no clamp and no `nan_to_num`: the criterion selects the valid positions
+before it calls this. BCE(-inf, 0) is NaN, and NaN x 0 is NaN, so masking afterwards would be too late.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,17 +27,35 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from groundtune.boxes import cxcywh_to_xyxy, paired_giou
-from groundtune.loss.focal import sigmoid_focal_loss
 from groundtune.loss.matcher import Head, Match, MatchingCost, Target, match
 
 
-class BatchCounts(NamedTuple):
-    """How much there is in an optimiser batch, of which the criterion may see a part."""
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Compute the focal loss of each element.
 
-    boxes: Sequence[int]  # of each of its pictures
+    Args:
+        logits: Any shape, float, finite.
+        targets: Same shape and dtype, in [0, 1].
+        alpha: Weight of positive elements; negative ones weigh 1 - alpha, soft ones in between.
+        gamma: How strongly elements that are right already are played down.
+
+    Returns:
+        The loss of every element, same shape, not reduced. No elements give an empty tensor.
+    """
+    probability = logits.sigmoid()
+    miss = (targets - probability).abs()
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weight * miss**gamma
+
+
+class BatchCounts(NamedTuple):
+    """How much there is in an optimizer batch, of which the criterion may see a part."""
+
+    boxes: Sequence[int]  # of each of its images
     tokens: int  # real ones of all its prompts
 
 
@@ -77,13 +102,13 @@ class GroundingDINOCriterion:
                 (B, Q, 4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool, optionally
                 `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
             targets: One per image. Images without boxes, and batches without any, are valid.
-            whole: Of the optimiser batch that the images are a part of; None where they are all of it.
+            whole: Of the optimizer batch that the images are a part of; None where they are all of it.
 
         Returns:
             Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last layer, with the prefix `d{i}.` of
             decoder layer i, `enc_` of the encoder, `dn_` of denoising queries. `total` adds them up. Beside them,
             detached: `class_error`, percentage of valid (query, token) positions on the wrong side of 0.5, and
-            `matched_boxes`, the pairs of the last layer. The scalars of the parts of an optimiser batch add up to its own.
+            `matched_boxes`, the pairs of the last layer. The scalars of the parts of an optimizer batch add up to its own.
 
         Raises:
             NonFiniteCost: Predictions or boxes of an image are not finite.
@@ -91,34 +116,40 @@ class GroundingDINOCriterion:
         truth = _truth(targets, outputs["text_token_mask"])
         heads = _matching_heads(outputs)
         cost = MatchingCost(self.cost_cls, self.cost_bbox, self.cost_giou, self.focal_alpha, self.focal_gamma)
-        matches = dict(zip(heads, match(list(heads.values()), truth.text_token_mask, targets, cost), strict=True))
+        matches = dict(
+            zip(heads, match(list(heads.values()), truth.text_token_mask, targets, cost), strict=True)
+        )
         denoising, dn_match = _denoising_heads(outputs, targets)
         if whole is None:
-            whole = BatchCounts([len(target.boxes_cxcywh) for target in targets], int(truth.text_token_mask.sum()))
-        normaliser = {name: _pairs(whole, head.boxes_cxcywh.shape[1]) for name, head in heads.items()}
+            whole = BatchCounts(
+                [len(target.boxes_cxcywh) for target in targets], int(truth.text_token_mask.sum())
+            )
+        normalizer = {name: _pairs(whole, head.boxes_cxcywh.shape[1]) for name, head in heads.items()}
         heads |= denoising
         matches |= dict.fromkeys(denoising, dn_match)
         if denoising:
-            normaliser |= dict.fromkeys(denoising, max(1, outputs["dn_meta"]["num_groups"] * sum(whole.boxes)))
+            normalizer |= dict.fromkeys(
+                denoising, max(1, outputs["dn_meta"]["num_groups"] * sum(whole.boxes))
+            )
 
         terms = {}
         with torch.autocast(truth.boxes_cxcywh.device.type, enabled=False):
             for name, head in heads.items():
-                terms[f"{name}loss_cls"] = self.loss_labels(head, matches[name], truth) / normaliser[name]
+                terms[f"{name}loss_cls"] = self.loss_labels(head, matches[name], truth) / normalizer[name]
                 l1, giou = self.loss_boxes(head, matches[name], truth)
-                terms[f"{name}loss_bbox"] = l1 / normaliser[name]
-                terms[f"{name}loss_giou"] = giou / normaliser[name]
+                terms[f"{name}loss_bbox"] = l1 / normalizer[name]
+                terms[f"{name}loss_giou"] = giou / normalizer[name]
             terms["class_error"] = _class_error(heads[""], matches[""], truth, whole.tokens)
         terms["matched_boxes"] = torch.tensor(float(len(matches[""].query)), device=truth.boxes_cxcywh.device)
         return terms
 
     def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
-        """Give the weighted, unnormalised class loss of one head: the focal loss of every query and valid token."""
+        """Give the weighted, unnormalized class loss of one head: the focal loss of every query and valid token."""
         logits, labels = _valid_positions(head, matched, truth)
         return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
 
     def loss_boxes(self, head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
-        """Give the weighted, unnormalised L1 and GIoU losses of one head's pairs; no pairs give 0, gradient too."""
+        """Give the weighted, unnormalized L1 and GIoU losses of one head's pairs; no pairs give 0, gradient too."""
         predicted = head.boxes_cxcywh[matched.image, matched.query].float()
         true = truth.boxes_cxcywh[matched.box]
         weight = truth.confidence[matched.box]
@@ -138,7 +169,10 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
     # > 0: the target is the binary map, whatever form it came in
     positive_map = torch.cat([target.positive_map for target in targets])[:, :length] > 0
     ones = [torch.ones(len(target.boxes_cxcywh), device=boxes.device) for target in targets]
-    own = [one if target.confidence is None else target.confidence for target, one in zip(targets, ones, strict=True)]
+    own = [
+        one if target.confidence is None else target.confidence
+        for target, one in zip(targets, ones, strict=True)
+    ]
     confidence = torch.cat(own).float()
     return _Truth(boxes, positive_map * confidence[:, None], confidence, text_token_mask)
 
@@ -169,14 +203,18 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
         raise ValueError(
             f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to {most} boxes"
         )
-    heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])} | {"dn_": _head(layers[-1])}
+    heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])} | {
+        "dn_": _head(layers[-1])
+    }
     groups = torch.arange(num_groups) * group_size
     pairs = []
     first_box = 0
     for image, count in enumerate(counts):
         boxes = torch.arange(count)
         query = (groups.unsqueeze(1) + boxes).flatten()
-        pairs.append(torch.stack([torch.full_like(query, image), query, boxes.repeat(num_groups) + first_box]))
+        pairs.append(
+            torch.stack([torch.full_like(query, image), query, boxes.repeat(num_groups) + first_box])
+        )
         first_box += count
     return heads, Match(*torch.cat(pairs, dim=1).to(device))
 

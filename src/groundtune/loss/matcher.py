@@ -94,7 +94,9 @@ class Match(NamedTuple):
 
 
 @torch.no_grad()
-def match(heads: Sequence[Head], text_token_mask: Tensor, targets: Sequence[Target], cost: MatchingCost) -> list[Match]:
+def match(
+    heads: Sequence[Head], text_token_mask: Tensor, targets: Sequence[Target], cost: MatchingCost
+) -> list[Match]:
     """Assign boxes to queries one-to-one, for each head and each image on its own.
 
     Args:
@@ -132,12 +134,18 @@ def match(heads: Sequence[Head], text_token_mask: Tensor, targets: Sequence[Targ
             first_query += size
         first_box += count
     ends = np.cumsum([sum(part.shape[1] for part in parts) for parts in pairs])
-    together = torch.from_numpy(np.concatenate([part for parts in pairs for part in parts], axis=1)).to(device)
+    together = torch.from_numpy(np.concatenate([part for parts in pairs for part in parts], axis=1)).to(
+        device
+    )
     return [Match(*part) for part in together.tensor_split(ends[:-1].tolist(), dim=1)]
 
 
 def cost_matrix(
-    logits: Tensor, boxes_cxcywh: Tensor, text_token_mask: Tensor, targets: Sequence[Target], cost: MatchingCost
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    text_token_mask: Tensor,
+    targets: Sequence[Target],
+    cost: MatchingCost,
 ) -> Tensor:
     """Compute the cost of every query with every box of its image, in float32 even under autocast.
 
@@ -154,7 +162,9 @@ def cost_matrix(
     length = text_token_mask.shape[1]
     # padding target boxes with zeros costs a few columns and saves a loop of small kernels over images
     true_boxes = pad_sequence([target.boxes_cxcywh.float() for target in targets], batch_first=True)
-    positive = pad_sequence([(target.positive_map[:, :length] > 0).float() for target in targets], batch_first=True)
+    positive = pad_sequence(
+        [(target.positive_map[:, :length] > 0).float() for target in targets], batch_first=True
+    )
     with torch.autocast(logits.device.type, enabled=False):
         classes = _focal_cost(logits, text_token_mask, positive, cost)
         distance = torch.cdist(boxes_cxcywh, true_boxes, p=1)

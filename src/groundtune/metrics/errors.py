@@ -26,11 +26,11 @@ _BINS = 10
 
 
 @dataclass
-class PictureResult:
-    """A picture's detections beside its boxes, and what became of each.
+class ImageMatches:
+    """An image's detections beside its boxes, and what became of each.
 
     Attributes:
-        sample: the picture with its N boxes.
+        sample: the image with its N boxes.
         boxes_xyxy: (K, 4) detections in original pixels, best first.
         scores: (K,) in [0, 1], falling.
         class_ids: (K,) index into the data set's classes.
@@ -55,29 +55,31 @@ class PictureResult:
         return np.flatnonzero(unseen)
 
 
-def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[PictureResult]:
-    """Sort detections in COCO's result format by picture, and match them: one result a picture, in the data set's order.
+def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[ImageMatches]:
+    """Sort detections in COCO's result format by image, and match them: one result an image, in the data set's order.
 
-    Predictions of unknown pictures or categories are left out.
+    Predictions of unknown images or categories are left out.
     """
     class_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
-    by_picture: dict[int, list[Prediction]] = {sample.image_id: [] for sample in dataset.samples}
+    by_image: dict[int, list[Prediction]] = {sample.image_id: [] for sample in dataset.samples}
     for prediction in predictions:
-        if prediction["image_id"] in by_picture and prediction["category_id"] in class_of:
-            by_picture[prediction["image_id"]].append(prediction)
+        if prediction["image_id"] in by_image and prediction["category_id"] in class_of:
+            by_image[prediction["image_id"]].append(prediction)
     results = []
     for sample in dataset.samples:
-        own = sorted(by_picture[sample.image_id], key=lambda p: -p["score"])
+        own = sorted(by_image[sample.image_id], key=lambda p: -p["score"])
         boxes = np.array([p["bbox"] for p in own], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         classes = np.array([class_of[p["category_id"]] for p in own], dtype=np.int64)
         scores = np.array([p["score"] for p in own], dtype=np.float64)
-        results.append(PictureResult(sample, boxes, scores, classes, *match(sample, boxes, classes)))
+        results.append(ImageMatches(sample, boxes, scores, classes, *match(sample, boxes, classes)))
     return results
 
 
-def match(sample: Sample, boxes_xyxy: np.ndarray, class_ids: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Match one picture's detections, best first; gives kinds, matches and IoUs as in `PictureResult`."""
+def match(
+    sample: Sample, boxes_xyxy: np.ndarray, class_ids: np.ndarray
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Match one image's detections, best first; gives kinds, matches and IoUs as in `ImageMatches`."""
     ious, inside = overlaps(boxes_xyxy, sample.boxes_xyxy.astype(np.float64))
     objects = ~sample.crowd
     free = objects.copy()
@@ -135,19 +137,21 @@ class ClassThreshold:
     recall: float | None
 
 
-def best_thresholds(results: Sequence[PictureResult], num_classes: int) -> list[ClassThreshold]:
-    """The threshold of each class with the best F1 at an IoU of 0.5 over all pictures."""
+def best_thresholds(results: Sequence[ImageMatches], num_classes: int) -> list[ClassThreshold]:
+    """The threshold of each class with the best F1 at an IoU of 0.5 over all images."""
     totals = box_totals(results, num_classes)
-    return [_best_threshold(*scored(results, class_id), int(totals[class_id])) for class_id in range(num_classes)]
+    return [
+        _best_threshold(*scored(results, class_id), int(totals[class_id])) for class_id in range(num_classes)
+    ]
 
 
-def box_totals(results: Sequence[PictureResult], num_classes: int) -> np.ndarray:
+def box_totals(results: Sequence[ImageMatches], num_classes: int) -> np.ndarray:
     """(C,) int: the boxes of each class, crowds left out."""
     ids = [result.sample.class_ids[~result.sample.crowd] for result in results]
     return np.bincount(np.concatenate([np.empty(0, np.int64), *ids]), minlength=num_classes)
 
 
-def scored(results: Sequence[PictureResult], class_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def scored(results: Sequence[ImageMatches], class_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Scores (K,) of a class's (or all) detections outside crowds, the best first, and which of them are right (K,) bool."""
     pairs = [
         (float(score), kind == MATCHED)
@@ -171,7 +175,9 @@ def _best_threshold(scores: np.ndarray, matched: np.ndarray, total: int) -> Clas
     return ClassThreshold(float(scores[place]), float(f1[place]), precision, recall)
 
 
-def error_counts(results: Sequence[PictureResult], thresholds: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+def error_counts(
+    results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
     """How many detections of each class at or above its threshold (C,) are right or an error, and how many boxes missed.
 
     Returns:
@@ -186,7 +192,7 @@ def error_counts(results: Sequence[PictureResult], thresholds: np.ndarray, num_c
     return counts
 
 
-def confusion(results: Sequence[PictureResult], thresholds: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion(results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int) -> np.ndarray:
     """Confusion matrix (C + 1, C + 1) int: rows are what is there, columns what was said; the last of each is background.
 
     Objects and detections are paired whatever their class, the largest IoU of at least 0.5 first.
@@ -211,7 +217,7 @@ def confusion(results: Sequence[PictureResult], thresholds: np.ndarray, num_clas
     return matrix
 
 
-def calibration(results: Sequence[PictureResult]) -> tuple[list[dict[str, float]], float | None]:
+def calibration(results: Sequence[ImageMatches]) -> tuple[list[dict[str, float]], float | None]:
     """How far a score can be read as a probability of being right.
 
     Returns:

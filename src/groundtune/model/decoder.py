@@ -1,7 +1,7 @@
 """The cross-modality decoder and the proposals that it starts from.
 
 Paper sections 3.3–3.4; reference MMDetection `GroundingDinoTransformerDecoder` and Deformable DETR's two-stage proposals.
-Each layer: self-attention of the queries, attention to the tokens, deformable attention to the picture, feed-forward.
+Each layer: self-attention of the queries, attention to the tokens, deformable attention to the image, feed-forward.
 Boxes are refined layer by layer; each layer's box is predicted from the previous layer's undetached reference
 (look-forward-twice), the copy that the next layer samples from is detached.
 """
@@ -11,11 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from groundtune.model.attention import FeedForward, MultiheadAttention
-from groundtune.model.deformable_attention import DeformableAttention
-from groundtune.model.encoder import Memory, cell_centres
+from groundtune.model.attention import (
+    FeedForward,
+    MultiheadAttention,
+    inverse_sigmoid,
+    sides_wh,
+    sine_position_boxes,
+)
+from groundtune.model.deformable import DeformableAttention
+from groundtune.model.encoder import Memory, cell_centers
 from groundtune.model.head import MLP
-from groundtune.model.positions import inverse_sigmoid, sides_wh, sine_position_boxes
 
 
 class DecoderLayer(nn.Module):
@@ -49,8 +54,8 @@ class DecoderLayer(nn.Module):
         real = memory.text_token_mask[:, None, None]
         attended = self.cross_attn_text(queries + positions, memory.text, memory.text, real)
         queries = self.norm2(queries + self.dropout(attended))
-        picture = memory.vision, memory.level_shapes, memory.padding_mask
-        attended = self.cross_attn(queries + positions, references, *picture)
+        image = memory.vision, memory.level_shapes, memory.padding_mask
+        attended = self.cross_attn(queries + positions, references, *image)
         queries = self.norm3(queries + self.dropout(attended))
         return self.norm4(self.ffn(queries))
 
@@ -88,14 +93,14 @@ class Decoder(nn.Module):
 
         Returns:
             Features (B, S, D), made of 0 at padding and within 1 % of the border, and the candidates' boxes (B, S, 4) as
-            logits of cxcywh relative to the unpadded picture: the position, 0.05·2^level wide and high; +inf where the
+            logits of cxcywh relative to the unpadded image: the position, 0.05·2^level wide and high; +inf where the
             features are 0.
         """
         boxes, like = [], memory.valid_ratios
         for level, (h, w) in enumerate(memory.level_shapes):
             canvas_wh = sides_wh(h, w, like)
-            centres = cell_centres(h, w, like) / (like[:, None, level] * canvas_wh)
-            boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**level)), dim=-1))
+            centers = cell_centers(h, w, like) / (like[:, None, level] * canvas_wh)
+            boxes.append(torch.cat((centers, torch.full_like(centers, 0.05 * 2.0**level)), dim=-1))
         boxes_cxcywh = torch.cat(boxes, dim=1)
         invalid = ~((boxes_cxcywh > 0.01) & (boxes_cxcywh < 0.99)).all(-1, keepdim=True)
         if memory.padding_mask is not None:
@@ -117,14 +122,14 @@ class Decoder(nn.Module):
 
         Args:
             queries: (B, Q, D) content.
-            boxes_cxcywh: (B, Q, 4) starting boxes in [0, 1], relative to the unpadded picture, detached.
+            boxes_cxcywh: (B, Q, 4) starting boxes in [0, 1], relative to the unpadded image, detached.
             memory, allowed: both modalities, and the self-attention mask, as in `DecoderLayer.forward`.
             reg_branches: box branches of the head, one per layer.
             canvas_positions: encode boxes relative to the padded canvas, as the reference does, which makes the result
                 depend on the padding.
 
         Returns:
-            Per layer the normalised queries (B, Q, D) and the boxes (B, Q, 4) that the layer's prediction starts from.
+            Per layer the normalized queries (B, Q, D) and the boxes (B, Q, 4) that the layer's prediction starts from.
         """
         ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         hidden, starts = [], [boxes_cxcywh]

@@ -2,12 +2,12 @@
 
 In training the decoder gets extra queries that start at noised ground-truth boxes: positives, moved by less than half a
 side, must come back to their box; negatives, moved by more, must predict nothing. Groups repeat this with new noise.
-Layout within a group: M positives, then M negatives, M = the most boxes in a picture of the batch; query i belongs to
-box i, and slots past a picture's own boxes are background. The batch is the optimiser's: M, and with it the groups, do not
+Layout within a group: M positives, then M negatives, M = the most boxes in an image of the batch; query i belongs to
+box i, and slots past an image's own boxes are background. The batch is the optimizer's: M, and with it the groups, do not
 depend on the part of it that a micro-batch or a process has.
 
-Deviation: the noise of a picture comes from the picture's own seed rather than from one stream over the batch, so that it
-does not depend on which pictures share the batch.
+Deviation: the noise of an image comes from the image's own seed rather than from one stream over the batch, so that it
+does not depend on which images share the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from groundtune.data.targets import Target
+from groundtune.contracts import Target
 
 LABEL_FLIP_PROBABILITY = 0.25
 NUM_DENOISING = 100
@@ -37,12 +37,12 @@ class DenoisingQueries:
 def denoising_queries(
     targets: list[Target], label_embedding: nn.Embedding, most: int | None = None
 ) -> DenoisingQueries | None:
-    """Noised copies of the ground truth; None if no picture of the batch has a box.
+    """Noised copies of the ground truth; None if no image of the batch has a box.
 
     Args:
-        targets: of B pictures; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
+        targets: of B images; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
         label_embedding: one row per class of the data set; class ids past its end wrap around.
-        most: M, where the pictures are a part of a larger batch; None takes the most of their own.
+        most: M, where the images are a part of a larger batch; None takes the most of their own.
     """
     most = max(len(target.boxes_cxcywh) for target in targets) if most is None else most
     if most == 0:
@@ -62,7 +62,9 @@ def denoising_queries(
     return DenoisingQueries(content.flatten(1, 3), boxes.to(device, dtype).flatten(1, 3), groups, 2 * most)
 
 
-def _noised(target: Target, groups: int, num_labels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _noised(
+    target: Target, groups: int, num_labels: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Labels (G, 2, N), a quarter of them flipped, and boxes (G, 2, N, 4) cxcywh, positives first, on the CPU."""
     shape = (groups, 2, len(target.boxes_cxcywh))
     labels = (target.class_ids.cpu() % num_labels).expand(shape)

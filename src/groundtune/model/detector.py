@@ -1,61 +1,37 @@
-"""Grounding DINO: pictures and prompts in, boxes with token logits out.
+"""Grounding DINO: images and prompts in, boxes with token logits out.
 
 Liu et al., 2023, "Grounding DINO: Marrying DINO with Grounded Pre-Training"; the forward pass follows figure 3 and
 MMDetection's `GroundingDINO`. The parameters live under six modules with the reference's names: `backbone`,
 `language_model`, `neck`, `encoder`, `decoder`, `bbox_head`.
 
-Deviations, all of them so that a picture's result does not depend on the batch around it (`exact_padding=True`):
-the backbone runs on each picture without padding, the neck's group norms and the query selection leave padding out, and
-the decoder encodes boxes relative to the picture. `exact_padding=False` is the reference's behaviour, for comparisons.
+Deviations, all of them so that an image's result does not depend on the batch around it (`exact_padding=True`):
+the backbone runs on each image without padding, the neck's group norms and the query selection leave padding out, and
+the decoder encodes boxes relative to the image. `exact_padding=False` is the reference's behavior, for comparisons.
 Further: the frozen towers run without autograd (semantics 18); fewer positions than queries work (semantics 9).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from groundtune.data.targets import Target
+from groundtune.contracts import LayerOutput, Output, Target
+from groundtune.model.attention import at_least_float32, inverse_sigmoid
 from groundtune.model.decoder import Decoder
 from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
 from groundtune.model.encoder import Encoder, Memory
 from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
-from groundtune.model.positions import at_least_float32, inverse_sigmoid
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
-# Logit of a query slot that no position of the picture fills: a probability of 1e-13, which no loss or top-k notices.
+# Logit of a query slot that no position of the image fills: a probability of 1e-13, which no loss or top-k notices.
 ABSENT_LOGIT = -30.0
-
-
-class LayerOutput(TypedDict):
-    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4) as in `Output`."""
-
-    pred_logits: Tensor
-    pred_boxes: Tensor
-
-
-class Output(LayerOutput):
-    """Prediction of the network (semantics 8).
-
-    `pred_logits` (B, Q, 256) float, −inf outside the text mask; `pred_boxes` (B, Q, 4) cxcywh in [0, 1] relative to the
-    resized, unpadded picture; `text_token_mask` (B, T) bool; `aux_outputs` of the L − 1 earlier decoder layers;
-    `enc_outputs` of the selected encoder proposals, with gradient. In training with denoising and at least one box:
-    `dn_outputs`, one per decoder layer, and `dn_meta` with `num_groups` and `group_size`.
-    """
-
-    text_token_mask: Tensor
-    aux_outputs: list[LayerOutput]
-    enc_outputs: LayerOutput
-    dn_outputs: NotRequired[list[LayerOutput]]
-    dn_meta: NotRequired[dict[str, int]]
 
 
 @dataclass
@@ -88,7 +64,9 @@ class GroundingDINO(nn.Module):
         self.encoder, self.decoder, self.bbox_head = encoder, decoder, bbox_head
         self.head_eps, self.max_text_len = head_eps, max_text_len
         self.exact_padding = True
-        self.bucket = 1  # sides of the coarsest backbone map are padded to multiples of it, see `pad_features`
+        self.bucket = (
+            1  # sides of the coarsest backbone map are padded to multiples of it, see `pad_features`
+        )
         self.denoising = True
         self.frozen: set[str] = set()
 
@@ -103,22 +81,24 @@ class GroundingDINO(nn.Module):
         """Detect.
 
         Args:
-            images: (B, 3, H, W) normalised, each in the upper left corner of its canvas.
-            sizes_hw: height and width of each picture on the canvas.
+            images: (B, 3, H, W) normalized, each in the upper left corner of its canvas.
+            sizes_hw: height and width of each image on the canvas.
             text: B prompts.
-            targets: of B pictures, for the denoising queries in training.
-            most_boxes: of a picture of the optimiser batch that these are a part of; None: of these.
+            targets: of B images, for the denoising queries in training.
+            most_boxes: of an image of the optimizer batch that these are a part of; None: of these.
         """
         if self.exact_padding:
             return self.forward_features(self.extract_features(images, sizes_hw), text, targets, most_boxes)
         maps = self._run_backbone(images)
-        real = (~padding_mask_of([*sizes_hw, (images.shape[-2], images.shape[-1])], images.device))[:-1, None].float()
+        real = (~padding_mask_of([*sizes_hw, (images.shape[-2], images.shape[-1])], images.device))[
+            :-1, None
+        ].float()
         neck_maps = self.neck(maps, None)
         masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in neck_maps]
         return self._detect(neck_maps, masks, text, targets, most_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """For each picture alone its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
+        """For each image alone its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
             rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # they run together
@@ -159,12 +139,17 @@ class GroundingDINO(nn.Module):
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
             boxes = torch.cat((denoising.boxes_cxcywh.to(boxes.dtype), boxes), dim=1)
-        elif self.training and self.denoising:  # a batch without boxes still gives the embedding its (zero) gradient
+        elif (
+            self.training and self.denoising
+        ):  # a batch without boxes still gives the embedding its (zero) gradient
             queries = queries + 0.0 * self.decoder.label_embedding.weight[0]
         branches, on_canvas = self.bbox_head.reg_branches, not self.exact_padding
-        refined = zip(*self.decoder(queries, boxes, memory, allowed, branches, canvas_positions=on_canvas), strict=True)
+        refined = zip(
+            *self.decoder(queries, boxes, memory, allowed, branches, canvas_positions=on_canvas), strict=True
+        )
         layers = [
-            self._predict(n, hidden, start, memory, selection.absent) for n, (hidden, start) in enumerate(refined)
+            self._predict(n, hidden, start, memory, selection.absent)
+            for n, (hidden, start) in enumerate(refined)
         ]
         return self._output(layers, selection, memory, denoising)
 
@@ -230,7 +215,9 @@ class GroundingDINO(nn.Module):
             enc_outputs=LayerOutput(pred_logits=enc_logits, pred_boxes=enc_boxes),
         )
         if denoising is not None:
-            noised = [LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded]
+            noised = [
+                LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded
+            ]
             output["dn_outputs"] = noised
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output

@@ -2,7 +2,7 @@
 
 Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`. The text projection and
 the level embedding live here, so that every parameter of the network stands under one of its six modules.
-Deviation: the text mask is broadcast over heads per picture (the reference repeats it in an order that mixes pictures).
+Deviation: the text mask is broadcast over heads per image (the reference repeats it in an order that mixes images).
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groundtune.model.attention import FeedForward, MultiheadAttention
-from groundtune.model.deformable_attention import DeformableAttention
+from groundtune.model.attention import (
+    FeedForward,
+    MultiheadAttention,
+    sides_wh,
+    sine_position_2d,
+    sine_position_text,
+)
+from groundtune.model.deformable import DeformableAttention
 from groundtune.model.fusion import FusionLayer
-from groundtune.model.positions import sides_wh, sine_position_2d, sine_position_text
 from groundtune.model.prompt_tuning import PhraseOffsets
 from groundtune.text.tokens import TextInput
 
@@ -31,7 +36,7 @@ class Memory:
         text_token_mask: (B, T) bool, True = real.
         level_shapes: (h, w) of each of the L levels.
         padding_mask: (B, S) bool, True = padding; None if nothing is padded.
-        valid_ratios: (B, L, 2) xy, the share of each level's canvas that is picture; all 1 without padding.
+        valid_ratios: (B, L, 2) xy, the share of each level's canvas that is image; all 1 without padding.
     """
 
     vision: Tensor
@@ -59,9 +64,11 @@ class TextLayer(nn.Module):
 
 
 class DeformableLayer(nn.Module):
-    """Deformable self-attention of the picture positions over all levels."""
+    """Deformable self-attention of the image positions over all levels."""
 
-    def __init__(self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float):
+    def __init__(
+        self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
+    ):
         super().__init__()
         self.self_attn = DeformableAttention(d_model, num_heads, num_levels, num_points)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
@@ -82,7 +89,7 @@ class DeformableLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stack of (fusion, text layer, deformable layer); `position_temperature` is of the picture's sine encoding."""
+    """Stack of (fusion, text layer, deformable layer); `position_temperature` is of the image's sine encoding."""
 
     def __init__(
         self,
@@ -94,18 +101,24 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.d_model, self.position_temperature = d_model, position_temperature
-        self.recompute = False  # layers in the backward pass, which keeps one layer's activations at a time
+        self.gradient_checkpointing = (
+            False  # layers in the backward pass, which keeps one layer's activations at a time
+        )
         self.text_projection = nn.Linear(text_width, d_model)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
-        self.phrase_offsets: PhraseOffsets | None = None  # of names that were learned with everything else frozen
+        self.phrase_offsets: PhraseOffsets | None = (
+            None  # of names that were learned with everything else frozen
+        )
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model).normal_())
         self.fusion_layers = nn.ModuleList(fusion for fusion, _, _ in layers)
         self.text_layers = nn.ModuleList(text for _, text, _ in layers)
         self.layers = nn.ModuleList(deformable for _, _, deformable in layers)
 
-    def forward(self, maps: list[Tensor], masks: list[Tensor] | None, text_features: Tensor, text: TextInput) -> Memory:
-        """Enhance picture and text features by each other.
+    def forward(
+        self, maps: list[Tensor], masks: list[Tensor] | None, text_features: Tensor, text: TextInput
+    ) -> Memory:
+        """Enhance image and text features by each other.
 
         Args:
             maps: L neck maps (B, D, h_l, w_l).
@@ -115,7 +128,7 @@ class Encoder(nn.Module):
         """
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-        positions, valid_ratios = self._picture_positions(maps, masks)
+        positions, valid_ratios = self._image_positions(maps, masks)
         references = reference_points(level_shapes, valid_ratios)
         padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1) if masks is not None else None
         if self.phrase_offsets is not None:
@@ -130,13 +143,13 @@ class Encoder(nn.Module):
             return layer(vision, positions, references, level_shapes, padding_mask), tokens
 
         for parts in zip(self.fusion_layers, self.text_layers, self.layers, strict=True):
-            if self.recompute and torch.is_grad_enabled():
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 vision, tokens = checkpoint(enhance, parts, vision, tokens, use_reentrant=False)
             else:
                 vision, tokens = enhance(parts, vision, tokens)
         return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
 
-    def _picture_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _image_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
         """Sine encoding plus level embedding (B or 1, S, D), and the valid ratios (B, L, 2)."""
         dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
         if masks is None:
@@ -153,21 +166,21 @@ class Encoder(nn.Module):
 
 
 def valid_ratio(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, h, w) bool, True = padding → (B, 2) xy share of the canvas that is picture."""
+    """(B, h, w) bool, True = padding → (B, 2) xy share of the canvas that is image."""
     real = (~padding_mask).to(dtype)
     return torch.stack((real[:, 0].mean(-1), real[:, :, 0].mean(-1)), dim=-1)
 
 
 def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Centre of every position, (B, S, L, 2) xy on every level's canvas, [0, 1]; `valid_ratios` is (B, L, 2) xy."""
-    centres = []
+    """Center of every position, (B, S, L, 2) xy on every level's canvas, [0, 1]; `valid_ratios` is (B, L, 2) xy."""
+    centers = []
     for level, (h, w) in enumerate(level_shapes):
         canvas_wh = sides_wh(h, w, valid_ratios)
-        centres.append(cell_centres(h, w, valid_ratios) / canvas_wh / valid_ratios[:, None, level])
-    return torch.cat(centres, dim=1)[:, :, None] * valid_ratios[:, None]
+        centers.append(cell_centers(h, w, valid_ratios) / canvas_wh / valid_ratios[:, None, level])
+    return torch.cat(centers, dim=1)[:, :, None] * valid_ratios[:, None]
 
 
-def cell_centres(h: int, w: int, like: Tensor) -> Tensor:
-    """(1, h·w, 2) xy centres of the cells of a map, in cells, row by row; of the type and on the device of `like`."""
+def cell_centers(h: int, w: int, like: Tensor) -> Tensor:
+    """(1, h·w, 2) xy centers of the cells of a map, in cells, row by row; of the type and on the device of `like`."""
     y, x = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (h, w))
     return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).view(1, -1, 2)

@@ -1,8 +1,8 @@
-"""Vision-language fusion: attention between picture positions and tokens in both directions.
+"""Vision-language fusion: attention between image positions and tokens in both directions.
 
 Paper section 3.2 (feature enhancer); reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`.
 
-The reference projects every picture position to the inner width three times. There are some thousand positions and a
+The reference projects every image position to the inner width three times. There are some thousand positions and a
 dozen tokens, so here the three weights are folded into the token side, which gives the same numbers (the tests hold the
 plain form beside it): scores `(X Wq + bq) Kᵀ = X (Wq Kᵀ) + bq Kᵀ`; the vision update `Σ_h P_h (V_h Wo_h)`; and the text
 update `(P_hᵀ X) Wv_h + bv_h`, because the weights of a row add up to 1. No tensor of positions × inner width exists.
@@ -25,8 +25,14 @@ class BiAttention(nn.Module):
         super().__init__()
         self.num_heads, self.scale = num_heads, (fusion_dim // num_heads) ** -0.5
         self.vision_proj, self.text_proj = nn.Linear(d_model, fusion_dim), nn.Linear(d_model, fusion_dim)
-        self.values_vision_proj, self.values_text_proj = nn.Linear(d_model, fusion_dim), nn.Linear(d_model, fusion_dim)
-        self.out_vision_proj, self.out_text_proj = nn.Linear(fusion_dim, d_model), nn.Linear(fusion_dim, d_model)
+        self.values_vision_proj, self.values_text_proj = (
+            nn.Linear(d_model, fusion_dim),
+            nn.Linear(d_model, fusion_dim),
+        )
+        self.out_vision_proj, self.out_text_proj = (
+            nn.Linear(fusion_dim, d_model),
+            nn.Linear(fusion_dim, d_model),
+        )
         for projection in self.children():
             assert isinstance(projection, nn.Linear)
             nn.init.xavier_uniform_(projection.weight)
@@ -46,7 +52,7 @@ class BiAttention(nn.Module):
         """Updates of both streams, (B, S, D) from the tokens and (B, T, D) from the positions.
 
         Args:
-            vision, text: (B, S, D) and (B, T, D), normalised.
+            vision, text: (B, S, D) and (B, T, D), normalized.
             padding_mask: (B, S) bool, True = padding; None if nothing is padded.
             text_token_mask: (B, T) bool, True = real token.
         """
@@ -62,14 +68,16 @@ class BiAttention(nn.Module):
         vision_update = vision_update + self.out_vision_proj.bias
         if padding_mask is not None:
             scores = scores.masked_fill(padding_mask[:, None, None], float("-inf"))
-        seen = (scores.softmax(-1).flatten(1, 2) @ vision).unflatten(1, (self.num_heads, -1))  # (B, heads, T, D)
+        seen = (scores.softmax(-1).flatten(1, 2) @ vision).unflatten(
+            1, (self.num_heads, -1)
+        )  # (B, heads, T, D)
         seen_values = seen @ self._of_heads(self.values_vision_proj.weight).transpose(1, 2)
         seen_values = seen_values + self._of_heads(self.values_vision_proj.bias[:, None]).transpose(1, 2)
         return vision_update, self.out_text_proj(seen_values.transpose(1, 2).flatten(2))
 
 
 class FusionLayer(nn.Module):
-    """Layer norm, bi-attention, layer scale (`gamma` at first) and stochastic depth; the residual is the normalised stream."""
+    """Layer norm, bi-attention, layer scale (`gamma` at first) and stochastic depth; the residual is the normalized stream."""
 
     def __init__(self, d_model: int, fusion_dim: int, num_heads: int, drop_path: float, gamma: float) -> None:
         super().__init__()
@@ -80,7 +88,7 @@ class FusionLayer(nn.Module):
         self.gamma_text = nn.Parameter(torch.full((d_model,), gamma))
 
     def _drop(self, update: Tensor) -> Tensor:
-        """Stochastic depth, one draw a picture, rescaled so that the expectation stays."""
+        """Stochastic depth, one draw an image, rescaled so that the expectation stays."""
         if self.drop_path == 0.0 or not self.training:
             return update
         keep = 1.0 - self.drop_path

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundtune.model.positions import at_least_float32
+from groundtune.model.attention import at_least_float32
 
 
 class ContrastiveEmbed(nn.Module):

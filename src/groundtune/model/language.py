@@ -35,7 +35,9 @@ class LanguageModel(nn.Module):
 
     def forward(self, text: TextInput) -> Tensor:
         """Features (B, T, width) of every token; rows of padded ones are 0 from the cache and meaningless otherwise."""
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.bert.parameters())
+        trains = torch.is_grad_enabled() and any(
+            parameter.requires_grad for parameter in self.bert.parameters()
+        )
         if self.training or trains:  # its weights are about to change
             self._phrase_features.clear()
             return self.run_bert(text.input_ids, text.position_ids, text.phrase_mask)
@@ -47,7 +49,9 @@ class LanguageModel(nn.Module):
         dtype = self.bert.embeddings.word_embeddings.weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
-        return self.bert(input_ids=input_ids, attention_mask=mask, position_ids=position_ids).last_hidden_state
+        return self.bert(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids
+        ).last_hidden_state
 
     def _from_cache(self, text: TextInput) -> Tensor:
         blocks = phrase_blocks(text)
@@ -98,7 +102,7 @@ class LanguageModel(nn.Module):
 
 
 def build_bert(config: dict[str, Any]) -> LanguageModel:
-    """Randomly initialised BERT from keyword arguments of `BertConfig`."""
+    """Randomly initialized BERT from keyword arguments of `BertConfig`."""
     return LanguageModel(BertModel(BertConfig(**config), add_pooling_layer=False))
 
 
@@ -108,7 +112,11 @@ def load_minilm() -> LanguageModel:
     from safetensors.torch import load_file
 
     bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
-    weights = {name: w for name, w in load_file(folder / "model.safetensors").items() if not name.startswith("pooler.")}
+    weights = {
+        name: w
+        for name, w in load_file(folder / "model.safetensors").items()
+        if not name.startswith("pooler.")
+    }
     weights.pop("embeddings.position_ids", None)
     bert.load_state_dict(weights, strict=True)
     return LanguageModel(bert)

@@ -2,8 +2,8 @@
 
 1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the first of them on the
 backbone's last map; a group norm after each. Deviation: with padding the group norm takes its statistics over the real
-positions of each picture and padding is 0 afterwards, so that a picture's features do not depend on its batch. The
-reference lets the padding into the statistics; that behaviour is `masks=None`.
+positions of each image and padding is 0 afterwards, so that an image's features do not depend on its batch. The
+reference lets the padding into the statistics; that behavior is `masks=None`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class _ConvNorm(nn.Module):
 
 
 def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`norm` over the real positions of each picture: (B, D, h, w) → the same, 0 on padding, which `padding_mask` tells."""
+    """`norm` over the real positions of each image: (B, D, h, w) → the same, 0 on padding, which `padding_mask` tells."""
     real = (~padding_mask)[:, None, None].to(x.dtype)  # (B, 1, 1, h, w)
     groups = x.unflatten(1, (norm.num_groups, -1))
     count = real.sum((2, 3, 4), keepdim=True) * groups.shape[2]
     mean = (groups * real).sum((2, 3, 4), keepdim=True) / count
     variance = (((groups - mean) * real) ** 2).sum((2, 3, 4), keepdim=True) / count
-    normalised = ((groups - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
-    return (normalised * norm.weight[:, None, None] + norm.bias[:, None, None]) * real[:, 0]
+    normalized = ((groups - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    return (normalized * norm.weight[:, None, None] + norm.bias[:, None, None]) * real[:, 0]
 
 
 class Neck(nn.Module):
@@ -68,10 +68,10 @@ class Neck(nn.Module):
 def pad_features(
     features: list[list[Tensor]], num_levels: int, bucket: int = 1
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Batch the feature maps of single pictures.
+    """Batch the feature maps of single images.
 
     Args:
-        features: for each of the B pictures its backbone maps (C_l, h_l, w_l).
+        features: for each of the B images its backbone maps (C_l, h_l, w_l).
         num_levels: number L of levels that the neck makes of them.
         bucket: sides of the coarsest backbone map are padded to a multiple of this, and the finer ones with them, so that
             few different shapes occur.
@@ -84,20 +84,24 @@ def pad_features(
     if fills and all(maps[0].shape == features[0][0].shape for maps in features):
         return [torch.stack(level) for level in zip(*features, strict=True)], None
     batched: list[Tensor] = []
-    sizes: list[list[tuple[int, int]]] = []  # for each level those of the pictures and, last, that of the canvas
+    sizes: list[
+        list[tuple[int, int]]
+    ] = []  # for each level those of the images and, last, that of the canvas
     for level in zip(*features, strict=True):
         own = [(x.shape[-2], x.shape[-1]) for x in level]
         step = bucket * 2 ** (len(features[0]) - len(sizes) - 1) if bucket > 1 else 1
         height, width = (-(-max(size[axis] for size in own) // step) * step for axis in (0, 1))
         sizes.append([*own, (height, width)])
-        batched.append(torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level]))
+        batched.append(
+            torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level])
+        )
     while len(sizes) < num_levels:
         sizes.append([((h + 1) // 2, (w + 1) // 2) for h, w in sizes[-1]])
     return batched, [padding_mask_of(level, batched[0].device)[:-1] for level in sizes]
 
 
 def padding_mask_of(sizes_hw: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """Sizes of B pictures → (B, max h, max w) bool, True = padding right of and below the picture."""
+    """Sizes of B images → (B, max h, max w) bool, True = padding right of and below the image."""
     sizes = torch.tensor(sizes_hw, device=device)
     below = torch.arange(max(h for h, _ in sizes_hw), device=device) >= sizes[:, :1]
     right = torch.arange(max(w for _, w in sizes_hw), device=device) >= sizes[:, 1:]

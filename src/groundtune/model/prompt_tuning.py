@@ -5,7 +5,7 @@ stands in a prompt as a whole: in any order, among any others, in any chunk. The
 the features of a phrase depend on that phrase alone (semantics 4): what the language model remembers of a phrase stays
 valid, and a prompt without learned phrases passes through untouched, bit for bit.
 
-A phrase is recognised by its token ids with the "." that closes it, which is all that the model knows of a name.
+A phrase is recognized by its token ids with the "." that closes it, which is all that the model knows of a name.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ class PhraseOffsets(nn.Module):
 
     def forward(self, features: Tensor, text: TextInput) -> Tensor:
         """(B, T, width) features of the tokens that `text` describes → the same shape; unknown phrases keep their bits."""
-        pictures: list[int] = []
+        images: list[int] = []
         tokens: list[int] = []
         rows: list[int] = []
-        for picture, blocks in enumerate(phrase_blocks(text)):
+        for image, blocks in enumerate(phrase_blocks(text)):
             for place, ids in blocks:
                 first = self._first_row.get(ids)
                 if first is not None:
                     count = len(ids) - 1
-                    pictures += [picture] * count
+                    images += [image] * count
                     tokens += range(place.start, place.start + count)
                     rows += range(first, first + count)
-        where = tuple(torch.tensor(index, dtype=torch.long, device=features.device) for index in (pictures, tokens))
+        where = tuple(
+            torch.tensor(index, dtype=torch.long, device=features.device) for index in (images, tokens)
+        )
         chosen = self.vectors[torch.tensor(rows, dtype=torch.long, device=features.device)]
         return features.index_put(where, chosen.to(features.dtype), accumulate=True)
 
@@ -71,7 +73,9 @@ def extended(
     return grown
 
 
-def offsets_of(names: object, vectors: Tensor, tokenizer: BertTokenizer, width: int, where: str) -> PhraseOffsets:
+def offsets_of(
+    names: object, vectors: Tensor, tokenizer: BertTokenizer, width: int, where: str
+) -> PhraseOffsets:
     """Offsets from what a model folder has of them.
 
     Args:
@@ -83,10 +87,14 @@ def offsets_of(names: object, vectors: Tensor, tokenizer: BertTokenizer, width: 
         CheckpointError: they do not belong together.
     """
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise CheckpointError(f"{where} has offsets of class names, but its groundtune.json does not name the classes.")
+        raise CheckpointError(
+            f"{where} has offsets of class names, but its groundtune.json does not name the classes."
+        )
     offsets = PhraseOffsets(names, tokenizer, width)
     if offsets.vectors.shape != vectors.shape:
         found, expected = list(vectors.shape), list(offsets.vectors.shape)
-        raise CheckpointError(f"{where} has offsets of class names of the shape {found}, expected {expected}.")
+        raise CheckpointError(
+            f"{where} has offsets of class names of the shape {found}, expected {expected}."
+        )
     offsets.load_state_dict({"vectors": vectors})
     return offsets

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from groundtune.data.check.splits import count_boxes
+from groundtune.data.check.names import count_boxes
 from groundtune.data.sample import Dataset
 from groundtune.report.run_data import RunData, score
 
@@ -16,7 +16,12 @@ _ERRORS = (  # kind, how many are few, and as a share of the detections that are
     ("missed", 5, 1, "{number} boxes missed, {right} found. Look at them in the gallery (missed)."),
     ("class", 3, 0.5, "{number} detections are another class. Are the two names clearly different words?"),
     ("location", 5, 0.5, "{number} detections sit loosely. Are its boxes drawn tightly and alike?"),
-    ("background", 5, 0.5, "{number} detections where no box is. If they are right, the labels are not complete."),
+    (
+        "background",
+        5,
+        0.5,
+        "{number} detections where no box is. If they are right, the labels are not complete.",
+    ),
 )
 
 
@@ -42,7 +47,7 @@ def _progress(run: RunData) -> list[str]:
         return [f"{rising}: train longer, --epochs or --min-steps."]
     if best - last > 0.02 and best_step < 0.7 * last_step:
         fell = f"AP fell from {best:.3f} at step {best_step} to {last:.3f} at the end: the model over-fits"
-        return [f"{fell}. The best weights were kept; more pictures help, or --multi-scale and --crop."]
+        return [f"{fell}. The best weights were kept; more images help, or --multi-scale and --crop."]
     return []
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from groundtune.engine.blend import ENOUGH_GAIN, BlendPoint
 from groundtune.errors import CheckpointError
-from groundtune.metrics.retention import retention
+from groundtune.metrics.grounding import retention
 from groundtune.report.build import share, write_page
-from groundtune.report.charts import line_chart
+from groundtune.report.figures import line_chart
 
 RULE = (
     f"Chosen: of the points with {100 * ENOUGH_GAIN:.0f} % of the target's gain the one that kept most of the other data "
@@ -24,9 +24,12 @@ def blend_chart(points: Sequence[BlendPoint]) -> str:
     """The scores on the target and on each other data set over the share of fine-tuning; an `<svg>` element."""
     at = [point.at for point in points]
     others = [
-        (name, at, [_number(retention(point.retained[name])[2]) for point in points]) for name in points[0].retained
+        (name, at, [_number(retention(point.retained[name])[2]) for point in points])
+        for name in points[0].retained
     ]
-    return line_chart([("target", at, [point.score for point in points]), *others], "share of fine-tuning", (0.0, 1.0))
+    return line_chart(
+        [("target", at, [point.score for point in points]), *others], "share of fine-tuning", (0.0, 1.0)
+    )
 
 
 def blend_rows(points: Sequence[BlendPoint], told: Callable[[float | None], str]) -> list[list[str]]:
@@ -38,7 +41,9 @@ def blend_rows(points: Sequence[BlendPoint], told: Callable[[float | None], str]
     return rows
 
 
-def write_blend(points: Sequence[BlendPoint], best: BlendPoint, folder: Path, about: Mapping[str, str]) -> None:
+def write_blend(
+    points: Sequence[BlendPoint], best: BlendPoint, folder: Path, about: Mapping[str, str]
+) -> None:
     """Write blend.json and blend.html into a folder that exists.
 
     Args:
@@ -60,7 +65,9 @@ def write_blend(points: Sequence[BlendPoint], best: BlendPoint, folder: Path, ab
         (folder / "blend.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         write_page(folder / "blend.html", "blend.html.jinja", context)
     except OSError as error:
-        raise CheckpointError(f"Cannot write blend.json and blend.html to {folder}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"Cannot write blend.json and blend.html to {folder}: {error.strerror}."
+        ) from error
 
 
 def _number(value: float | None) -> float:

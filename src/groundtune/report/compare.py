@@ -1,6 +1,6 @@
 """The comparison of runs, `comparison.html`: what each came to, what was changed, and which classes it moved.
 
-Only the run folders are read. Numbers of runs that were measured on different pictures or classes stand on the page, under a
+Only the run folders are read. Numbers of runs that were measured on different images or classes stand on the page, under a
 warning.
 """
 
@@ -13,11 +13,16 @@ from typing import Any
 
 from groundtune.errors import ConfigError
 from groundtune.report.build import chart_series, share, write_page
-from groundtune.report.charts import Series, line_chart
+from groundtune.report.figures import Series, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
 
 _NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
-_OWN_ROWS = {"data", "model", "out", "resume"}  # options that the first table has, or that say where and not what
+_OWN_ROWS = {
+    "data",
+    "model",
+    "output_dir",
+    "resume",
+}  # options that the first table has, or that say where and not what
 
 
 def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
@@ -50,12 +55,12 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
 
 
 def differing_validation(runs: dict[str, RunData]) -> list[str]:
-    """Sentences about validation splits with other classes or another number of pictures, as far as the runs tell them."""
+    """Sentences about validation splits with other classes or another number of images, as far as the runs tell them."""
     said = []
-    counts = {name: run.valid_pictures for name, run in runs.items() if run.valid_pictures is not None}
+    counts = {name: run.valid_images for name, run in runs.items() if run.valid_images is not None}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} on {count}" for name, count in counts.items())
-        said.append(f"The runs were measured on different numbers of pictures: {told}.")
+        said.append(f"The runs were measured on different numbers of images: {told}.")
     classes = {name: set(run.per_class) for name, run in runs.items() if run.per_class}
     first = next(iter(classes), "")
     for name, own in classes.items():
@@ -80,7 +85,9 @@ def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Options by dotted name, as `optimizer.lr`."""
     nested = {name: value if isinstance(value, dict) else {"": value} for name, value in config.items()}
-    return {f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()}
+    return {
+        f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()
+    }
 
 
 def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
@@ -99,7 +106,10 @@ def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
         data = Path(str(run.config.get("data", ""))).name
         rows.append([name, *map(share, best), share(before), *cost, model, data])
     before_title = [f"zero-shot {numbers[0]}"] if numbers else ["zero-shot"]
-    return {"heads": ["run", *numbers, *before_title, "time", "memory", "epochs", "model", "data"], "rows": rows}
+    return {
+        "heads": ["run", *numbers, *before_title, "time", "memory", "epochs", "model", "data"],
+        "rows": rows,
+    }
 
 
 def _curves(runs: dict[str, RunData]) -> list[Series]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.errors import DataError
-from groundtune.plain_yaml import parse_yaml
+from groundtune.files import parse_yaml
 
 Metrics = dict[str, float | None]
 _SCORES = ("valid/AP", "valid/recall@1")
@@ -24,16 +24,22 @@ class RunData:
     config: dict[str, Any] = field(default_factory=dict)  # options as resolved, by name
     environment: dict[str, Any] = field(default_factory=dict)  # names and values of env.json
     steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl with a loss
-    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines with "valid/…"; the first is zero-shot
+    evaluations: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # lines with "valid/…"; the first is zero-shot
     zero_shot: Metrics = field(default_factory=dict)  # before the first step
     best: Metrics = field(default_factory=dict)  # of the best weights
     final: Metrics = field(default_factory=dict)  # of the last weights
     per_class: dict[str, Metrics] = field(default_factory=dict)  # AP and AP50 of the best weights
-    retained: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # other data sets, "before" and "after"
+    retained: dict[str, dict[str, Metrics]] = field(
+        default_factory=dict
+    )  # other data sets, "before" and "after"
     seconds: float | None = None  # wall time of the training
     memory_bytes: int | None = None  # the most that it needed
-    valid_pictures: int | None = None  # of the validation split
-    predictions: list[dict[str, Any]] = field(default_factory=list)  # of the best weights, in COCO's result format
+    valid_images: int | None = None  # of the validation split
+    predictions: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of the best weights, in COCO's result format
     finished: bool = False
     missing: list[str] = field(default_factory=list)  # what could not be read, in words
 
@@ -61,7 +67,7 @@ def read_run(folder: Path) -> RunData:
     run.per_class = summary.get("per_class", {})
     run.retained = summary.get("retained", {})
     run.seconds, run.memory_bytes = summary.get("seconds"), summary.get("memory_bytes")
-    run.valid_pictures = summary.get("valid_pictures")
+    run.valid_images = summary.get("valid_images")
     return run
 
 

@@ -1,4 +1,4 @@
-"""Class names become one caption, and the caption knows where each name stands; or a picture's own caption is the prompt.
+"""Class names become one caption, and the caption knows where each name stands; or an image's own caption is the prompt.
 
 Grounding DINO reads its classes as one sentence, `"cat. red blood cell. "`. The reference (IDEA `demo/`, MMDetection
 `GroundingDINO.get_tokens_positive_and_prompts`) cleans names in several places and searches the finished caption for
@@ -8,14 +8,53 @@ them again. Two deviations:
 - `.` and `?` inside a name become spaces: they separate phrases in the model and would cut the name in two.
 
 A caption of grounding data stays as it is written. Only its end is closed by "." (open, the last phrase would be read with
-[SEP] or without it, by the padding of its batch), and left and right change places where the picture is mirrored.
+[SEP] or without it, by the padding of its batch), and left and right change places where the image is mirrored.
+
+Names of things that a data set does not name but a model may know: what must stay findable while it is fine-tuned.
+
+Two sources: a fixed list of common things, and the words of the data set's own names put together anew. Who labels "white
+king" and "black queen" shows the model what white, black, king and queen mean, and a "white queen" in the image that
+nobody labeled would be taught as background.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from groundtune.errors import COMMANDS, DataError
+
+COMMON_NAMES = tuple(
+    """person, face, hand, dog, cat, bird, horse, cow, sheep, fish, insect, flower, tree, plant, leaf, fruit, apple, banana,
+    orange, vegetable, bread, cake, pizza, food, plate, bowl, cup, glass, bottle, spoon, fork, knife, table, chair, sofa,
+    bed, lamp, door, window, shelf, box, bag, book, paper, pen, scissors, clock, phone, screen, laptop, keyboard, mouse,
+    remote control, camera, toy, ball, shoe, hat, shirt, glasses, umbrella, bicycle, motorcycle, car, bus, truck, train,
+    boat, airplane, wheel, traffic light, sign, building, house, bench, wall, tool, machine, robot, letter, number""".replace(
+        "\n   ", ""
+    ).split(", ")
+)
+"""Common things, from people to letters; a mixture of everyday objects that no one data set was made for."""
+
+_MOST_RECOMBINED = 60
+
+
+def recombined_names(names: Sequence[str]) -> list[str]:
+    """Put words that several names begin with before every word that ends such a name.
+
+    Args:
+        names: cleaned class names. None give none.
+
+    Returns:
+        The combinations that are no class yet, in the order of their words: nothing for names without words in common, and at
+        most 60 (the first).
+    """
+    pairs = [name.rsplit(" ", 1) for name in names if " " in name]
+    times = Counter(begin for begin, _ in pairs)
+    begins = [begin for begin in times if times[begin] > 1]
+    ends = dict.fromkeys(end for begin, end in pairs if begin in begins)
+    made = [f"{begin} {end}" for begin in begins for end in ends]
+    return [name for name in made if name not in names][:_MOST_RECOMBINED]
+
 
 _SEPARATOR = ". "
 _SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
@@ -27,7 +66,9 @@ Spans = tuple[tuple[tuple[int, int], ...], ...]
 class Prompt:
     """A caption and the place of every phrase in it."""
 
-    caption: str  # the text for the tokenizer; every phrase of class names is closed by ". ", the last one too
+    caption: (
+        str  # the text for the tokenizer; every phrase of class names is closed by ". ", the last one too
+    )
     phrases: tuple[str, ...]  # the cleaned names in the order of the prompt
     spans: Spans  # for each phrase its character ranges [begin, end) in the caption, without the closing separator
 
@@ -98,7 +139,7 @@ def class_prompt(names: Sequence[str]) -> Prompt:
 
 
 def caption_prompt(caption: str, spans: Spans) -> Prompt:
-    """Make a prompt of a picture's caption, closed by a final "." where it is open.
+    """Make a prompt of an image's caption, closed by a final "." where it is open.
 
     Phrase i is what the character ranges [begin, end) of `spans[i]` cover, joined by spaces. No phrases are legal.
     """
@@ -117,7 +158,9 @@ def sentence_prompt(sentence: str) -> Prompt:
         DataError: there is no text, in it or between brackets, or a bracket has no other.
     """
     caption, spans = "", []
-    for place, piece in enumerate(re.split(r"\[([^][]*)\]", " ".join(re.sub(r"[.?]", " ", sentence).split()))):
+    for place, piece in enumerate(
+        re.split(r"\[([^][]*)\]", " ".join(re.sub(r"[.?]", " ", sentence).split()))
+    ):
         if place % 2:
             spans.append(((len(caption), len(caption) + len(piece)),))
         caption += piece
@@ -129,13 +172,15 @@ def sentence_prompt(sentence: str) -> Prompt:
 
 
 def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
-    """Say of the mirrored picture what a caption says of the picture: left and right change places, spans move along.
+    """Say of the mirrored image what a caption says of the image: left and right change places, spans move along.
 
     Whole words, and the beginnings of leftmost, left-hand, leftside, leftward; "upright" and "leftover" stay. Twice gives
     back the caption itself.
     """
     words = [match.span() for match in _SIDE.finditer(caption)]
-    grown = {span: (1 if span[1] - span[0] == 4 else -1) for span in words}  # left has four letters, right has five
+    grown = {
+        span: (1 if span[1] - span[0] == 4 else -1) for span in words
+    }  # left has four letters, right has five
     mirrored = _SIDE.sub(lambda match: _other_side(match[0]), caption)
 
     def moved(position: int, is_end: bool) -> int:
@@ -147,7 +192,9 @@ def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
                 return (end + shift + letters) if is_end else begin + shift
         return position + shift
 
-    return mirrored, tuple(tuple((moved(begin, False), moved(end, True)) for begin, end in own) for own in spans)
+    return mirrored, tuple(
+        tuple((moved(begin, False), moved(end, True)) for begin, end in own) for own in spans
+    )
 
 
 def _other_side(word: str) -> str:
@@ -159,4 +206,6 @@ def _refuse_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
     empty = [name for name, clean in zip(names, cleaned, strict=True) if not clean]
     if empty:
         told = f"Class names with no text left after cleaning: {', '.join(map(repr, empty))}"
-        raise DataError(f"{told}. Text in parentheses and '_', '.' and '?' do not count; rename these classes.")
+        raise DataError(
+            f"{told}. Text in parentheses and '_', '.' and '?' do not count; rename these classes."
+        )

@@ -16,7 +16,9 @@ from groundtune.errors import DataError
 _CLS_AND_SEP = 2
 
 
-def chunk_names(names: Sequence[str], token_counts: Sequence[int], max_text_len: int = 256) -> list[list[int]]:
+def chunk_names(
+    names: Sequence[str], token_counts: Sequence[int], max_text_len: int = 256
+) -> list[list[int]]:
     """Split classes into as few consecutive chunks as fit, each of which is one prompt.
 
     Args:
@@ -74,7 +76,9 @@ def sample_prompt(
     prompts = []
     for chunk in _chunk(present, token_counts, budget) or [[]]:
         wanted = rng.randint(0, len(absent)) if rng.random() < negative_probability else len(absent)
-        negatives = rng.sample(absent, max(wanted, 0 if chunk else 1))  # in random order, so the cut below is random
+        negatives = rng.sample(
+            absent, max(wanted, 0 if chunk else 1)
+        )  # in random order, so the cut below is random
         room = budget - sum(token_counts[index] for index in chunk)
         for index in negatives:
             if token_counts[index] <= room:

@@ -9,7 +9,7 @@ Deviations from the reference (IDEA `bertwarper.generate_masks_with_special_toke
   phrase of a caption without a final "." joins [SEP] if and only if the caption happens to be padded. For a caption
   that ends with "." the result is the same as the reference's for that caption alone.
 - The search for a character that has a token goes over the whole span and never leaves it. The reference tries two
-  neighbours: for an invisible one-letter name it would mark the separator.
+  neighbors: for an invisible one-letter name it would mark the separator.
 - A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an all-zero row.
 """
 
@@ -37,7 +37,9 @@ class TextInput:
     input_ids: Tensor  # (B, T) long, BERT token ids
     text_token_mask: Tensor  # (B, T) bool, True = real token, False = padding
     position_ids: Tensor  # (B, T) long, the place of a token in its phrase; 0 on padding
-    phrase_mask: Tensor  # (B, T, T) bool, True = row token may attend to column token; padding attends to itself alone
+    phrase_mask: (
+        Tensor  # (B, T, T) bool, True = row token may attend to column token; padding attends to itself alone
+    )
 
     def rows(self, index: Tensor | slice) -> "TextInput":
         """Give some of the prompts, at least one, cut to the longest of them."""
@@ -88,7 +90,7 @@ def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tup
 def tokenize(
     tokenizer: BertTokenizer, prompts: Sequence[Prompt], max_text_len: int = MAX_TEXT_LEN
 ) -> tuple[TextInput, list[Tensor]]:
-    """Tokenise one prompt per image, pad to the longest, and map phrases to tokens.
+    """Tokenize one prompt per image, pad to the longest, and map phrases to tokens.
 
     Args:
         tokenizer: From `build_tokenizer`.
@@ -107,10 +109,14 @@ def tokenize(
         return TextInput(ids, ids.bool(), ids, torch.zeros(0, 0, 0, dtype=torch.bool)), []
     tokenized = tokenizer([prompt.caption for prompt in prompts], padding="longest", return_tensors="pt")
     input_ids, text_token_mask = tokenized["input_ids"], tokenized["attention_mask"].bool()
-    too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len]
+    too_long = [
+        f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len
+    ]
     if too_long:
         told = f"The model reads at most {max_text_len} tokens of text; found {', '.join(too_long)}"
-        raise DataError(f"{told}. Use fewer classes per prompt, or split them into chunks (text.sampling.chunk_names).")
+        raise DataError(
+            f"{told}. Use fewer classes per prompt, or split them into chunks (text.sampling.chunk_names)."
+        )
     maps: list[Tensor] = []
     silent: list[str] = []
     for image, prompt in enumerate(prompts):
@@ -148,7 +154,9 @@ def create_positive_map(
     rows, without_token = _positive_rows(tokenized, tokens_positive, max_num_entities, batch_index)
     if without_token:
         places = ", ".join(f"row {row} characters [{begin}, {end})" for row, (begin, end) in without_token)
-        raise DataError(f"Phrases without a token among the first {max_num_entities} of text {batch_index}: {places}.")
+        raise DataError(
+            f"Phrases without a token among the first {max_num_entities} of text {batch_index}: {places}."
+        )
     return rows.float()
 
 
@@ -158,7 +166,7 @@ def create_positive_map_from_span(
     max_text_len: int = MAX_TEXT_LEN,
     batch_index: int = 0,
 ) -> Tensor:
-    """Give the row-normalised form (C, max_text_len) of `create_positive_map`: each row over (its sum + 1e-6).
+    """Give the row-normalized form (C, max_text_len) of `create_positive_map`: each row over (its sum + 1e-6).
 
     For averaging token scores into class scores, never a training target: with 1/n as target the best reachable
     probability of a name falls with its number of tokens. Arguments and errors as there.
@@ -173,7 +181,9 @@ def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
     Counts add up: WordPiece never joins tokens over white space or punctuation. A prompt needs their sum + 2 for [CLS]
     and [SEP].
     """
-    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False) if names else {"input_ids": []}
+    tokenized = (
+        tokenizer([f"{name}." for name in names], add_special_tokens=False) if names else {"input_ids": []}
+    )
     return [len(ids) for ids in tokenized["input_ids"]]
 
 
@@ -187,7 +197,9 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
     """
     images = []
     lengths = text.text_token_mask.sum(1).tolist()
-    for ids, length, positions in zip(text.input_ids.tolist(), lengths, text.position_ids.tolist(), strict=True):
+    for ids, length, positions in zip(
+        text.input_ids.tolist(), lengths, text.position_ids.tolist(), strict=True
+    ):
         begins = [i for i in range(length) if positions[i] == 0]
         ends = [*begins[1:], length]
         images.append([(slice(b, e), tuple(ids[b:e])) for b, e in zip(begins, ends, strict=True)])

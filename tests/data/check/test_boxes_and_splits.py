@@ -7,8 +7,8 @@ import pytest
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
 from groundtune.data.check.kinds import CHECKING
-from groundtune.data.check.splits import check_split, check_splits, count_boxes
-from groundtune.data.findings import Collector
+from groundtune.data.check.names import check_split, check_splits, count_boxes
+from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Grounding, Sample
 
 
@@ -49,15 +49,15 @@ def test_boxes_of_crowds_and_of_phrases_may_lie_on_others():
 
 
 def test_a_class_that_is_always_inside_another():
-    pictures = [sample([(10, 10, 90, 90), (20, 20, 40, 40)], [0, 2], name=f"{i}.jpg") for i in range(5)]
+    images = [sample([(10, 10, 90, 90), (20, 20, 40, 40)], [0, 2], name=f"{i}.jpg") for i in range(5)]
     outside = sample([(60, 60, 80, 80)], [2], name="x.jpg")
     said = {"class-inside-class": ["'ear' in 'cat': 5 of 5 boxes"]}
-    assert boxes_of(*pictures) == said
-    assert "class-inside-class" not in boxes_of(*pictures[:4])
-    assert "class-inside-class" not in boxes_of(*pictures, outside)
+    assert boxes_of(*images) == said
+    assert "class-inside-class" not in boxes_of(*images[:4])
+    assert "class-inside-class" not in boxes_of(*images, outside)
 
 
-def test_sizes_are_those_of_the_resized_picture():
+def test_sizes_are_those_of_the_resized_image():
     large = sample([(0, 0, 70, 70), (0, 0, 90, 90)], [0, 0], size_hw=(1000, 1000))  # 7 and 9 px at 100
     assert boxes_of(large)["object-tiny"] == ["a.jpg: box 1 is 7.0 × 7.0 px at 100 px"]
     wide = sample([(0, 0, 400, 100)], [0], size_hw=(200, 1000))  # max_side rules: 40 × 10

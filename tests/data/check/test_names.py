@@ -4,7 +4,7 @@ import pytest
 
 from groundtune.data.check.kinds import CHECKING
 from groundtune.data.check.names import alike_names, check_names
-from groundtune.data.findings import Collector
+from groundtune.data.problems import Collector
 from groundtune.text.prompt import clean_name
 
 
@@ -37,7 +37,8 @@ def test_names_that_the_model_cannot_read_well(tokenizer, written, check):
 
 
 @pytest.mark.parametrize(
-    "name", ["cat", "red blood cell", "tv", "t-shirt", "number 7 bus", "objective", "classroom", "cats", "orange"]
+    "name",
+    ["cat", "red blood cell", "tv", "t-shirt", "number 7 bus", "objective", "classroom", "cats", "orange"],
 )
 def test_names_that_it_can(tokenizer, name):
     assert found(tokenizer, name) == {}

@@ -1,13 +1,13 @@
 """Raw records become samples: the one place where annotations are judged, for every format.
 
-A data set is either usable or one `DataError`. What concerns pictures and classes as such (missing files, ambiguous ids) is
-an error, all of it in one message. What concerns a single annotation costs that annotation alone, never its picture
+A data set is either usable or one `DataError`. What concerns images and classes as such (missing files, ambiguous ids) is
+an error, all of it in one message. What concerns a single annotation costs that annotation alone, never its image
 (pitfall 31), and is counted in `Dataset.findings`.
 
 Deviations from pycocotools and the peers, which trust the file:
 
 - Classes are mapped by name (semantics 22); names that read the same are one class.
-- Boxes are clipped to the picture and dropped when nothing is left. Zero-area boxes have no meaning to a detector.
+- Boxes are clipped to the image and dropped when nothing is left. Zero-area boxes have no meaning to a detector.
 - A box that repeats another of the same class is dropped: one-to-one matching could not satisfy both.
 - Boxes in a wrong form (corners for widths, shares for pixels) are not guessed right but told, by evidence over the set.
 """
@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from groundtune.data.formats.files import short
-from groundtune.data.formats.pictures import Found, find_pictures
-from groundtune.data.formats.raw import RawClass, RawData, RawPicture
-from groundtune.data.formats.reading import FATAL
+from groundtune.data.formats.files import Found, find_images, short
+from groundtune.data.formats.records import RawClass, RawData, RawImage
+from groundtune.data.problems import FATAL
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
 from groundtune.text.prompt import clean_name, unique_names
@@ -40,36 +39,36 @@ def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_
     Args:
         raw: what a reader gave; its collector takes what is found here.
         name: of the split.
-        root: the folder that no picture may lie outside of.
+        root: the folder that no image may lie outside of.
         folders: that file names may be relative to, the likeliest first.
-        keep_going: whether a picture that cannot be used costs that picture alone instead of ending the reading.
+        keep_going: whether an image that cannot be used costs that image alone instead of ending the reading.
 
     Returns:
-        The data set. Pictures without boxes are kept; no boxes at all is legal.
+        The data set. Images without boxes are kept; no boxes at all is legal.
 
     Raises:
-        DataError: there are no pictures or no classes, pictures are missing or outside the data folder, ids are
+        DataError: there are no images or no classes, images are missing or outside the data folder, ids are
             ambiguous, or not one of the boxes is usable. With `keep_going` only the first two.
     """
-    if not raw.pictures:
+    if not raw.images:
         _refuse(raw, root, folders)
-        raise DataError(f"{raw.file} lists no pictures. Expected at least one.")
+        raise DataError(f"{raw.file} lists no images. Expected at least one.")
     names, written_names, category_ids, class_of = _classes(raw)
-    found = find_pictures(raw, root, folders)
+    found = find_images(raw, root, folders)
     if not keep_going:
         _refuse(raw, root, folders)
-    taken = {picture.image_id for picture, _, _ in found}
+    taken = {image.image_id for image, _, _ in found}
     free = (number for number in itertools.count(1) if number not in taken)
-    for picture, _, _ in found:
-        if picture.image_id is None:
-            picture.image_id = next(free)
+    for image, _, _ in found:
+        if image.image_id is None:
+            image.image_id = next(free)
     measured = array("d")
     samples = [_sample(one, class_of, raw, measured) for one in found]
     if measured:
         _judge_form(measured, raw)
     findings = raw.problems.findings()
     used = any(len(sample.boxes_xyxy) for sample in samples)
-    if any(picture.boxes for picture, _, _ in found) and not used and not keep_going:
+    if any(image.boxes for image, _, _ in found) and not used and not keep_going:
         raise DataError(f"{raw.file}: none of its boxes can be used. {' '.join(map(str, findings))}")
     return Dataset(name, root, names, samples, category_ids, findings, written_names, lvis=raw.lvis)
 
@@ -81,11 +80,13 @@ def _refuse(raw: RawData, root: Path, folders: Sequence[Path]) -> None:
     for finding in (found[check] for check in FATAL if check in found):
         examples = str(finding).removeprefix(finding.message).strip()
         text = f"{raw.file}: {finding} {finding.fix}"
-        if finding.check == "picture-missing":
+        if finding.check == "image-missing":
             looked = ", ".join(map(str, folders[:4]))
-            text = f"{finding.count} of {len(raw.pictures)} pictures of {raw.file} are missing: {examples} Looked in {looked}."
-        elif finding.check == "picture-outside":
-            text = f"{raw.file}: picture paths that lead out of the data folder {root}: {examples} {finding.fix}"
+            text = f"{finding.count} of {len(raw.images)} images of {raw.file} are missing: {examples} Looked in {looked}."
+        elif finding.check == "image-outside":
+            text = (
+                f"{raw.file}: image paths that lead out of the data folder {root}: {examples} {finding.fix}"
+            )
         problems.append(text)
     if problems:
         raise DataError("\n  ".join(problems))
@@ -94,9 +95,11 @@ def _refuse(raw: RawData, root: Path, folders: Sequence[Path]) -> None:
 def _classes(raw: RawData) -> tuple[list[str], list[str], list[int], dict[Any, int]]:
     """Give the class names cleaned and as first written, the category id of each, and the class index of each key."""
     if not raw.classes:
-        if any(picture.caption is not None for picture in raw.pictures):
+        if any(image.caption is not None for image in raw.images):
             return [], [], [], {}
-        broken = " ".join(str(finding) for finding in raw.problems.findings() if finding.check == "category-broken")
+        broken = " ".join(
+            str(finding) for finding in raw.problems.findings() if finding.check == "category-broken"
+        )
         raise DataError(
             f"{raw.file} has no categories, so there is nothing to learn. {broken}{' ' * bool(broken)}Expected at least one."
         )
@@ -109,20 +112,22 @@ def _classes(raw: RawData) -> tuple[list[str], list[str], list[int], dict[Any, i
         groups[class_index].append(entry)
     for name, group in zip(names, groups, strict=True):
         if len(group) > 1:
-            raw.problems.add("names-merged", f"{', '.join(repr(entry.name) for entry in group)} read {name!r}")
+            raw.problems.add(
+                "names-merged", f"{', '.join(repr(entry.name) for entry in group)} read {name!r}"
+            )
     class_of = {entry.key: class_index for entry, class_index in zip(raw.classes, index, strict=True)}
     return names, [group[0].name for group in groups], [group[0].number for group in groups], class_of
 
 
 def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "array[float]") -> Sample:
-    """Judge the boxes of one picture."""
-    picture, path, size_hw = found
+    """Judge the boxes of one image."""
+    image, path, size_hw = found
     grounding, index_of = None, class_of
-    if picture.caption is not None:
-        grounding, index_of = _grounding(picture.caption, picture, raw)
+    if image.caption is not None:
+        grounding, index_of = _grounding(image.caption, image, raw)
     kept: dict[tuple[Any, ...], float] = {}  # by class, crowd and the four numbers of each box its confidence
-    for row in picture.boxes:
-        where = f"{row.place} of {picture.file_names[0]}"
+    for row in image.boxes:
+        where = f"{row.place} of {image.file_names[0]}"
         class_index = index_of.get(row.label)
         if class_index is None:
             if grounding is None:  # a phrase that is not there has been told already
@@ -141,27 +146,29 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
         elif row.crowd:
             raw.problems.add("crowd-regions", where)
         kept.setdefault(key, _sure(row.confidence))
-    assert picture.image_id is not None
+    assert image.image_id is not None
     return Sample(
         image_path=path,
-        image_id=picture.image_id,
+        image_id=image.image_id,
         size_hw=size_hw,
         boxes_xyxy=np.array([box for _, _, *box in kept], np.float32).reshape(-1, 4),
         class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
         crowd=np.array([crowd for _, crowd, *_ in kept], bool),
         grounding=grounding,
-        confidence=np.array([*kept.values()], np.float32) if any(sure < 1 for sure in kept.values()) else None,
+        confidence=np.array([*kept.values()], np.float32)
+        if any(sure < 1 for sure in kept.values())
+        else None,
     )
 
 
-def _grounding(caption: str, picture: RawPicture, raw: RawData) -> tuple[Grounding, dict[Any, int]]:
+def _grounding(caption: str, image: RawImage, raw: RawData) -> tuple[Grounding, dict[Any, int]]:
     """Give the usable phrases, and the place among them of each phrase as numbered in the file."""
     kept: list[tuple[tuple[int, int], ...]] = []
     index_of: dict[Any, int] = {}
-    for number, spans in enumerate(picture.phrases):
+    for number, spans in enumerate(image.phrases):
         usable = sorted({(span[0], span[1]) for span in spans if _holds_letters(caption, span)})
         if len(usable) < len(spans):
-            where = f"{picture.place} ({picture.file_names[0]})"
+            where = f"{image.place} ({image.file_names[0]})"
             raw.problems.add("span-outside-caption", f"{where}: {short(spans)} of {len(caption)} characters")
         if usable:
             index_of[number] = len(kept)
@@ -174,12 +181,14 @@ def _holds_letters(text: str, span: Any) -> bool:
     if not isinstance(span, list | tuple) or len(span) != 2 or not all(type(end) is int for end in span):
         return False
     begin, end = span
-    return 0 <= begin < end <= len(text) and bool(clean_name(text[begin:end]) or text[begin:end].strip(" ._?\n\t"))
+    return 0 <= begin < end <= len(text) and bool(
+        clean_name(text[begin:end]) or text[begin:end].strip(" ._?\n\t")
+    )
 
 
 def _judge_form(measured: "array[float]", raw: RawData) -> None:
-    """Tell a wrong form of the boxes, where the whole set speaks for it: how they fit their pictures, in their own form and
-    in the one they may be mistaken for. Of each box `measured` has the four numbers, and the picture's height and width.
+    """Tell a wrong form of the boxes, where the whole set speaks for it: how they fit their images, in their own form and
+    in the one they may be mistaken for. Of each box `measured` has the four numbers, and the image's height and width.
     """
     a, b, c, d, height, width = np.frombuffer(measured).reshape(-1, 6).T
     right, low = width + _EDGE_TOLERANCE, height + _EDGE_TOLERANCE
@@ -194,13 +203,13 @@ def _judge_form(measured: "array[float]", raw: RawData) -> None:
         if far_above_one * 2 > len(a):
             raw.problems.add("boxes-look-pixels", count=far_above_one)
     elif ((largest <= 1) & (np.minimum(height, width) > 4)).all():
-        raw.problems.add("boxes-look-normalised", count=len(a))
+        raw.problems.add("boxes-look-normalized", count=len(a))
     elif unfit >= 2 and unfit > _SUSPICIOUS * len(a) and fits_as_other.all():
         raw.problems.add(f"boxes-look-{'xywh' if raw.form == 'xyxy' else 'xyxy'}", count=unfit)
 
 
 def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple[list[float] | None, str]:
-    """Turn four numbers into a box inside the picture, or None; and the check that has something to say, or ""."""
+    """Turn four numbers into a box inside the image, or None; and the check that has something to say, or ""."""
     a, b, c, d = numbers
     if form == "cxcywh":
         a, c = (a - c / 2) * size_hw[1], c * size_hw[1]

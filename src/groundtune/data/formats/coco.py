@@ -2,7 +2,7 @@
 
 Category ids may be anything, in any order, with gaps; classes are mapped by name and unused categories stay classes. One
 exception: exports (Roboflow's) carry a root, without boxes, which the other categories name as supercategory. LVIS names
-pictures by `coco_url`; its lists of classes that were or were not looked for are kept for evaluation, and training ignores
+images by `coco_url`; its lists of classes that were or were not looked for are kept for evaluation, and training ignores
 them, with a note. A box with a "score" in (0, 1] was drawn by a model, which was so sure of it. A data set with captions is
 written as `tokens_positive` JSON.
 """
@@ -15,9 +15,9 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from groundtune.data.findings import Collector
 from groundtune.data.formats.files import is_text, short
-from groundtune.data.formats.raw import RawBox, RawClass, RawData, RawPicture, collector
+from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, collector
+from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, LvisRules, listed
 from groundtune.errors import DataError
 
@@ -40,38 +40,42 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     """Take the records out of COCO content.
 
     Raises:
-        DataError: the content is not COCO's, or its list of pictures is empty.
+        DataError: the content is not COCO's, or its list of images is empty.
     """
-    images, annotations, categories = coco_lists(content, json_path, ("images", "annotations", "categories"))
+    image_rows, annotations, categories = coco_lists(
+        content, json_path, ("images", "annotations", "categories")
+    )
     problems = collector()
     classes = _classes(categories, annotations, problems)
-    rows, picture_of = raw_pictures(images, problems)
-    for picture, row, where, crowd in annotations_of(annotations, picture_of, problems):
+    rows, image_of = raw_images(image_rows, problems)
+    for image, row, where, crowd in annotations_of(annotations, image_of, problems):
         box = RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd, row.get("score"))
-        picture.boxes.append(box)
+        image.boxes.append(box)
     restricted = sum(any(row.get(key) for key in _LOOKED_FOR) for row in rows)
     if restricted:
         problems.add("annotation-ignored-field", count=restricted)
-    pictures = list(picture_of.values())
-    rules = _lvis_rules(rows, pictures, categories, classes)
-    return RawData(json_path, "xywh", pictures, classes, problems, lvis=rules)
+    images = list(image_of.values())
+    rules = _lvis_rules(rows, images, categories, classes)
+    return RawData(json_path, "xywh", images, classes, problems, lvis=rules)
 
 
 def _lvis_rules(
-    rows: list[dict[str, Any]], pictures: list[RawPicture], categories: list[Any], classes: list[RawClass]
+    rows: list[dict[str, Any]], images: list[RawImage], categories: list[Any], classes: list[RawClass]
 ) -> LvisRules | None:
     """What an LVIS file says of the classes that were looked for; None where not every class has a frequency."""
     number_of = {entry.key: entry.number for entry in classes}
-    said = [(identity(entry.get("id")), entry.get("frequency")) for entry in categories if isinstance(entry, dict)]
+    said = [
+        (identity(entry.get("id")), entry.get("frequency")) for entry in categories if isinstance(entry, dict)
+    ]
     frequencies = {number_of[key]: word for key, word in said if key in number_of and word in _FREQUENCIES}
     if not classes or len(frequencies) < len(classes):
         return None
     lists: tuple[dict[Any, list[int]], ...] = ({}, {})
-    for row, picture in zip(rows, pictures, strict=True):
+    for row, image in zip(rows, images, strict=True):
         for ids, field in zip(lists, _LOOKED_FOR, strict=True):
             stated = row.get(field)
             keys = map(identity, stated if isinstance(stated, list) else [])
-            ids[picture.image_id] = [number_of[key] for key in keys if key in number_of]
+            ids[image.image_id] = [number_of[key] for key in keys if key in number_of]
     return LvisRules(frequencies, *lists)
 
 
@@ -88,7 +92,7 @@ def coco_lists(content: Any, json_path: Path, keys: Sequence[str]) -> list[list[
         found = listed([short(key) for key in content], 8) or "nothing"
         raise DataError(f"{json_path}: {', '.join(wrong)}. {_EXPECTED}; found {found}.")
     if not content["images"]:
-        raise DataError(f"{json_path} lists no pictures ('images' is empty).")
+        raise DataError(f"{json_path} lists no images ('images' is empty).")
     return [content[key] for key in keys]
 
 
@@ -102,37 +106,41 @@ def identity(value: Any) -> str | None:
 
 
 def annotations_of(
-    annotations: list[Any], picture_of: Mapping[str, RawPicture], problems: Collector
-) -> Iterator[tuple[RawPicture, dict[str, Any], str, bool]]:
-    """Give the picture, the row, the place and whether it is a crowd of each usable annotation; the others are told."""
+    annotations: list[Any], image_of: Mapping[str, RawImage], problems: Collector
+) -> Iterator[tuple[RawImage, dict[str, Any], str, bool]]:
+    """Give the image, the row, the place and whether it is a crowd of each usable annotation; the others are told."""
     for place, row in enumerate(annotations):
         where = f"annotations[{place}]"
         if not isinstance(row, dict):
             problems.add("annotation-broken", where)
-        elif (picture := picture_of.get(identity(row.get("image_id")) or "")) is None:
-            problems.add("annotation-unknown-picture", f"{where} (picture {short(row.get('image_id'))})")
+        elif (image := image_of.get(identity(row.get("image_id")) or "")) is None:
+            problems.add("annotation-unknown-image", f"{where} (image {short(row.get('image_id'))})")
         else:
-            yield picture, row, where, row.get("iscrowd") in (1, True, "1")
+            yield image, row, where, row.get("iscrowd") in (1, True, "1")
 
 
-def raw_pictures(images: list[Any], problems: Collector) -> tuple[list[dict[str, Any]], dict[str, RawPicture]]:
-    """Take the pictures out of COCO's `images`: the usable rows, and in the same order the pictures by their `identity`."""
+def raw_images(
+    image_rows: list[Any], problems: Collector
+) -> tuple[list[dict[str, Any]], dict[str, RawImage]]:
+    """Take the images out of COCO's `images`: the usable rows, and in the same order the images by their `identity`."""
     rows: list[dict[str, Any]] = []
-    picture_of: dict[str, RawPicture] = {}
-    for place, image in enumerate(images):
-        own = identity(image.get("id")) if isinstance(image, dict) else None
-        file_names = _file_names(image) if isinstance(image, dict) else ()
+    image_of: dict[str, RawImage] = {}
+    for place, row in enumerate(image_rows):
+        own = identity(row.get("id")) if isinstance(row, dict) else None
+        file_names = _file_names(row) if isinstance(row, dict) else ()
         if own is None or not file_names:
-            problems.add("picture-broken", f"images[{place}] has no usable 'id' and 'file_name'")
-        elif own in picture_of:
-            problems.add("picture-id-twice", f"images[{place}] repeats the id {own} of {picture_of[own].file_names[0]}")
+            problems.add("image-broken", f"images[{place}] has no usable 'id' and 'file_name'")
+        elif own in image_of:
+            problems.add(
+                "image-id-twice", f"images[{place}] repeats the id {own} of {image_of[own].file_names[0]}"
+            )
         else:
-            picture_of[own] = RawPicture(file_names, f"images[{place}]", (image.get("height"), image.get("width")))
-            rows.append(image)
-    numbers = _numbers(list(picture_of), "picture-ids-numbered", problems)
-    for picture, number in zip(picture_of.values(), numbers, strict=True):
-        picture.image_id = number
-    return rows, picture_of
+            image_of[own] = RawImage(file_names, f"images[{place}]", (row.get("height"), row.get("width")))
+            rows.append(row)
+    numbers = _numbers(list(image_of), "image-ids-numbered", problems)
+    for image, number in zip(image_of.values(), numbers, strict=True):
+        image.image_id = number
+    return rows, image_of
 
 
 def _file_names(image: dict[str, Any]) -> tuple[str, ...]:
@@ -166,14 +174,20 @@ def _classes(categories: list[Any], annotations: list[Any], problems: Collector)
         if own is None or not is_text(category.get("name")):
             problems.add("category-broken", f"categories[{place}] has no usable 'id' and 'name'")
         elif own in entries and entries[own]["name"] != category["name"]:
-            problems.add("category-id-twice", f"id {own} is both {entries[own]['name']!r} and {category['name']!r}")
+            problems.add(
+                "category-id-twice", f"id {own} is both {entries[own]['name']!r} and {category['name']!r}"
+            )
         else:
             entries.setdefault(own, category)
     used = {identity(row.get("category_id")) for row in annotations if isinstance(row, dict)}
     parents = {name for entry in entries.values() if isinstance(name := entry.get("supercategory"), str)}
     kept = []
     for own, category in entries.items():
-        if own not in used and category.get("supercategory") == "none" and category["name"] in parents - {"none"}:
+        if (
+            own not in used
+            and category.get("supercategory") == "none"
+            and category["name"] in parents - {"none"}
+        ):
             problems.add("category-placeholder", repr(category["name"]))
         else:
             kept.append(own)
@@ -186,29 +200,50 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
 
     Args:
         dataset: of classes, or with captions.
-        file_names: of each sample's picture, as the file states it.
+        file_names: of each sample's image, as the file states it.
         path: the file to write.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample, file_name in zip(dataset.samples, file_names, strict=True):
         height, width = sample.size_hw
-        image: dict[str, Any] = {"id": sample.image_id, "file_name": file_name, "width": width, "height": height}
+        image: dict[str, Any] = {
+            "id": sample.image_id,
+            "file_name": file_name,
+            "width": width,
+            "height": height,
+        }
         images.append(image)
-        spans = [[list(span) for span in spans] for spans in sample.grounding.spans] if sample.grounding else []
+        spans = (
+            [[list(span) for span in spans] for spans in sample.grounding.spans] if sample.grounding else []
+        )
         if sample.grounding:
             image |= {"caption": sample.grounding.caption, "tokens_positive_eval": spans}
         sure = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
         for (x0, y0, x1, y1), c, crowd, score in zip(
-            sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd.tolist(), sure.tolist(), strict=True
+            sample.boxes_xyxy.tolist(),
+            sample.class_ids.tolist(),
+            sample.crowd.tolist(),
+            sure.tolist(),
+            strict=True,
         ):
-            row: dict[str, Any] = {"id": len(annotations) + 1, "image_id": sample.image_id, "iscrowd": int(crowd)}
+            row: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": sample.image_id,
+                "iscrowd": int(crowd),
+            }
             row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
             row["category_id"] = 1 if spans else dataset.category_ids[c]
             row |= {"score": score} if score < 1 else {}
             if spans:
                 row["tokens_positive"] = spans[c]
             annotations.append(row)
-    categories = [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.class_names, strict=True)]
-    content = {"images": images, "annotations": annotations, "categories": categories or [{"id": 1, "name": "object"}]}
+    categories = [
+        {"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.class_names, strict=True)
+    ]
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": categories or [{"id": 1, "name": "object"}],
+    }
     path.write_text(json.dumps(content), encoding="utf-8")

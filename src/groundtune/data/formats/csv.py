@@ -1,7 +1,7 @@
-"""CSV: a row per box, or per picture without one.
+"""CSV: a row per box, or per image without one.
 
 With a header, whose names may be any of the usual ones: path,class,x1,y1,x2,y2, or Roboflow's and TensorFlow's
-filename,width,height,class,xmin,ymin,xmax,ymax (width and height are the picture's), or path,x,y,w,h,class. Without a
+filename,width,height,class,xmin,ymin,xmax,ymax (width and height are the image's), or path,x,y,w,h,class. Without a
 header, as RetinaNet's: path,x1,y1,x2,y2,class. Separated by commas, semicolons or tabs. Classes are sorted by name, or in
 the order of a `classes.txt` beside the file.
 """
@@ -11,9 +11,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from groundtune.data.findings import Collector
 from groundtune.data.formats.files import find_name_list, is_text, read_text
-from groundtune.data.formats.raw import BoxForm, RawBox, RawData, RawPicture, classes_by_name, collector
+from groundtune.data.formats.records import BoxForm, RawBox, RawData, RawImage, classes_by_name, collector
+from groundtune.data.problems import Collector
 from groundtune.errors import DataError
 
 _COLUMNS = {
@@ -57,12 +57,12 @@ def raw_csv(path: Path) -> RawData:
     columns, has_header = _columns(rows[0], path)
     form: BoxForm = "xyxy" if "x1" in columns else "xywh"
     problems = collector()
-    pictures: dict[str, RawPicture] = {}
+    images: dict[str, RawImage] = {}
     for number, row in enumerate(rows[has_header:], start=1 + has_header):
-        _add_row(pictures, row, columns, f"row {number}", problems)
-    named = any(box.label for picture in pictures.values() for box in picture.boxes)
-    classes = classes_by_name([*pictures.values()], find_name_list(path.parent) if named else [])
-    return RawData(path, form, [*pictures.values()], classes, problems, {"width", "height"} <= set(columns))
+        _add_row(images, row, columns, f"row {number}", problems)
+    named = any(box.label for image in images.values() for box in image.boxes)
+    classes = classes_by_name([*images.values()], find_name_list(path.parent) if named else [])
+    return RawData(path, form, [*images.values()], classes, problems, {"width", "height"} <= set(columns))
 
 
 def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
@@ -82,28 +82,32 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
         start = numeric[-4]
         named = dict(zip(_CORNERS, range(start, start + 4), strict=True))
         return {"path": 0, "class": 5 if start == 1 else 1} | named, False
-    if len(cells) == 6 and not any(cells[1:]):  # RetinaNet's first picture may have no box
+    if len(cells) == 6 and not any(cells[1:]):  # RetinaNet's first image may have no box
         return {"path": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}, False
     found = ", ".join(repr(cell[:30]) for cell in first[:10])
     raise DataError(f"{path}: the columns {found} are not those of boxes. {_EXPECTED}.")
 
 
 def _add_row(
-    pictures: dict[str, RawPicture], row: Sequence[str], columns: dict[str, int], where: str, problems: Collector
+    images: dict[str, RawImage],
+    row: Sequence[str],
+    columns: dict[str, int],
+    where: str,
+    problems: Collector,
 ) -> None:
     cells = {name: row[place].strip() if place < len(row) else "" for name, place in columns.items()}
     name = cells["path"].replace("\\", "/")
     if not name or not is_text(name):
-        problems.add("annotation-unknown-picture", f"{where} without a path")
+        problems.add("annotation-unknown-image", f"{where} without a path")
         return
-    picture = pictures.get(name)
-    if picture is None:
+    image = images.get(name)
+    if image is None:
         size_hw = _value(cells.get("height", "")), _value(cells.get("width", ""))
         base = name.rpartition("/")[2]
-        picture = pictures[name] = RawPicture(tuple(dict.fromkeys([name, base or name])), where, size_hw)
+        image = images[name] = RawImage(tuple(dict.fromkeys([name, base or name])), where, size_hw)
     keys = _CORNERS if "x1" in columns else _SIZES
     if cells["class"] or any(cells[key] for key in keys):
-        picture.boxes.append(RawBox([_value(cells[key]) for key in keys], cells["class"] or None, where))
+        image.boxes.append(RawBox([_value(cells[key]) for key in keys], cells["class"] or None, where))
 
 
 def _value(cell: str) -> float | str:

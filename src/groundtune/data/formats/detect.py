@@ -1,14 +1,14 @@
 """Which files of a folder are a data set: the layouts are looked for one after the other.
 
-1. A folder per split with one annotation file and the pictures beside it or in `images/`: what Roboflow exports as COCO
+1. A folder per split with one annotation file and the images beside it or in `images/`: what Roboflow exports as COCO
    (`_annotations.coco.json`), CSV (`_annotations.csv`) or VOC (XML files), and ODVG.
 2. A file per split, in `annotations/` or in the folder itself: `instances_train2017.json`, `train.jsonl`, `val.csv`, with the
-   pictures in `train2017/` or `images/train2017/`: what COCO publishes.
+   images in `train2017/` or `images/train2017/`: what COCO publishes.
 3. YOLO: `data.yaml`, or `images/` and `labels/` with a names file.
-4. Pascal VOC: `Annotations/`, `ImageSets/`, `JPEGImages/`; or XML files beside pictures.
+4. Pascal VOC: `Annotations/`, `ImageSets/`, `JPEGImages/`; or XML files beside images.
 5. One annotation file, given itself or alone in its folder.
 
-A JSON file is taken for COCO, LVIS or `tokens_positive` by what it holds. Training needs pictures to be judged by: where no
+A JSON file is taken for COCO, LVIS or `tokens_positive` by what it holds. Training needs images to be judged by: where no
 validation split is found, one is held out of "train", stratified and the same in each run (`data.split`).
 """
 
@@ -20,9 +20,8 @@ from groundtune.data.formats.assemble import assemble
 from groundtune.data.formats.coco import is_grounding, raw_coco
 from groundtune.data.formats.csv import raw_csv
 from groundtune.data.formats.files import SPLIT_NAMES, read_json, split_folders
-from groundtune.data.formats.odvg import odvg_source
-from groundtune.data.formats.raw import RawData, Source
-from groundtune.data.formats.tokens_positive import raw_tokens_positive
+from groundtune.data.formats.odvg import odvg_source, raw_tokens_positive
+from groundtune.data.formats.records import RawData, Source
 from groundtune.data.formats.voc import find_voc, xml_source
 from groundtune.data.formats.yolo import find_yolo, sources_of_yaml
 from groundtune.data.sample import Dataset, listed, unify_classes
@@ -38,13 +37,13 @@ _SPLIT_WORD = re.compile(
 _LOOKED_FOR = (
     "train/_annotations.coco.json, .jsonl, .csv or .xml files (and valid/, test/); annotations/instances_train*.json with "
     "train*/ or images/; a YOLO data.yaml, or images/ + labels/ + classes.txt; a VOC Annotations/ with JPEGImages/; or one "
-    ".json, .jsonl or .csv file with the pictures beside it or in images/"
+    ".json, .jsonl or .csv file with the images beside it or in images/"
 )
 _FILES = "a COCO, LVIS or tokens_positive .json file, an ODVG .jsonl file, a .csv file, or a YOLO data.yaml"
 
 
 def load_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
-    """Read a data set as `read_splits`, and hold out "valid" of "train" where there is none (but of a single picture)."""
+    """Read a data set as `read_splits`, and hold out "valid" of "train" where there is none (but of a single image)."""
     splits = read_splits(path, keep_going=keep_going)
     if "train" in splits and "valid" not in splits:
         splits = hold_out(splits["train"]) | splits
@@ -56,7 +55,7 @@ def read_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
 
     Args:
         path: a folder in one of the layouts above, or an annotation file.
-        keep_going: leave out pictures and files that cannot be used, with a finding of severity "error"; for `check`.
+        keep_going: leave out images and files that cannot be used, with a finding of severity "error"; for `check`.
 
     Returns:
         The splits that exist under "train", "valid" and "test", with one class list, mapped by name. One file alone
@@ -68,12 +67,16 @@ def read_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
     """
     path = Path(path)
     if not path.exists():
-        raise DataError(f"The data {path} does not exist. Expected a folder with annotated pictures, or {_FILES}.")
+        raise DataError(
+            f"The data {path} does not exist. Expected a folder with annotated images, or {_FILES}."
+        )
     try:
         root, sources = _find(path)
         splits = {
             split: assemble(source.read(source.file), split, root, source.image_dirs, keep_going)
-            for split, source in sorted(sources.items(), key=lambda item: ("train", "valid", "test").index(item[0]))
+            for split, source in sorted(
+                sources.items(), key=lambda item: ("train", "valid", "test").index(item[0])
+            )
         }
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or path}: {error.strerror or error}.") from error
@@ -89,13 +92,15 @@ def _find(path: Path) -> tuple[Path, dict[str, Source]]:
         if path.suffix.lower() not in _SUFFIXES:
             raise DataError(f"{path} is not a data set. Expected a folder, or {_FILES}.")
         root = path.parent.parent if path.parent.name == "annotations" else path.parent
-        return root, {"train": _source(path, _picture_folders(root, path), root)}
+        return root, {"train": _source(path, _image_folders(root, path), root)}
     for layout in (_split_folders, _split_files, find_yolo, find_voc, _single_file):
         sources = layout(path)
         if sources:
             return path, sources
     found = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
-    raise DataError(f"No data set in {path}. Looked for {_LOOKED_FOR}. Found: {listed(found, 8) or 'an empty folder'}.")
+    raise DataError(
+        f"No data set in {path}. Looked for {_LOOKED_FOR}. Found: {listed(found, 8) or 'an empty folder'}."
+    )
 
 
 def _source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
@@ -139,7 +144,11 @@ def _split_files(root: Path) -> dict[str, Source]:
             for path in _files(folder, suffix):
                 match = _SPLIT_WORD.fullmatch(path.stem)
                 if match:
-                    _add(sources, SPLIT_NAMES[match[1].lower()], _source(path, _picture_folders(root, path), root))
+                    _add(
+                        sources,
+                        SPLIT_NAMES[match[1].lower()],
+                        _source(path, _image_folders(root, path), root),
+                    )
             if sources:
                 return sources
     return {}
@@ -154,12 +163,12 @@ def _single_file(root: Path) -> dict[str, Source]:
                 "named after a split. Give the path of the one to read."
             )
         if files:
-            return {"train": _source(files[0], _picture_folders(root, files[0]), root)}
+            return {"train": _source(files[0], _image_folders(root, files[0]), root)}
     return {}
 
 
-def _picture_folders(root: Path, path: Path) -> list[Path]:
-    """Where the pictures of a file may be: in folders named after it, in `images/`, beside it, in the root."""
+def _image_folders(root: Path, path: Path) -> list[Path]:
+    """Where the images of a file may be: in folders named after it, in `images/`, beside it, in the root."""
     stem = re.sub(r"^(instances|_annotations|lvis_v\d)_", "", path.stem)
     words = [stem, re.sub(r"\d{4}$", "", stem)]
     named = [folder / word for word in words for folder in (root, root / "images")]

@@ -1,9 +1,9 @@
-"""Pascal VOC: one XML file per picture, corners in pixels.
+"""Pascal VOC: one XML file per image, corners in pixels.
 
-`Annotations/*.xml` with the pictures in `JPEGImages/` (or `images/`), the splits in `ImageSets/Main/{train,val,test}.txt`; or
-XML files beside their pictures, in one folder or in a folder for each split (Roboflow).
+`Annotations/*.xml` with the images in `JPEGImages/` (or `images/`), the splits in `ImageSets/Main/{train,val,test}.txt`; or
+XML files beside their images, in one folder or in a folder for each split (Roboflow).
 
-- The devkit counts pixels from 1 and includes the last one; labelling tools write edges from 0. The numbers are taken as
+- The devkit counts pixels from 1 and includes the last one; labeling tools write edges from 0. The numbers are taken as
   edges, as they stand; half a pixel is less than the tools disagree by.
 - Objects marked difficult are left out of training and do not count in evaluation, as in the devkit.
 - The class list is `classes.txt` or `labels.txt` where there is one, and the names in the files, sorted.
@@ -18,14 +18,14 @@ from xml.etree import ElementTree
 
 from defusedxml.ElementTree import fromstring
 
-from groundtune.data.findings import Collector
-from groundtune.data.formats.files import PICTURE_SUFFIXES, SPLIT_NAMES, find_name_list, is_text, read_text
-from groundtune.data.formats.raw import RawBox, RawData, RawPicture, Source, classes_by_name, collector
+from groundtune.data.formats.files import IMAGE_SUFFIXES, SPLIT_NAMES, find_name_list, is_text, read_text
+from groundtune.data.formats.records import RawBox, RawData, RawImage, Source, classes_by_name, collector
+from groundtune.data.problems import Collector
 from groundtune.data.sample import Sample
 from groundtune.errors import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_SUFFIXES = sorted(PICTURE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix))
+_SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix))
 
 
 def find_voc(root: Path) -> dict[str, Source]:
@@ -37,7 +37,9 @@ def find_voc(root: Path) -> dict[str, Source]:
     homes = [root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     homes = [home for home in homes if (home / "Annotations").is_dir()]
     if len(homes) > 1:
-        raise DataError(f"{root} has several VOC sets: {', '.join(str(home) for home in homes)}. Give the path of one.")
+        raise DataError(
+            f"{root} has several VOC sets: {', '.join(str(home) for home in homes)}. Give the path of one."
+        )
     if not homes:
         files = sorted(root.glob("*.xml"))
         return {"train": xml_source(root, files, root)} if files else {}
@@ -52,7 +54,7 @@ def find_voc(root: Path) -> dict[str, Source]:
 
 
 def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
-    """A split of these XML files; pictures lie in the usual folders of `root` or beside the files."""
+    """A split of these XML files; images lie in the usual folders of `root` or beside the files."""
     beside = [path.parent for path in xml_paths[:1]]
     folders = dict.fromkeys([root / "JPEGImages", root / "images", root / "Images", *beside, root])
     read = partial(_read_split, xml_paths=xml_paths, root=root)
@@ -73,7 +75,7 @@ def _listed(path: Path, annotations: Path) -> list[Path]:
 
 def _read_split(file: Path, *, xml_paths: Sequence[Path], root: Path) -> RawData:
     problems = collector()
-    pictures: list[RawPicture] = []
+    images: list[RawImage] = []
     for path in xml_paths:
         if not path.is_file():
             problems.add("annotation-missing", path.name)
@@ -83,25 +85,25 @@ def _read_split(file: Path, *, xml_paths: Sequence[Path], root: Path) -> RawData
         except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:
             problems.add("annotation-file-unreadable", f"{path.name} ({error or type(error).__name__})")
             continue
-        pictures.append(_picture(element, path, problems))
+        images.append(_image(element, path, problems))
     listed = find_name_list(root, root / "Annotations", *(path.parent for path in xml_paths[:1]))
-    return RawData(file, "xyxy", pictures, classes_by_name(pictures, listed), problems)
+    return RawData(file, "xyxy", images, classes_by_name(images, listed), problems)
 
 
-def _picture(element: ElementTree.Element, path: Path, problems: Collector) -> RawPicture:
+def _image(element: ElementTree.Element, path: Path, problems: Collector) -> RawImage:
     stated = (element.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     own = [path.stem + suffix for suffix in _SUFFIXES]
     if stated and stated.isprintable():
         own = [stated, *own] if Path(stated).stem == path.stem else [*own, stated]
     size_hw = _number(element.findtext("size/height")), _number(element.findtext("size/width"))
-    picture = RawPicture(tuple(dict.fromkeys(own)), path.name, size_hw)
+    image = RawImage(tuple(dict.fromkeys(own)), path.name, size_hw)
     for number, item in enumerate(element.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         box = item.find("bndbox")
         numbers = None if box is None else [_number(box.findtext(key)) for key in _CORNERS]
         difficult = (item.findtext("difficult") or "").strip() == "1"
-        picture.boxes.append(RawBox(numbers, name or None, f"{path.name} object {number}", difficult))
-    return picture
+        image.boxes.append(RawBox(numbers, name or None, f"{path.name} object {number}", difficult))
+    return image
 
 
 def _number(text: str | None) -> float | str | None:
@@ -112,14 +114,19 @@ def _number(text: str | None) -> float | str | None:
 
 
 def write_voc_xml(sample: Sample, class_names: Sequence[str], file_name: str, path: Path) -> None:
-    """Write one picture's XML file; crowd boxes become difficult objects."""
+    """Write one image's XML file; crowd boxes become difficult objects."""
     root = ElementTree.Element("annotation")
     _add(root, {"folder": "JPEGImages", "filename": file_name, "segmented": "0"})
     height, width = sample.size_hw
     _add(ElementTree.SubElement(root, "size"), {"width": str(width), "height": str(height), "depth": "3"})
-    for box, c, crowd in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True):
+    for box, c, crowd in zip(
+        sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), sample.crowd, strict=True
+    ):
         item = ElementTree.SubElement(root, "object")
-        _add(item, {"name": class_names[c], "pose": "Unspecified", "truncated": "0", "difficult": str(int(crowd))})
+        _add(
+            item,
+            {"name": class_names[c], "pose": "Unspecified", "truncated": "0", "difficult": str(int(crowd))},
+        )
         corners = ElementTree.SubElement(item, "bndbox")
         _add(corners, {key: f"{value:.9g}" for key, value in zip(_CORNERS, box, strict=True)})
     ElementTree.indent(root)

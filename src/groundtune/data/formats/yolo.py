@@ -1,4 +1,4 @@
-"""YOLO: one text file per picture, a row `class cx cy w h` per box, in shares of the picture's width and height.
+"""YOLO: one text file per image, a row `class cx cy w h` per box, in shares of the image's width and height.
 
 Found as `data.yaml` (Ultralytics, Roboflow) or as `images/` + `labels/` with a names file. What people have:
 
@@ -7,9 +7,9 @@ Found as `data.yaml` (Ultralytics, Roboflow) or as `images/` + `labels/` with a 
   writes `../train/images` for `train/images`): all are tried, and none that leads out of the data folder.
 - Rows of more than five numbers are outlines (segments, oriented boxes) and become the boxes around them. With
   `kpt_shape` in the yaml they are key points behind a box, and a sixth number alone is a confidence.
-- A picture without a label file is a picture without objects.
+- An image without a label file is an image without objects.
 
-Sizes are not stated, so the frame is the picture as viewers show it (EXIF orientation applied), as Ultralytics does.
+Sizes are not stated, so the frame is the image as viewers show it (EXIF orientation applied), as Ultralytics does.
 """
 
 import os
@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from groundtune.data.findings import Collector
 from groundtune.data.formats.files import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
+    FolderListing,
     find_name_list,
     inside,
     is_text,
@@ -31,8 +31,8 @@ from groundtune.data.formats.files import (
     read_text,
     split_folders,
 )
-from groundtune.data.formats.pictures import FolderListing
-from groundtune.data.formats.raw import RawBox, RawClass, RawData, RawPicture, Source, collector
+from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source, collector
+from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 
@@ -63,7 +63,7 @@ def sources_of_yaml(path: Path) -> dict[str, Source]:
     """The splits that a `data.yaml` names.
 
     Raises:
-        DataError: it is not YAML, has no names, or its training pictures are not there.
+        DataError: it is not YAML, has no names, or its training images are not there.
     """
     content = _read_yaml(path)
     classes = _classes(content.get("names"), path)
@@ -79,11 +79,13 @@ def sources_of_yaml(path: Path) -> dict[str, Source]:
             looked[split] = value if isinstance(value, str) else "a list"
             continue
         read = partial(_read_split, places=places, root=path.parent, classes=classes, key_points=key_points)
-        sources[split] = Source(path, [*dict.fromkeys([path.parent, *(place.parent for place in places)])], read)
+        sources[split] = Source(
+            path, [*dict.fromkeys([path.parent, *(place.parent for place in places)])], read
+        )
     if not sources or "train" in looked:
         missing = ", ".join(f"{split} {value!r}" for split, value in looked.items()) or "no split at all"
         raise DataError(
-            f"{path} names {missing}, which is not there. Expected folders of pictures or lists of files (.txt) inside "
+            f"{path} names {missing}, which is not there. Expected folders of images or lists of files (.txt) inside "
             f"{path.parent}, relative to it or to 'path'."
         )
     return sources
@@ -93,21 +95,31 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, all values as text; a file that is no mapping is {}."""
     try:
         if path.stat().st_size > _LARGEST_YAML:
-            raise DataError(f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set.")
+            raise DataError(
+                f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set."
+            )
         content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise DataError(f"{path} is not YAML{where}. Export the data set again, or correct the file.") from error
-    return {key: value for key, value in content.items() if isinstance(key, str)} if isinstance(content, dict) else {}
+        raise DataError(
+            f"{path} is not YAML{where}. Export the data set again, or correct the file."
+        ) from error
+    return (
+        {key: value for key, value in content.items() if isinstance(key, str)}
+        if isinstance(content, dict)
+        else {}
+    )
 
 
 def _classes(names: Any, path: Path) -> list[RawClass]:
     """Classes by their number, which is the key of the boxes."""
     entries = list(enumerate(names)) if isinstance(names, list) else []
-    if isinstance(names, dict) and all(isinstance(key, str) and key.isdecimal() and len(key) < 9 for key in names):
+    if isinstance(names, dict) and all(
+        isinstance(key, str) and key.isdecimal() and len(key) < 9 for key in names
+    ):
         entries = sorted(((int(key), name) for key, name in names.items()), key=lambda entry: entry[0])
     if not entries or not all(is_text(name) for _, name in entries):
         raise DataError(
@@ -127,7 +139,9 @@ def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
     bases = [folder / base.strip(), folder] if isinstance(base, str) and "\0" not in base else [folder]
     candidates = [b / text for b in bases] + [folder / below] * (not below.startswith("/"))
     for candidate in candidates:
-        if inside(candidate, folder) and (candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())):
+        if inside(candidate, folder) and (
+            candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())
+        ):
             return Path(os.path.normpath(candidate))
     return None
 
@@ -143,7 +157,9 @@ def _sources_of_folders(root: Path) -> dict[str, Source]:
         places = [("train", root)]
     if not places:
         return {}
-    names = find_name_list(root, root / "labels", root / "labels/train", root / "train", root / "train/labels")
+    names = find_name_list(
+        root, root / "labels", root / "labels/train", root / "train", root / "train/labels"
+    )
     if not names:
         raise DataError(
             f"{root} has YOLO labels but no class names, and the model reads names. Add a classes.txt with one name a line, "
@@ -160,27 +176,27 @@ def _read_split(
 ) -> RawData:
     problems = collector()
     listing = FolderListing()
-    pictures = []
+    images = []
     for place in places:
-        for names in _listed(place, root) if place.is_file() else _pictures_in(place, root):
-            picture = RawPicture(names, place.name)
+        for names in _listed(place, root) if place.is_file() else _images_in(place, root):
+            image = RawImage(names, place.name)
             label = _label_file([root / name for name in names], root, listing)
             if label is None:
                 problems.add("label-file-missing", names[0])
             else:
-                picture.boxes = _rows(label, key_points, problems)
-            pictures.append(picture)
-    return RawData(file, "cxcywh", pictures, classes, problems, states_size=False)
+                image.boxes = _rows(label, key_points, problems)
+            images.append(image)
+    return RawData(file, "cxcywh", images, classes, problems, states_size=False)
 
 
-def _pictures_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
-    """Pictures of a folder and those below it, relative to the root, in the order of their names."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES]
+def _images_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
+    """Images of a folder and those below it, relative to the root, in the order of their names."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     return [(os.path.relpath(path, root),) for path in sorted(found)]
 
 
 def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
-    """Pictures of a list of files: relative to the list, or to the root, or whole paths that lie inside it."""
+    """Images of a list of files: relative to the list, or to the root, or whole paths that lie inside it."""
     beside = os.path.relpath(path.parent, root)
     found: list[tuple[str, ...]] = []
     for line in read_text(path).splitlines():
@@ -190,10 +206,10 @@ def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def _label_file(pictures: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
-    """The label file of a picture: in `labels/` for `images/`, or beside it."""
-    for picture in pictures:
-        beside = picture.with_suffix(".txt")
+def _label_file(images: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
+    """The label file of an image: in `labels/` for `images/`, or beside it."""
+    for image in images:
+        beside = image.with_suffix(".txt")
         for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
             if inside(candidate, root) and listing.has(candidate):
                 return Path(os.path.normpath(candidate))
@@ -230,10 +246,13 @@ def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
 
 
 def write_yolo_labels(sample: Sample, path: Path) -> None:
-    """Write one picture's label file; crowd boxes have no form here and are left out."""
+    """Write one image's label file; crowd boxes have no form here and are left out."""
     height, width = sample.size_hw
     lines = []
-    boxes_xyxy, class_ids = sample.boxes_xyxy[~sample.crowd].tolist(), sample.class_ids[~sample.crowd].tolist()
+    boxes_xyxy, class_ids = (
+        sample.boxes_xyxy[~sample.crowd].tolist(),
+        sample.class_ids[~sample.crowd].tolist(),
+    )
     for (x0, y0, x1, y1), c in zip(boxes_xyxy, class_ids, strict=True):
         shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
         lines.append(f"{c} {' '.join(f'{share:.10g}' for share in shares)}\n")
@@ -241,7 +260,7 @@ def write_yolo_labels(sample: Sample, path: Path) -> None:
 
 
 def write_yolo_yaml(splits: dict[str, Dataset], path: Path) -> None:
-    """Write `data.yaml`; the pictures of a split are in SPLIT/images beside it."""
+    """Write `data.yaml`; the images of a split are in SPLIT/images beside it."""
     names = next(iter(splits.values())).class_names
     content: dict[str, Any] = {("val" if split == "valid" else split): f"{split}/images" for split in splits}
     content |= {"nc": len(names), "names": dict(enumerate(names))}

@@ -1,8 +1,8 @@
-"""Generated pictures with exact boxes: coloured shapes and things, for the demonstration, for tests and to pretrain `nano`."""
+"""Generated images with exact boxes: colored shapes and things, for the demonstration, for tests and to pretrain `nano`."""
 
 from groundtune.data.scenes.draw import draw_scene
 from groundtune.data.scenes.names import (
-    COLOURS,
+    COLORS,
     DEFAULT_CLASSES,
     DEMO_SHAPES,
     SHAPES,
@@ -13,7 +13,7 @@ from groundtune.data.scenes.names import (
 from groundtune.data.scenes.write import write_captioned_scenes, write_scenes
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DEFAULT_CLASSES",
     "DEMO_SHAPES",
     "SHAPES",

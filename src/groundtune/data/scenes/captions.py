@@ -1,6 +1,6 @@
-"""What is in a captioned picture, and the sentence that says so.
+"""What is in a captioned image, and the sentence that says so.
 
-A picture has one way of naming, so each of its objects has exactly one name and belongs to one phrase. A caption is a list
+An image has one way of naming, so each of its objects has exactly one name and belongs to one phrase. A caption is a list
 ("red ring . blue star"), in which names of things that are not there stand too, near misses above all, or a sentence.
 """
 
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from groundtune.data.scenes.draw import Box
-from groundtune.data.scenes.names import CATEGORY_OF, COLOURS, DEMO_SHAPES, PATTERNS, SHAPES, Thing, held_out
+from groundtune.data.scenes.names import CATEGORY_OF, COLORS, DEMO_SHAPES, PATTERNS, SHAPES, Thing, held_out
 
 Drawn = tuple[Thing, Box]
 
-# Ways of naming, with their weights. "relation" names by colour and shape, or by shape, what it does not tell apart.
+# Ways of naming, with their weights. "relation" names by color and shape, or by shape, what it does not tell apart.
 NAMINGS = {
-    "{colour} {shape}": 40,
+    "{color} {shape}": 40,
     "{shape}": 14,
     "{pattern} {shape}": 5,
-    "{pattern} {colour} {shape}": 7,
+    "{pattern} {color} {shape}": 7,
     "{size} {shape}": 4,
-    "{size} {colour} {shape}": 3,
-    "{colour} thing": 4,
-    "{colour} object": 4,
+    "{size} {color} {shape}": 3,
+    "{color} thing": 4,
+    "{color} object": 4,
     "{category}": 6,
     "relation": 13,
 }
@@ -51,7 +51,13 @@ _ALIKE |= {
     "hexagon": "circle",
     "pentagon": "circle",
 }
-_ALIKE |= {"letter t": "cross", "letter x": "cross", "wine glass": "cup", "letter g": "letter c", "sun": "flower"}
+_ALIKE |= {
+    "letter t": "cross",
+    "letter x": "cross",
+    "wine glass": "cup",
+    "letter g": "letter c",
+    "sun": "flower",
+}
 _SEEN_SHAPES = [shape for shape in SHAPES if shape not in DEMO_SHAPES]
 _SMALL_SHAPES = (
     "circle",
@@ -69,14 +75,14 @@ _SMALL_SHAPES = (
 )
 _NUMBERS = ["a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _NO_PLURAL = ("scissors", "glasses", "trousers")
-_PLACES = ["", "", "", " in the picture", " on a plain ground", " in front of a wall", " on the floor"]
+_PLACES = ["", "", "", " in the image", " on a plain ground", " in front of a wall", " on the floor"]
 _DEFINITE = ("left ", "right ", "upper ", "lower ", "larger ", "smaller ", "largest ", "smallest ")
 _MOST_WORDS = 42  # of a caption; about 60 tokens
 
 
 @dataclass
 class Caption:
-    """A caption, and for each phrase its characters [begin, end) and its boxes, none where it is not in the picture."""
+    """A caption, and for each phrase its characters [begin, end) and its boxes, none where it is not in the image."""
 
     text: str
     phrases: list[tuple[tuple[int, int], list[Box]]]
@@ -115,7 +121,11 @@ def caption_of(naming: str, drawn: Sequence[Drawn], rng: random.Random) -> Capti
         groups = {}
         for thing, box in drawn:
             groups.setdefault(_name(thing, naming), []).append(box)
-    if groups and rng.random() < 0.3 and all(_countable(name) or len(boxes) == 1 for name, boxes in groups.items()):
+    if (
+        groups
+        and rng.random() < 0.3
+        and all(_countable(name) or len(boxes) == 1 for name, boxes in groups.items())
+    ):
         return _sentence(groups, rng)
     if rng.random() < 0.06:
         groups = {}  # all that the caption names is missing
@@ -123,23 +133,35 @@ def caption_of(naming: str, drawn: Sequence[Drawn], rng: random.Random) -> Capti
     return _list(groups | {name: [] for name in absent}, rng)
 
 
-def _things(count: int, rng: random.Random, shapes: Sequence[str] = _SEEN_SHAPES, kinds: int = 0) -> list[Thing]:
-    """Things of few shapes and colours, so that each word is needed to tell them apart; patterns on some."""
+def _things(
+    count: int, rng: random.Random, shapes: Sequence[str] = _SEEN_SHAPES, kinds: int = 0
+) -> list[Thing]:
+    """Things of few shapes and colors, so that each word is needed to tell them apart; patterns on some."""
     pool = rng.sample(shapes, min(len(shapes), kinds or rng.randint(1, max(1, count))))
-    colours = rng.sample(list(COLOURS), kinds or rng.randint(1, 5))
-    pairs = [(colour, shape) for colour in colours for shape in pool if not held_out(colour, shape)]
+    colors = rng.sample(list(COLORS), kinds or rng.randint(1, 5))
+    pairs = [(color, shape) for color in colors for shape in pool if not held_out(color, shape)]
     while not pairs:
         pairs = [
-            (colour, shape) for colour in rng.sample(list(COLOURS), 3) for shape in pool if not held_out(colour, shape)
+            (color, shape)
+            for color in rng.sample(list(COLORS), 3)
+            for shape in pool
+            if not held_out(color, shape)
         ]
     patterns = PATTERNS if rng.random() < 0.2 and not kinds else PATTERNS[:1]
     chosen = (rng.choice(pairs) for _ in range(count))
-    return [_without_rim(Thing(shape, colour, rng.choice(patterns))) for colour, shape in chosen]
+    return [_without_rim(Thing(shape, color, rng.choice(patterns))) for color, shape in chosen]
 
 
 def _without_rim(thing: Thing) -> Thing:
     """An outlined circle would be a ring; an outlined square, a frame."""
-    hollow = thing.pattern == "outlined" and thing.shape in ("circle", "oval", "square", "rectangle", "ring", "target")
+    hollow = thing.pattern == "outlined" and thing.shape in (
+        "circle",
+        "oval",
+        "square",
+        "rectangle",
+        "ring",
+        "target",
+    )
     return replace(thing, pattern="plain") if hollow else thing
 
 
@@ -150,13 +172,13 @@ def _scale(low: float, high: float, rng: random.Random) -> float:
 def _name(thing: Thing, naming: str) -> str:
     category = CATEGORY_OF.get(thing.shape, thing.shape)
     return naming.format(
-        shape=thing.shape, colour=thing.colour, pattern=thing.pattern, size=thing.size, category=category
+        shape=thing.shape, color=thing.color, pattern=thing.pattern, size=thing.size, category=category
     )
 
 
 def _relations(drawn: Sequence[Drawn], rng: random.Random) -> tuple[str, dict[str, list[Box]]]:
     """Tell two objects of one name apart by where they are or by their size; others keep the name."""
-    naming = rng.choice(["{colour} {shape}", "{shape}"])
+    naming = rng.choice(["{color} {shape}", "{shape}"])
     groups: dict[str, list[Box]] = {}
     for thing, box in drawn:
         groups.setdefault(_name(thing, naming), []).append(box)
@@ -194,16 +216,20 @@ def _extent(box: Box) -> int:
 
 
 def _absent(naming: str, things: Sequence[Thing], count: int, rng: random.Random) -> list[str]:
-    """Names of what is not in the picture: mixed from what is there, or random; never of something alike, or held out."""
+    """Names of what is not in the image: mixed from what is there, or random; never of something alike, or held out."""
     taken = {_name(_plainly(thing, naming), naming) for thing in things}
     sizes = ("small", "large")
     found: dict[str, None] = {}
     for _ in range(4 * count):
         near = list(things) if things and rng.random() < 0.7 else []
         shape = rng.choice(near).shape if near and rng.random() < 0.6 else rng.choice(_SEEN_SHAPES)
-        colour = rng.choice(near).colour if near and rng.random() < 0.6 else rng.choice(list(COLOURS))
-        thing = _without_rim(Thing(shape, colour, rng.choice(PATTERNS), rng.choice(sizes)))
-        if not held_out(colour, shape) and _name(_plainly(thing, naming), naming) not in taken and len(found) < count:
+        color = rng.choice(near).color if near and rng.random() < 0.6 else rng.choice(list(COLORS))
+        thing = _without_rim(Thing(shape, color, rng.choice(PATTERNS), rng.choice(sizes)))
+        if (
+            not held_out(color, shape)
+            and _name(_plainly(thing, naming), naming) not in taken
+            and len(found) < count
+        ):
             found[_name(thing, naming)] = None
     return list(found)
 
@@ -211,7 +237,7 @@ def _absent(naming: str, things: Sequence[Thing], count: int, rng: random.Random
 def _plainly(thing: Thing, naming: str) -> Thing:
     """The thing with one word for all that looks alike; a category needs the shape itself."""
     shape = thing.shape if "{category}" in naming else _ALIKE.get(thing.shape, thing.shape)
-    return replace(thing, shape=shape, colour=_ALIKE.get(thing.colour, thing.colour))
+    return replace(thing, shape=shape, color=_ALIKE.get(thing.color, thing.color))
 
 
 def _list(groups: dict[str, list[Box]], rng: random.Random) -> Caption:

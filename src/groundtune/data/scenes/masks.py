@@ -54,7 +54,9 @@ def _master(shape: str) -> Image.Image:
     layers = {sign: Image.new("L", (_MASTER, _MASTER)) for sign in ("", "~")}
     for stroke in PROGRAMS[shape].split(";"):
         command, *values = stroke.split()
-        _stroke(layers["~" if command[0] == "~" else ""], command[-1], values, 0 if command[0] == "-" else 255)
+        _stroke(
+            layers["~" if command[0] == "~" else ""], command[-1], values, 0 if command[0] == "-" else 255
+        )
     box = layers[""].getbbox()
     depth = distance_transform_edt(np.pad(np.asarray(layers[""]), 1))[1:-1, 1:-1]
     rim = (depth > 0) & (depth <= min(14.0, 0.45 * depth.max()))

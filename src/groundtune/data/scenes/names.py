@@ -1,7 +1,7 @@
-"""What can be drawn, and how it is called: colours, patterns and shapes; and what pretraining never sees of it.
+"""What can be drawn, and how it is called: colors, patterns and shapes; and what pretraining never sees of it.
 
-`nano` is pretrained on generated pictures. Two things are kept from it so that others can measure what it makes of new
-words: about 15 % of the pairs of a colour and a shape (each word known, the pair new), and the whole of `DEMO_SHAPES`.
+`nano` is pretrained on generated images. Two things are kept from it so that others can measure what it makes of new
+words: about 15 % of the pairs of a color and a shape (each word known, the pair new), and the whole of `DEMO_SHAPES`.
 """
 
 import random
@@ -11,10 +11,17 @@ from dataclasses import dataclass
 from groundtune.data.scenes.shapes import GLYPHS, SYMBOLS
 from groundtune.data.scenes.silhouettes import CATEGORIES, SILHOUETTES
 
-DEFAULT_CLASSES = ["red circle", "blue star", "green triangle", "yellow square", "purple heart", "orange ring"]
+DEFAULT_CLASSES = [
+    "red circle",
+    "blue star",
+    "green triangle",
+    "yellow square",
+    "purple heart",
+    "orange ring",
+]
 DEMO_SHAPES = ("crescent", "gear", "lightning bolt", "key", "umbrella", "mushroom", "guitar", "crown")
 
-COLOURS = {
+COLORS = {
     "red": (212, 40, 46),
     "orange": (244, 134, 28),
     "yellow": (248, 212, 48),
@@ -44,25 +51,28 @@ class Thing:
     """One object as words describe it; `size` is "" where no caption speaks of it."""
 
     shape: str
-    colour: str
+    color: str
     pattern: str = "plain"
     size: str = ""
 
 
-def held_out(colour: str, shape: str) -> bool:
+def held_out(color: str, shape: str) -> bool:
     """Tell whether pretraining never sees this pair: the same 15 % of all pairs on every machine."""
-    return zlib.crc32(f"{colour} {shape}".encode()) % 100 < _HELD_OUT_PERCENT
+    return zlib.crc32(f"{color} {shape}".encode()) % 100 < _HELD_OUT_PERCENT
 
 
 def scene_classes() -> list[str]:
-    """List every class that can be drawn: each shape, alone or with a colour, a pattern or both before it."""
-    colours, patterns = ["", *(f"{colour} " for colour in COLOURS)], ["", *(f"{pattern} " for pattern in PATTERNS)]
-    return [pattern + colour + shape for pattern in patterns for colour in colours for shape in SHAPES]
+    """List every class that can be drawn: each shape, alone or with a color, a pattern or both before it."""
+    colors, patterns = (
+        ["", *(f"{color} " for color in COLORS)],
+        ["", *(f"{pattern} " for pattern in PATTERNS)],
+    )
+    return [pattern + color + shape for pattern in patterns for color in colors for shape in SHAPES]
 
 
 def held_out_classes(count: int = 12, seed: int = 0) -> list[str]:
-    """Choose pairs that pretraining never saw, of shapes that it saw in other colours; no shape twice before all are used."""
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES if held_out(colour, shape)]
+    """Choose pairs that pretraining never saw, of shapes that it saw in other colors; no shape twice before all are used."""
+    pairs = [(color, shape) for color in COLORS for shape in SHAPES if held_out(color, shape)]
     pairs = [pair for pair in pairs if pair[1] not in DEMO_SHAPES]
     random.Random(seed).shuffle(pairs)
     times: dict[str, int] = {}
@@ -72,10 +82,10 @@ def held_out_classes(count: int = 12, seed: int = 0) -> list[str]:
 
 
 def thing_of(name: str, rng: random.Random) -> Thing:
-    """Read one of `scene_classes()`; a colour that it leaves open is chosen, a pattern is plain."""
+    """Read one of `scene_classes()`; a color that it leaves open is chosen, a pattern is plain."""
     pattern, rest = _first_word(name, PATTERNS)
-    colour, shape = _first_word(rest, tuple(COLOURS))
-    return Thing(shape, colour or rng.choice(list(COLOURS)), pattern or "plain")
+    color, shape = _first_word(rest, tuple(COLORS))
+    return Thing(shape, color or rng.choice(list(COLORS)), pattern or "plain")
 
 
 def _first_word(name: str, words: tuple[str, ...]) -> tuple[str, str]:

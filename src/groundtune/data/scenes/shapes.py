@@ -1,7 +1,7 @@
 """Geometric shapes and signs as short drawing programs.
 
 A program is a list of strokes split by ";", in a square of 100 × 100 with y downwards: `p` a polygon, `s` a smooth closed
-curve through points, `e` an ellipse (centre, radii), `l` a thick round line (width, points), `g` a glyph of Pillow's own font.
+curve through points, `e` an ellipse (center, radii), `l` a thick round line (width, points), `g` a glyph of Pillow's own font.
 "-" before the letter cuts the stroke out, "~" makes it a detail that is painted in another shade.
 """
 

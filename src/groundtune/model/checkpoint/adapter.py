@@ -1,7 +1,7 @@
 """Adapters on disk: a folder of a few MB, which needs the model that it was trained on.
 
 adapter_config.json and adapter_model.safetensors are peft's own form, heads.safetensors has the class and box heads and the
-denoising labels, which train whole, and groundtune.json the classes, the picture format and a fingerprint of the base's
+denoising labels, which train whole, and groundtune.json the classes, the image format and a fingerprint of the base's
 weights: on another base, an adapter would give wrong boxes without a word.
 """
 
@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import ModelBundle, picture_format
+from groundtune.model.adapters import adapter_weights, add_adapters, base_weights, is_adapter, merge_adapters
+from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.checkpoint.convert import LABELS
 from groundtune.model.checkpoint.files import read_json, read_safetensors
-from groundtune.model.checkpoint.save import refuse_foreign, replacing
-from groundtune.model.lora import adapter_weights, add_adapters, base_weights, is_adapter, merge_adapters
+from groundtune.model.checkpoint.save import check_replaceable, replacing
 from groundtune.text.prompt import clean_name
 
 CONFIG = "adapter_config.json"
@@ -43,7 +43,7 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
     """
-    refuse_foreign(folder)
+    check_replaceable(folder)
     network, source = bundle.network, Path(bundle.source)
     config = vars(network)["peft_config"]["default"]  # peft leaves it there
     config.base_model_name_or_path = str(source.resolve()) if source.exists() else bundle.source
@@ -51,14 +51,16 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
     meta = {
         "format": 1,
         "base_fingerprint": _fingerprint(base_weights(network)),
-        "picture": asdict(bundle.picture),
+        "image_format": asdict(bundle.image_format),
         **{name: getattr(bundle, name) for name in ("base_model", "classes", "recipe")},
         "results": dict(results),
     }
     try:
         with replacing(folder) as staging:
             config.save_pretrained(staging)
-            adapters = {_PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if is_adapter(name)}
+            adapters = {
+                _PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if is_adapter(name)
+            }
             save_file(adapters, staging / _WEIGHTS, metadata={"format": "pt"})
             save_file({name: weights[name] for name in weights if not is_adapter(name)}, staging / _HEADS)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -76,7 +78,11 @@ def base_of(folder: Path) -> tuple[str, list[Path]]:
     while (Path(base) / CONFIG).is_file():
         adapters.append(Path(base))
         base = read_json(Path(base) / CONFIG).get("base_model_name_or_path") or ""
-        if not base or not isinstance(base, str) or Path(base).resolve() in [path.resolve() for path in adapters]:
+        if (
+            not base
+            or not isinstance(base, str)
+            or Path(base).resolve() in [path.resolve() for path in adapters]
+        ):
             told = f"{adapters[-1] / CONFIG} names no model as base_model_name_or_path, found {base!r}."
             raise CheckpointError(f"{told} Expected a preset, a model folder or a Hub id.")
     return base, adapters[::-1]
@@ -90,15 +96,24 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     """
     settings, meta = read_json(folder / CONFIG), read_json(folder / "groundtune.json")
     stored = read_safetensors(folder / _WEIGHTS)
-    adapters = {name.removeprefix(_PREFIX).replace(".weight", f"{_NAME}.weight"): stored[name] for name in stored}
+    adapters = {
+        name.removeprefix(_PREFIX).replace(".weight", f"{_NAME}.weight"): stored[name] for name in stored
+    }
     weights = adapters | read_safetensors(folder / _HEADS)
     try:
-        picture, classes = picture_format(meta["picture"]), [clean_name(str(name)) for name in meta["classes"]]
-        recipe, fingerprint, alpha = dict(meta["recipe"]), meta["base_fingerprint"], float(settings["lora_alpha"])
+        image_format = image_format_of(meta["image_format"])
+        classes = [clean_name(str(name)) for name in meta["classes"]]
+        recipe, fingerprint, alpha = (
+            dict(meta["recipe"]),
+            meta["base_fingerprint"],
+            float(settings["lora_alpha"]),
+        )
         rank = next(tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in name)
         labels, width = weights[LABELS].shape
     except (KeyError, StopIteration, TypeError, ValueError) as error:
-        raise CheckpointError(f"The adapter {folder} is not complete, or not one of groundtune: {error!r}.") from error
+        raise CheckpointError(
+            f"The adapter {folder} is not complete, or not one of groundtune: {error!r}."
+        ) from error
     network = base.network
     if _fingerprint(base_weights(network)) != fingerprint:
         raise CheckpointError(
@@ -109,7 +124,9 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     network.decoder.label_embedding = nn.Embedding(labels, width)
     expected = adapter_weights(network)
     wrong = sorted(expected.keys() ^ weights.keys())
-    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
+    wrong += [
+        name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
+    ]
     if wrong:
         raise CheckpointError(
             f"The adapter {folder} does not fit the model {base.source!r}: {len(wrong)} weights are missing, unknown or of "
@@ -120,7 +137,7 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     return replace(
         base,
         config=replace(base.config, num_labels=labels),
-        picture=picture,
+        image_format=image_format,
         classes=classes,
         recipe=recipe,
         source=str(folder),

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from groundtune.errors import CheckpointError
-from groundtune.model.checkpoint.names import Layout, idea_layout, mmdetection_layout, renamed, transformers_layout
+from groundtune.model.checkpoint.names import (
+    Layout,
+    idea_layout,
+    mmdetection_layout,
+    renamed,
+    transformers_layout,
+)
 from groundtune.model.config import ModelConfig
 
 LABELS = "decoder.label_embedding.weight"  # the denoising labels, which transformers and IDEA's published weights lack
@@ -32,7 +38,7 @@ def layout_of(name: str, config: ModelConfig) -> Layout:
     return _LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
 
 
-def to_ours(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
+def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
     """Give their weights our names, floating-point ones as float32 (float64 stays).
 
     Raises:
@@ -53,7 +59,9 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str
         if not targets:
             faults["weights that groundtune does not know"].append(name)
         if not values:
-            faults["weights of a shape that their layout does not have"].append(f"{name} {list(tensor.shape)}")
+            faults["weights of a shape that their layout does not have"].append(
+                f"{name} {list(tensor.shape)}"
+            )
         ours |= dict(zip(targets, values, strict=False))
     if faults:
         told = [f"{len(names)} {what}, for example {', '.join(names[:3])}" for what, names in faults.items()]
@@ -61,7 +69,7 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str
     return ours
 
 
-def their_name(name: str, layout: Layout | None) -> str:
+def source_name(name: str, layout: Layout | None) -> str:
     """What a tensor of ours is called there, or is a part of; our own name where it has no place."""
     columns = layout.columns if layout is not None else []
     return renamed(name, [(ours, theirs) for rows in columns for theirs, ours in rows]) or name
@@ -80,7 +88,7 @@ def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
     return list(value.chunk(parts)) if value.ndim and value.shape[0] % parts == 0 else []
 
 
-def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Our weights by their names, contiguous, copies of tied heads included; and those that they have no name for."""
     left, pieces = {name: tensor.cpu() for name, tensor in state.items()}, defaultdict(list)
     for rows in layout.columns:
@@ -94,14 +102,18 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
         tensor = _to_unfold(tensor) if re.fullmatch(layout.unfolded, name) else tensor
         theirs[name] = tensor.view(()) if re.fullmatch(layout.scalars, name) else tensor.contiguous()
     backwards = [(original, copy) for copy, original in layout.copies]
-    return theirs | {copy: tensor for name, tensor in theirs.items() if (copy := renamed(name, backwards))}, left
+    return theirs | {
+        copy: tensor for name, tensor in theirs.items() if (copy := renamed(name, backwards))
+    }, left
 
 
 def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
     """The names of a .pth of "idea" or "mmdetection"; a `KeyError` where it has no level embedding."""
     backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
     stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
-    return _LAYOUTS[family](stages, len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers."))
+    return _LAYOUTS[family](
+        stages, len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
+    )
 
 
 def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
@@ -130,7 +142,11 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
         # MM-Grounding-DINO trains a head for each layer; those of an untrained one are equal and must not be tied for it
         share_box_head=not biased and same_branches(ours, "reg", decoder_layers),
         share_class_head=not biased and same_branches(ours, "cls", decoder_layers),
-        contrastive_scale="learnable" if "bbox_head.cls_branches.0.log_scale" in ours else "auto" if biased else "none",
+        contrastive_scale="learnable"
+        if "bbox_head.cls_branches.0.log_scale" in ours
+        else "auto"
+        if biased
+        else "none",
         contrastive_bias=biased,
         decoder_eps=1e-3,
         head_eps=1e-3 if family == "idea" else 1e-5,
@@ -142,7 +158,12 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
 def same_branches(ours: Mapping[str, Tensor], kind: str, decoder_layers: int) -> bool:
     """Whether all decoder layers have the same box ("reg") or class ("cls") branch, or only the first one is there."""
     first, *others = (f"bbox_head.{kind}_branches.{layer}." for layer in range(decoder_layers))
-    names = [(name, other + name.removeprefix(first)) for name in ours if name.startswith(first) for other in others]
+    names = [
+        (name, other + name.removeprefix(first))
+        for name in ours
+        if name.startswith(first)
+        for other in others
+    ]
     return all(other not in ours or torch.equal(ours[other], ours[name]) for name, other in names)
 
 
@@ -158,7 +179,9 @@ def _swin_config(ours: Mapping[str, Tensor]) -> dict[str, Any]:
         "depths": [_count(ours, f"{layers}{stage}.blocks.") for stage in stages],
         "num_heads": [entry.shape[1] for entry in tables],
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
-        "out_indices": [n + 1 for n in stages if f"backbone.body.hidden_states_norms.stage{n + 1}.weight" in ours],
+        "out_indices": [
+            n + 1 for n in stages if f"backbone.body.hidden_states_norms.stage{n + 1}.weight" in ours
+        ],
     }
 
 
@@ -180,7 +203,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _from_unfold(tensor: Tensor) -> Tensor:
-    """(…, 4·C) from channel-major in reading order to the four neighbours one after another, column by column."""
+    """(…, 4·C) from channel-major in reading order to the four neighbors one after another, column by column."""
     return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
 
 

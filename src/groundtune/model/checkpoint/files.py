@@ -31,7 +31,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if pickled.is_file() and not index.is_file():
         return _tensors_by_name(_unpickled(pickled), pickled)
     if not index.is_file():
-        raise CheckpointError(f"Cannot read the weights in {folder}: there is no model.safetensors nor shards of it.")
+        raise CheckpointError(
+            f"Cannot read the weights in {folder}: there is no model.safetensors nor shards of it."
+        )
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise CheckpointError(f"{index} has no weight_map from names to files.")
@@ -54,7 +56,9 @@ def read_pth(path: Path) -> tuple[dict[str, Tensor], str]:
     """The weights of a .pth, and whose names they have, "idea" or "mmdetection"; a `CheckpointError` if of neither."""
     content = _unpickled(path)
     for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+        content = (
+            content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+        )
     state = {name.removeprefix("module."): tensor for name, tensor in _tensors_by_name(content, path).items()}
     if any(name.startswith("transformer.encoder.fusion_layers.") for name in state):
         return state, "idea"
@@ -94,7 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}. Expected the JSON file of a saved model.") from error
+        raise CheckpointError(
+            f"Cannot read {path}: {error}. Expected the JSON file of a saved model."
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object, found {type(content).__name__}.")
     return content

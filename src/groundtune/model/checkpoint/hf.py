@@ -12,20 +12,30 @@ from typing import Any
 
 from transformers import GroundingDinoConfig, MMGroundingDinoConfig
 
-from groundtune.data.transforms import PictureFormat
+from groundtune.contracts import ImageFormat
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import picture_format
+from groundtune.model.bundle import image_format_of
 from groundtune.model.checkpoint.files import in_one_line, read_json
 from groundtune.model.config import ModelConfig
 
-PUBLISHED_PICTURE = PictureFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 800, 1333)
-_FAMILIES: dict[str, Any] = {"grounding-dino": GroundingDinoConfig, "mm-grounding-dino": MMGroundingDinoConfig}
+PUBLISHED_IMAGE = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 800, 1333)
+_FAMILIES: dict[str, Any] = {
+    "grounding-dino": GroundingDinoConfig,
+    "mm-grounding-dino": MMGroundingDinoConfig,
+}
 SWIN_OPTIONS = (
     *("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias"),
     *("hidden_act", "drop_path_rate", "layer_norm_eps", "use_absolute_embeddings"),
 )
 BERT_OPTIONS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *(
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+    ),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
     *("layer_norm_eps", "pad_token_id"),
 )
@@ -38,7 +48,12 @@ _OPTIONS = {name: name for name in _ALIKE} | {  # ours: theirs, taken over in bo
     "ffn_dim": "encoder_ffn_dim",
     "share_box_head": "decoder_bbox_embed_share",
 }
-_FROM_HUB = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")  # a folder is all we read
+_FROM_HUB = (
+    "backbone",
+    "use_pretrained_backbone",
+    "use_timm_backbone",
+    "backbone_kwargs",
+)  # a folder is all we read
 _EXPECTED = {  # what our network does, and a configuration may not ask otherwise
     "two_stage": True,
     "embedding_init_target": True,
@@ -54,13 +69,20 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     if family not in list(_FAMILIES):
         families = " and ".join(map(repr, _FAMILIES))
         raise CheckpointError(f"{where} is a model of the type {family!r}; groundtune loads {families}.")
-    for part, kind in (("backbone_config", "swin"), ("text_config", "bert")):  # others may look for more on the Hub
+    for part, kind in (
+        ("backbone_config", "swin"),
+        ("text_config", "bert"),
+    ):  # others may look for more on the Hub
         inner = settings.get(part) or {}
         found = inner.get("model_type", kind) if isinstance(inner, dict) else inner
         if found != kind:
-            raise CheckpointError(f"{where} cannot be loaded: {part}.model_type is {found!r:.60}, expected {kind!r}.")
+            raise CheckpointError(
+                f"{where} cannot be loaded: {part}.model_type is {found!r:.60}, expected {kind!r}."
+            )
     try:
-        theirs = _FAMILIES[family].from_dict({name: settings[name] for name in settings if name not in _FROM_HUB})
+        theirs = _FAMILIES[family].from_dict(
+            {name: settings[name] for name in settings if name not in _FROM_HUB}
+        )
         problems = _beyond_ours(theirs)
     except Exception as error:  # their validation raises classes of several libraries
         raise CheckpointError(f"{where}: its config.json cannot be used: {in_one_line(error)}.") from error
@@ -70,7 +92,8 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     width, heads = theirs.encoder_ffn_dim // 2, theirs.encoder_attention_heads // 2
     return ModelConfig(
         **{ours: getattr(theirs, name) for ours, name in _OPTIONS.items()},
-        backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS} | {"out_indices": list(swin.out_indices)},
+        backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS}
+        | {"out_indices": list(swin.out_indices)},
         language_config={name: getattr(bert, name) for name in BERT_OPTIONS},
         **{"fusion_dim": width, "text_ffn_dim": width, "fusion_heads": heads},
         share_class_head=theirs.decoder_cls_embed_share if mm else theirs.decoder_bbox_embed_share,
@@ -83,12 +106,18 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
 
 def _beyond_ours(theirs: Any) -> list[str]:
     """What of a configuration our network does not have, in words."""
-    wanted = _EXPECTED | {f"decoder_{n}": getattr(theirs, f"encoder_{n}") for n in ("attention_heads", "ffn_dim")}
+    wanted = _EXPECTED | {
+        f"decoder_{n}": getattr(theirs, f"encoder_{n}") for n in ("attention_heads", "ffn_dim")
+    }
     found = {name: attrgetter(name)(theirs) for name in wanted}
-    return [f"{name} is {found[name]!r}, expected {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
+    return [
+        f"{name} is {found[name]!r}, expected {wanted[name]!r}"
+        for name in wanted
+        if found[name] != wanted[name]
+    ]
 
 
-def beyond_transformers(config: ModelConfig) -> list[str]:
+def unsupported_by_transformers(config: ModelConfig) -> list[str]:
     """What of a network transformers cannot express, in words; without the eps, there always 1e-5, as the card says."""
     width, heads = config.ffn_dim // 2, config.num_heads // 2
     temperature, logits = config.position_temperature, (config.contrastive_scale, config.contrastive_bias)
@@ -100,7 +129,8 @@ def beyond_transformers(config: ModelConfig) -> list[str]:
         f"the language model is {config.language_model}": config.language_model != "bert",
         "the queries start from the selected positions": config.query_content != "learned",
         f"position_temperature is {temperature}, there it is a whole number": temperature != int(temperature),
-        f"contrastive_scale and contrastive_bias are {logits}": logits not in (("none", False), ("auto", True)),
+        f"contrastive_scale and contrastive_bias are {logits}": logits
+        not in (("none", False), ("auto", True)),
     }
     return [reason for reason, holds in reasons.items() if holds]
 
@@ -123,19 +153,23 @@ def transformers_config(config: ModelConfig) -> GroundingDinoConfig | MMGroundin
     return MMGroundingDinoConfig(**settings, architectures=["MMGroundingDinoForObjectDetection"])
 
 
-def picture_of_transformers(folder: Path) -> PictureFormat:
-    """The picture format of a directory's preprocessor, the published one without; a `CheckpointError` if unusable."""
+def image_of_transformers(folder: Path) -> ImageFormat:
+    """The image format of a directory's preprocessor, the published one without; a `CheckpointError` if unusable."""
     files = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
-        return PUBLISHED_PICTURE
+        return PUBLISHED_IMAGE
     settings = read_json(path)
     try:
         settings = settings.get("image_processor", settings)
         size = settings.get("size", {"shortest_edge": 800, "longest_edge": 1333})
         if "shortest_edge" not in size or "longest_edge" not in size:
             raise ValueError(f"size is {size}, expected a shortest_edge and a longest_edge")
-        colours = {name: settings.get(f"image_{name}", getattr(PUBLISHED_PICTURE, name)) for name in ("mean", "std")}
-        return picture_format({**colours, "short_side": size["shortest_edge"], "max_side": size["longest_edge"]})
+        colors = {
+            name: settings.get(f"image_{name}", getattr(PUBLISHED_IMAGE, name)) for name in ("mean", "std")
+        }
+        return image_format_of(
+            {**colors, "short_side": size["shortest_edge"], "max_side": size["longest_edge"]}
+        )
     except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its picture format cannot be used: {error}.") from error
+        raise CheckpointError(f"{path}: its image format cannot be used: {error}.") from error

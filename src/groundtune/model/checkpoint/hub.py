@@ -54,7 +54,9 @@ def upload(folder: Path, name: str, private: bool) -> str:
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model of groundtune"))
+        return str(
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model of groundtune")
+        )
     except (errors.HFValidationError, errors.HTTPError, OSError, ValueError) as error:
         why = f"{in_one_line(error, 1)}. Is HF_TOKEN set, with the right to write?"
         raise CheckpointError(f"Cannot upload to {name!r}: {why}") from error

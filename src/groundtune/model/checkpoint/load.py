@@ -1,6 +1,6 @@
 """Models from everywhere: presets, our own folders, Hugging Face directories and the Hub, IDEA's and MMDetection's .pth.
 
-What a source says decides the sizes, the contrastive variant, head sharing, tokenizer, picture format and the eps of the
+What a source says decides the sizes, the contrastive variant, head sharing, tokenizer, image format and the eps of the
 inverse sigmoid. Deviation from transformers (pitfall 13): whether the heads of the decoder layers are one and the same is
 read off the weights; a configuration that leaves the flag out would tie heads that are not equal.
 """
@@ -21,14 +21,14 @@ from groundtune.model.bundle import (
     ModelBundle,
     build_network,
     companion,
+    image_format_of,
     kept_state,
     packaged_towers,
-    picture_format,
     presets,
     unique_state,
 )
 from groundtune.model.checkpoint import adapter, convert, hf
-from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, their_name, to_ours
+from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, source_name, to_groundtune
 from groundtune.model.checkpoint.files import in_one_line, read_json, read_pth, read_safetensors, read_weights
 from groundtune.model.checkpoint.hub import looks_like_hub_id, snapshot
 from groundtune.model.checkpoint.names import Layout
@@ -42,7 +42,14 @@ from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
 # What is made one by one; published models have at most 24 layers of a kind and prompts of 256 tokens.
-_ONE_BY_ONE = ("encoder_layers", "decoder_layers", "num_levels", "max_text_len", "num_hidden_layers", "backbone.depths")
+_ONE_BY_ONE = (
+    "encoder_layers",
+    "decoder_layers",
+    "num_levels",
+    "max_text_len",
+    "num_hidden_layers",
+    "backbone.depths",
+)
 _TOWER_COUNTS = (
     *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
     *(f"backbone.{name}" for name in ("depths", "num_heads", "embed_dim", "window_size", "patch_size")),
@@ -65,10 +72,17 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     path, name, known = Path(source), str(source), presets()
     if name in known and not path.is_dir():
         config, recipe = ModelConfig(**known[name]["model"]), load_recipe(name)
-        network, picture = _preset_network(config, known[name]["weights"], seed), picture_format(known[name]["picture"])
-        return ModelBundle(network, bert_tokenizer(), config, picture, recipe=recipe, source=name, base_model=name)
+        network, image = (
+            _preset_network(config, known[name]["weights"], seed),
+            image_format_of(known[name]["image_format"]),
+        )
+        return ModelBundle(
+            network, bert_tokenizer(), config, image, recipe=recipe, source=name, base_model=name
+        )
     if path.suffix == ".safetensors" and path.is_file():
-        raise CheckpointError(f"{path} is one file of a Hugging Face directory; name its folder {path.parent}.")
+        raise CheckpointError(
+            f"{path} is one file of a Hugging Face directory; name its folder {path.parent}."
+        )
     if path.is_file():
         return bundle_of_pth_state(*read_pth(path), str(path), seed=seed)
     base_model = path.resolve().name
@@ -81,7 +95,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     elif name and (path / "config.json").is_file():
         bundle = _bundle_of_transformers(path, name, seed)
     else:
-        found = "a folder without groundtune.json and config.json" if path.is_dir() else "no such file or folder"
+        found = (
+            "a folder without groundtune.json and config.json" if path.is_dir() else "no such file or folder"
+        )
         raise CheckpointError(
             f"Cannot load the model {name!r}: {found}. Expected a preset ({', '.join(known)}), a model folder or run "
             "folder of groundtune, a Hugging Face directory or Hub id, or a .pth of IDEA or MMDetection."
@@ -96,7 +112,12 @@ def _preset_network(config: ModelConfig, weights: str | None, seed: int) -> Grou
         return build_network(config, seed)
     file = PRESET_FOLDER / weights
     return _network(
-        config, read_safetensors(file), file.name, seed, None, (*(f"{t}." for t in packaged_towers(config)), LABELS)
+        config,
+        read_safetensors(file),
+        file.name,
+        seed,
+        None,
+        (*(f"{t}." for t in packaged_towers(config)), LABELS),
     )
 
 
@@ -115,7 +136,7 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
 def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
     meta = read_json(folder / "groundtune.json")
     try:
-        config, picture = _plain_config(meta["config"]), picture_format(meta["picture"])
+        config, image = _plain_config(meta["config"]), image_format_of(meta["image_format"])
         classes, recipe = [clean_name(str(name)) for name in meta["classes"]], dict(meta["recipe"])
         base_model = str(meta.get("base_model", ""))
     except (KeyError, TypeError, ValueError) as error:
@@ -123,16 +144,20 @@ def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
     weights, layout, towers = read_weights(folder), None, packaged_towers(_refuse_depth(config, where))
     if meta.get("layout") == "transformers":
         layout = layout_of("transformers", config)
-        weights = to_ours(weights, layout, where) | read_safetensors(folder / "groundtune.safetensors")
+        weights = to_groundtune(weights, layout, where) | read_safetensors(folder / "groundtune.safetensors")
     own_towers = {tower for tower in towers if any(key.startswith(f"{tower}.") for key in weights)}
     packaged = tuple(f"{tower}." for tower in towers if tower not in own_towers)
     vectors, tokenizer = weights.pop(VECTORS, None), _tokenizer(folder)
     network = _network(config, weights, where, 0, layout, packaged)
     if vectors is not None:
         names = meta.get("phrase_offsets")
-        network.encoder.phrase_offsets = offsets_of(names, vectors, tokenizer, network.language_model.width, where)
+        network.encoder.phrase_offsets = offsets_of(
+            names, vectors, tokenizer, network.language_model.width, where
+        )
     kept = _kept(network, folder / KEPT) if (folder / KEPT).is_file() else None
-    return ModelBundle(network, tokenizer, config, picture, classes, recipe, where, own_towers, base_model, kept)
+    return ModelBundle(
+        network, tokenizer, config, image, classes, recipe, where, own_towers, base_model, kept
+    )
 
 
 def _kept(network: GroundingDINO, file: Path) -> GroundingDINO:
@@ -159,8 +184,12 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
     kinds = {name: (int, float) if isinstance(value, float) else type(value) for name, value in usual.items()}
     wrong = {name: value for name, value in vars(config).items() if not isinstance(value, kinds[name])}
     if not wrong:
-        wrong |= {name: value for name, value in vars(config).items() if isinstance(value, float) and value - value}
-        wrong |= {n: v for n, v in config.backbone_config.items() if n not in (*hf.SWIN_OPTIONS, "out_indices")}
+        wrong |= {
+            name: value for name, value in vars(config).items() if isinstance(value, float) and value - value
+        }
+        wrong |= {
+            n: v for n, v in config.backbone_config.items() if n not in (*hf.SWIN_OPTIONS, "out_indices")
+        }
         wrong |= {n: v for n, v in config.language_config.items() if n not in hf.BERT_OPTIONS}
     if wrong:
         raise ValueError(f"its config has {wrong!r:.200}")
@@ -184,11 +213,11 @@ def _bundle_of_adapter(folder: Path, seed: int) -> ModelBundle:
 def _bundle_of_transformers(folder: Path, where: str, seed: int) -> ModelBundle:
     config = _refuse_depth(hf.config_of_transformers(read_json(folder / "config.json"), where), where)
     layout = layout_of("transformers", config)
-    weights = to_ours(read_weights(folder), layout, where)
+    weights = to_groundtune(read_weights(folder), layout, where)
     config.share_box_head &= same_branches(weights, "reg", config.decoder_layers)
     config.share_class_head &= same_branches(weights, "cls", config.decoder_layers)
     network = _network(config, weights, where, seed, layout, (LABELS,))
-    return ModelBundle(network, _tokenizer(folder), config, hf.picture_of_transformers(folder))
+    return ModelBundle(network, _tokenizer(folder), config, hf.image_of_transformers(folder))
 
 
 def bundle_of_pth_state(
@@ -202,36 +231,64 @@ def bundle_of_pth_state(
     layout = None
     try:
         layout = convert.pth_layout(state, family)
-        weights = to_ours(state, layout, where)
+        weights = to_groundtune(state, layout, where)
         config = convert.config_of_pth(weights, family, bert_heads)
     except KeyError as error:
-        name = their_name(str(error.args[0]), layout)
-        raise CheckpointError(f"{where} has no weights {name}, from which a size is read. Is it complete?") from error
+        name = source_name(str(error.args[0]), layout)
+        raise CheckpointError(
+            f"{where} has no weights {name}, from which a size is read. Is it complete?"
+        ) from error
     except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{where} has weights of shapes that no Grounding DINO has: {error}.") from error
+        raise CheckpointError(
+            f"{where} has weights of shapes that no Grounding DINO has: {error}."
+        ) from error
     network = _network(config, weights, where, seed, layout, (LABELS,))
-    picture, base_model = hf.PUBLISHED_PICTURE, Path(where).name
-    return ModelBundle(network, bert_tokenizer(), config, picture, source=where, base_model=base_model)
+    image, base_model = hf.PUBLISHED_IMAGE, Path(where).name
+    return ModelBundle(network, bert_tokenizer(), config, image, source=where, base_model=base_model)
 
 
 def _network(
-    config: ModelConfig, weights: Weights, where: str, seed: int, layout: Layout | None, absent: tuple[str, ...]
+    config: ModelConfig,
+    weights: Weights,
+    where: str,
+    seed: int,
+    layout: Layout | None,
+    absent: tuple[str, ...],
 ) -> GroundingDINO:
     """A network of these sizes and weights, which may lack the prefixes `absent`; messages have the names of the file."""
     try:
-        with warnings.catch_warnings(), torch.device("meta"):  # no memory: sizes are judged before any is taken
+        with (
+            warnings.catch_warnings(),
+            torch.device("meta"),
+        ):  # no memory: sizes are judged before any is taken
             warnings.simplefilter("ignore")  # packaged weights are not taken over either
             planned = build_network(config, seed)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: no network can be built of its sizes: {in_one_line(error)}.") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CheckpointError(
+            f"{where}: no network can be built of its sizes: {in_one_line(error)}."
+        ) from error
     expected, needed = planned.state_dict(), unique_state(planned)
-    shapes = {name: (list(weights[name].shape), list(expected[name].shape)) for name in weights if name in expected}
-    faults = {
-        "missing": [their_name(n, layout) for n in needed if n not in weights and not n.startswith(absent)],
-        "unexpected": [their_name(name, layout) for name in weights if name not in expected],
-        "of another shape": [f"{their_name(n, layout)} {a}, expected {b}" for n, (a, b) in shapes.items() if a != b],
+    shapes = {
+        name: (list(weights[name].shape), list(expected[name].shape)) for name in weights if name in expected
     }
-    problems = [f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in faults.items() if names]
+    faults = {
+        "missing": [source_name(n, layout) for n in needed if n not in weights and not n.startswith(absent)],
+        "unexpected": [source_name(name, layout) for name in weights if name not in expected],
+        "of another shape": [
+            f"{source_name(n, layout)} {a}, expected {b}" for n, (a, b) in shapes.items() if a != b
+        ],
+    }
+    problems = [
+        f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in faults.items() if names
+    ]
     if problems:
         raise CheckpointError(f"The weights in {where} do not fit the model: {'; '.join(problems)}.")
     network = build_network(config, seed)
@@ -242,7 +299,9 @@ def _network(
 def _refuse_depth(config: ModelConfig, where: str) -> ModelConfig:
     """Layers and names are made one by one, so their number is judged before any is; and of heads no weight tells."""
     own = {name: value for name, value in vars(config).items() if type(value) is int}
-    towers = config.language_config | {f"backbone.{name}": value for name, value in config.backbone_config.items()}
+    towers = config.language_config | {
+        f"backbone.{name}": value for name, value in config.backbone_config.items()
+    }
     for name, value in [*own.items(), *((name, towers[name]) for name in _TOWER_COUNTS if name in towers)]:
         counts = value if isinstance(value, list) else [value]
         most = _MOST if name in _ONE_BY_ONE else _LARGEST
@@ -256,7 +315,9 @@ def _tokenizer(folder: Path) -> BertTokenizer:
     if (folder / "vocab.txt").is_file():
         return build_tokenizer(folder / "vocab.txt")
     if not (folder / "tokenizer.json").is_file():  # transformers would make a tokenizer without a vocabulary
-        raise CheckpointError(f"Cannot read the tokenizer in {folder}: neither vocab.txt nor tokenizer.json exists.")
+        raise CheckpointError(
+            f"Cannot read the tokenizer in {folder}: neither vocab.txt nor tokenizer.json exists."
+        )
     try:  # not from_pretrained, which takes more than a vocabulary from the folder, and may ask the Hub
         tokenizer = BertTokenizer(vocab=read_json(folder / "tokenizer.json")["model"]["vocab"])
     except Exception as error:  # the library that builds it raises plain Exception

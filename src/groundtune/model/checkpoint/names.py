@@ -24,7 +24,9 @@ class Layout:
 
     rows: Rows  # prefixes (theirs, ours)
     packed: list[tuple[str, list[str]]]  # their prefix, and ours of the three parts
-    copies: Rows  # prefixes (copy, original) of theirs: names that repeat another tensor of the file (tied heads)
+    copies: (
+        Rows  # prefixes (copy, original) of theirs: names that repeat another tensor of the file (tied heads)
+    )
     unfolded: str = ""  # pattern of whole names whose last axis is in the order of `nn.Unfold`
     scalars: str = ""  # pattern of whole names that have no axis where ours has one of length 1
     # pattern of whole names that hold nothing learned: tables that are computed, parts that no output reads
@@ -46,7 +48,9 @@ def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
 
 
 _BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_position_bias_table"
-_ATTENTION = "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."  # torch's `nn.MultiheadAttention`
+_ATTENTION = (
+    "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."  # torch's `nn.MultiheadAttention`
+)
 
 # transformers' `GroundingDinoForObjectDetection` and `MMGroundingDinoForObjectDetection`, as their files have them
 _HF_SWIN, _HF_TEXT = "model.backbone.conv_encoder.model.", "model.encoder.layers.{i}.text_enhancer_layer."
@@ -54,7 +58,9 @@ _HF_BLOCK, _HF_DECODER = _HF_SWIN + "encoder.layers.{i}.blocks.{j}.", "model.dec
 _HF_QKV, _HF_FFN = "query.=q_proj. key.=k_proj. value.=v_proj.", "fc1.=ffn.linear1. fc2.=ffn.linear2."
 _HF_ROWS = [
     *_under(_HF_SWIN, _SWIN, "embeddings. encoder.layers.{i}.downsample."),
-    *_under(_HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. attention.output.dense.=attention.o_proj."),
+    *_under(
+        _HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. attention.output.dense.=attention.o_proj."
+    ),
     *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. output.dense.=mlp.fc2."),
     *_under(_HF_BLOCK + "attention.self.", _BLOCK + "attention.", f"{_HF_QKV} {_BIAS_TABLE}"),
     *_under("", "", f"{_HF_SWIN}hidden_states_norms.={_NORMS} model.text_backbone.={_BERT}"),
@@ -64,12 +70,20 @@ _HF_ROWS = [
     ("model.decoder.reference_points_head.", "decoder.ref_point_head."),
     *_under(_HF_TEXT + "self_attn.", _TEXT + "self_attn.", f"{_HF_QKV} out_proj."),
     *_under(_HF_TEXT, _TEXT, f"layer_norm_before.=norm1. layer_norm_after.=norm2. {_HF_FFN}"),
-    *_under("model.encoder.layers.{i}.fusion_layer.", _FUSION, "vision_param=gamma_vision text_param=gamma_text ="),
-    *_under("model.encoder.layers.{i}.deformable_layer.", _VISION, f"self_attn. {_HF_FFN} final_layer_norm.=norm2."),
+    *_under(
+        "model.encoder.layers.{i}.fusion_layer.", _FUSION, "vision_param=gamma_vision text_param=gamma_text ="
+    ),
+    *_under(
+        "model.encoder.layers.{i}.deformable_layer.",
+        _VISION,
+        f"self_attn. {_HF_FFN} final_layer_norm.=norm2.",
+    ),
     *_under("model.encoder.layers.{i}.deformable_layer.", _VISION, "self_attn_layer_norm.=norm1."),
     *_under(_HF_DECODER + "self_attn.", _DECODER + "self_attn.", f"{_HF_QKV} out_proj."),
     *_under(_HF_DECODER + "encoder_attn_text.", _DECODER + "cross_attn_text.", f"{_HF_QKV} out_proj."),
-    *_under(_HF_DECODER + "encoder_attn", _DECODER, ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."),
+    *_under(
+        _HF_DECODER + "encoder_attn", _DECODER, ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."
+    ),
     *_under(_HF_DECODER, _DECODER, f"{_HF_FFN} self_attn_layer_norm.=norm1. final_layer_norm.=norm4."),
     *_under("", "bbox_head.", "bbox_embed.=reg_branches. class_embed.=cls_branches."),
 ]
@@ -130,12 +144,18 @@ def transformers_layout(stages: list[int], levels: int, decoder_layers: int) -> 
     own = f"bbox_embed.=reg_branches.{decoder_layers}. class_embed.=cls_branches.{decoder_layers}."
     rows = _HF_ROWS + _neck("model.input_proj_vision.", stages, levels)
     rows += _under("model.encoder_output_", "bbox_head.", own)
-    return _layout(rows, _under("model.decoder.", "", "bbox_embed. class_embed."), scalars=r".*class_embed\..*")
+    return _layout(
+        rows, _under("model.decoder.", "", "bbox_embed. class_embed."), scalars=r".*class_embed\..*"
+    )
 
 
 def idea_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
     """Names of IDEA's files; arguments as in `transformers_layout`."""
-    rows = _IDEA_ROWS + _under("transformer." + _FUSION, _FUSION, _SHORT_FUSION) + _neck("input_proj.", stages, levels)
+    rows = (
+        _IDEA_ROWS
+        + _under("transformer." + _FUSION, _FUSION, _SHORT_FUSION)
+        + _neck("input_proj.", stages, levels)
+    )
     own = f"enc_out_bbox_embed.=bbox_head.reg_branches.{decoder_layers}."
     rows += _under("transformer.", "", own) + _stage_norms("backbone.0.norm", stages)
     return _layout(rows, _under("transformer.decoder.", "", "bbox_embed."))
@@ -149,8 +169,14 @@ def mmdetection_layout(stages: list[int], levels: int, decoder_layers: int) -> L
 
 def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
     """Levels run on through one list there; ours has the extra ones apart."""
-    ours = [f"convs.{n}." for n in range(len(stages))] + [f"extra_convs.{n}." for n in range(levels - len(stages))]
-    return [row for n, name in enumerate(ours) for row in _under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.")]
+    ours = [f"convs.{n}." for n in range(len(stages))] + [
+        f"extra_convs.{n}." for n in range(levels - len(stages))
+    ]
+    return [
+        row
+        for n, name in enumerate(ours)
+        for row in _under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.")
+    ]
 
 
 def _stage_norms(theirs: str, stages: list[int]) -> Rows:

@@ -24,12 +24,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GroundingDinoProcessor
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
+    GroundingDinoImageProcessorPil,
+)
 
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import ModelBundle, kept_state, packaged_towers, unique_state
-from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, from_ours, layout_of
-from groundtune.model.checkpoint.hf import beyond_transformers, transformers_config
+from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
+from groundtune.model.checkpoint.hf import transformers_config, unsupported_by_transformers
 
 KEPT = "kept.safetensors"
 
@@ -44,15 +46,15 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
     Raises:
         CheckpointError: the folder holds something else than a model of ours, or cannot be written.
     """
-    refuse_foreign(folder)
+    check_replaceable(folder)
     bundle.config.num_labels = bundle.network.decoder.label_embedding.num_embeddings
-    in_transformers, offsets = not beyond_others(bundle), bundle.network.encoder.phrase_offsets
+    in_transformers, offsets = not unsupported_by_others(bundle), bundle.network.encoder.phrase_offsets
     card = _model_card(bundle, results or {}, in_transformers)
     meta = {
         "format": 1,
         "layout": "transformers" if in_transformers else "groundtune",
         "config": asdict(bundle.config),
-        "picture": asdict(bundle.picture),
+        "image_format": asdict(bundle.image_format),
         **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "recipe")},
         "phrase_offsets": offsets.names if offsets is not None else [],
         "results": dict(results or {}),
@@ -66,24 +68,24 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         raise CheckpointError(f"Cannot write the model to {folder}: {error}.") from error
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """A `CheckpointError` where a folder holds something that is not ours to replace."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
         raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
 
 
-def beyond_others(bundle: ModelBundle) -> list[str]:
+def unsupported_by_others(bundle: ModelBundle) -> list[str]:
     """What of a model neither transformers nor IDEA's code can express, in words."""
     learned = bundle.network.encoder.phrase_offsets is not None
     return [
-        *beyond_transformers(bundle.config),
-        *["it has learned offsets of class names (--adapt prompt)"] * learned,
-        *["it has two sets of weights (--keep)"] * (bundle.kept is not None),
+        *unsupported_by_transformers(bundle.config),
+        *["it has learned offsets of class names (--tune prompt)"] * learned,
+        *["it has two sets of weights (--keep-base)"] * (bundle.kept is not None),
     ]
 
 
 def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers: bool) -> str:
-    """Markdown with the metadata that the Hub reads in front; the owner fills in the licence, as base and data decide it."""
+    """Markdown with the metadata that the Hub reads in front; the owner fills in the license, as base and data decide it."""
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
@@ -118,8 +120,12 @@ def _write_own(bundle: ModelBundle, folder: Path) -> None:
     towers = set(packaged_towers(bundle.config))
     bundle.own_towers |= towers - bundle.network.frozen
     left_out = tuple(f"{tower}." for tower in towers - bundle.own_towers)
-    kept = {name: tensor for name, tensor in unique_state(bundle.network).items() if not name.startswith(left_out)}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in kept.items()}, folder / "model.safetensors")
+    kept = {
+        name: tensor for name, tensor in unique_state(bundle.network).items() if not name.startswith(left_out)
+    }
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in kept.items()}, folder / "model.safetensors"
+    )
     if bundle.kept is not None:
         base = {name: tensor.detach().cpu().contiguous() for name, tensor in kept_state(bundle.kept).items()}
         save_file(base, folder / KEPT)
@@ -127,21 +133,23 @@ def _write_own(bundle: ModelBundle, folder: Path) -> None:
 
 
 def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
-    layout, picture = layout_of("transformers", bundle.config), bundle.picture
-    theirs, left = from_ours(bundle.network.state_dict(), layout)
+    layout, image = layout_of("transformers", bundle.config), bundle.image_format
+    theirs, left = to_layout(bundle.network.state_dict(), layout)
     assert set(left) == {LABELS}, f"no name in transformers for {sorted(set(left) - {LABELS})}"
     copies = tuple(copy for copy, _ in layout.copies)
     weights = {name: tensor.clone() for name, tensor in theirs.items() if not name.startswith(copies)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(left, folder / "groundtune.safetensors")
     transformers_config(bundle.config).save_pretrained(folder)
-    size = {"shortest_edge": picture.short_side, "longest_edge": picture.max_side}
-    images = GroundingDinoImageProcessorPil(image_mean=list(picture.mean), image_std=list(picture.std), size=size)
+    size = {"shortest_edge": image.short_side, "longest_edge": image.max_side}
+    images = GroundingDinoImageProcessorPil(image_mean=list(image.mean), image_std=list(image.std), size=size)
     images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 look for
     GroundingDinoProcessor(images, bundle.tokenizer).save_pretrained(folder)
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
         text = path.read_text(encoding="utf-8")  # the class gets the name that every version knows
-        path.write_text(text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8")
+        path.write_text(
+            text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8"
+        )
 
 
 def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
@@ -151,21 +159,27 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         CheckpointError: IDEA's code cannot express the network (every reason is given), or the file cannot be written.
     """
     config = bundle.config
-    reasons = beyond_others(bundle)
+    reasons = unsupported_by_others(bundle)
     if config.contrastive_bias and config.contrastive_scale == "auto":
-        reasons.append("the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product")
+        reasons.append(
+            "the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product"
+        )
     if reasons:
-        raise CheckpointError(f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}.")
-    theirs, left = from_ours(bundle.network.state_dict(), layout_of("idea", config))
+        raise CheckpointError(
+            f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}."
+        )
+    theirs, left = to_layout(bundle.network.state_dict(), layout_of("idea", config))
     assert not left, f"no name in IDEA's layout for {sorted(left)}"
-    notes = ["IDEA's file has no classes and no picture format in it."] if bundle.classes else []
+    notes = ["IDEA's file has no classes and no image format in it."] if bundle.classes else []
     if config.class_labels:  # they belong to this data set's classes, whose names the file does not have
         del theirs[IDEA_LABELS]
         notes.append("The denoising labels, which only training uses, are left out.")
     if not config.share_box_head:
         notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
     if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
-        notes.append("IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little.")
+        notes.append(
+            "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,0 @@
-"""A page that shows what a model finds in anybody's pictures."""

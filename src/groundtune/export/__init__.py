@@ -1,0 +1,1 @@
+"""Exported models: writing graphs and running them."""

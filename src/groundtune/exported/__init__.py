@@ -1,1 +1,0 @@
-"""Models as one file for runtimes without PyTorch: ONNX and OpenVINO."""

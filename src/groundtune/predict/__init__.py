@@ -1,0 +1,1 @@
+"""Inference: from images and class names to detections, results and data sets."""

@@ -1,0 +1,125 @@
+"""What is read off image files, whatever is in them, and how images are compared."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from groundtune.data.check.images import check_twins, read_image, read_images
+from groundtune.data.check.kinds import CHECKING
+from groundtune.data.images import load_image
+from groundtune.data.problems import Collector
+from groundtune.data.sample import Dataset, Sample
+from groundtune.errors import DataError
+
+
+def noise(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
+    """Colored patches, which look like nothing else."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def split(name: str, folder, images: dict[str, Image.Image], **options) -> Dataset:
+    samples = []
+    for number, (file_name, image) in enumerate(images.items()):
+        image.save(folder / file_name, **options)
+        boxes, ids, crowd = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        samples.append(Sample(folder / file_name, number, image.size[::-1], boxes, ids, crowd))
+    return Dataset(name, folder, ["cat"], samples, [1])
+
+
+def twins(*splits: Dataset) -> dict[str, list[str]]:
+    paths = [sample.image_path for dataset in splits for sample in dataset.samples]
+    facts = dict(read_images(paths, 2))
+    found = Collector(CHECKING)
+    for place, dataset in enumerate(splits):
+        check_twins(dataset, splits[:place], facts, found)
+    return {finding.check: finding.examples for finding in found.findings()}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_a_broken_file_is_a_fact_and_never_an_error_and_training_agrees(tmp_path, kind):
+    rng = random.Random(kind)
+    written = io.BytesIO()
+    noise(1).save(written, kind)
+    for number in range(60):
+        content = bytearray(written.getvalue())
+        if number % 3 == 0:
+            content = content[: rng.randrange(len(content))]
+        for _ in range(rng.randint(0, 8)):
+            if content:
+                content[rng.randrange(len(content))] = rng.randrange(256)
+        path = tmp_path / f"{number}"
+        path.write_bytes(content)
+        fact = read_image(path)
+        try:
+            load_image(path, (64, 96))
+        except DataError:
+            assert fact.problem
+        else:
+            assert not fact.problem, fact.detail
+
+
+def test_a_missing_file_and_an_empty_one_are_told(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    assert read_image(tmp_path / "empty.jpg").detail == "the file is empty"
+    assert read_image(tmp_path / "none.jpg").problem == "image-corrupt"
+
+
+def test_an_early_end_is_told_apart(tmp_path):
+    noise(1, (400, 300)).save(tmp_path / "a.jpg", quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    for share in (0.3, 0.6, 0.95):
+        (tmp_path / "a.jpg").write_bytes(content[: int(share * len(content))])
+        assert read_image(tmp_path / "a.jpg").problem == "image-truncated"
+
+
+def test_the_same_bytes_and_nearly_the_same_look(tmp_path):
+    folders = [tmp_path / name for name in ("train", "valid")]
+    for folder in folders:
+        folder.mkdir()
+    train = split(
+        "train", folders[0], {"a.png": noise(1), "b.png": noise(2), "c.png": noise(1), "d.png": noise(3)}
+    )
+    changed = {
+        "brighter.png": noise(1).point(lambda value: min(255, value + 8)),
+        "smaller.png": noise(2).resize((48, 32)),
+        "blurred.png": noise(3).filter(ImageFilter.GaussianBlur(1)),
+        "other.png": noise(4),
+        "same.png": noise(2),
+    }
+    valid = split("valid", folders[1], changed)
+    assert twins(train) == {"duplicate-file": ["c.png is a.png"]}
+    assert twins(train, valid) == {
+        "duplicate-file": ["c.png is a.png"],
+        "leak-exact": ["same.png is train/b.png"],
+        "near-duplicate": ["same.png and smaller.png"],
+        "leak-near": [
+            "brighter.png and train/a.png",
+            "smaller.png and train/b.png",
+            "blurred.png and train/d.png",
+        ],
+    }
+
+
+def test_a_still_camera_makes_every_pair_near_and_stays_fast(tmp_path):
+    images = {f"{number}.jpg": noise(1) for number in range(300)}
+    for number, image in enumerate(images.values()):
+        image.putpixel((number % 96, number // 96), (255, 0, 0))
+    dataset = split("train", tmp_path, images, quality=100, subsampling=0)
+    found = twins(dataset)
+    assert found["near-duplicate"][0] == "1.jpg and 0.jpg"
+
+
+def test_images_of_one_color_are_no_twins(tmp_path):
+    dataset = split(
+        "train", tmp_path, {f"{n}.png": Image.new("RGB", (40 + n, 30), (90, 90, 90)) for n in range(3)}
+    )
+    assert twins(dataset) == {}
+
+
+def test_no_images_are_no_problem():
+    assert list(read_images([], 2)) == []
+    assert twins(Dataset("train", None, [], [], [])) == {}
