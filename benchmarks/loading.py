@@ -52,10 +52,7 @@ def main() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(IMAGES):
             load(path)
-    found = {
-        "seconds": (time.perf_counter() - wall) / IMAGES,
-        "cpu_s": (time.process_time() - cpu) / IMAGES,
-    }
+    found = {"seconds": (time.perf_counter() - wall) / IMAGES, "cpu_s": (time.process_time() - cpu) / IMAGES}
     print(
         json.dumps(found | {"peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)})
     )

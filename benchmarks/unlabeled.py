@@ -32,7 +32,14 @@ def main() -> None:
     for split in ("train", "valid"):
         names |= take_out(given.data / split, given.out / "data" / split, without)
     groundtune = [sys.executable, "-m", "groundtune.cli"]
-    run = [*groundtune, "train", str(given.out / "data"), "--output-dir", str(given.out / "run"), *given.options]
+    run = [
+        *groundtune,
+        "train",
+        str(given.out / "data"),
+        "--output-dir",
+        str(given.out / "run"),
+        *given.options,
+    ]
     subprocess.run(run, check=True)
     asked = ",".join(names)
     subprocess.run(

@@ -155,9 +155,7 @@ _VERBS = {
     "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in images"),
     "label": _Verb(verbs.label, config.LabelConfig, "draw the boxes of images by a model, as a data set"),
     "review": _Verb(
-        verbs.review,
-        config.ReviewConfig,
-        "accept, rename and reject the boxes of a model in the browser",
+        verbs.review, config.ReviewConfig, "accept, rename and reject the boxes of a model in the browser"
     ),
     "demo": _Verb(verbs.demo, config.DemoConfig, "find objects by name on a page in the browser"),
     "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),

@@ -107,10 +107,7 @@ def _orientation(value: int, turned: bool) -> Callable[[Copy], None]:
         exif = Image.Exif()
         exif[0x0112] = value
         copy.replace(
-            index,
-            ".jpg",
-            lambda p: p.transpose(Image.Transpose.ROTATE_90) if turned else p.copy(),
-            exif=exif,
+            index, ".jpg", lambda p: p.transpose(Image.Transpose.ROTATE_90) if turned else p.copy(), exif=exif
         )
 
     return plant

@@ -29,11 +29,7 @@ def test_corners_in_a_coco_file(tmp_path):
     [
         [[10, 10, 95, 75], [5, 5, 10, 10]],  # one too large only
         [[10, 10, 95, 75], [50, 40, 95, 80], [50, 40, 20, 20]],  # the third cannot be corners
-        [
-            [10, 10, 95, 75],
-            [50, 40, 95, 80],
-            [50, 40, 120, 60],
-        ],  # nor can the third, which leaves the image
+        [[10, 10, 95, 75], [50, 40, 95, 80], [50, 40, 120, 60]],  # nor can the third, which leaves the image
         [[10, 10, 20, 20]] * 1 + [[1, 1, 30, 30]],
     ],
 )

@@ -73,8 +73,7 @@ def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: Mode
 
 
 @pytest.mark.parametrize(
-    ("module", "expected"),
-    [("neck.convs.1.conv", "neck.convs.1.conv"), ("decoder.norm", "decoder.norm")],
+    ("module", "expected"), [("neck.convs.1.conv", "neck.convs.1.conv"), ("decoder.norm", "decoder.norm")]
 )
 def test_names_the_images_and_the_first_module(
     tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch, module: str, expected: str

@@ -22,10 +22,7 @@ from groundtune.model.config import ModelConfig
 from groundtune.predict.features import FeatureCache
 
 # Image i is grey with brightness 50 * i. Two images of 40 x 30 pixels; xywh boxes.
-TRUTH = [
-    [("cat", [0, 0, 20, 15]), ("dog", [20, 15, 20, 15])],
-    [("bird", [10, 6, 20, 15])],
-]
+TRUTH = [[("cat", [0, 0, 20, 15]), ("dog", [20, 15, 20, 15])], [("bird", [10, 6, 20, 15])]]
 FALSE_DOG = [10, 0, 10, 15]
 
 

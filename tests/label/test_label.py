@@ -253,10 +253,7 @@ def test_captions_get_the_boxes_of_their_phrases(images, format):
         (["no JSON"], "line 1: it is no JSON object with the texts 'image' and 'caption'"),
         ([{"image": "in/a.jpg"}], "line 1: it is no JSON object"),
         ([{"image": "in/a.jpg", "caption": 3}], "line 1: it is no JSON object"),
-        (
-            [{"image": "in/a.jpg", "caption": "a [cat"}],
-            "line 1: The sentence 'a [cat' cannot be looked for",
-        ),
+        ([{"image": "in/a.jpg", "caption": "a [cat"}], "line 1: The sentence 'a [cat' cannot be looked for"),
         ([CAPTIONS[0], CAPTIONS[0]], "line 2: in/a.jpg has a caption already"),
         ([], "there is no caption in it"),
     ],

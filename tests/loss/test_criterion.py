@@ -53,12 +53,7 @@ def _batch(seed, counts, queries=5, layers=3, length=7, groups=2):
 
 
 def _heads(outputs):
-    return [
-        outputs,
-        *outputs["aux_outputs"],
-        outputs["enc_outputs"],
-        *outputs.get("dn_outputs", []),
-    ]
+    return [outputs, *outputs["aux_outputs"], outputs["enc_outputs"], *outputs.get("dn_outputs", [])]
 
 
 @settings(deadline=None, max_examples=60)

@@ -234,12 +234,7 @@ def test_the_page_in_a_browser(server: ReviewServer, file: Path, tmp_path: Path)
         page.enter()
         page.until("document.querySelector('#progress').textContent === '3 of 7 decided'")
         assert json.loads(file.read_text())["categories"][-1]["name"] == "arrow"
-        for said in (
-            "Cannot read the image text.jpg",
-            "does not exist",
-            "would have 10000",
-            "lies outside",
-        ):
+        for said in ("Cannot read the image text.jpg", "does not exist", "would have 10000", "lies outside"):
             page.until(f"document.querySelector('#problem:not([hidden])')?.textContent.includes('{said}')")
             press("n")
         page.run("document.activeElement.blur()")

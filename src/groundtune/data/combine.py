@@ -70,9 +70,7 @@ def mix_in(splits: dict[str, Dataset], others: Sequence[tuple[Path, float]]) -> 
     if "train" not in splits:
         raise DataError("There is no split 'train' that other data sets could be mixed into.")
     _join(
-        list(splits.values()),
-        splits["train"],
-        [(_training_images(path), weight) for path, weight in others],
+        list(splits.values()), splits["train"], [(_training_images(path), weight) for path, weight in others]
     )
 
 

@@ -89,11 +89,7 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
 
 
 def _add_row(
-    images: dict[str, RawImage],
-    row: Sequence[str],
-    columns: dict[str, int],
-    where: str,
-    problems: Collector,
+    images: dict[str, RawImage], row: Sequence[str], columns: dict[str, int], where: str, problems: Collector
 ) -> None:
     cells = {name: row[place].strip() if place < len(row) else "" for name, place in columns.items()}
     name = cells["path"].replace("\\", "/")
