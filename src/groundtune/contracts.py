@@ -1,4 +1,4 @@
-"""TODO."""
+"""The data structures that data, model and loss share, so that these need not know each other."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import Tensor
 
 @dataclass
 class Target:
-    """Ground truth of one image in the frame that the network predicts in.
+    """Ground truth of one image with N boxes, in the frame of the predictions.
 
     Attributes:
-        boxes_cxcywh: (N, 4) float32 in [0, 1], relative to the resized, unpadded image (semantics 8).
+        boxes_cxcywh: (N, 4) float32 in [0, 1], relative to the resized, unpadded image.
         labels: (N,) int64, index of each box's phrase in the image's prompt.
-        class_ids: (N,) int64, index of each box's class in the data set (of a caption its phrase), for the denoising labels
-            only.
-        positive_map: (N, max_text_len) bool, the tokens of each box's phrase.
-        noise_seed: seeds this image's denoising noise.
-        confidence: (N,) float32 in (0, 1]: what the class of each box is taught as, and the weight of its box loss. 1 for
-            boxes that people drew, below for a model's own detections. None where all are 1.
+        class_ids: (N,) int64, index of each box's class in the data set (or of its phrase in a caption), for denoising.
+        positive_map: (N, max_text_len) bool, True on the tokens of the box's phrase.
+        noise_seed: seed of this image's denoising noise.
+        confidence: (N,) float32 in (0, 1], class target and box loss weight of each box: 1 for annotated boxes, less for
+            the model's own detections. None if all are 1.
     """
 
     boxes_cxcywh: Tensor
@@ -32,7 +31,7 @@ class Target:
     confidence: Tensor | None = None
 
     def to(self, device: torch.device) -> Target:
-        """The same target with its tensors on `device`."""
+        """Return the target with its tensors on `device`."""
         return Target(
             self.boxes_cxcywh.to(device),
             self.labels.to(device),
@@ -45,12 +44,12 @@ class Target:
 
 @dataclass
 class ImageFormat:
-    """How a model wants its images; stored with the model.
+    """Input format of a model; stored with the model.
 
     Attributes:
-        mean: of each RGB channel, in units of 1 (white).
-        std: of each RGB channel, in units of 1.
-        short_side: pixels that the short side is resized to,
+        mean: of each RGB channel, where white is 1.
+        std: of each RGB channel.
+        short_side: length of the short side in pixels after resizing,
         max_side: unless the long side would become longer than this.
     """
 
@@ -68,7 +67,7 @@ class LayerOutput(TypedDict):
 
 
 class Output(LayerOutput):
-    """Prediction of the network (semantics 8).
+    """Prediction of the network.
 
     `pred_logits` (B, Q, 256) float, −inf outside the text mask; `pred_boxes` (B, Q, 4) cxcywh in [0, 1] relative to the
     resized, unpadded image; `text_token_mask` (B, T) bool; `aux_outputs` of the L − 1 earlier decoder layers;

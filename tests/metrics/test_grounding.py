@@ -130,7 +130,7 @@ def captions(folder: Path, *rows: str) -> Path:
 
 
 def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
-    """By the maximum (semantics 23) query 0, the left half, wins; by the mean of two tokens query 1 would."""
+    """By the maximum query 0, the left half, wins; by the mean of two tokens query 1 would."""
     left = '{"bbox": [0, 0, 20, 30], "phrase": "left cup"}'
     right = '{"bbox": [20, 0, 40, 30], "phrase": "left cup"}, {"bbox": [], "phrase": "a plate"}'
     data = load_splits(captions(tmp_path / "data", left, right))["valid"]
