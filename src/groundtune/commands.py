@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundtune.config import BlendConfig, CheckConfig, TrainConfig, train_config
+from groundtune.config import BlendConfig, CheckConfig, ReportConfig, TrainConfig, train_config
 from groundtune.errors import ConfigError, DataError
 from groundtune.options import read_yaml
 from groundtune.progress import Progress
@@ -131,7 +131,7 @@ def run_training(
         from groundtune.report.build import build_report
 
         try:
-            build_report(out, splits)
+            build_report(out, splits, ReportConfig.max_images)
         except OSError as error:  # the run itself is whole
             progress.message(
                 f"The report could not be written: {error}. Once there is room: groundtune report {out}"
