@@ -1,17 +1,19 @@
-"""Compute the training loss of Grounding DINO: class, L1 and GIoU terms of every head (paper, section 3.5).
+"""Compute the training loss of Grounding DINO: class, L1 and GIoU terms (paper, section 3.5).
 
-Heads are the decoder layers, the encoder's selected proposals and, in training, the denoising queries of each decoder
-layer. Three rules (docs/semantics.md, rules 5, 11 and 12):
+Heads are the decoder layers, the encoder's selected proposals and, in training, the denoising
+queries of each decoder layer. Three rules (docs/semantics.md, rules 5, 11 and 12):
 
-- Positions outside the text mask (logit -inf) are removed with `masked_select` BEFORE the focal loss. BCE(-inf, 0) is
-  NaN and NaN x 0 is NaN, so masking afterwards would be too late.
-- All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach background.
-- Targets are binary on the tokens of the phrase. Only the model's own detections (self-distillation) have soft targets:
-  their confidence, which also weights their box losses.
+- Positions outside the text mask (logit -inf) are removed with `masked_select` BEFORE the focal
+  loss. BCE(-inf, 0) is NaN and NaN x 0 is NaN, so masking afterwards would be too late.
+- All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach
+  background.
+- Targets are binary on the tokens of the phrase. Only the model's own detections
+  (self-distillation) have soft targets: their confidence, which also weights their box losses.
 
-Deviations from MMDetection 3.3 `GroundingDINOHead`: GIoU is computed in relative coordinates, `loss_iou` is called
-`loss_giou`, and the class weight defaults to 2. Terms are normalized by the pairs of the whole optimizer batch, so that
-those of its micro-batches and processes add up (the reference averages each process's number, at least 1 on each).
+Deviations from MMDetection 3.3 `GroundingDINOHead`: GIoU is computed in relative coordinates,
+`loss_iou` is called `loss_giou`, and the class weight defaults to 2. Terms are normalized by the
+pairs of the whole optimizer batch, so that those of its micro-batches and processes add up (the
+reference averages each process's number, at least 1 on each).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +36,13 @@ def sigmoid_focal_loss(
     alpha: float = TrainConfig.focal_alpha,
     gamma: float = TrainConfig.focal_gamma,
 ) -> Tensor:
-    """Compute the focal loss of each element (Lin et al. 2017), or the quality focal loss of soft targets (Li et al. 2020).
+    """Compute the focal loss of each element (Lin et al. 2017).
 
-    Both are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0. There is no special case for
-    infinite logits, no clamp and no `nan_to_num`: the criterion selects the valid positions first.
+    Soft targets give the quality focal loss (Li et al. 2020).
+
+    Both are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0. There is
+    no special case for infinite logits, no clamp and no `nan_to_num`: the criterion selects the
+    valid positions first.
 
     Args:
         logits: any shape, float, finite.
@@ -105,17 +110,19 @@ class GroundingDINOCriterion:
         """Match queries with boxes, and compute every term in float32, also under autocast.
 
         Args:
-            outputs: `pred_logits` (B, Q, 256) with -inf outside the text mask, `pred_boxes` (B, Q, 4) cxcywh relative to
-                the resized, unpadded image, `text_token_mask` (B, T) bool, optionally `aux_outputs`, `enc_outputs`, and
-                `dn_outputs` with `dn_meta`.
+            outputs: `pred_logits` (B, Q, 256) with -inf outside the text mask, `pred_boxes` (B, Q,
+                4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool,
+                optionally `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
             targets: one per image. Images without boxes, and batches without any, are valid.
-            whole: size of the optimizer batch that these images are a part of; None if they are all of it.
+            whole: size of the optimizer batch that these images are a part of; None if they are all
+                of it.
 
         Returns:
-            Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last decoder layer, with the prefix `d{i}.`
-            of layer i, `enc_` of the encoder, `dn_` of denoising queries; `total` adds them up. Detached: `class_error`,
-            the percentage of valid (query, token) positions on the wrong side of 0.5, and `matched_boxes`, the pairs of the
-            last layer. The scalars of the parts of an optimizer batch add up to those of the whole.
+            Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last decoder layer,
+            with the prefix `d{i}.` of layer i, `enc_` of the encoder, `dn_` of denoising queries;
+            `total` adds them up. Detached: `class_error`, the percentage of valid (query, token)
+            positions on the wrong side of 0.5, and `matched_boxes`, the pairs of the last layer.
+            The scalars of the parts of an optimizer batch add up to those of the whole.
 
         Raises:
             NonFiniteCost: predictions or boxes of an image are not finite.
@@ -150,12 +157,12 @@ class GroundingDINOCriterion:
         return terms
 
     def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
-        """Return the weighted, unnormalized class loss of one head: the focal loss over all queries and valid tokens."""
+        """Return the weighted, unnormalized class loss of one head over queries and valid tokens."""
         logits, labels = _valid_positions(head, matched, truth)
         return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
 
     def loss_boxes(self, head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
-        """Return the weighted, unnormalized L1 and GIoU losses of one head's pairs; no pairs give 0 with a gradient."""
+        """Return the weighted, unnormalized L1 and GIoU losses of one head's pairs."""
         predicted = head.boxes_cxcywh[matched.image, matched.query].float()
         true = truth.boxes_cxcywh[matched.box]
         weight = truth.confidence[matched.box]
@@ -186,7 +193,7 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
 
 
 def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
-    """Return the matched heads by the prefix of their terms, which is empty for the last decoder layer."""
+    """Return the matched heads by the prefix of their terms; "" is the last decoder layer."""
     heads = {"": _head(outputs)}
     heads |= {f"d{layer}.": _head(aux) for layer, aux in enumerate(outputs.get("aux_outputs") or [])}
     if outputs.get("enc_outputs") is not None:
@@ -195,10 +202,11 @@ def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
 
 
 def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> tuple[dict[str, Head], Match]:
-    """Return the denoising heads and their common pairs, which follow from the layout of the queries (DINO).
+    """Return the denoising heads and their pairs, which follow from the layout of the queries.
 
-    Group g has 2M queries: M positives, of which the i-th belongs to the image's i-th box, and M negatives. Positives
-    beyond an image's own number of boxes have zero targets and full weight, like negatives.
+    Group g has 2M queries: M positives, of which the i-th belongs to the image's i-th box, and M
+    negatives. Positives beyond an image's own number of boxes have zero targets and full weight,
+    like negatives.
     """
     counts = [len(target.boxes_cxcywh) for target in targets]
     device = outputs["text_token_mask"].device
@@ -233,7 +241,8 @@ def _head(output: Mapping[str, Tensor]) -> Head:
 def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
     """Select the logits and the binary targets of all queries at valid tokens, both (V,) float32.
 
-    The text mask padded to 256 is False beyond T, so cutting to T columns first selects the same positions.
+    The text mask padded to 256 is False beyond T, so cutting to T columns first selects the same
+    positions.
     """
     length = truth.text_token_mask.shape[1]
     logits = head.logits[..., :length]

@@ -1,15 +1,16 @@
-"""Match queries with boxes one-to-one (DETR, section 3.1; docs/semantics.md, rule 14), for all heads at once.
+"""Match queries with boxes one-to-one (DETR, section 3.1; docs/semantics.md, rule 14).
 
-A head is one set of predictions: a decoder layer or the encoder's proposals. The costs of all heads and images are
-computed together on the device and copied to the host once, where scipy solves the assignment.
+A head is one set of predictions: a decoder layer or the encoder's proposals. The costs of all heads
+and images are computed together on the device and copied to the host once, where scipy solves the
+assignment.
 
-Cost of a query and a box: `cls * focal cost + bbox * L1(cxcywh) - giou * GIoU`. The focal cost sums over all valid
-tokens: the box's own tokens ask for a high probability and all others for a low one, so that a query which fires on
-everything is expensive.
+Cost of a query and a box: `cls * focal cost + bbox * L1(cxcywh) - giou * GIoU`. The focal cost sums
+over all valid tokens: the box's own tokens ask for a high probability and all others for a low one,
+so that a query which fires on everything is expensive.
 
-Deviations from MMDetection's `HungarianAssigner`: a cost that is not finite is an error (others set it to 0, which makes
-the broken row the cheapest), and GIoU's eps is relative to the image (see `boxes`). The 1e-12 inside the logarithms is
-MMDetection's: it bounds the cost of a token at 27.6.
+Deviations from MMDetection's `HungarianAssigner`: a cost that is not finite is an error (others set
+it to 0, which makes the broken row the cheapest), and GIoU's eps is relative to the image (see
+`boxes`). The 1e-12 inside the logarithms is MMDetection's: it bounds the cost of a token at 27.6.
 """
 
 from collections.abc import Sequence
@@ -138,7 +139,8 @@ def cost_matrix(
         logits: (B, Q, T) float32; values outside the text mask are ignored.
         boxes_cxcywh: (B, Q, 4) float32, predicted, in [0, 1].
         text_token_mask: (B, T) bool.
-        targets: one per image, with at least one box in the batch; M is the largest number of boxes of an image.
+        targets: one per image, with at least one box in the batch; M is the largest number of boxes
+            of an image.
         cost: weights.
 
     Returns:
@@ -158,7 +160,7 @@ def cost_matrix(
 
 
 def _focal_cost(logits: Tensor, text_token_mask: Tensor, positive: Tensor, cost: MatchingCost) -> Tensor:
-    """Sum the focal cost of (B, Q, T) logits and (B, M, T) binary maps over valid tokens: (B, Q, M)."""
+    """Sum the focal cost of (B, Q, T) logits and (B, M, T) maps over valid tokens: (B, Q, M)."""
     valid = text_token_mask.unsqueeze(1)
     p = logits.sigmoid()
     if_positive = cost.alpha * (1 - p) ** cost.gamma * -(p + _LOG_EPS).log()

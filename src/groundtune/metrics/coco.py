@@ -1,13 +1,14 @@
 """Compute COCO's and LVIS's average precision and recall, over all classes and per class.
 
-faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with both). Deviations:
+faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with
+both). Deviations:
 
-- The area of an object, which makes it small, medium or large, is that of its box, not of a mask. This affects APs, APm
-  and APl only.
+- The area of an object, which makes it small, medium or large, is that of its box, not of a mask.
+  This affects APs, APm and APl only.
 - A number without ground truth is None instead of -1.
-- LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all images count, instead of
-  300 per image. A model still predicts its 300 best detections per image, as in the published numbers of the
-  MM-Grounding-DINO family.
+- LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all
+  images count, instead of 300 per image. A model still predicts its 300 best detections per image,
+  as in the published numbers of the MM-Grounding-DINO family.
 """
 
 from collections import Counter
@@ -32,8 +33,9 @@ class CocoMetrics:
     """Numbers between 0 and 1, or None without ground truth.
 
     Attributes:
-        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (box area < 32², < 96², larger), and AR1, AR10,
-            AR100 (recall with that many detections per image) or, of LVIS, APr, APc, APf (rare, common, frequent classes).
+        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (box area < 32², < 96²,
+            larger), and AR1, AR10, AR100 (recall with that many detections per image) or, of LVIS,
+            APr, APc, APf (rare, common, frequent classes).
         per_class: AP and AP50 by class name.
     """
 
@@ -44,10 +46,13 @@ class CocoMetrics:
 def coco_metrics(
     dataset: Dataset, predictions: Sequence[Prediction], class_indices: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Evaluate detections by COCO's rules: at most 100 per image and class; crowd boxes count neither way.
+    """Evaluate detections by COCO's rules.
+
+    At most 100 per image and class count; crowd boxes count neither way.
 
     Args:
-        dataset: images with boxes in original pixels. In an image without boxes every detection is false.
+        dataset: images with boxes in original pixels. In an image without boxes every detection is
+            false.
         predictions: detections of all images; if there are none, every number is 0.
         class_indices: classes to evaluate; None means all.
     """
@@ -71,8 +76,8 @@ def precision_recall(
         lvis: whether detections of a class count only in images that were annotated for it.
 
     Returns:
-        Precision (10 IoUs, 101 recalls, C, 4 areas, limits) and recall (10 IoUs, C, 4 areas, limits), classes in the order
-        of `truth`; -1 where a class has no object.
+        Precision (10 IoUs, 101 recalls, C, 4 areas, limits) and recall (10 IoUs, C, 4 areas,
+        limits), classes in the order of `truth`; -1 where a class has no object.
     """
     ids = [category["id"] for category in truth["categories"]]
     api = COCO(truth)
@@ -144,8 +149,8 @@ def lvis_metrics(
 ) -> CocoMetrics:
     """Evaluate detections by LVIS's rules (Gupta et al. 2019), with the fixed AP.
 
-    A detection counts only in images that contain its class or are known not to. Where not all objects of a class are
-    annotated, a false detection is no error.
+    A detection counts only in images that contain its class or are known not to. Where not all
+    objects of a class are annotated, a false detection is no error.
 
     Args:
         dataset: a data set whose `lvis` is not None.

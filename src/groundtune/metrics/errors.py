@@ -1,12 +1,13 @@
 """Find a detector's errors: missed boxes, and the type of each false detection.
 
-The types are TIDE's (Bolya et al., 2020). At an IoU of 0.5 a detection is correct, or a *duplicate* of an object that a
-better one matched, or has a *classification* error (another class), a *localization* error (IoU 0.1 to 0.5 with its
-class), *both*, or is on the *background*. A box without a detection is *missed*. Deviation: errors are counted at one
-score threshold per class; TIDE weighs each type by the AP that mending it would give.
+The types are TIDE's (Bolya et al., 2020). At an IoU of 0.5 a detection is correct, or a *duplicate*
+of an object that a better one matched, or has a *classification* error (another class), a
+*localization* error (IoU 0.1 to 0.5 with its class), *both*, or is on the *background*. A box
+without a detection is *missed*. Deviation: errors are counted at one score threshold per class;
+TIDE weighs each type by the AP that mending it would give.
 
-Matching follows COCO: class by class, the best score first, each to the unmatched box with the largest IoU. Crowd boxes
-count neither way, and a detection mostly inside one is ignored.
+Matching follows COCO: class by class, the best score first, each to the unmatched box with the
+largest IoU. Crowd boxes count neither way, and a detection mostly inside one is ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class ImageMatches:
     ious: np.ndarray
 
     def missed(self, thresholds: np.ndarray) -> np.ndarray:
-        """Return the indices of boxes that no detection at or above its class's threshold (C,) matches, without crowds."""
+        """Return the indices of boxes that no detection matches at its class's threshold (C,)."""
         unmatched = ~self.sample.crowd
         used = self.scores >= thresholds[self.class_ids]
         unmatched[self.matches[used & (self.matches >= 0)]] = False
@@ -56,7 +57,7 @@ class ImageMatches:
 
 
 def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[ImageMatches]:
-    """Match detections in COCO's result format; return one result per image, in the data set's order.
+    """Match detections in COCO's result format with the boxes of each image, in order.
 
     Predictions of unknown images or categories are ignored.
     """
@@ -79,7 +80,7 @@ def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[ImageMa
 def match(
     sample: Sample, boxes_xyxy: np.ndarray, class_ids: np.ndarray
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Match one image's detections, best first; return types, matches and IoUs as in `ImageMatches`."""
+    """Match one image's detections, best first; return types, matches, IoUs (`ImageMatches`)."""
     ious, inside = overlaps(boxes_xyxy, sample.boxes_xyxy.astype(np.float64))
     objects = ~sample.crowd
     free = objects.copy()
@@ -104,7 +105,7 @@ def match(
 
 
 def _error_type(of_class: float, of_others: float) -> str:
-    """Return the error type of a detection by its largest IoU with objects of its class and of other classes."""
+    """Return the error type for the largest IoU with objects of its class and of other classes."""
     if of_class >= FOREGROUND_IOU:
         return "duplicate"
     if of_others >= FOREGROUND_IOU:
@@ -128,8 +129,8 @@ def overlaps(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> tuple[np.ndarray, np.nda
 class ClassThreshold:
     """The score threshold with the best F1 of a class; 1.0 if no detection is correct.
 
-    F1, precision and recall at this threshold are None without boxes of the class (precision also without a correct
-    detection).
+    F1, precision and recall at this threshold are None without boxes of the class (precision also
+    without a correct detection).
     """
 
     threshold: float
@@ -153,7 +154,7 @@ def box_totals(results: Sequence[ImageMatches], num_classes: int) -> np.ndarray:
 def scored_detections(
     results: Sequence[ImageMatches], class_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores (K,) of a class's (or all) detections, best first, and whether each is correct (K,) bool."""
+    """Return the scores (K,) of a class's (or all) detections, best first, and which are correct."""
     pairs = [
         (float(score), kind == MATCHED)
         for result in results
@@ -179,7 +180,7 @@ def _best_threshold(scores: np.ndarray, matched: np.ndarray, total: int) -> Clas
 def error_counts(
     results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int
 ) -> dict[str, np.ndarray]:
-    """Count the outcomes of detections at or above their class's threshold (C,), and the missed boxes.
+    """Count correct detections, errors and missed boxes at each class's threshold (C,).
 
     Returns:
         (C,) int for "matched", each of `ERROR_TYPES`, and "missed".
@@ -194,7 +195,9 @@ def error_counts(
 
 
 def confusion(results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the confusion matrix (C + 1, C + 1) int: ground truth by row, prediction by column, background last.
+    """Return the confusion matrix (C + 1, C + 1) int, background last.
+
+    Rows are ground truth, columns are predictions.
 
     Boxes and detections are paired regardless of class, the largest IoU of at least 0.5 first.
     """
@@ -222,8 +225,9 @@ def calibration(results: Sequence[ImageMatches]) -> tuple[list[dict[str, float]]
     """Compare scores with the precision of the detections that have them.
 
     Returns:
-        For each tenth of the score range with detections: "score" (their mean), "precision" and "count"; and the expected
-        calibration error, the mean gap weighted by count. No detections give an empty list and None.
+        For each tenth of the score range with detections: "score" (their mean), "precision" and
+        "count"; and the expected calibration error, the mean gap weighted by count. No detections
+        give an empty list and None.
     """
     scores, correct = scored_detections(results)
     bins = np.minimum((scores * _BINS).astype(int), _BINS - 1)

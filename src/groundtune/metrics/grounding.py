@@ -1,12 +1,13 @@
 """Compute recall and set metrics of phrases, and the retention of earlier numbers.
 
-*Recall* follows Flickr30k Entities' "any box" protocol (Plummer et al. 2015; MDETR's `ANY-BOX`): a phrase is found if one
-of its k best boxes has an IoU of .5 or more with any of its boxes. Phrases without a box do not count. On RefCOCO,
-RefCOCO+ and RefCOCOg, where a phrase has one box, this is the papers' P@1, P@5, P@10.
+*Recall* follows Flickr30k Entities' "any box" protocol (Plummer et al. 2015; MDETR's `ANY-BOX`): a
+phrase is found if one of its k best boxes has an IoU of .5 or more with any of its boxes. Phrases
+without a box do not count. On RefCOCO, RefCOCO+ and RefCOCOg, where a phrase has one box, this is
+the papers' P@1, P@5, P@10.
 
-*Sets* (GREC, He et al. 2023, for gRefCOCO): a phrase may have no box, one or several, and the prediction is all boxes at
-or above a threshold, paired one to one, the largest IoU first. Deviations: the reference pairs by GIoU, and its threshold
-is 0.7.
+*Sets* (GREC, He et al. 2023, for gRefCOCO): a phrase may have no box, one or several, and the
+prediction is all boxes at or above a threshold, paired one to one, the largest IoU first.
+Deviations: the reference pairs by GIoU, and its threshold is 0.7.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,9 @@ def grounding_metrics(results: Sequence[PhraseResult]) -> dict[str, float | None
         results: phrases of all images, each with its 10 best boxes and all at or above `THRESHOLD`.
 
     Returns:
-        Of phrases with boxes "recall@1", "recall@5", "recall@10" and "T-acc" (something is detected); of those without
-        "N-acc" (nothing is detected); of all "Pr@F1=1" (exactly the right boxes are detected).
+        Of phrases with boxes "recall@1", "recall@5", "recall@10" and "T-acc" (something is
+        detected); of those without "N-acc" (nothing is detected); of all "Pr@F1=1" (exactly the
+        right boxes are detected).
     """
     first, detected, silent, exact = [], [], [], []
     for result in results:

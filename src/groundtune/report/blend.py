@@ -21,7 +21,7 @@ RULE = (
 
 
 def blend_chart(points: Sequence[BlendPoint]) -> str:
-    """Draw the scores on the target and on each other data set over alpha; return an `<svg>` element."""
+    """Draw the scores on the target and the other data sets over alpha, as an `<svg>` element."""
     alphas = [point.at for point in points]
     others = []
     for name in points[0].retained:

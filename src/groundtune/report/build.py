@@ -1,8 +1,8 @@
 """Write the report of a run, `report.html`: one file that needs no network and opens from disk.
 
-Everything that comes from users (class names, file names, options) passes Jinja's autoescape or `html.escape`, and the
-browser runs no script but the page's own (by a nonce). Images are thumbnails inside the file; boxes are drawn over them as
-SVG, so that the page can show and hide them.
+Everything that comes from users (class names, file names, options) passes Jinja's autoescape or
+`html.escape`, and the browser runs no script but the page's own (by a nonce). Images are thumbnails
+inside the file; boxes are drawn over them as SVG, so that the page can show and hide them.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _class_row(
 
 
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the matrix of the classes with the most boxes and its labels; the other classes share one row and column."""
+    """Return the matrix of the largest classes and its labels; the others share one row and column."""
     count = len(names)
     if count <= _MAX_MATRIX_CLASSES:
         return matrix, [*names, "background"]

@@ -1,6 +1,7 @@
 """Compare runs on one page, `comparison.html`: results, changed options, and AP by class.
 
-Only the run directories are read. Runs that were evaluated on different images or classes are shown under a warning.
+Only the run directories are read. Runs that were evaluated on different images or classes are shown
+under a warning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw the figures of a report: charts and a heat map as SVG and HTML, and the gallery of images with their boxes.
+"""Draw the figures of a report: charts, the confusion matrix, and the gallery of images.
 
 Colors come from the page's CSS.
 """
@@ -30,7 +30,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
     """Draw lines with a legend.
 
     Args:
-        series: lines; the first six differ in color, the next six are dashed. Values that are not finite interrupt a line.
+        series: lines; the first six differ in color, the next six are dashed. Values that are not
+            finite interrupt a line.
         x_label: label of the x axis.
         y_range: limits of the y axis; None means those of the values.
 
@@ -93,7 +94,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """Return a confusion matrix (N, N) as an HTML table: ground truth by row, prediction by column."""
+    """Return a confusion matrix (N, N) as an HTML table; rows are ground truth."""
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
     rows = []
@@ -127,7 +128,8 @@ class Card:
         name: file name.
         image: thumbnail as a data URI.
         width, height: original size in pixels.
-        boxes: x, y, w, h in original pixels, `label`, and `kind`: "truth", "missed", "matched" or an error type.
+        boxes: x, y, w, h in original pixels, `label`, and `kind`: "truth", "missed", "matched" or
+            an error type.
         classes: names of the classes of its boxes and detections.
         tags: its error types, for the filter.
     """

@@ -1,4 +1,4 @@
-"""Read a run directory, finished or not: missing and damaged files become messages instead of errors."""
+"""Read a run directory, finished or not; missing and damaged files become messages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> RunData:
 
 @contextmanager
 def values_of_runs(*folders: Path) -> Iterator[None]:
-    """Turn errors about malformed values into a `DataError`: a run directory may come from a stranger."""
+    """Turn errors about malformed values into a `DataError`; a run may come from a stranger."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -95,7 +95,7 @@ def values_of_runs(*folders: Path) -> Iterator[None]:
 
 
 def _read(run: RunData, name: str, parse: Callable[[str], Any], empty: Any) -> Any:
-    """Return the content of a file of the run; `empty`, and a message, if it is missing or malformed."""
+    """Return the content of a file; `empty`, and a message, if it is missing or malformed."""
     try:
         content = parse((run.folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -121,5 +121,5 @@ def _lines(text: str) -> list[dict[str, Any]]:
 
 
 def score(numbers: Mapping[str, Any]) -> float:
-    """Return the metric that selects the best weights: AP, or recall@1 of captions; 0 if it is missing."""
+    """Return the metric that selects the best weights: AP, or recall@1 of captions, or 0."""
     return float(next((numbers[name] for name in _SCORES if numbers.get(name)), 0.0))

@@ -1,8 +1,9 @@
 """Build prompts from class names and captions, with the character span of every phrase.
 
-Grounding DINO reads class names as one caption, "cat. red blood cell. ". IDEA's `demo/` and MMDetection's
-`GroundingDINO.get_tokens_positive_and_prompts` search the finished caption for each name again, which finds
-"car" in "carrot". Here spans are recorded while the caption is built (docs/semantics.md, rules 1 and 2).
+Grounding DINO reads class names as one caption, "cat. red blood cell. ". IDEA's `demo/` and
+MMDetection's `GroundingDINO.get_tokens_positive_and_prompts` search the finished caption for each
+name again, which finds "car" in "carrot". Here spans are recorded while the caption is built
+(docs/semantics.md, rules 1 and 2).
 """
 
 import re
@@ -100,8 +101,8 @@ def class_prompt(names: Sequence[str]) -> Prompt:
 def caption_prompt(caption: str, spans: Spans) -> Prompt:
     """Make a prompt of an image's caption, and close it with "." if it is open.
 
-    Without a final "." the last phrase would depend on the padding of the batch. Phrase i is the text of
-    `spans[i]`, its ranges joined by spaces.
+    Without a final "." the last phrase would depend on the padding of the batch. Phrase i is the
+    text of `spans[i]`, its ranges joined by spaces.
     """
     closed = caption.rstrip()
     cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in ranges) for ranges in spans)
@@ -110,7 +111,8 @@ def caption_prompt(caption: str, spans: Spans) -> Prompt:
 
 
 def sentence_prompt(sentence: str) -> Prompt:
-    """Make a prompt of a sentence that describes one object, or of its phrases in brackets: "a [cat] on [the sofa]".
+    """Make a prompt of a sentence about one object, or of its phrases in brackets: "a [cat] on a
+    [sofa]".
 
     "." and "?" become spaces; the brackets are removed.
 
@@ -134,8 +136,8 @@ def sentence_prompt(sentence: str) -> Prompt:
 def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
     """Swap left and right in the caption of a mirrored image, and move the spans along.
 
-    Swaps whole words and the beginnings of leftmost, left-hand, leftside and leftward; "upright" and
-    "leftover" stay. Mirroring twice returns the original caption.
+    Swaps whole words and the beginnings of leftmost, left-hand, leftside and leftward; "upright"
+    and "leftover" stay. Mirroring twice returns the original caption.
     """
     # "left" has four letters, "right" has five
     growth = {match.span(): 1 if len(match[0]) == 4 else -1 for match in _SIDE.finditer(caption)}
@@ -187,8 +189,8 @@ _MAX_RECOMBINED = 60
 def recombined_names(names: Sequence[str]) -> list[str]:
     """Combine the first words that several class names share with every last word of such names.
 
-    "white king" and "black queen" show the model what white, black, king and queen mean, so it may detect a
-    "white queen" that nobody labeled.
+    "white king" and "black queen" show the model what white, black, king and queen mean, so it may
+    detect a "white queen" that nobody labeled.
 
     Args:
         names: cleaned class names.

@@ -1,10 +1,13 @@
-"""Choose the classes of a prompt: at random in training, in chunks in evaluation (docs/semantics.md, rules 6 and 21).
+"""Choose the classes of a prompt: at random in training, in chunks in evaluation.
 
-Training with all classes in a fixed order teaches the model that one prompt. So the order is shuffled, and half of
-the time only a sample of the absent classes is in the prompt.
+See docs/semantics.md, rules 6 and 21.
 
-Deviation from MMDetection's `RandomSamplingNegPos`: negatives come only from classes that the image does not have, and
-nothing is cut: positives that do not fit into one prompt are divided among several.
+Training with all classes in a fixed order teaches the model that one prompt. So the order is
+shuffled, and half of the time only a sample of the absent classes is in the prompt.
+
+Deviation from MMDetection's `RandomSamplingNegPos`: negatives come only from classes that the image
+does not have, and nothing is cut: positives that do not fit into one prompt are divided among
+several.
 """
 
 import random
@@ -51,13 +54,13 @@ def sample_prompt(
         positives: indices of the classes in the image; may be empty.
         rng: source of all random choices.
         shuffle: whether to shuffle the classes.
-        negative_probability: probability that only a sample of the absent classes is in the prompt, its size uniform
-            from 0 to all; otherwise as many as fit.
+        negative_probability: probability that only a sample of the absent classes is in the prompt,
+            its size uniform from 0 to all; otherwise as many as fit.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included.
 
     Returns:
-        Class indices by prompt: one prompt, or several that share out the positives if these do not fit into one.
-        Every prompt has at least one class.
+        Class indices by prompt: one prompt, or several that share out the positives if these do not
+        fit into one. Every prompt has at least one class.
 
     Raises:
         DataError: there are no classes, or a single name does not fit; all such names are listed.

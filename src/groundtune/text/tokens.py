@@ -1,15 +1,18 @@
-"""Turn prompts into token ids, the phrase mask, and the map from phrases to tokens (docs/semantics.md, rules 3 to 5).
+"""Turn prompts into token ids, the phrase mask, and the map from phrases to tokens.
 
-A token attends only to its own phrase and the separator that closes it, and positions restart in each phrase
-(Grounding DINO, section 3.4). So a phrase has the same features in every prompt.
+See docs/semantics.md, rules 3 to 5.
+
+A token attends only to its own phrase and the separator that closes it, and positions restart in
+each phrase (Grounding DINO, section 3.4). So a phrase has the same features in every prompt.
 
 Deviations from IDEA's `bertwarper.generate_masks_with_special_tokens_and_transfer_map`:
 
-- [SEP] is always a block of its own. In the reference the last phrase of a caption without a final "." joins [SEP] if
-  and only if the caption is padded.
-- A character without a token is replaced by the nearest one inside its span. The reference tries two neighbors, which
-  may mark the separator.
-- A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an all-zero row.
+- [SEP] is always a block of its own. In the reference the last phrase of a caption without a final
+  "." joins [SEP] if and only if the caption is padded.
+- A character without a token is replaced by the nearest one inside its span. The reference tries
+  two neighbors, which may mark the separator.
+- A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an
+  all-zero row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +40,8 @@ class TextInput:
         input_ids: (B, T) long, BERT token ids.
         text_token_mask: (B, T) bool, True = real token, False = padding.
         position_ids: (B, T) long, position of a token in its phrase; 0 on padding.
-        phrase_mask: (B, T, T) bool, True = row token attends to column token; padding attends to itself only.
+        phrase_mask: (B, T, T) bool, True = row token attends to column token; padding attends to
+            itself only.
     """
 
     input_ids: Tensor
@@ -65,7 +69,8 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
     """
     if not vocab_file.is_file():
         raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
-    # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK] (transformers 5.23)
+    # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK]
+    # (transformers 5.23)
     tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
     if ids != _SEPARATOR_IDS:
@@ -77,7 +82,7 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
 
 
 def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the phrase mask (B, T, T) and the position ids (B, T) of token ids (B, T), as in `TextInput`."""
+    """Return the phrase mask (B, T, T) and position ids (B, T) of token ids, as in `TextInput`."""
     index = torch.arange(input_ids.shape[1], device=input_ids.device)
     separators = torch.tensor(list(_SEPARATOR_IDS.values()), device=input_ids.device)
     begins = torch.ones_like(text_token_mask)  # a block begins after every separator ...
@@ -97,15 +102,17 @@ def tokenize(
 
     Args:
         tokenizer: result of `build_tokenizer`.
-        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives [CLS] [SEP] and a (0, 256) map.
+        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives [CLS] [SEP]
+            and a (0, 256) map.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:
-        The text input on the CPU, and for each image a (C, max_text_len) bool map, True on the tokens of phrase c.
+        The text input on the CPU, and for each image a (C, max_text_len) bool map, True on the
+        tokens of phrase c.
 
     Raises:
-        DataError: prompts have more than `max_text_len` tokens, or phrases have no token (only zero-width characters,
-            for example); all of them are listed.
+        DataError: prompts have more than `max_text_len` tokens, or phrases have no token (only
+            zero-width characters, for example); all of them are listed.
     """
     if not prompts:
         ids = torch.zeros(0, 0, dtype=torch.long)
@@ -149,8 +156,9 @@ def create_positive_map(
         batch_index: index of the caption in `tokenized`.
 
     Returns:
-        (N, max_num_entities) float, 1 on every token from the first to the last one of each span, else 0. If a span's
-        last character became several tokens, all of them count (the reference takes the first).
+        (N, max_num_entities) float, 1 on every token from the first to the last one of each span,
+        else 0. If a span's last character became several tokens, all of them count (the reference
+        takes the first).
 
     Raises:
         DataError: spans have no token, or one past the last column; all of them are listed.
@@ -170,17 +178,20 @@ def create_positive_map_from_span(
     max_text_len: int = MAX_TEXT_LEN,
     batch_index: int = 0,
 ) -> Tensor:
-    """Return the row-normalized form (C, max_text_len) of `create_positive_map`: each row over (its sum + 1e-6).
+    """Return `create_positive_map` with each row divided by (its sum + 1e-6).
 
-    It averages token scores into class scores. It is no training target: with 1/n as the target, the best reachable
-    probability of a name falls with its number of tokens. Arguments and errors are those of `create_positive_map`.
+    It averages token scores into class scores. It is no training target: with 1/n as the target,
+    the best reachable probability of a name falls with its number of tokens. Arguments and errors
+    are those of `create_positive_map`.
     """
     rows = create_positive_map(tokenized, token_span_per_class, max_text_len, batch_index)
     return rows / (rows.sum(-1, keepdim=True) + 1e-6)
 
 
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
-    """Count the tokens of each cleaned name with its closing ".". A prompt needs their sum + 2 for [CLS] and [SEP].
+    """Count the tokens of each cleaned name with its closing ".".
+
+    A prompt needs their sum and 2 more for [CLS] and [SEP].
 
     Counts add up because WordPiece never joins tokens over white space or punctuation.
     """
@@ -195,8 +206,9 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
     """Split each of B prompts into blocks that the language model can read one by one.
 
     Returns:
-        For each image the token range and the token ids of every block: [CLS], each phrase with its closing separator,
-        [SEP]. Padding is in no range. A block's token ids alone determine its language-model features.
+        For each image the token range and the token ids of every block: [CLS], each phrase with its
+        closing separator, [SEP]. Padding is in no range. A block's token ids alone determine its
+        language-model features.
     """
     images = []
     columns = text.input_ids.tolist(), text.text_token_mask.sum(1).tolist(), text.position_ids.tolist()
@@ -210,7 +222,7 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
 def _positive_rows(
     tokenized: BatchEncoding, row_spans: Sequence[Spans], columns: int, batch_index: int
 ) -> tuple[Tensor, list[tuple[int, tuple[int, int]]]]:
-    """Return the (N, columns) bool map, and (row, span) of every span without a token inside the columns."""
+    """Return the (N, columns) bool map, and (row, span) of each span without a token in it."""
     rows = torch.zeros(len(row_spans), columns, dtype=torch.bool)
     without_token = []
     offsets = tokenized[batch_index].offsets
