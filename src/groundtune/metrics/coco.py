@@ -25,7 +25,7 @@ _CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigaby
 _MAX_PER_CLASS = 10_000  # detections of a class that LVIS's fixed AP counts
 
 Prediction = dict[str, Any]
-"""A detection in COCO's result format: image_id, category_id, bbox [x, y, width, height] in original pixels, score."""
+"""A detection in COCO's result format: image_id, category_id, bbox (xywh, pixels), score."""
 
 
 @dataclass

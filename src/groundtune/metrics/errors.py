@@ -154,7 +154,7 @@ def box_totals(results: Sequence[ImageMatches], num_classes: int) -> np.ndarray:
 def scored_detections(
     results: Sequence[ImageMatches], class_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores (K,) of a class's (or all) detections, best first, and which are correct."""
+    """Return the scores (K,) of a class's (or all) detections, best first, and which are right."""
     pairs = [
         (float(score), kind == MATCHED)
         for result in results

@@ -192,7 +192,7 @@ def _class_row(
 
 
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the matrix of the largest classes and its labels; the others share one row and column."""
+    """Return the matrix of the largest classes with its labels; the others share a row."""
     count = len(names)
     if count <= _MAX_MATRIX_CLASSES:
         return matrix, [*names, "background"]

@@ -181,7 +181,7 @@ COMMON_NAMES = tuple(
         "\n   ", ""
     ).split(", ")
 )
-"""Everyday objects that a base model may know, for self-distillation and the retention of a model's own detections."""
+"""Everyday objects that a base model may know."""
 
 _MAX_RECOMBINED = 60
 
