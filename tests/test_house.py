@@ -55,10 +55,16 @@ def imports(path: Path) -> Iterator[tuple[int, str, str]]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "groundtune":
             for alias in node.names:
                 inside = PACKAGE / Path(*node.module.split(".")[1:], f"{alias.name}.py")
-                is_module = node.module == "groundtune" and (inside.exists() or inside.with_suffix("").is_dir())
+                is_module = node.module == "groundtune" and (
+                    inside.exists() or inside.with_suffix("").is_dir()
+                )
                 yield node.lineno, f"{node.module}.{alias.name}" if is_module else node.module, alias.name
         elif isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name, "") for alias in node.names if alias.name.split(".")[0] == "groundtune")
+            yield from (
+                (node.lineno, alias.name, "")
+                for alias in node.names
+                if alias.name.split(".")[0] == "groundtune"
+            )
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -72,7 +78,9 @@ def test_imports_point_down() -> None:
         for line, module, _ in imports(path):
             room = room_of(module)
             same_floor = floor_of(room) == floor_of(own) and room != own and floor_of(own) > 0
-            if floor_of(room) > floor_of(own) or (same_floor and not {own, room} <= {"loss", "text", "config"}):
+            if floor_of(room) > floor_of(own) or (
+                same_floor and not {own, room} <= {"loss", "text", "config"}
+            ):
                 wrong.append(f"{name_of(path)}:{line} imports {module}")
     assert wrong == []
 
@@ -114,9 +122,26 @@ def options() -> set[str]:
     """Return the names of all options."""
     names = set()
     for value in vars(config).values():
-        if isinstance(value, type) and value.__module__ == config.__name__ and hasattr(value, "__dataclass_fields__"):
+        if (
+            isinstance(value, type)
+            and value.__module__ == config.__name__
+            and hasattr(value, "__dataclass_fields__")
+        ):
             names |= set(value.__dataclass_fields__)
-    return names - {"type", "modules", "images", "data", "model", "format", "json", "split", "what", "base", "host", "port"}
+    return names - {
+        "type",
+        "modules",
+        "images",
+        "data",
+        "model",
+        "format",
+        "json",
+        "split",
+        "what",
+        "base",
+        "host",
+        "port",
+    }
 
 
 def test_an_option_has_its_default_in_config_only() -> None:
@@ -134,15 +159,21 @@ def test_an_option_has_its_default_in_config_only() -> None:
                 if default is not None
             ]
             for argument, default in pairs:
-                of_field = isinstance(default, ast.Attribute) and ast.unparse(default.value).endswith("Config")
+                of_field = isinstance(default, ast.Attribute) and ast.unparse(default.value).endswith(
+                    "Config"
+                )
                 if argument.arg in options() and not of_field:
-                    wrong.append(f"{name_of(path)}:{function.lineno} {function.name}({argument.arg}={ast.unparse(default)})")
+                    wrong.append(
+                        f"{name_of(path)}:{function.lineno} {function.name}({argument.arg}={ast.unparse(default)})"
+                    )
     assert wrong == []
 
 
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 DIALECT = [
-    line for line in (Path(__file__).parent / "dialect.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+    line
+    for line in (Path(__file__).parent / "dialect.txt").read_text(encoding="utf-8").splitlines()
+    if line.strip()
 ]
 
 
@@ -151,7 +182,13 @@ def test_words_of_the_old_dialect_do_not_come_back(word: str) -> None:
     pattern = re.compile(word, re.IGNORECASE)
     places = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:90]}"
-        for path in [*FILES, *PACKAGE.rglob("*.jinja"), *PACKAGE.rglob("*.html"), *PACKAGE.rglob("*.js"), *DOCUMENTS]
+        for path in [
+            *FILES,
+            *PACKAGE.rglob("*.jinja"),
+            *PACKAGE.rglob("*.html"),
+            *PACKAGE.rglob("*.js"),
+            *DOCUMENTS,
+        ]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if pattern.search(line)
     ]

