@@ -16,10 +16,10 @@ from video_files import UNEVEN, shade, write_video
 from groundtune.errors import ConfigError, DataError
 from groundtune.predict import sources as media
 from groundtune.predict.sources import (
-    files,
-    is_camera,
     check_inputs_exist,
     check_output_not_input,
+    files,
+    is_camera,
     iter_frames,
     video_frames,
 )

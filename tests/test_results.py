@@ -13,7 +13,7 @@ from supervision import Detections
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.images import load_image
 from groundtune.errors import ConfigError
-from groundtune.predict.sources import VideoStream, Frame, video_frames
+from groundtune.predict.sources import Frame, VideoStream, video_frames
 from groundtune.predict.writers import JsonArray, Results
 
 VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colors of supervision's palette, RGB

@@ -25,11 +25,11 @@ from groundtune.model.checkpoint import names
 from groundtune.model.checkpoint.convert import (
     LABELS,
     config_of_pth,
-    to_layout,
     layout_of,
     pth_layout,
     same_branches,
     to_groundtune,
+    to_layout,
 )
 from groundtune.model.checkpoint.hf import config_of_transformers, transformers_config
 
