@@ -4,6 +4,7 @@ Deviation: aliases (`*name`) are not read. A few lines of them stand for gigabyt
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from groundtune.errors import DataError, GroundtuneError
 
 
 @contextmanager
@@ -70,3 +73,24 @@ def parse_yaml(text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{place}: {getattr(error, 'problem', None) or 'unreadable'}") from error
+
+
+def ensure_empty_output(
+    folder: Path, error: type[GroundtuneError] = DataError, fix: str = "Remove it, or choose another folder."
+) -> None:
+    """Raise `error` unless a folder to write is new or empty; end its message with `fix`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise error(f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}. {fix}")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes `path` (new or empty) at the end; an error leaves nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        unfinished = Path(temporary) / "data"
+        unfinished.mkdir()
+        yield unfinished
+        if path.exists():
+            path.rmdir()
+        unfinished.rename(path)

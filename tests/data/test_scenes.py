@@ -7,16 +7,9 @@ import pytest
 from PIL import Image
 
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.scenes import (
-    DEFAULT_CLASSES,
-    SHAPES,
-    draw,
-    draw_scene,
-    scene_classes,
-    write,
-    write_scenes,
-)
-from groundtune.data.scenes.names import PATTERNS, Thing, thing_of
+from groundtune.data.scenes import SHAPES, draw, draw_scene, scene_classes, write, write_scenes
+from groundtune.data.scenes.shapes import PATTERNS, Thing, thing_of
+from groundtune.data.scenes.write import DEFAULT_CLASSES
 from groundtune.errors import DataError
 
 
@@ -37,7 +30,7 @@ def test_the_same_seed_gives_the_same_files_and_more_images_begin_alike(tmp_path
 
 def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
     """White shapes (218 to 255 by their light) on black, shadows below 30 × 0.4: bright pixels are covered by half."""
-    monkeypatch.setattr(draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh))
+    monkeypatch.setattr(draw, "_background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh))
     monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
     monkeypatch.setattr(draw, "_second_shade", lambda base, color: base)
     for shape in SHAPES:
@@ -60,7 +53,7 @@ def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
 
 def test_a_pattern_shows_a_second_shade_and_an_outline_what_is_behind(monkeypatch):
     monkeypatch.setattr(
-        draw, "background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255))
+        draw, "_background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255))
     )
     monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
     pale = {}  # the part of the box of a red square that is not red
@@ -131,7 +124,7 @@ def test_an_empty_folder_is_used_and_one_with_content_refused(tmp_path):
     with pytest.raises(DataError, match="out is not empty"):
         write_scenes(tmp_path / "out", train=1, valid=1, size=64)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="file is not empty"):
+    with pytest.raises(DataError, match="file is a file"):
         write_scenes(tmp_path / "file", train=1, valid=1, size=64)
     assert files(tmp_path / "out") == before
     assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
@@ -142,7 +135,7 @@ def test_an_empty_folder_is_used_and_one_with_content_refused(tmp_path):
     [
         ({"classes": ["red cirle"]}, "'red cirle' .did you mean 'red circle'?"),
         ({"classes": ["red circle", "zebra"]}, "Unknown class 'zebra'"),
-        ({"size": 31}, "31 pixels are too small.*at least 32"),
+        ({"size": 31}, "at least 32 pixels, got 31"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_and_nothing_is_made(tmp_path, options, message):

@@ -5,20 +5,13 @@ import random
 import re
 
 import pytest
+from held_out import held_out_classes
 from PIL import Image
 
 from groundtune.data.formats.detect import read_splits
-from groundtune.data.scenes import (
-    COLORS,
-    DEMO_SHAPES,
-    SHAPES,
-    held_out,
-    held_out_classes,
-    write_captioned_scenes,
-)
-from groundtune.data.scenes.captions import caption_of
-from groundtune.data.scenes.names import CATEGORY_OF, PATTERNS, Thing
-from groundtune.data.scenes.write import captioned_scene
+from groundtune.data.scenes import write_captioned_scenes
+from groundtune.data.scenes.captions import UNSEEN_SHAPES, caption_of, captioned_scene, held_out
+from groundtune.data.scenes.shapes import CATEGORY_OF, COLORS, PATTERNS, SHAPES, Thing
 
 RELATIONS = {  # how the box lies to the other box of the same name
     "left": lambda box, other: box[2] <= other[0],
@@ -98,8 +91,8 @@ def test_every_phrase_has_the_boxes_of_all_that_it_describes(scenes):
 def test_nothing_held_out_is_drawn_or_named(scenes):
     for _, caption, drawn in scenes:
         for thing, _ in drawn:
-            assert not held_out(thing.color, thing.shape) and thing.shape not in DEMO_SHAPES
-        assert not re.search(rf"\b({'|'.join(DEMO_SHAPES)})", caption.text)
+            assert not held_out(thing.color, thing.shape) and thing.shape not in UNSEEN_SHAPES
+        assert not re.search(rf"\b({'|'.join(UNSEEN_SHAPES)})", caption.text)
         for (begin, end), _ in caption.phrases:
             for part in re.split(" (?:above|below) the ", caption.text[begin:end]):
                 adjectives, noun = parsed(part)
@@ -177,7 +170,7 @@ def test_about_15_percent_of_the_pairs_are_held_out():
     pairs = [(color, shape) for color in COLORS for shape in SHAPES]
     assert 0.13 < sum(held_out(*pair) for pair in pairs) / len(pairs) < 0.17
     every = held_out_classes(len(pairs))
-    assert set(every) == {f"{c} {s}" for c, s in pairs if held_out(c, s) and s not in DEMO_SHAPES}
+    assert set(every) == {f"{c} {s}" for c, s in pairs if held_out(c, s) and s not in UNSEEN_SHAPES}
     assert len(set(every)) == len(every)
 
 
