@@ -17,7 +17,7 @@ from groundtune.data.scenes.captions import Caption, captioned_scene
 from groundtune.data.scenes.draw import Box, draw_scene
 from groundtune.data.scenes.shapes import scene_classes
 from groundtune.errors import DataError
-from groundtune.files import ensure_empty_output, new_folder
+from groundtune.files import atomic_folder, ensure_empty_output
 
 DEFAULT_CLASSES = [
     "red circle", "blue star", "green triangle", "yellow square", "purple heart", "orange ring"
@@ -77,7 +77,7 @@ def _write(
     if size < _MIN_SIZE:
         raise DataError(f"size: expected at least {_MIN_SIZE} pixels, got {size}. Choose larger images.")
     ensure_empty_output(out)
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for split, count in counts.items():
             (folder / split).mkdir()
             written = []
