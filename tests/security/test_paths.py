@@ -1,4 +1,4 @@
-"""What data sets and models name stays in their folders; what is written stays in the folder that the user named."""
+"""Paths in data sets and models stay in their folders; all output is in the folder that the user named."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from supervision import Detections
 from groundtune.data.formats.convert import FORMATS, convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
-from groundtune.predict.sources import VideoStream, Frame
+from groundtune.predict.sources import Frame, VideoStream
 from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]
@@ -139,7 +139,7 @@ def test_predictions_stay_in_their_folder(tmp_path: Path, videos: bool) -> None:
         class_id=ids,
         data={"class_name": np.array(classes, dtype=object)},
     )
-    results = Results(tmp_path / "a/out", ["drawn", "json", "coco", "yolo", "csv", "crops"], classes, [])
+    results = Results(tmp_path / "a/out", ["annotated", "json", "coco", "yolo", "csv", "crops"], classes, [])
     for name in names:
         clip = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
         results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)

@@ -39,7 +39,7 @@ class Converted:
     )  # problems of reading, and what the format cannot express
 
 
-def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Converted:
+def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
     """Write a data set in another format. The folder appears whole or not at all.
 
     Args:
@@ -58,7 +58,7 @@ def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Conver
     return write_data(read_splits(Path(data)), Path(out), format, link=link)
 
 
-def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool = False) -> Converted:
+def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool) -> Converted:
     """Write splits in memory; arguments and errors are those of `convert`."""
     if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
         raise DataError(f"{format.upper()} cannot express captions, which the data has. Choose odvg or coco.")
