@@ -2,8 +2,8 @@
 
     python benchmarks/reading.py [--images 5000]
 
-Each format is read in a process of its own. Printed are CPU seconds, the ratio to COCO, the ratio to a set of
-a quarter of the images (4 is linear growth), and the peak memory of the process. Ratios hold on any machine.
+Each format is read in a process of its own. Printed are CPU seconds, the ratio to COCO, the ratio
+to a quarter of the images (4 is linear growth), and the peak memory. Ratios hold on any machine.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Pretrain the transformer of `nano`: grounding on generated scenes and on real images of your own sets.
+"""Pretrain the transformer of `nano` on generated scenes and on real images of your own sets.
 
-    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3 [--extra-last CHESS,CELLS=2] [--threads 2]
+    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3
+        [--extra-last CHESS,CELLS=2] [--threads 2]
 
-WORK gets the scenes (about 300 MB), a run directory for each stage, and `nano.safetensors` at the end. After
-an interruption, repeat the command: complete stages are kept. The published weights come from these stages
-with seed 0. Sets of --extra-last join in the last stage only: `WORK/second/model` has never seen them, so it
-shows the quality on a set that pretraining did not use.
+WORK gets the scenes (about 300 MB), a run directory for each stage, and `nano.safetensors` at the
+end. After an interruption, repeat the command: complete stages are kept. The published weights come
+from these stages with seed 0. Sets of --extra-last join in the last stage only: `WORK/second/model`
+has never seen them, so it shows the quality on a set that pretraining did not use.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main() -> None:
         options["extra_data"] = [source for source in extra.split(",") if source]
         run = args.work / name
         if not (run / "metrics.json").exists():
-            shutil.rmtree(run, ignore_errors=True)  # a stage is one epoch: an interrupted one starts over
+            shutil.rmtree(run, ignore_errors=True)  # start the epoch over
             groundtune.train(
                 model,
                 scenes,
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def save_half(model: Path, out: Path) -> None:
-    """Write the trained part as float16: without the towers (packages) and the labels of denoising (of a data set)."""
+    """Write the trained part as float16, without the packaged towers and the denoising labels."""
     bundle = groundtune.load(model).bundle
     skipped = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
     trained = {

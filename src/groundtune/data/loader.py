@@ -80,7 +80,8 @@ def check_captions(dataset: Dataset, tokenizer: BertTokenizer, max_text_len: int
         )
     if silent:
         problems.append(
-            f"{len(silent)} captions of {dataset.root} have phrases in which the tokenizer finds no token: {join_examples(silent)}. "
+            f"{len(silent)} captions of {dataset.root} have phrases in which the tokenizer finds no token: "
+            f"{join_examples(silent)}. "
             "They have no visible character; correct their spans."
         )
     if problems:

@@ -1,8 +1,8 @@
 """Hold out a validation split from training images if a data set has none.
 
-The choice depends on file names, classes and the seed only. Every class of two or more images is on both
-sides if possible, which may need more images than the share, but never over half of them. Rare classes are
-assigned first (iterative stratification, Sechidis et al., 2011).
+The choice depends on file names, classes and the seed only. Every class of two or more images is on
+both sides if possible, which may need more images than the share, but never over half of them. Rare
+classes are assigned first (iterative stratification, Sechidis et al., 2011).
 """
 
 import random
@@ -63,7 +63,7 @@ def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
     held: set[int] = set()
 
     def hold(c: int, number: int, limit: int) -> None:
-        """Hold out up to `number` images of a class, as long as no class loses its last training image."""
+        """Hold out up to `number` images of a class; no class loses its last training image."""
         for i in images_of[c]:
             if len(images_of[c]) - left[c] >= number or len(held) >= limit:
                 return

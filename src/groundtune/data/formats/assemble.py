@@ -1,6 +1,6 @@
-"""Turn raw records into samples: the one place where annotations of all formats are checked.
+"""Turn raw records into samples: annotations of all formats are checked here and only here.
 
-Problems of images and classes (missing files, ambiguous ids) are errors, all of them in one message. A
+Problems of images and classes (missing files, ambiguous ids) are errors, all in one message. A
 problem of an annotation costs only that annotation, and is counted in `Dataset.findings`.
 
 Other tools, such as pycocotools, trust the file. Differences:
@@ -8,8 +8,8 @@ Other tools, such as pycocotools, trust the file. Differences:
 - Classes are mapped by name; names that are equal after cleaning are one class.
 - Boxes are clipped to the image and dropped if nothing is left.
 - Duplicates of a box are dropped: one-to-one matching could not match both.
-- Boxes in a wrong form (corners for widths, normalized for pixels) are reported, by evidence over the
-  whole set; they are not converted by a guess.
+- Boxes in a wrong form (corners for widths, normalized for pixels) are reported, by evidence over
+  the whole set; they are not converted by a guess.
 """
 
 import itertools
@@ -47,8 +47,8 @@ def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_
         The data set. Images without boxes are kept; no boxes at all are valid.
 
     Raises:
-        DataError: there are no images or no classes; or, without `keep_going`, images are missing or
-            outside the data folder, ids are ambiguous, or no box is usable.
+        DataError: there are no images or no classes; or, without `keep_going`, images are missing
+            or outside the data folder, ids are ambiguous, or no box is usable.
     """
     if not raw.images:
         _check_usable(raw, root, folders)
@@ -190,7 +190,7 @@ def _finite(numbers: Any) -> list[float] | None:
 
 
 def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple[list[float] | None, str]:
-    """Return xyxy corners inside the image, or None; and the check that reports a problem, or ""."""
+    """Return xyxy corners inside the image, or None; and the check of a problem, or ""."""
     a, b, c, d = numbers
     if form == "cxcywh":
         a, c = (a - c / 2) * size_hw[1], c * size_hw[1]
@@ -217,7 +217,7 @@ def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple
 def _check_form(measured: "array[float]", raw: RawData) -> None:
     """Report a wrong form of the boxes if the whole set is evidence for it.
 
-    Count how many boxes fit their images in their own form, and in the one that it may be mistaken for.
+    Count the boxes that fit their images in their own form, and in the most similar other one.
 
     Args:
         measured: for each box its four numbers, and the height and width of its image.

@@ -1,9 +1,9 @@
 """COCO detection JSON, and LVIS, which is COCO with a few more fields.
 
-- Category ids may be anything. Classes are mapped by name; unused categories stay classes, except the
-  root without boxes that exports of Roboflow have: the other categories name it as supercategory.
-- LVIS names images by `coco_url`. Its lists of classes that annotators searched for in an image are used
-  in evaluation only.
+- Classes are mapped by name, so category ids may be anything. Unused categories stay classes,
+  except the root in exports of Roboflow, which other categories name as their supercategory.
+- LVIS names images by `coco_url`. Its lists of classes that annotators searched for in an image are
+  used in evaluation only.
 - The "score" of a box, in (0, 1], is that of the model that drew it.
 - A data set with captions is written as `tokens_positive` JSON (see `odvg`).
 """
@@ -28,7 +28,7 @@ _EXPECTED = "Expected COCO detection JSON: an object with the lists 'images', 'a
 
 
 def raw_coco(content: Any, json_path: Path) -> RawData:
-    """Read the records of COCO content; raise a `DataError` for other content or an empty list of images."""
+    """Read the records of COCO content; raise a `DataError` for other content."""
     image_rows, annotations, categories = coco_lists(
         content, json_path, ("images", "annotations", "categories")
     )
@@ -97,7 +97,7 @@ def id_key(value: Any) -> str | None:
 def annotations_of(
     annotations: list[Any], image_of: Mapping[str, RawImage], problems: Collector
 ) -> Iterator[tuple[RawImage, dict[str, Any], str, bool]]:
-    """Yield the image, the row, its location and whether it is a crowd, for each usable annotation."""
+    """Yield the image, row, location and crowd flag of each usable annotation."""
     for index, row in enumerate(annotations):
         where = f"annotations[{index}]"
         if not isinstance(row, dict):
@@ -180,7 +180,7 @@ def _classes(categories: list[Any], annotations: list[Any], problems: Collector)
 
 
 def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
-    """Write one split, of classes or with captions; `file_names` are those of the samples' images."""
+    """Write one split; `file_names` are those of the samples' images."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample, file_name in zip(dataset.samples, file_names, strict=True):

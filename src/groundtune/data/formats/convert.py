@@ -1,11 +1,13 @@
 """Write a data set of any format as COCO, YOLO, Pascal VOC or ODVG.
 
-Every split is written as it was read. Images are copied byte for byte, or linked. One exception: YOLO does
-not state sizes, so an image whose annotations are in another frame than viewers show (EXIF orientation,
-another scale) is saved again in that frame.
+Every split is written as it was read. Images are copied byte for byte, or linked. One exception:
+YOLO does not state sizes, so an image whose annotations are in another frame than viewers show
+(EXIF orientation, another scale) is saved again in that frame.
 
-    coco  SPLIT/_annotations.coco.json, images beside it      yolo  data.yaml, SPLIT/images/, SPLIT/labels/
-    odvg  SPLIT/annotations.odvg.jsonl, images beside it      voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
+    coco  SPLIT/_annotations.coco.json, images beside it
+    odvg  SPLIT/annotations.odvg.jsonl, images beside it
+    yolo  data.yaml, SPLIT/images/, SPLIT/labels/
+    voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
 """
 
 import itertools
@@ -49,8 +51,8 @@ def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
         link: use symbolic links instead of copies of the images.
 
     Raises:
-        DataError: the data cannot be read, `out` is not empty or cannot be written, or the format cannot
-            express the data (captions as YOLO or VOC).
+        DataError: the data cannot be read, `out` is not empty or cannot be written, or the format
+            cannot express the data (captions as YOLO or VOC).
     """
     if format not in FORMATS:
         raise DataError(f"format: expected {', '.join(FORMATS)}, got {format!r}.")
@@ -79,7 +81,7 @@ def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool
 def _write(splits: dict[str, Dataset], folder: Path, format: str, link: bool, done: Converted) -> None:
     shared_names: set[str] = set()
     for split, dataset in splits.items():
-        taken = shared_names if format == "voc" else set()  # VOC has one folder of images for all splits
+        taken = shared_names if format == "voc" else set()  # splits share one folder
         names = [_new_name(sample.image_path, taken) for sample in dataset.samples]
         image_folder = folder / {"voc": "JPEGImages", "yolo": f"{split}/images"}.get(format, split)
         image_folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,7 @@ def _new_name(path: Path, taken: set[str]) -> str:
 
 def _write_image(sample: Sample, target: Path, link: bool, states_size: bool) -> None:
     if not states_size and stored_size(sample.image_path, upright=True) != sample.size_hw:
-        load_image(sample.image_path, sample.size_hw).save(target, quality=95)  # only JPEG uses the quality
+        load_image(sample.image_path, sample.size_hw).save(target, quality=95)
     elif link:
         target.symlink_to(sample.image_path.resolve())
     else:

@@ -1,8 +1,10 @@
-"""CSV: a row per box, or per image without boxes.
+"""CSV: a row per box, or per image without boxes; separated by commas, semicolons or tabs.
 
-Headers: path,class,x1,y1,x2,y2; or path,x,y,w,h,class; or that of Roboflow and TensorFlow, filename,width,
-height,class,xmin,ymin,xmax,ymax (size of the image). Without a header: path,x1,y1,x2,y2,class (RetinaNet).
-Separated by commas, semicolons or tabs. Classes are sorted by name, or in the order of `classes.txt`.
+    path,class,x1,y1,x2,y2                                  or x,y,w,h, and other usual names
+    filename,width,height,class,xmin,ymin,xmax,ymax         Roboflow, TensorFlow; size of the image
+    (no header) path,x1,y1,x2,y2,class                      RetinaNet
+
+Classes are sorted by name, or in the order of `classes.txt`.
 """
 
 import csv
@@ -70,7 +72,7 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
         if cell in _MEANING:
             columns.setdefault(_MEANING[cell], index)
     if "path" in columns and not {"w", "h"} & set(columns) and {"x", "y", "width", "height"} <= set(columns):
-        columns |= {"w": columns.pop("width"), "h": columns.pop("height")}  # beside x and y, of the box
+        columns |= {"w": columns.pop("width"), "h": columns.pop("height")}  # of the box
     boxes = set(_CORNERS) <= set(columns) or set(_SIZES) <= set(columns)
     if {"path", "class"} <= set(columns) and boxes:
         return columns, True
@@ -79,7 +81,7 @@ def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
         start = numeric[-4]
         corners = dict(zip(_CORNERS, range(start, start + 4), strict=True))
         return {"path": 0, "class": 5 if start == 1 else 1} | corners, False
-    if len(cells) == 6 and not any(cells[1:]):  # the first image of RetinaNet's form may have no box
+    if len(cells) == 6 and not any(cells[1:]):  # RetinaNet, without a box
         return {"path": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}, False
     found = ", ".join(repr(cell[:30]) for cell in first[:10])
     raise DataError(f"{path}: the columns {found} are not those of boxes. {_EXPECTED}")

@@ -1,8 +1,8 @@
 """Detect the format and layout of a data set, and read it. The layouts are tried in this order:
 
-1. A folder per split with one annotation file, and the images beside it or in `images/`: exports of Roboflow
-   as COCO (`_annotations.coco.json`), CSV (`_annotations.csv`) or VOC (XML files), and ODVG.
-2. A file per split, in `annotations/` or in the folder itself, such as `instances_train2017.json`, `train.jsonl`
+1. A folder per split with one annotation file, and the images beside it or in `images/`: exports of
+   Roboflow as COCO (`_annotations.coco.json`), CSV (`_annotations.csv`) or VOC (XML), and ODVG.
+2. A file per split, in `annotations/` or in the folder itself, such as `instances_train2017.json`
    or `val.csv`; the images are in `train2017/` or `images/train2017/`. COCO is published like this.
 3. YOLO: `data.yaml`, or `images/` and `labels/` with a file of names.
 4. Pascal VOC: `Annotations/`, `ImageSets/`, `JPEGImages/`; or XML files beside images.
@@ -44,7 +44,7 @@ _FILES = "a COCO, LVIS or tokens_positive .json file, an ODVG .jsonl file, a .cs
 
 
 def load_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
-    """Read a data set like `read_splits`; hold out "valid" from "train" if it is missing (see `split`)."""
+    """Read a data set like `read_splits`; hold out "valid" from "train" if it is missing."""
     splits = read_splits(path, keep_going=keep_going)
     if "train" in splits and "valid" not in splits:
         splits = hold_out(splits["train"], share=0.2, seed=0) | splits
@@ -59,11 +59,11 @@ def read_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
         keep_going: skip images and files that cannot be used, with a finding of severity "error".
 
     Returns:
-        The existing splits of "train", "valid" and "test", with one class list, mapped by name. A single
-        file becomes "train".
+        The existing splits of "train", "valid" and "test", with one class list, mapped by name. A
+        single file becomes "train".
 
     Raises:
-        DataError: the folder does not exist, no layout fits, a split is ambiguous, or a file is not usable.
+        DataError: no layout fits, a split is ambiguous, or a file is not usable.
     """
     path = Path(path)
     if not path.exists():
@@ -159,7 +159,7 @@ def _add(sources: dict[str, Source], split: str, source: Source) -> None:
 
 
 def _source(path: Path, root: Path, image_dirs: Sequence[Path] | None = None) -> Source:
-    """Return the split of one annotation file; by default its images are in folders with usual names."""
+    """Return the split of one annotation file; by default, search images in the usual folders."""
     if image_dirs is None:
         stem = re.sub(r"^(instances|_annotations|lvis_v\d)_", "", path.stem)
         names = (stem, re.sub(r"\d{4}$", "", stem))

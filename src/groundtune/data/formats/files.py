@@ -1,12 +1,13 @@
 """Find the images of annotations: their files, which must be in the data folder, and their sizes.
 
-`..` and absolute paths that leave the data folder are rejected. Symbolic links of the user are followed,
-but `..` removes a name of the path and does not go to the parent of a link's target. Folders are listed
-once, which is fast for 100,000 files. No image is decoded.
+`..` and absolute paths that leave the data folder are rejected. Symbolic links of the user are
+followed, but `..` removes a name of the path and does not go to the parent of a link's target.
+Folders are listed once, which is fast for 100,000 files. No image is decoded.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -37,14 +38,14 @@ def find_images(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Found
     """
     candidates = range(max((len(image.file_names) for image in raw.images), default=0))
     choices = [(folder, candidate) for candidate in candidates for folder in folders]
-    listing = FolderListing()
+    is_file = listed_folders()
 
     def allowed(image: RawImage, choice: tuple[Path, int]) -> bool:
         folder, candidate = choice
         return candidate < len(image.file_names) and _is_inside(folder, image.file_names[candidate], root)
 
     def exists(image: RawImage, choice: tuple[Path, int]) -> bool:
-        return allowed(image, choice) and listing.has(choice[0] / image.file_names[choice[1]])
+        return allowed(image, choice) and is_file(choice[0] / image.file_names[choice[1]])
 
     probed = raw.images[:_PROBED]
     likely = next((choice for choice in choices if any(exists(image, choice) for image in probed)), None)
@@ -64,14 +65,8 @@ def find_images(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Found
 
 
 def _size(image: RawImage, path: Path, raw: RawData) -> tuple[int, int] | None:
-    """Return the stated size or that of the file; report why there is none, or that it was not stated."""
-    if all(
-        isinstance(side, int | float)
-        and not isinstance(side, bool)
-        and 1 <= side < 2**63
-        and side == int(side)
-        for side in image.size_hw
-    ):
+    """Return the stated size or that of the file; report problems of both."""
+    if all(map(_is_side, image.size_hw)):
         size_hw = int(image.size_hw[0]), int(image.size_hw[1])
     else:
         try:
@@ -87,8 +82,13 @@ def _size(image: RawImage, path: Path, raw: RawData) -> tuple[int, int] | None:
     return size_hw
 
 
+def _is_side(side: Any) -> bool:
+    number = isinstance(side, int | float) and not isinstance(side, bool)
+    return number and 1 <= side < 2**63 and side == int(side)
+
+
 def stored_size(path: Path, upright: bool) -> tuple[int, int]:
-    """Return height and width of an image file: as stored, or as its EXIF orientation rotates it."""
+    """Return height and width of an image file: as stored, or after EXIF rotation."""
     with open_image(path) as image:
         turned = upright and exif_orientation(image) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -98,9 +98,8 @@ def _is_inside(folder: Path, name: str, root: Path) -> bool:
     """Return whether a file name is one and stays in the root; fast for plain names."""
     if "\0" in name or os.path.basename(name) in ("", ".", ".."):
         return False
-    plain = (
-        ".." not in name and ":" not in name and not name.startswith("/")
-    )  # ":" follows a drive on Windows
+    # ":" follows a drive on Windows
+    plain = ".." not in name and ":" not in name and not name.startswith("/")
     return plain or inside(folder / name, root)
 
 
@@ -110,20 +109,17 @@ def inside(path: Path, root: Path) -> bool:
     return absolute == top or absolute.startswith(os.path.join(top, ""))
 
 
-class FolderListing:
-    """Checks whether files exist; lists each folder once."""
+def listed_folders() -> Callable[[Path], bool]:
+    """Return a function that checks whether a file exists; it lists each folder only once."""
 
-    def __init__(self) -> None:
-        self._names: dict[str, set[str]] = {}
+    @cache
+    def names(folder: str) -> set[str]:
+        try:
+            return set(os.listdir(folder))
+        except (OSError, ValueError):  # ValueError: characters that no file name can have
+            return set()
 
-    def has(self, path: Path) -> bool:
-        parent = os.path.normpath(path.parent)
-        if parent not in self._names:
-            try:
-                self._names[parent] = set(os.listdir(parent))
-            except (OSError, ValueError):  # ValueError: characters that no file name can have
-                self._names[parent] = set()
-        return path.name in self._names[parent]
+    return lambda path: path.name in names(os.path.normpath(path.parent))
 
 
 def split_folders(root: Path) -> list[tuple[str, Path]]:
@@ -133,7 +129,7 @@ def split_folders(root: Path) -> list[tuple[str, Path]]:
 
 
 def find_name_list(*folders: Path) -> list[str]:
-    """Return the class names, one a line, of the first file of class names; [] without such a file."""
+    """Return the lines of the first file of class names in the folders; [] without such a file."""
     for path in (folder / name for folder in folders for name in _NAME_LISTS):
         if path.is_file():
             lines = [line.strip() for line in read_text(path).splitlines()]

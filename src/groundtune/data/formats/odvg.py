@@ -1,20 +1,20 @@
-"""Captions with phrases: ODVG and `tokens_positive` JSON. ODVG also holds classes, even in the same file.
+"""Captions with phrases: ODVG and `tokens_positive` JSON.
 
-ODVG (Open-GroundingDINO, MMDetection) is one JSON object a line and image:
+ODVG (Open-GroundingDINO, MMDetection) is one image a line, with classes or a caption:
 
     {"filename": "a.jpg", "height": 4, "width": 4, "detection": {"instances": [
         {"bbox": [x1, y1, x2, y2], "label": 0, "category": "cat"}]}}
     {"filename": "b.jpg", "height": 4, "width": 4, "grounding": {"caption": "a cat .", "regions": [
         {"bbox": [x1, y1, x2, y2], "phrase": "a cat", "tokens_positive": [[0, 5]]}]}}
 
-- Class names are the `category` of boxes, or those of `label_map.json` ({"0": "cat"}), in its order.
+- Class names are the `category` of boxes, or those of `label_map.json` ({"0": "cat"}), in order.
 - A region has one box, several, or none: then its phrase may be present or absent. Without
-  `tokens_positive` its phrase is searched in the caption as whole words ("car" is not in "carrot"); each
-  occurrence is a span. Regions with the same spans are one phrase.
+  `tokens_positive` its phrase is searched in the caption as whole words ("car" is not in "carrot");
+  each occurrence is a span. Regions with the same spans are one phrase.
 
-`tokens_positive` JSON (Flickr30k of MDETR and GLIP) is COCO with a caption for each of the `images`, and
-spans for each of the `annotations` instead of a category. `tokens_positive_eval` of an image lists its
-phrases, also those without a box. An image file may occur once per caption.
+`tokens_positive` JSON (Flickr30k of MDETR and GLIP) is COCO with a caption for each of the
+`images`, and spans for each of the `annotations` instead of a category. `tokens_positive_eval` of an
+image lists its phrases, also those without a box. An image file may occur once per caption.
 """
 
 import json
@@ -43,7 +43,7 @@ def odvg_source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
 
 
 def _raw_odvg(path: Path, label_map: Path | None) -> RawData:
-    """Read the records of an ODVG file; raise a `DataError` if no line is ODVG, or the label map is none."""
+    """Read the records of an ODVG file; raise a `DataError` if no line is ODVG."""
     raw = RawData(path, "xyxy")
     known = _label_names(label_map) if label_map else {}
     numbers: dict[str, int] = {}
@@ -67,7 +67,7 @@ def _raw_odvg(path: Path, label_map: Path | None) -> RawData:
     number_of = {name: number for number, name in known.items()} or numbers
     classes = classes_by_name(raw.images, listed)
     if len({number_of[entry.key] for entry in classes if entry.key in number_of}) == len(classes):
-        classes = [entry._replace(number=number_of[entry.key]) for entry in classes]  # complete and unique
+        classes = [entry._replace(number=number_of[entry.key]) for entry in classes]
     raw.classes += classes
     return raw
 
@@ -147,7 +147,7 @@ def _add_regions(image: RawImage, grounding: dict[str, Any], problems: Collector
 
 
 def phrase_spans(caption: str, phrase: Any) -> list[list[int]]:
-    """Return where a phrase, or each of several, occurs in a caption as whole words, in any case."""
+    """Return where a phrase, or each of several, occurs in a caption; case is ignored."""
     found = []
     for text in phrase if isinstance(phrase, list) else [phrase]:
         if isinstance(text, str) and text.strip():
@@ -167,11 +167,11 @@ def is_tokens_positive(content: Any) -> bool:
 
 
 def raw_tokens_positive(content: Any, json_path: Path) -> RawData:
-    """Read the records of `tokens_positive` content; raise a `DataError` without its lists or images."""
+    """Read the records of `tokens_positive` content; raise a `DataError` for other content."""
     images, annotations = coco_lists(content, json_path, ("images", "annotations"))
     raw = RawData(json_path, "xywh")
     rows, image_of = raw_images(images, raw.problems)
-    numbers: dict[str, dict[str, int]] = {image.where: {} for image in image_of.values()}  # of phrases
+    numbers: dict[str, dict[str, int]] = {image.where: {} for image in image_of.values()}
     for row, image in zip(rows, image_of.values(), strict=True):
         if not is_text(row.get("caption")):
             raw.problems.add("caption-missing", image.file_names[0])
@@ -199,13 +199,7 @@ def _phrase_number(image: RawImage, known: dict[str, int], spans: Any) -> int:
 
 
 def write_odvg(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
-    """Write one split, and its label map beside it; ODVG cannot express crowd boxes, which are skipped.
-
-    Args:
-        dataset: with classes, captions, or both.
-        file_names: names of the samples' images.
-        path: file to write.
-    """
+    """Write one split and its label map, without crowd boxes: ODVG cannot express them."""
     with path.open("w", encoding="utf-8") as file:
         for sample, file_name in zip(dataset.samples, file_names, strict=True):
             height, width = sample.size_hw

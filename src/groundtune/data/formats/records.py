@@ -39,7 +39,7 @@ class RawImage:
     image_id: int | None = None  # as stated; None gets a number
     boxes: list[RawBox] = field(default_factory=list)
     caption: str | None = None
-    phrases: list[list[Any]] = field(default_factory=list)  # character spans in the caption, unchecked
+    phrases: list[list[Any]] = field(default_factory=list)  # character spans, unchecked
 
 
 class RawClass(NamedTuple):
@@ -76,7 +76,7 @@ class Source(NamedTuple):
 
 
 def classes_by_name(images: Sequence[RawImage], listed: Sequence[str]) -> list[RawClass]:
-    """Return the classes of boxes that carry names: those of a list in its order, then the others, sorted."""
+    """Return classes by name: those of a list in its order, then others of boxes, sorted."""
     names = {box.label for image in images for box in image.boxes if isinstance(box.label, str)}
     order = dict.fromkeys([*listed, *sorted(names)])
     return [RawClass(name, name, number) for number, name in enumerate(order, start=1)]

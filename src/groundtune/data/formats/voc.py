@@ -3,10 +3,10 @@
 The data set is `Annotations/*.xml` with images in `JPEGImages/` (or `images/`) and splits in
 `ImageSets/Main/{train,val,test}.txt`; or XML files beside their images, also in a folder per split.
 
-- The devkit counts pixels from 1 and includes the last one; labeling tools write edges from 0. Numbers
-  are used as edges, unchanged: the tools differ by more than half a pixel.
+- The devkit counts pixels from 1 and includes the last one; labeling tools write edges from 0.
+  Numbers are used as edges, unchanged: the tools differ by more than half a pixel.
 - Objects marked difficult are not trained on and not counted in evaluation, as in the devkit.
-- Classes are those of `classes.txt` or `labels.txt`, if there is one, then the names in the files, sorted.
+- Classes are those of `classes.txt` or `labels.txt`, then the others in the files, sorted.
 - XML is parsed by defusedxml: no entities, no DTD, nothing from outside the file.
 """
 
@@ -29,7 +29,7 @@ _SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix)
 
 
 def find_voc(root: Path) -> dict[str, Source]:
-    """Find the splits of a VOC folder; {} if it is none. Several years of a devkit are a `DataError`."""
+    """Find the splits of a VOC folder, {} if it is none; several years are a `DataError`."""
     homes = [root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     homes = [home for home in homes if (home / "Annotations").is_dir()]
     if len(homes) > 1:
@@ -48,7 +48,7 @@ def find_voc(root: Path) -> dict[str, Source]:
 
 
 def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
-    """Return a split of XML files; its images are in the usual folders of `root` or beside the files."""
+    """Return a split of XML files; its images are in the usual folders or beside the files."""
     beside = [path.parent for path in xml_paths[:1]]
     folders = dict.fromkeys([root / "JPEGImages", root / "images", root / "Images", *beside, root])
     read = partial(_read_split, xml_paths=xml_paths, root=root)
@@ -56,7 +56,7 @@ def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
 
 
 def _listed(path: Path, annotations: Path) -> list[Path]:
-    """Return the XML files of a list of names, which -1, 0 or 1 may follow (the devkit's lists per class)."""
+    """Return the XML files of a list of names; -1, 0 or 1 may follow (the devkit's class lists)."""
     found = []
     for line in read_text(path).splitlines():
         name = line.strip()

@@ -1,12 +1,13 @@
 """YOLO: one text file per image, a row `class cx cy w h` per box, normalized by the image's size.
 
-The data set is a `data.yaml` (Ultralytics, Roboflow), or `images/` and `labels/` with a list of names.
+The data set is a `data.yaml` (Ultralytics, Roboflow), or `images/` and `labels/` with a names file.
 
-- Names are a list or a mapping `{0: cat}`; all are read as text, so `no` and `007` stay what they are.
-- Paths of splits, or lists of files (.txt), may be relative to `path`, to the file, or to a folder that
-  does not exist (Roboflow writes `../train/images` for `train/images`), but must be in the data folder.
-- Rows of more than five numbers are outlines, which become their bounding boxes. With `kpt_shape` in the
-  YAML they are key points behind a box. A sixth number alone is a score.
+- Names are a list or a mapping `{0: cat}`, read as text, so that `no` and `007` are not changed.
+- Splits are folders or lists of files (.txt). Their paths may be relative to `path`, to the file,
+  or to a folder that does not exist (Roboflow writes `../train/images` for `train/images`), but
+  must be in the data folder.
+- Rows of more than five numbers are outlines, which become their bounding boxes. With `kpt_shape`
+  in the YAML they are key points behind a box. A sixth number alone is a score.
 - An image without a label file is an image without objects.
 
 Sizes are not stated: they are those of the images as viewers show them (EXIF), as in Ultralytics.
@@ -14,7 +15,7 @@ Sizes are not stated: they are those of the images as viewers show them (EXIF), 
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ import yaml
 
 from groundtune.data.formats.files import (
     IMAGE_SUFFIXES,
-    FolderListing,
     find_name_list,
     inside,
     is_text,
+    listed_folders,
     split_folders,
 )
 from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source
@@ -59,7 +60,7 @@ def find_yolo(root: Path) -> dict[str, Source]:
 
 
 def sources_of_yaml(path: Path) -> dict[str, Source]:
-    """Return the splits of a `data.yaml`; raise a `DataError` if it has no names or training images."""
+    """Return the splits of a `data.yaml`; raise a `DataError` without names or training images."""
     content = _read_yaml(path)
     classes = _classes(content.get("names"), path)
     sources, missing = {}, {}
@@ -129,7 +130,7 @@ def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
 
 
 def _sources_of_folders(root: Path) -> dict[str, Source]:
-    """Find `images/` and `labels/`, with or without folders for splits, or `train/images` and `train/labels`."""
+    """Find `images/` and `labels/`, with or without folders for splits in or around them."""
     folders = []
     if (root / "labels").is_dir() and (root / "images").is_dir():
         folders = split_folders(root / "images") or [("train", root / "images")]
@@ -160,11 +161,11 @@ def _read_split(
 ) -> RawData:
     """Read the label files of folders of images and of lists of images."""
     raw = RawData(file, "cxcywh", classes=classes, states_size=False)
-    listing = FolderListing()
+    is_file = listed_folders()
     for entry in entries:
         for names in _listed(entry, root) if entry.is_file() else _images_in(entry, root):
             image = RawImage(names, entry.name)
-            label = _label_file([root / name for name in names], root, listing)
+            label = _label_file([root / name for name in names], root, is_file)
             if label is None:
                 raw.problems.add("label-file-missing", names[0])
             else:
@@ -190,12 +191,12 @@ def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def _label_file(images: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
+def _label_file(images: Sequence[Path], root: Path, is_file: Callable[[Path], bool]) -> Path | None:
     """Return the label file of an image: in `labels/` for `images/`, or beside it."""
     for image in images:
         beside = image.with_suffix(".txt")
         for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
-            if inside(candidate, root) and listing.has(candidate):
+            if inside(candidate, root) and is_file(candidate):
                 return Path(os.path.normpath(candidate))
     return None
 

@@ -1,10 +1,10 @@
 """Captioned scenes: one image, and a list or a sentence that names what it shows.
 
-All objects of an image are named in one way, so that each belongs to exactly one phrase. A list ("red
-ring . blue star") also names things that are not in the image, near misses above all.
+All objects of an image are named in one way, so that each belongs to exactly one phrase. A list
+("red ring . blue star") also names things that are not in the image, near misses above all.
 
-The grammar of pretraining: no caption or image has a shape of `UNSEEN_SHAPES` or a pair of color and
-shape that is `held_out`, so that they show how a model generalizes to new words and to new pairs.
+No caption or image has a shape of `UNSEEN_SHAPES` or a pair of color and shape that is `held_out`:
+these show how a pretrained model generalizes to new words and to new pairs of known words.
 """
 
 import itertools
@@ -23,8 +23,8 @@ Drawn = tuple[Thing, Box]
 
 UNSEEN_SHAPES = ("crescent", "gear", "lightning bolt", "key", "umbrella", "mushroom", "guitar", "crown")
 _SEEN_SHAPES = [shape for shape in SHAPES if shape not in UNSEEN_SHAPES]
-_LOOKS_LIKE: dict[str, str] = DATA["looks_like"]  # one word for shapes and colors that are easily mistaken
-_HOLLOW = ("circle", "oval", "square", "rectangle", "ring", "target")  # outlined, they are rings or frames
+_LOOKS_LIKE: dict[str, str] = DATA["looks_like"]  # easily mistaken for
+_NO_OUTLINE = ("circle", "oval", "square", "rectangle", "ring", "target")  # would be rings, frames
 _NUMBERS = ("a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NO_PLURAL = ("scissors", "glasses", "trousers")
 _DEFINITE = ("left ", "right ", "upper ", "lower ", "larger ", "smaller ", "largest ", "smallest ")
@@ -33,7 +33,7 @@ _MAX_WORDS = 42  # of a caption; about 60 tokens
 
 @dataclass
 class Caption:
-    """A caption with its phrases: their characters [begin, end) and boxes; none if not in the image."""
+    """A caption with its phrases: characters [begin, end) and boxes, [] if not in the image."""
 
     text: str = ""
     phrases: list[tuple[tuple[int, int], list[Box]]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Caption:
 
 
 def held_out(color: str, shape: str) -> bool:
-    """Return whether pretraining never sees this pair: 15 % of all pairs, on every machine the same."""
+    """Return whether pretraining never sees this pair: about 15 % of all pairs."""
     return zlib.crc32(f"{color} {shape}".encode()) % 100 < 15
 
 
@@ -94,7 +94,7 @@ def _things(
 
 
 def _without_rim(thing: Thing) -> Thing:
-    hollow = thing.pattern == "outlined" and thing.shape in _HOLLOW
+    hollow = thing.pattern == "outlined" and thing.shape in _NO_OUTLINE
     return replace(thing, pattern="plain") if hollow else thing
 
 
@@ -131,7 +131,7 @@ def _related(groups: dict[str, list[Box]], rng: random.Random) -> dict[str, list
 
 
 def _relation(boxes: list[Box], single: dict[str, Box], rng: random.Random) -> dict[str, Box]:
-    """Choose words that distinguish two boxes, if there are any; at times for only one of the two."""
+    """Choose words that distinguish two boxes, if possible; at times for only one of them."""
 
     def extent(box: Box) -> int:
         return max(box[2] - box[0], box[3] - box[1])
@@ -185,7 +185,7 @@ def _list(groups: dict[str, list[Box]], rng: random.Random) -> Caption:
 
 
 def _sentence(groups: dict[str, list[Box]], rng: random.Random) -> Caption:
-    """Write "a red ring, two blue stars and a green cup"; articles and numbers are no part of a phrase."""
+    """Write "a red ring, two blue stars and a green cup"; phrases have no articles or numbers."""
     caption = Caption()
     names = rng.sample(list(groups), len(groups))
     while sum(len(name.split()) + 2 for name in names) > _MAX_WORDS:

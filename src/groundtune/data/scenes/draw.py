@@ -1,6 +1,6 @@
-"""One generated image: a background, objects that stand out from it, and what a camera adds.
+"""One generated image: a background, objects that differ from it, and effects of a camera.
 
-A box spans the pixels that its object covers by half or more, even where another object lies over them.
+A box spans the pixels that its object covers by half or more, even if another object covers them.
 """
 
 import colorsys
@@ -35,7 +35,7 @@ def draw_scene(
         rng: source of every choice.
 
     Returns:
-        The RGB image, and the name and box of each object. Later objects lie over earlier ones.
+        The RGB image, and the name and box of each object. Later objects cover earlier ones.
     """
     count = 0 if rng.random() < 1 / 12 else rng.randint(1, 6)
     chosen = [rng.choice(names) for _ in range(count)]
@@ -93,7 +93,7 @@ def _free_box(
     others: list[tuple[Box, float]],
     rng: random.Random,
 ) -> Box | None:
-    """Search a box where an object stands out and covers little of the others; None after 40 tries.
+    """Search a box with contrast and little overlap for an object; None after 40 tries.
 
     Args:
         size_hw: size of the object.
@@ -159,7 +159,7 @@ def _photograph(image: Image.Image, rng: random.Random) -> Image.Image:
 def _background(
     size_wh: tuple[int, int], avoid: Sequence[Sequence[float]], rng: random.Random
 ) -> Image.Image:
-    """Draw a background, a few random numbers scaled up, whose colors differ from those to avoid."""
+    """Draw a background, a few random numbers scaled up, in colors unlike those to avoid."""
     palette = _palette(avoid, rng)
     noise = np.random.default_rng(rng.getrandbits(64))
     kind = rng.choice(["gradient", "blobs", "blobs", "tiles", "wood", "planks", "grid", "clouds", "clouds"])
@@ -185,7 +185,7 @@ def _background(
 
 
 def _palette(avoid: Sequence[Sequence[float]], rng: random.Random) -> list[tuple[float, ...]]:
-    """Return three related colors, those of a few tries that differ most from the colors to avoid."""
+    """Return three related colors, the best of a few tries to differ from those to avoid."""
     best: tuple[float, list[tuple[float, ...]]] = (-1.0, [])
     for _ in range(12):
         hue, saturation = rng.random(), rng.choice([0.04, 0.12, 0.25, 0.5]) * rng.uniform(0.5, 1.2)
@@ -209,7 +209,7 @@ def _contrast(colors: NDArray[np.floating], other: Sequence[float]) -> NDArray[n
 
 
 def _clouds(noise: np.random.Generator) -> NDArray[np.float64]:
-    """Return positions [64, 64] along the palette that vary at three scales, the coarse one most."""
+    """Return positions [64, 64] along the palette that vary at three scales."""
     total = np.zeros((64, 64))
     for cells in (3, 7, 15):
         layer = _resized(noise.random((cells, cells)) * 255, (64, 64), "BICUBIC")

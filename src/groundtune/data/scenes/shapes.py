@@ -45,7 +45,7 @@ class Thing:
 
 
 def scene_classes() -> list[str]:
-    """Return every class that can be drawn: each shape, alone or after a pattern, a color or both."""
+    """Return all classes that can be drawn: each shape, alone or after a pattern and a color."""
     patterns = ["", *(f"{pattern} " for pattern in PATTERNS)]
     colors = ["", *(f"{color} " for color in COLORS)]
     return [pattern + color + shape for pattern in patterns for color in colors for shape in SHAPES]
@@ -72,7 +72,8 @@ def object_mask(
         rng: source of the pattern's period and phase.
 
     Returns:
-        (2, H, W) from 0 to 1: coverage, and share of the second shade. H = 0 if no pixel is covered by half.
+        (2, H, W) from 0 to 1: coverage, and share of the second shade. H is 0 if no pixel is
+        covered by half.
     """
     master = _master(shape)
     scale = side * _OVERSAMPLING / max(master.size)

@@ -1,6 +1,6 @@
-"""Data sets of generated images: COCO boxes with classes, or ODVG captions.
+"""Write data sets of generated images: COCO boxes with classes, or ODVG captions.
 
-They stand in for a user's own images where none can be shipped. Everything follows from the seed.
+Each image has a random generator of its own, so a larger set begins with the same images.
 """
 
 import json
@@ -42,7 +42,7 @@ def write_scenes(
         valid: number of images in `valid/`.
         classes: names out of `scene_classes()`; None means `DEFAULT_CLASSES`.
         size: longer side of an image in pixels, at least 32.
-        seed: random seed. A larger set begins with the same images.
+        seed: random seed.
 
     Raises:
         DataError: a class cannot be drawn, `size` is too small, or the folder is not empty.
@@ -82,7 +82,7 @@ def _write(
             (folder / split).mkdir()
             written = []
             for number in range(count):
-                rng = random.Random(f"{seed}/{split}/{number}")  # a larger set begins with the same images
+                rng = random.Random(f"{seed}/{split}/{number}")
                 image, labels = draw(rng)
                 file_name = f"{split}_{number:05d}.jpg"
                 image.save(folder / split / file_name, quality=rng.randint(70, 95))
@@ -96,13 +96,9 @@ def _write_boxes(names: list[str], scenes: Scenes[list[tuple[str, Box]]], folder
     for number, (file_name, (width, height), boxes) in enumerate(scenes):
         images.append({"id": number, "file_name": file_name, "width": width, "height": height})
         for name, (x0, y0, x1, y1) in boxes:
-            row: dict[str, Any] = {
-                "id": len(annotations) + 1,
-                "image_id": number,
-                "category_id": names.index(name) + 1,
-            }
-            row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
-            annotations.append(row)
+            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1}
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            annotations.append(ids | box)
     categories: list[dict[str, Any]] = [{"id": 0, "name": "shapes", "supercategory": "none"}]
     categories += [{"id": i, "name": name, "supercategory": "shapes"} for i, name in enumerate(names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
