@@ -186,7 +186,7 @@ def small(folder: Path, **kwargs) -> Path:
 
 
 def test_files_are_what_other_tools_expect(tmp_path):
-    """The files by hand, not by our own readers: 40 x 30 pixels, one box [2, 3, 10, 12] as x, y, width, height."""
+    """Read without our readers: 40 x 30 pixels, one box [2, 3, 10, 12] as x, y, width, height."""
     data = small(tmp_path / "in", categories=[(5, "Red_Dog"), (7, "cat")], boxes=[(1, 5, [2, 3, 10, 12])])
     for format in FORMATS:
         convert(data, tmp_path / format, format)

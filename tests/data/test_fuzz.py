@@ -40,11 +40,11 @@ def fuzz(kind: str, count: int, seed: int, tmp_path: Path) -> tuple[int, int]:
     rng = random.Random(f"{kind}/{seed}")
     folder = tmp_path / "data"
     files = make_set(kind, folder)
-    sound = {path: path.read_bytes() for path in files}
+    valid = {path: path.read_bytes() for path in files}
     assert sum(len(d.samples) for d in load_splits(folder).values()) >= 2
     for number in range(count):
         path = rng.choice(files)
-        corrupted = mutate(sound[path], rng)
+        corrupted = mutate(valid[path], rng)
         path.write_bytes(corrupted)
         _watch.update(inside=folder, touched=[])
         try:
@@ -70,7 +70,7 @@ def fuzz(kind: str, count: int, seed: int, tmp_path: Path) -> tuple[int, int]:
         finally:
             _watch["inside"] = None
         assert not _watch["touched"], (kind, number, _watch["touched"])
-        path.write_bytes(sound[path])
+        path.write_bytes(valid[path])
     return loaded, rejected
 
 

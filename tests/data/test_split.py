@@ -19,14 +19,14 @@ def dataset_of(classes: list[list[int]], order=None) -> Dataset:
             Path(f"{i:04}.png"),
             i,
             (10, 10),
-            np.array([[0, 0, 5, 5]] * len(own), dtype=np.float32).reshape(-1, 4),
-            np.array(own, dtype=np.int64),
-            np.zeros(len(own), dtype=bool),
+            np.array([[0, 0, 5, 5]] * len(labels), dtype=np.float32).reshape(-1, 4),
+            np.array(labels, dtype=np.int64),
+            np.zeros(len(labels), dtype=bool),
         )
-        for i, own in enumerate(classes)
+        for i, labels in enumerate(classes)
     ]
     samples = [samples[i] for i in order] if order is not None else samples
-    count = max((c for own in classes for c in own), default=0) + 1
+    count = max((c for labels in classes for c in labels), default=0) + 1
     return Dataset("train", Path(), [f"class {i}" for i in range(count)], samples, list(range(count)))
 
 
@@ -59,7 +59,7 @@ def test_each_image_is_in_one_split_and_only_names_and_seed_decide(classes, seed
         for sample in first[name].samples:
             assert sample.class_ids.tolist() == classes[sample.image_id]
     if len(first["valid"].samples) > 1:
-        assert classes_in(first["train"]) == {c for own in classes for c in own}
+        assert classes_in(first["train"]) == {c for labels in classes for c in labels}
 
 
 @pytest.mark.parametrize("seed", range(5))

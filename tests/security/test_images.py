@@ -122,12 +122,12 @@ def corrupted(content: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(count: int, folder: Path) -> tuple[int, int]:
-    sound = {path.suffix: path.read_bytes() for path in samples(folder)}
+    valid = {path.suffix: path.read_bytes() for path in samples(folder)}
     rng, read, rejected = random.Random(0), 0, 0
     for _ in range(count):
-        suffix = rng.choice(list(sound))
+        suffix = rng.choice(list(valid))
         path = folder / f"corrupted{suffix}"
-        path.write_bytes(corrupted(sound[suffix], rng))
+        path.write_bytes(corrupted(valid[suffix], rng))
         with watched() as seen, within(60):
             read_image(path)
             try:
