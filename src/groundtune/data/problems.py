@@ -91,14 +91,8 @@ _UNUSABLE = {
         "{n} image paths lead out of the data folder.",
         "Copy the images into the data folder, and use file names relative to it.",
     ),
-    "image-missing": (
-        "{n} images of the annotations are missing.",
-        "Add the files, or remove their entries.",
-    ),
-    "image-unreadable": (
-        "{n} images without a stated size cannot be opened.",
-        "Replace or remove the files.",
-    ),
+    "image-missing": ("{n} images of the annotations are missing.", "Add them, or remove their entries."),
+    "image-unreadable": ("{n} images without a stated size cannot be opened.", "Replace or remove them."),
     "image-bomb": (
         f"{{n}} images have, or are stated to have, over {MAX_PIXELS:,} pixels.",
         "Make them smaller, and export the annotations again.",
@@ -152,8 +146,8 @@ _NOTES = {
     "category-ids-numbered": ("category ids are not integers: numbered from 1 in file order.", _NO_ACTION),
     "category-placeholder": ("category ignored, only the parent of others, without boxes:", _NO_ACTION),
     "label-file-missing": (
-        "{n} images have no label file: used as images without objects.",
-        "No action is needed if they show no objects.",
+        "{n} images have no label file and count as empty.",
+        "No action is needed if they are.",
     ),
     "annotation-ignored-field": (
         "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every category has a "

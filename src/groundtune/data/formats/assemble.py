@@ -215,13 +215,9 @@ def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple
 
 
 def _check_form(measured: "array[float]", raw: RawData) -> None:
-    """Report a wrong form of the boxes if the whole set is evidence for it.
+    """Report a wrong form of the boxes if the whole set is evidence for another one.
 
-    Count the boxes that fit their images in their own form, and in the most similar other one.
-
-    Args:
-        measured: for each box its four numbers, and the height and width of its image.
-        raw: records with the form of the boxes.
+    `measured` has the four numbers of each box, and the height and width of its image.
     """
     a, b, c, d, height, width = np.frombuffer(measured).reshape(-1, 6).T
     right, low = width + _EDGE_TOLERANCE, height + _EDGE_TOLERANCE

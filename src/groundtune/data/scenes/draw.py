@@ -93,14 +93,9 @@ def _free_box(
     others: list[tuple[Box, float]],
     rng: random.Random,
 ) -> Box | None:
-    """Search a box with contrast and little overlap for an object; None after 40 tries.
+    """Search a place for an object of `size_hw` in an image of `size_wh`; None after 40 tries.
 
-    Args:
-        size_hw: size of the object.
-        size_wh: size of the image.
-        clear: where the background has enough contrast, scaled down by `_MAP_SCALE`.
-        others: the boxes of other objects, each with the overlap that is allowed at times.
-        rng: source of every choice.
+    `clear` is where the background has contrast. `others` may be covered a little, at times.
     """
     height, width = size_hw
     if width > size_wh[0] or height > size_wh[1]:
