@@ -35,7 +35,7 @@ from transformers import BertTokenizer
 from groundtune.contracts import ImageFormat
 from groundtune.data.batch import Batch, make_target, trained_boxes
 from groundtune.data.prefetch import decoded, prefetch
-from groundtune.data.sample import Dataset, Grounding, Sample, listed
+from groundtune.data.sample import Dataset, Grounding, Sample, join_examples
 from groundtune.data.transforms import ImageView, draw_view, flip, resize_keep_ratio
 from groundtune.errors import DataError
 from groundtune.text.prompt import Prompt, caption_prompt, class_prompt, mirror_caption
@@ -76,11 +76,12 @@ def check_captions(dataset: Dataset, tokenizer: BertTokenizer, max_text_len: int
     if long:
         problems.append(
             f"The model reads at most {max_text_len} tokens of text, and {len(long)} captions of {dataset.root} have more: "
-            f"{listed(long)}. Shorten them, or state one image several times with a part of the caption each."
+            f"{join_examples(long)}. Shorten them, or state one image several times with a part of the caption each."
         )
     if silent:
         problems.append(
-            f"{len(silent)} captions of {dataset.root} have phrases in which the tokenizer finds no token: {listed(silent)}. "
+            f"{len(silent)} captions of {dataset.root} have phrases in which the tokenizer finds no token: "
+            f"{join_examples(silent)}. "
             "They have no visible character; correct their spans."
         )
     if problems:

@@ -122,7 +122,7 @@ class Dataset:
         return bool(self.samples) and all(sample.grounding is not None for sample in self.samples)
 
 
-def listed(examples: Sequence[str], limit: int = _LISTED) -> str:
+def join_examples(examples: Sequence[str], limit: int = _LISTED) -> str:
     """Join the first few of many examples and say how many there are beyond them."""
     more = f", … ({len(examples)} in all)" if len(examples) > limit else ""
     return ", ".join(examples[:limit]) + more
@@ -150,7 +150,7 @@ def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[i
             unknown.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if unknown:
         raise DataError(
-            f"Unknown class {listed(unknown, 20)}. The data set has: {listed([repr(n) for n in available], 30)}."
+            f"Unknown class {join_examples(unknown, 20)}. The data set has: {join_examples([repr(n) for n in available], 30)}."
         )
     return list(dict.fromkeys(index_of[name] for name in cleaned))
 

@@ -24,7 +24,7 @@ import torch
 
 from groundtune.boxes import pairwise_iou
 from groundtune.data.prefetch import evaluation_images
-from groundtune.data.sample import Dataset, Sample, listed
+from groundtune.data.sample import Dataset, Sample, join_examples
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, detect_batch, inference_mode
 from groundtune.predict.features import extract
@@ -88,7 +88,7 @@ def add_self_distillation(
     new = [others[index] for index in used]
     count = sum(map(len, kept))
     progress.message(
-        f"Replay: {count} objects that nobody labeled join the training images: {listed(new, 10) or 'none'}."
+        f"Replay: {count} objects that nobody labeled join the training images: {join_examples(new, 10) or 'none'}."
     )
     free = max(dataset.category_ids, default=0) + 1
     ids = [*dataset.category_ids, *range(free, free + len(used))]

@@ -26,7 +26,7 @@ from groundtune.data.formats.convert import Converted, ensure_empty_output, writ
 from groundtune.data.formats.detect import read_splits
 from groundtune.data.formats.files import read_text, stored_size
 from groundtune.data.images import load_image
-from groundtune.data.sample import Dataset, Grounding, Sample, listed, match_class_names
+from groundtune.data.sample import Dataset, Grounding, Sample, join_examples, match_class_names
 from groundtune.device import pick_device, pick_precision
 from groundtune.errors import ConfigError, DataError
 from groundtune.predict.predictor import Predictor, batched
@@ -104,7 +104,7 @@ def read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
             captions[image] = caption
             samples.append(_unseen(image, number, Grounding(prompt.caption, prompt.spans)))
     if problems or not samples:
-        raise DataError(f"{path}: {listed(problems, 3) if problems else 'there is no caption in it.'}")
+        raise DataError(f"{path}: {join_examples(problems, 3) if problems else 'there is no caption in it.'}")
     return samples, captions
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.coco import coco_lists
-from groundtune.data.formats.files import inside, is_text, read_json
+from groundtune.data.formats.files import inside, is_text
 from groundtune.data.images import load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.files import replacing
+from groundtune.files import read_json, replacing
 from groundtune.text.prompt import clean_name
 
 _SIDE = 1600  # pixels of the shown image's longer side
