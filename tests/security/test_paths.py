@@ -15,7 +15,7 @@ from supervision import Detections
 from groundtune.data.formats.convert import FORMATS, convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
-from groundtune.predict.sources import VideoStream, Frame
+from groundtune.predict.sources import Frame, VideoStream
 from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]
@@ -139,10 +139,10 @@ def test_predictions_stay_in_their_folder(tmp_path: Path, videos: bool) -> None:
         class_id=ids,
         data={"class_name": np.array(classes, dtype=object)},
     )
-    results = Results(tmp_path / "a/out", ["drawn", "json", "coco", "yolo", "csv", "crops"], classes, [])
+    results = Results(tmp_path / "a/out", ["annotated", "json", "coco", "yolo", "csv", "crops"], classes, [])
     for name in names:
-        clip = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
-        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)
+        video = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
+        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), video), found)
     results.close({})
     assert len(everything(tmp_path / "a/out")) > 20
     assert {name for name in everything(tmp_path) if not name.startswith("a/out/")} == {"a", "a/out"}
