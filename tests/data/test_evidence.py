@@ -4,7 +4,7 @@ import pytest
 from coco_files import coco, write
 
 from groundtune.data.formats.detect import load_splits, read_splits
-from groundtune.data.problems import CheckSpec, Collector
+from groundtune.data.problems import Collector, CheckSpec
 from groundtune.data.sample import LvisRules
 from groundtune.errors import DataError
 

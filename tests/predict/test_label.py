@@ -230,7 +230,7 @@ def test_invalid_captions_are_reported(images, capsys, rows, message):
 
 def test_options_that_conflict_with_captions(images, capsys):
     assert main([*LABEL, *captions(*CAPTIONS), "in/a.jpg"]) == 2
-    assert "captions: the file names the images and phrases" in capsys.readouterr().err
+    assert "captions: remove images, data, classes and ray" in capsys.readouterr().err
     assert main([*LABEL, *captions(*CAPTIONS), "--format", "yolo"]) == 2
     assert "format: yolo cannot store captions; choose odvg or coco" in capsys.readouterr().err
 

@@ -157,7 +157,7 @@ def test_requests_need_the_token_a_known_host_and_the_page_as_origin(
 def test_images_are_downsized_and_unreadable_ones_are_reported(server: ReviewServer, tmp_path: Path) -> None:
     status, content = send(server, own(server, "image/1"))
     (tmp_path / "shown.jpg").write_bytes(content)
-    assert status == 200 and Image.open(tmp_path / "shown.jpg").size == (1600, 800)
+    assert status == 200 and Image.open(tmp_path / "shown.jpg").size == (1600, 1600)
     messages = "Cannot read", "does not exist", "would have", "outside", "no such"
     for number, message in enumerate(messages, start=2):
         status, content = send(server, own(server, f"image/{number}"))

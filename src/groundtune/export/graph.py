@@ -1,11 +1,13 @@
 """Trace the network as an ONNX graph for one image of any size.
 
-Open vocabulary: inputs are the image and the tokens of one prompt. Fixed classes: the text features are
-part of the file, and only the image goes in. Outputs are the logits of the prompt's tokens and the boxes.
+Open vocabulary: inputs are the image and the tokens of one prompt. Fixed classes: the text features
+are part of the file, and only the image goes in. Outputs are the logits of the prompt's tokens and
+the boxes.
 
-torch's tracer is used instead of `torch.export`, which takes hours because it carries a formula for every
-side through every layer. The tracer records one branch of each condition: `smallest_side` is the size from
-which on all images take the recorded ones, and `write` compares the file with the network in other sizes.
+torch's tracer is used instead of `torch.export`, which takes hours because it carries a formula for
+every side through every layer. The tracer records one branch of each condition: `smallest_side` is
+the size from which on all images take the recorded ones, and `write` compares the file with the
+network in other sizes.
 """
 
 import copy
@@ -74,8 +76,9 @@ class _Graph(nn.Module):
 def smallest_side(bundle: ModelBundle) -> int:
     """Return the smallest image side in pixels for which the traced branches are right.
 
-    The maps of a Swin must be larger than its window, with an odd number of patches and an incomplete
-    last window in each stage, so that the tracer records their padding. Each query needs a position.
+    The maps of a Swin must be larger than its window, with an odd number of patches and an
+    incomplete last window in each stage, so that the tracer records their padding. Each query needs
+    a position.
 
     Raises:
         ExportError: the model's own images are smaller.
@@ -88,7 +91,7 @@ def smallest_side(bundle: ModelBundle) -> int:
         side += _STRIDE
     if side > bundle.image_format.short_side:
         raise ExportError(
-            f"The model {bundle.source!r} takes images with a short side of {bundle.image_format.short_side} pixels; "
+            f"The images of {bundle.source!r} have a short side of {bundle.image_format.short_side} pixels; "
             f"a graph for images of any size needs {side}, for the windows of the backbone and the queries."
         )
     return side
@@ -104,21 +107,15 @@ def fixed_prompt(bundle: ModelBundle, names: list[str]) -> tuple[TextInput, list
     count = len(prompts.phrase_maps)
     if count > 1:
         raise ExportError(
-            f"classes: the {len(names)} names need {count} prompts of {bundle.config.max_text_len} tokens, but a file "
-            "has one. Use fewer names, or export without --classes and name them when predicting."
+            f"classes: the {len(names)} names need {count} prompts of {bundle.config.max_text_len} tokens, "
+            "but a file has one. Use fewer names, or export without --classes and name them when predicting."
         )
     return prompts.text, [row.nonzero().flatten().tolist() for row in prompts.phrase_maps[0]]
 
 
 @torch.no_grad()
 def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) -> None:
-    """Write the graph as float32 ONNX.
-
-    Args:
-        bundle: the model, which is not changed.
-        text: from `fixed_prompt`; None: open vocabulary.
-        side: from `smallest_side`.
-        path: file to write.
+    """Write the graph as float32 ONNX; `text` is from `fixed_prompt`, None for an open vocabulary.
 
     Raises:
         ExportError: an open-vocabulary graph cannot express the model.
@@ -135,7 +132,7 @@ def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) ->
         network.encoder.phrase_offsets = None
     elif offsets is not None:
         raise ExportError(
-            f"The model {bundle.source!r} has learned class-name embeddings, which need fixed classes: add --classes."
+            f"{bundle.source!r} has learned class-name embeddings, which need fixed classes: add --classes."
         )
     else:
         example = [class_prompt(["cat", "remote control"])]

@@ -1,9 +1,9 @@
 """Shrink ONNX files: weights as float16, or convolutions and linear layers as int8.
 
-float16 is only the storage type; the arithmetic stays float32, so that nothing overflows on any runtime.
-int8 is post-training quantization of the backbone, the neck and the encoder's linear layers, calibrated on
-images of the user. Residual streams, the language model, and the layers that place sampling points or
-compute scores and boxes stay float32.
+float16 is only the storage type; the arithmetic stays float32, so that nothing overflows on any
+runtime. int8 is post-training quantization of the backbone, the neck and the encoder's linear
+layers, calibrated on images of the user. Residual streams, the language model, and the layers that
+place sampling points or compute scores and boxes stay float32.
 """
 
 from collections.abc import Iterable
@@ -72,7 +72,8 @@ def quantize(path: Path, images: Iterable[Tensor], tokens: dict[str, np.ndarray]
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},  # residual streams, biases
+        # residual streams and biases stay float32
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
     float32.unlink()
     model = onnx.load(path)
@@ -83,11 +84,11 @@ def quantize(path: Path, images: Iterable[Tensor], tokens: dict[str, np.ndarray]
 
 
 def _isolate_layers(model: onnx.ModelProto) -> tuple[list[str], set[str]]:
-    """Give each layer that becomes int8 an input of its own: a tensor is quantized for all its readers.
+    """Give each layer that becomes int8 its own input: a tensor is quantized for all its readers.
 
-    Returns:
-        Names of the nodes to quantize, including the activations of convolutions, so that the range of a
-        convolution is what they leave of it; and the limits of these activations, then unused.
+    Returns: Names of the nodes to quantize, including the activations of convolutions, so that the
+    range of a convolution is what they leave of it; and the limits of these activations, then
+    unused.
     """
     weights = {weight.name for weight in model.graph.initializer}
     nodes, layers, convolved, limits = [], [], set(), set()

@@ -1,8 +1,9 @@
 """Run exported files like a network, so that prediction and evaluation use the same code.
 
-A file contains the image format, the vocabulary and the class names, in its ONNX metadata or OpenVINO
-rt_info. It takes one image and one prompt at a time, because the graph has no padding. Images narrower
-than `smallest_side` are stretched to it; boxes are relative to the image, so they stay right.
+A file contains the image format, the vocabulary and the class names, in its ONNX metadata or
+OpenVINO rt_info. It takes one image and one prompt at a time, because the graph has no padding.
+Images narrower than `smallest_side` are stretched to it; boxes are relative to the image, so they
+stay right.
 """
 
 import json
@@ -41,27 +42,16 @@ RunGraph = Callable[[Feed], list[np.ndarray]]  # returns logits and boxes
 
 @dataclass
 class ExportMetadata:
-    """What a file says about itself.
+    """What a file says about itself."""
 
-    Attributes:
-        classes: its fixed, cleaned names; with an open vocabulary those of the fine-tuning.
-        input_ids: prompt of the fixed classes, or [].
-        phrases: token indices of each fixed class.
-        max_text_len: maximum tokens of a prompt.
-        smallest_side: minimum image side in pixels.
-        image_format: size and normalization of the images.
-        precision: "fp32", "fp16" or "int8".
-        source: model that was exported.
-    """
-
-    classes: list[str]
-    input_ids: list[int]
-    phrases: list[list[int]]
+    classes: list[str]  # the fixed ones, cleaned; with an open vocabulary those of the fine-tuning
+    input_ids: list[int]  # prompt of the fixed classes, or []
+    phrases: list[list[int]]  # token indices of each fixed class
     max_text_len: int
-    smallest_side: int
+    smallest_side: int  # of an image, in pixels
     image_format: ImageFormat
-    precision: str
-    source: str
+    precision: str  # "fp32", "fp16" or "int8"
+    source: str  # the model
 
 
 def metadata_props(metadata: ExportMetadata, tokenizer: BertTokenizer) -> dict[str, str]:
@@ -71,11 +61,7 @@ def metadata_props(metadata: ExportMetadata, tokenizer: BertTokenizer) -> dict[s
 
 
 def open_exported(path: Path) -> ModelBundle:
-    """Open a file for prediction and evaluation, as a bundle with an `ExportedNetwork`.
-
-    Raises:
-        ExportError: groundtune did not export the file, or its runtime is not installed.
-    """
+    """Open a file as a bundle with an `ExportedNetwork`; a file of others is an `ExportError`."""
     run, props = (_open_onnx if SUFFIXES[path.suffix] == "onnx" else _open_openvino)(path)
     try:
         values = json.loads(props[METADATA])
@@ -125,7 +111,7 @@ class ExportedNetwork(nn.Module):
             self._blocks = {block: columns for columns, block in blocks}
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """Cut the images out of (B, 3, H, W) and stretch those that are too narrow for the graph."""
+        """Cut the images out of (B, 3, H, W), and stretch those too narrow for the graph."""
         least, features = self.metadata.smallest_side, []
         for image, (h, w) in zip(images, sizes_hw, strict=True):
             cut = image[:, :h, :w]
@@ -136,11 +122,7 @@ class ExportedNetwork(nn.Module):
         return features
 
     def forward_features(self, features: list[list[Tensor]], text: TextInput) -> Output:
-        """Detect in B images of `extract_features` with B prompts.
-
-        Raises:
-            DataError: a prompt has a phrase that is not among the fixed classes.
-        """
+        """Detect with one prompt per image; a phrase that is not a fixed class is a `DataError`."""
         logits, boxes = [], []
         for row, (image,) in enumerate(features):
             prompt = text.rows(slice(row, row + 1))
@@ -162,13 +144,13 @@ class ExportedNetwork(nn.Module):
         )
 
     def _columns(self, prompt: TextInput) -> list[int]:
-        """Return the file's column of each token of a prompt, whose names may be fewer and in any order."""
+        """Return the file's column of each token of a prompt; names may be fewer and in any order."""
         phrases = [ids for _, ids in phrase_blocks(prompt)[0]]
         unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for ids in phrases if ids not in self._blocks]
         if unknown:
             raise DataError(
-                f"{self.path} has the fixed classes {', '.join(self.metadata.classes)}, got {', '.join(unknown)}. "
-                "Use some of its classes, or export without --classes."
+                f"{self.path} has the fixed classes {', '.join(self.metadata.classes)}, got "
+                f"{', '.join(unknown)}. Use some of its classes, or export without --classes."
             )
         return [
             column for ids in phrases for column in range(self._blocks[ids].start, self._blocks[ids].stop)

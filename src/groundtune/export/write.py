@@ -1,7 +1,7 @@
-"""Export a model for ONNX Runtime or OpenVINO: trace, compare with the model, shrink, measure, move into place.
+"""Export a model for ONNX Runtime or OpenVINO: trace, compare with the model, shrink, measure.
 
-The finished file is measured in its own runtime by the code that evaluates models. A file that is worse
-than allowed is never moved into place.
+The finished file is measured in its own runtime by the code that evaluates models. A file that is
+worse than allowed is never moved into place.
 """
 
 import importlib.util
@@ -32,19 +32,12 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What to write.
+    """What to write."""
 
-    Attributes:
-        format: "onnx" or "openvino".
-        names: fixed classes; none: open vocabulary.
-        precision: "fp32", "fp16" or "int8".
-        max_ap_drop: points (hundredths) of AP, or of recall@1 for captions, that int8 may lose.
-    """
-
-    format: str
-    names: list[str]
-    precision: str
-    max_ap_drop: float
+    format: str  # "onnx" or "openvino"
+    names: list[str]  # fixed classes; none: open vocabulary
+    precision: str  # "fp32", "fp16" or "int8"
+    max_ap_drop: float  # points (hundredths) of AP, or of recall@1 for captions, that int8 may lose
 
 
 def write_exported(
@@ -54,22 +47,19 @@ def write_exported(
     splits: Mapping[str, Dataset] | None,
     progress: Progress,
 ) -> list[str]:
-    """Write the file, or the two files of OpenVINO; they appear when they are complete and checked.
+    """Write an .onnx file, or the .xml and .bin of OpenVINO, once they are complete and checked.
 
-    Args:
-        bundle: the model.
-        path: ends in .onnx or .xml.
-        spec: what to write.
-        splits: "train" calibrates int8; "valid" compares the file with the model. None: no comparison.
-        progress: reports the evaluated images.
+    Of `splits`, "train" calibrates int8, and "valid" compares the file with the model; None: no
+    comparison.
 
     Returns:
         Sentences about what was measured.
 
     Raises:
         ConfigError: wrong suffix, or int8 without data.
-        DataError: the data lacks a split or all names.
-        ExportError: a package is missing, the graph cannot express the model, or int8 loses too much.
+        DataError: the data lacks a split or all classes.
+        ExportError: a package is missing, the graph cannot express the model, or int8 loses too
+            much.
     """
     if SUFFIXES.get(path.suffix) != spec.format:
         suffix = next(suffix for suffix, format in SUFFIXES.items() if format == spec.format)
@@ -135,8 +125,8 @@ def _single_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
     tuned = [name in bundle.classes for name in names]
     if not names or any(tuned) != all(tuned):
         raise ExportError(
-            f"The model {bundle.source!r} has two sets of weights (--keep-base), and a file has one: choose with --classes "
-            f"only classes of the fine-tuning ({', '.join(bundle.classes)}) or only others."
+            f"The model {bundle.source!r} has two sets of weights (--keep-base), a file has one: with "
+            f"--classes choose only classes of the fine-tuning ({', '.join(bundle.classes)}) or only others."
         )
     return replace(bundle, network=bundle.network if tuned[0] else bundle.kept, kept=None)
 
@@ -152,7 +142,8 @@ def _add_props(graph: Path, props: Mapping[str, str]) -> None:
 def _check_equal(bundle: ModelBundle, written: ModelBundle, names: list[str]) -> None:
     """Compare a file with its model on noise in two sizes other than the traced one.
 
-    This detects wrong graphs. Single queries may differ: rounding decides between positions of equal score.
+    This detects wrong graphs. Single queries may differ: rounding decides between positions of
+    equal score.
     """
     names = names or ["red kite", "white blood cell", "x"]
     text = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).text
@@ -169,8 +160,8 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, names: list[str]) ->
         equal = (torch.cdist(queries[0], queries[1], p=torch.inf).amin(1) < 1e-2).float().mean()
         if not equal >= 0.95:
             raise ExportError(
-                f"The graph differs from the model {bundle.source!r} in {1 - equal:.0%} of the boxes of an image of "
-                f"{size_hw[1]} x {size_hw[0]} pixels, so nothing was written. Please report this model's sizes."
+                f"The graph differs from the model {bundle.source!r} in {1 - equal:.0%} of the boxes of an "
+                f"image of {size_hw[1]} x {size_hw[0]} pixels, so nothing was written. Please report this."
             )
 
 
@@ -226,8 +217,8 @@ def _compare_scores(
     if model.score is None or file.score is None:
         raise DataError("The split valid has no boxes, so the file cannot be measured.")
     metric, loss = "AP" if "AP" in model.metrics else "recall@1", 100 * (model.score - file.score)
-    note = f"{metric} on valid: {model.score:.3f} with the model, {file.score:.3f} with {spec.format} {spec.precision}"
-    note = f"{note} ({-loss:+.1f} points)."
+    scores = f"{model.score:.3f} with the model, {file.score:.3f} with {spec.format} {spec.precision}"
+    note = f"{metric} on valid: {scores} ({-loss:+.1f} points)."
     if spec.precision == "int8" and loss > spec.max_ap_drop:
         raise ExportError(
             f"{note} int8 may lose {spec.max_ap_drop:g}, so nothing was written. "

@@ -1,8 +1,9 @@
 """Detect classes or phrases in images: the forward path that prediction and evaluation share.
 
-Class names are packed into as few prompts as the token budget allows (docs/semantics.md, rule 6). The
-backbone runs once per image; (image, prompt) pairs run as batches, and all prompts of an image share
-one ranking. The reference runs its chunks one by one and encodes the text for each image again.
+Class names are packed into as few prompts as the token budget allows (docs/semantics.md, rule 6).
+The backbone runs once per image; (image, prompt) pairs run as batches, and all prompts of an image
+share one ranking. The reference runs its chunks one by one and encodes the text for each image
+again.
 """
 
 import itertools
@@ -55,11 +56,9 @@ def class_prompts(
     max_text_len: int = 256,
     tuned_names: Collection[str] | None = None,
 ) -> Prompts:
-    """Pack class names into as few prompts as fit the token budget.
+    """Pack cleaned, unique class names into as few prompts as fit the token budget.
 
-    Args:
-        names: at least one; cleaned and unique.
-        tuned_names: `ModelBundle.tuned_names`; other names get prompts of their own. None: all names.
+    Names that are not in `tuned_names` (of the bundle; None: all names) get prompts of their own.
 
     Raises:
         DataError: a name has no token or does not fit a prompt.
@@ -80,11 +79,7 @@ def class_prompts(
 
 
 def sentence_prompts(tokenizer: BertTokenizer, sentences: Sequence[Prompt], max_text_len: int) -> Prompts:
-    """Tokenize sentences as one prompt each; their phrases are numbered consecutively.
-
-    Raises:
-        DataError: a sentence does not fit the token budget, or a phrase has no token.
-    """
+    """Tokenize sentences as one prompt each; their phrases are numbered consecutively."""
     number = itertools.count()
     indices = [[next(number) for _ in prompt.phrases] for prompt in sentences]
     text, phrase_maps = tokenize(tokenizer, sentences, max_text_len)
@@ -104,7 +99,7 @@ def detect_batch(
         network: in `inference_mode`.
         features: per image the maps (C_l, h_l, w_l) of `network.extract_features`.
         prompts: on the network's device.
-        sizes_hw: sizes of the original images in pixels; the boxes refer to them.
+        sizes_hw: sizes of the original images, in whose pixels the boxes are.
         base_network: answers the prompts with `use_base`; None: `network` answers all.
 
     Returns:
@@ -128,23 +123,21 @@ def detect_batch(
                 logits, phrase_map = output["pred_logits"][row], prompts.phrase_maps[prompt]
                 scores[image][prompt] = class_scores(logits, phrase_map, prompts.score_reduction)
                 boxes[image][prompt] = output["pred_boxes"][row]
-    return [
-        top_detections(
-            [scores[image][p] for p in range(count)],
-            [boxes[image][p] for p in range(count)],
-            prompts.class_indices,
-            size_hw,
-        ).cpu()
-        for image, size_hw in enumerate(sizes_hw)
-    ]
+    detections = []
+    for image, size_hw in enumerate(sizes_hw):
+        sorted_scores, sorted_boxes = ([part[image][p] for p in range(count)] for part in (scores, boxes))
+        best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw)
+        detections.append(best.cpu())
+    return detections
 
 
 @contextmanager
 def inference_mode(network: nn.Module, precision: str) -> Iterator[None]:
     """Run in eval mode, without gradients and in "fp32" or "bf16"; restore all modes afterwards.
 
-    With "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32. This is
-    `no_grad`, not torch's inference mode, because training reuses the text features cached inside.
+    With "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32. This
+    is `no_grad`, not torch's inference mode, because training reuses the text features cached
+    inside.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -1,8 +1,9 @@
 """Extract backbone features of images, and cache those of a frozen backbone between epochs.
 
-A frozen backbone computes the same maps for the same pixels in every epoch, so each (image, view) is
-computed once; training then skips decoding, augmentation and the backbone. Maps are stored as float16
-on the CPU. Every use is rounded, the first one too, so that a resumed run sees the same numbers.
+A frozen backbone computes the same maps for the same pixels in every epoch, so each (image, view)
+is computed once; training then skips decoding, augmentation and the backbone. Maps are stored as
+float16 on the CPU. Every use is rounded, the first one too, so that a resumed run sees the same
+numbers.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,7 @@ from groundtune.model.detector import GroundingDINO
 
 
 def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
-    """Compute the backbone maps (C_l, h_l, w_l) of each image, without gradient.
-
-    Args:
-        images: normalized float32 (3, h, w), any sizes and devices.
-        device: device of the network.
-    """
+    """Compute the backbone maps (C_l, h_l, w_l) of normalized images (3, h, w), without gradient."""
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (max(size[axis] for size in sizes_hw) for axis in (0, 1))
     canvas = torch.zeros(len(images), 3, height, width)
@@ -32,15 +28,7 @@ def extract(network: Network, images: Sequence[Tensor], device: torch.device) ->
 
 
 class FeatureCache:
-    """Backbone maps by (sample index, view). Use one cache per data set.
-
-    Args:
-        network: its backbone must be frozen.
-        dtype: stored type; float32 is exact.
-
-    Raises:
-        ConfigError: the backbone is trainable.
-    """
+    """Backbone maps by (sample index, view), of one data set; the backbone must be frozen."""
 
     def __init__(self, network: GroundingDINO, dtype: torch.dtype = torch.float16) -> None:
         if any(parameter.requires_grad for parameter in network.backbone.parameters()):
@@ -65,11 +53,8 @@ class FeatureCache:
     ) -> list[list[Tensor]]:
         """Return the maps of a batch as float32 on the device; compute the missing ones.
 
-        Args:
-            images: normalized (3, h, w); None is allowed where `needs_pixels` is False.
-            indices: sample index of each image.
-            views: number of the augmented view of each image.
-            device: device of the network.
+        Images are normalized (3, h, w), or None where `needs_pixels` is False; each has a sample
+        index and the number of its augmented view.
         """
         keys = list(zip(indices, views, strict=True))
         for image, key in zip(images, keys, strict=True):
@@ -81,13 +66,7 @@ class FeatureCache:
         return [[level.to(device, torch.float32) for level in self._maps[key]] for key in keys]
 
     def estimate_bytes(self, sizes_hw: Sequence[tuple[int, int]], views: int, device: torch.device) -> int:
-        """Estimate the memory of the full cache from one blank image, scaled by area.
-
-        Args:
-            sizes_hw: resized size of every image in pixels; none gives 0.
-            views: number of views per image.
-            device: device of the network.
-        """
+        """Estimate the memory of all resized images' maps from a blank image, scaled by area."""
         if not sizes_hw:
             return 0
         height, width = max(sizes_hw, key=lambda size: size[0] * size[1])

@@ -1,17 +1,18 @@
 """Label images with a model and write a data set to review and train on.
 
-Each processed image is a line of a journal (OUT.labels.jsonl), from which an interrupted run resumes; the
-data set is written at the end. Boxes of people are never changed: of a data set only training images
-without boxes are labeled. COCO keeps the scores, which training uses as soft targets.
+Each processed image is a line of a journal (OUT.labels.jsonl), from which an interrupted run
+resumes; the data set is written at the end. Of a data set only training images without boxes are
+labeled. COCO keeps the scores, which training uses as soft targets.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,17 +43,12 @@ class Labeled:
 
 
 def read_given(config: LabelConfig) -> dict[str, Dataset]:
-    """Check the inputs of `label` and read its data set; without one return {}.
-
-    Raises:
-        ConfigError: there is nothing to label, or options conflict.
-        DataError: an input cannot be used, or the output directory is not empty.
-    """
+    """Check the options, and read the data set whose images without boxes are labeled, if any."""
     ensure_empty_output(Path(config.output_dir))
     if config.captions:
         if config.images or config.data or config.classes or config.ray:
             raise ConfigError(
-                "captions: the file names the images and phrases; remove images, data, classes and ray."
+                "captions: remove images, data, classes and ray; the file has images and phrases."
             )
         if config.format not in ("odvg", "coco"):
             raise ConfigError(f"format: {config.format} cannot store captions; choose odvg or coco.")
@@ -74,26 +70,19 @@ def read_given(config: LabelConfig) -> dict[str, Dataset]:
 def label(
     config: LabelConfig, predictor: Predictor, splits: Mapping[str, Dataset], progress: Progress
 ) -> Labeled:
-    """Detect objects in images and write them as a data set.
+    """Detect objects in images and write them as a data set; `splits` comes from `read_given`.
 
-    Args:
-        config: the options.
-        predictor: the model with the classes; a data set has to contain them.
-        splits: from `read_given`; other images are added to its split train.
-        progress: reports each image.
-
-    Raises:
-        ConfigError: the options differ from those of the interrupted run.
-        DataError: the data set has no such class, no image can be labeled, or the output cannot be written.
+    Other options than those of the interrupted run are a `ConfigError`; all else is a `DataError`.
     """
+    names = [] if config.captions else unique_names(predictor.names)[0]
+    new = Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
+    train = splits.get("train", new)
     captions: dict[str, str] = {}
-    names: list[str] = []
     if config.captions:
-        samples, captions = read_captions(Path(config.captions))
+        samples, captions = _read_captions(Path(config.captions))
     else:
-        names = splits["train"].class_names if splits else unique_names(predictor.names)[0]
-        match_class_names(predictor.names, names)  # checks that the data set has them
-        samples = _images_to_label(config, splits)
+        match_class_names(predictor.names, train.class_names)  # checks that the data set has them
+        samples = _images_to_label(config, train.samples)
     if not samples:
         raise DataError(f"Nothing to label: all training images of {config.data} have boxes.")
     unreadable: dict[str, str] = {}
@@ -103,44 +92,36 @@ def label(
         progress.message(f"groundtune: skipped: {reason}")
 
     journal = Path(f"{config.output_dir}.labels.jsonl")
-    settings = {
-        "model": config.model, "classes": predictor.names, "nms": config.nms, "data": config.data,
-        "threshold": predictor.threshold, "thresholds": dict(predictor.thresholds), "captions": config.captions,
-    }  # fmt: skip
+    settings = {"model": config.model, "classes": predictor.names, "nms": config.nms, "data": config.data}
+    settings |= {"threshold": predictor.threshold, "thresholds": dict(predictor.thresholds)}
+    settings |= {"captions": config.captions}
     records = _read_journal(journal, settings)
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         with journal.open("a", encoding="utf-8") as file:
             if not file.tell():
-                _append(file, {"settings": settings})
+                file.write(json.dumps({"settings": settings}) + "\n")
             remaining = [sample for sample in samples if str(sample.image_path) not in records]
             for record in _records(config, predictor, remaining, captions, on_error):
-                _append(file, record)
+                file.write(json.dumps(record) + "\n")
+                file.flush()
                 records[record["image"]] = record
                 progress.evaluation(len(records) + len(unreadable), len(samples), "labeling")
     except OSError as error:
         raise DataError(f"Cannot write {journal}: {error.strerror or error}.") from error
     finally:
         progress.close()
-    class_ids = [] if captions else [names.index(clean_name(name)) for name in predictor.names]
-    data = _labeled_data(splits, names, samples, records, class_ids)
+    class_ids = [] if captions else [train.class_names.index(clean_name(name)) for name in predictor.names]
+    data = {**splits, "train": _with_records(train, samples, records, class_ids)}
     written = write_data(data, Path(config.output_dir), config.format, link=config.link)
     journal.unlink()
     return Labeled(written, unreadable)
 
 
-def read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
-    """Read lines of JSON such as {"image": "a.jpg", "caption": "a [cat] on the [left sofa]"}.
+def _read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
+    """Read lines such as {"image": "a.jpg", "caption": "a [cat] on the [left sofa]"}.
 
-    Args:
-        path: the file; its image paths are relative to its directory. Brackets mark phrases; without
-            any the whole caption is one.
-
-    Returns:
-        Samples of unknown size, and the captions by image path.
-
-    Raises:
-        DataError: the file or lines of it are invalid; a few lines are listed.
+    Paths are relative to the file; a caption without brackets is one phrase.
     """
     samples: list[Sample] = []
     captions: dict[str, str] = {}
@@ -166,9 +147,8 @@ def read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
     return samples, captions
 
 
-def _images_to_label(config: LabelConfig, splits: Mapping[str, Dataset]) -> list[Sample]:
+def _images_to_label(config: LabelConfig, train: list[Sample]) -> list[Sample]:
     """Return the data set's images without boxes, then the other images, with size 0."""
-    train = splits["train"].samples if splits else []
     paths = (os.path.abspath(file) for name in config.images for file in files(name, config.recursive))
     known = {os.path.abspath(sample.image_path) for sample in train}
     first_id = max((sample.image_id for sample in train), default=0) + 1
@@ -189,7 +169,6 @@ def _records(
     captions: Mapping[str, str],
     on_error: OnError,
 ) -> Iterator[Record]:
-    """Yield the record of each readable image: by Ray, by captions, or by classes."""
     if config.ray:
         pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
         work = _RayWork(pack(predictor.bundle), predictor.names, predictor.thresholds, config)
@@ -212,7 +191,7 @@ def _records(
 
 @dataclass
 class _RayWork:
-    """The work of a Ray worker: a batch of samples in, their records and unreadable images out."""
+    """The work of a Ray worker on a batch of samples."""
 
     model: dict[str, bytes]
     names: list[str]
@@ -242,7 +221,7 @@ class _RayWork:
 def _detect(
     predictor: Predictor, samples: Iterable[Sample], nms: float, on_error: OnError
 ) -> Iterator[Record]:
-    """Yield the record of each readable image. Unreadable ones count in batches, as they do with Ray."""
+    """Yield the record of each readable image. Unreadable ones count in batches, as with Ray."""
     for group in batched(samples, predictor.batch_size):
         opened = [(sample.image_path, _open(sample, on_error)) for sample in group]
         images = [(path, image) for path, image in opened if image is not None]
@@ -263,13 +242,12 @@ def _detect(
 
 
 def _open(sample: Sample, on_error: OnError) -> Image.Image | None:
-    size_hw: tuple[int, int] | None = sample.size_hw
+    """Decode an image in the orientation that the written data set will have."""
+    size_hw = sample.size_hw if sample.size_hw[0] else None
     try:
-        if sample.size_hw == (0, 0):
-            try:  # the written data set will state this size, which decides about EXIF orientation
+        if size_hw is None:
+            with suppress(Exception):  # any kind, of a broken file; `load_image` reports it
                 size_hw = stored_size(sample.image_path, upright=True)
-            except Exception:  # any kind, of a broken file; `load_image` reports it
-                size_hw = None
         return load_image(sample.image_path, size_hw)
     except DataError as error:
         on_error(str(sample.image_path), str(error))
@@ -299,21 +277,10 @@ def _read_journal(journal: Path, settings: Mapping[str, Any]) -> dict[str, Recor
     return records
 
 
-def _append(file: TextIO, record: Mapping[str, Any]) -> None:
-    file.write(json.dumps(record) + "\n")
-    file.flush()
-
-
-def _labeled_data(
-    splits: Mapping[str, Dataset],
-    names: list[str],
-    samples: Sequence[Sample],
-    records: Mapping[str, Record],
-    class_ids: Sequence[int],
-) -> dict[str, Dataset]:
-    """Return the data set to write: labeled images with their detections, all others unchanged."""
-    new = Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
-    train = splits["train"] if splits else new
+def _with_records(
+    train: Dataset, samples: Sequence[Sample], records: Mapping[str, Record], class_ids: Sequence[int]
+) -> Dataset:
+    """Return the training split with the labeled images and without the unreadable ones."""
     labeled = {}
     for sample in samples:
         if record := records.get(str(sample.image_path)):
@@ -327,7 +294,7 @@ def _labeled_data(
             )
     unreadable = {sample.image_id for sample in samples} - labeled.keys()
     merged = {sample.image_id: sample for sample in train.samples} | labeled
-    data = [sample for image_id, sample in merged.items() if image_id not in unreadable]
-    if not data:
+    written = [sample for image_id, sample in merged.items() if image_id not in unreadable]
+    if not written:
         raise DataError("None of the images could be read. Expected JPEG, PNG or similar.")
-    return {**splits, "train": replace(train, samples=data)}
+    return replace(train, samples=written)

@@ -1,7 +1,7 @@
 """Turn token logits into scored boxes in pixels (docs/semantics.md, rules 23 and 24).
 
-A query's score for a class is the mean probability of the class's tokens. The 300 best (query, class)
-pairs of an image are its detections, without non-maximum suppression.
+A query's score for a class is the mean probability of the class's tokens. The 300 best (query,
+class) pairs of an image are its detections, without non-maximum suppression.
 
 Reference: MMDetection, `convert_grounding_to_cls_scores` and `_predict_by_feat_single`. Deviations:
 fewer than 300 pairs are allowed; a class without tokens scores 0 instead of NaN; classes of several
@@ -44,7 +44,7 @@ class ImageDetections:
 
 
 def class_scores(pred_logits: Tensor, phrase_map: Tensor, score_reduction: ScoreReduction = "mean") -> Tensor:
-    """Reduce the token probabilities of each query to one score per class.
+    """Reduce token probabilities to class scores.
 
     Args:
         pred_logits: (..., Q, 256); -inf outside the prompt counts as probability 0.
@@ -54,7 +54,7 @@ def class_scores(pred_logits: Tensor, phrase_map: Tensor, score_reduction: Score
     Returns:
         (..., Q, C) float32 in [0, 1]; 0 for a class without tokens.
     """
-    used = int(phrase_map.any(0).nonzero().max()) + 1 if phrase_map.any() else 0  # the rest is padding
+    used = int(phrase_map.any(0).nonzero().max()) + 1 if phrase_map.any() else 0  # then padding
     probabilities = pred_logits[..., :used].float().sigmoid()
     phrase_map = phrase_map[:, :used].to(probabilities.device)
     if score_reduction == "mean":

@@ -47,7 +47,7 @@ class Predictor:
         device: device of the network.
         threshold: confidence threshold in [0, 1].
         thresholds: confidence thresholds of single classes.
-        sentences: whether `names` are sentences, which describe one object or [several] in [brackets].
+        sentences: whether `names` are sentences about one object, or [several] in [brackets].
         tiles: size of the tiles of large images; None: no tiles.
         batch_size: images or tiles per batch.
         precision: "fp32" or "bf16".
@@ -78,17 +78,17 @@ class Predictor:
             prompts = class_prompts(tokenizer, unique, max_text_len, self.bundle.tuned_names)
             self._class_ids = np.array([index.index(i) for i in range(len(unique))], dtype=int)
         self._prompts = prompts.to(self.device)
-        own = {clean_name(name): value for name, value in self.thresholds.items()}
+        by_class = {clean_name(name): value for name, value in self.thresholds.items()}
         self._thresholds = torch.tensor(
-            [own.get(clean_name(self.names[i]), self.threshold) for i in self._class_ids]
+            [by_class.get(clean_name(self.names[i]), self.threshold) for i in self._class_ids]
         )
 
     def find(self, images: Sequence[Image.Image]) -> list[Detections]:
         """Detect in RGB images.
 
         Returns:
-            Per image its detections, best first: `xyxy` in pixels, `confidence`, `class_id` (index into
-            `names`) and `data["class_name"]`. An empty list for no images.
+            Per image its detections, best first: `xyxy` in pixels, `confidence`, `class_id` (index
+            into `names`) and `data["class_name"]`. No images give an empty list.
         """
         if self.tiles is None:
             return [self._to_supervision(part) for part in self._detect(images)]

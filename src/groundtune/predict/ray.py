@@ -1,8 +1,8 @@
 """Stream jobs through Ray Data actors, on this machine or a cluster.
 
-The work object, with its model, is put into Ray's object store once. A job is a whole batch, so that its
-images are batched as in one process. Jobs of an actor that died are repeated by another one. All imports
-of Ray are here, after its usage statistics and progress bars are switched off.
+The work object, with its model, is put into Ray's object store once. A job is a whole batch, so
+that its images are batched as in one process. Jobs of an actor that died are repeated by another
+one. All imports of Ray are here, after its usage statistics and progress bars are switched off.
 """
 
 import logging
@@ -49,15 +49,10 @@ class RayPool:
 
 
 def on_ray(work: Callable[[_Job], _Done], jobs: Iterable[_Job], pool: RayPool) -> Iterator[tuple[int, _Done]]:
-    """Yield (number of the job, result) in the order of completion.
-
-    Args:
-        work: importable by the workers.
-        jobs: paths in them must be valid on all machines.
-        pool: where to work.
+    """Yield (job number, result) in the order of completion; paths must exist on all machines.
 
     Raises:
-        ConfigError: Ray is not installed, or no cluster answers.
+        ConfigError: Ray is not installed, or no cluster responds.
         GroundtuneError: raised by `work`, or a job's actors died repeatedly.
     """
     ray = import_ray()
@@ -72,7 +67,7 @@ def on_ray(work: Callable[[_Job], _Done], jobs: Iterable[_Job], pool: RayPool) -
 
 
 def pack(bundle: ModelBundle) -> dict[str, bytes]:
-    """Return the files of a model directory: a used network cannot be pickled (transformers adds functions)."""
+    """Return the files of a model directory; a used network cannot be pickled."""
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(bundle, Path(folder) / "model")
         return {path.name: path.read_bytes() for path in (Path(folder) / "model").iterdir()}
@@ -87,7 +82,7 @@ def unpack(files: dict[str, bytes]) -> ModelBundle:
 
 
 class _Worker:
-    """An actor of Ray Data. Jobs and results are pickled because Arrow does not know their types."""
+    """An actor of Ray Data; jobs and results are pickled, as Arrow does not know their types."""
 
     def __init__(self, work: Any, threads: int) -> None:
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""Read images, directories, glob patterns, paths from stdin, videos and cameras as one stream of frames.
+"""Read images, directories, patterns, paths from stdin, videos and cameras as a stream of frames.
 
-Directories and stdin are read lazily, so their length does not matter. Unreadable files are reported to
-a callback and skipped.
+Directories and stdin are read lazily, so their length does not matter. Unreadable files are
+reported to a callback and skipped.
 """
 
 import glob
@@ -42,21 +42,13 @@ class VideoStream:
 
 @dataclass(frozen=True)
 class Frame:
-    """An image, or a frame of a video.
+    """An upright RGB image, or a frame of a video."""
 
-    Attributes:
-        path: its file; "camera-0" for a camera.
-        image: RGB, upright.
-        video: its video, if any.
-        index: number in the video, from 0.
-        time: seconds since the first frame.
-    """
-
-    path: Path
+    path: Path  # "camera-0" for a camera
     image: Image.Image
     video: VideoStream | None = None
-    index: int = 0
-    time: Fraction = Fraction(0)
+    index: int = 0  # in the video
+    time: Fraction = Fraction(0)  # seconds since the first frame
 
 
 def is_camera(name: str) -> bool:
@@ -70,11 +62,7 @@ def is_media(name: str) -> bool:
 
 
 def check_inputs_exist(names: Sequence[str], recursive: bool) -> None:
-    """Check that every input exists and every directory has images.
-
-    Raises:
-        DataError: lists all inputs without images.
-    """
+    """Raise a `DataError` that lists the inputs without images."""
     problems = []
     for name in names:
         if name == STDIN or is_camera(name) or next(files(name, recursive), None) is not None:
@@ -90,11 +78,7 @@ def check_inputs_exist(names: Sequence[str], recursive: bool) -> None:
 
 
 def check_output_not_input(folder: Path, names: Sequence[str], recursive: bool) -> None:
-    """Check that the results are not written where images are read.
-
-    Raises:
-        ConfigError: the folder is an input directory, or inside one that is read recursively.
-    """
+    """Raise a `ConfigError` if `iter_frames` would read the output directory."""
     folder = folder.resolve()
     for path in (Path(name).resolve() for name in names if Path(name).is_dir()):
         if folder == path or recursive and path in folder.parents:
@@ -117,13 +101,10 @@ def files(name: str, recursive: bool) -> Iterator[Path]:
 def iter_frames(
     names: Sequence[str], recursive: bool, frame_stride: int, on_error: OnError
 ) -> Iterator[Frame]:
-    """Yield the frames of all inputs in order.
+    """Yield every n-th frame of all inputs in order, and report unreadable files.
 
-    Args:
-        names: files, directories, glob patterns, camera numbers, or "-" for one path per line of stdin.
-        recursive: whether to read subdirectories.
-        frame_stride: read every n-th frame of a video.
-        on_error: called with path and reason for each unreadable file.
+    Inputs are files, directories, glob patterns, camera numbers, and "-" for one path per line of
+    stdin.
     """
     for name in names:
         if is_camera(name):
@@ -152,11 +133,7 @@ def _read(path: Path, frame_stride: int) -> Iterator[Frame]:
 
 
 def video_frames(path: Path, frame_stride: int) -> Iterator[Frame]:
-    """Decode a video.
-
-    Raises:
-        DataError: it cannot be opened, or is damaged; the frames before the damage are yielded.
-    """
+    """Decode a video; raise a `DataError` if it is damaged, after the frames before the damage."""
     if not path.is_file():
         raise DataError(f"The video {path} {'is not a regular file' if path.exists() else 'does not exist'}.")
     try:
@@ -169,11 +146,7 @@ def video_frames(path: Path, frame_stride: int) -> Iterator[Frame]:
 
 
 def camera_frames(number: str, frame_stride: int) -> Iterator[Frame]:
-    """Read a camera until the caller stops.
-
-    Raises:
-        DataError: there is no such camera, or the platform is not Linux.
-    """
+    """Read a camera on Linux until the caller stops; raise a `DataError` if that is impossible."""
     if sys.platform != "linux":
         raise DataError(f"Camera {number}: cameras are only supported on Linux. Record a video instead.")
     device = f"/dev/video{number}"

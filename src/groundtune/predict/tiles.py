@@ -1,16 +1,20 @@
 """Split a large image into overlapping square tiles and merge their detections.
 
-Small objects vanish when an image of 4000 pixels is resized for the network; in a tile they do not. The
-whole image is processed too, for objects larger than a tile. Detections are merged in three steps:
+Small objects vanish when an image of 4000 pixels is resized for the network; in a tile they do not.
+The whole image is processed too, for objects larger than a tile. Detections are merged in three
+steps:
 
-1. A box that touches an inner border of its tile is *cut*. If it lies inside another tile, that tile saw
-   more of the object: the cut box is dropped, whatever its class.
-2. Two whole boxes of different tiles and one class are one object from an IoU of 0.5; the better one stays.
-3. A cut box and another tile's box are one object if they agree by the same IoU on the area that both
-   tiles see. A whole box replaces it; cut boxes alone (an object longer than the overlap) are united.
+1. A box that touches an inner border of its tile is *cut*. If it lies inside another tile, that
+   tile saw more of the object: the cut box is dropped, whatever its class.
+2. Two whole boxes of different tiles and one class are one object from an IoU of 0.5; the better
+   one stays.
+3. A cut box and another tile's box are one object if they agree by the same IoU on the area that
+   both tiles see. A whole box replaces it; cut boxes alone (an object longer than the overlap) are
+   united.
 
-Boxes of one tile are never merged. Deviation from SAHI (Akyon et al. 2022), which merges by the overlap
-of whole boxes: it drops a small object in front of a large one, and leaves the halves of an object apart.
+Boxes of one tile are never merged. Deviation from SAHI (Akyon et al. 2022), which merges by the
+overlap of whole boxes: it drops a small object in front of a large one, and leaves the halves of an
+object apart.
 """
 
 import math
@@ -35,7 +39,7 @@ class Tiles:
     overlap: float
 
     def regions(self, size_hw: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-        """Return xyxy of the whole image and, if it is larger than a tile, of its tiles row by row."""
+        """Return xyxy of the whole image and, if a tile is smaller, of its tiles row by row."""
         height, width = size_hw
         whole = (0, 0, width, height)
         if max(size_hw) <= self.side:
@@ -59,14 +63,8 @@ def merge(
 ) -> ImageDetections:
     """Merge the detections of an image's regions, in O(N^2) for N detections.
 
-    Args:
-        parts: per region its detections in pixels of the region.
-        regions_xyxy: from `Tiles.regions`; the first one is the whole image.
-        size_hw: size of the image in pixels.
-
-    Returns:
-        The objects in pixels of the image, best first, with the best score of their boxes; there may be
-        more than 300.
+    Each part is in pixels of its region of `Tiles.regions`. The result is in pixels of the image,
+    best first; each object has the best score of its boxes, and there may be more than 300.
     """
     owner = torch.cat([torch.full_like(part.class_indices, index) for index, part in enumerate(parts)])
     regions = torch.tensor(regions_xyxy, dtype=torch.float32)
@@ -108,14 +106,14 @@ def _is_cut(boxes: Tensor, regions: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def _inside_another_tile(candidates: _Candidates, regions: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Return which cut boxes are whole in another tile; the whole image, at its scale, does not count."""
+    """Return which cut boxes are whole in another tile; the whole image does not count."""
     boxes, tiles = candidates.boxes[:, None], regions[None, 1:]
     inside = ((boxes[..., :2] >= tiles[..., :2]) & (boxes[..., 2:] <= tiles[..., 2:])).all(-1)
     return candidates.cut & (inside & ~_is_cut(boxes, tiles, size_hw)).any(1)
 
 
 def _unite(candidates: _Candidates) -> ImageDetections:
-    """Return one box per object; the candidates are sorted: whole boxes first, each kind best first."""
+    """Return one box per object; candidates are sorted: whole boxes first, each kind best first."""
     left = torch.ones_like(candidates.cut)
     boxes, scores, classes = [], [], []
     for index in range(len(candidates.cut)):

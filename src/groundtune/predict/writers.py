@@ -1,4 +1,4 @@
-"""Write detections to files as they come: drawn images and videos, JSON, COCO, YOLO labels, CSV, crops.
+"""Write detections to files as they come: images, videos, JSON, COCO, YOLO labels, CSV, crops.
 
     annotated  NAME.png, NAME.mp4     coco   coco.json, annotations with "score"
     json       predictions.json       yolo   labels/NAME.txt, classes.txt
@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -43,37 +43,25 @@ _MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
 
 class Results:
-    """A directory of result files.
+    """A directory of results. Earlier ones are replaced, images in directories of inputs never.
 
-    Args:
-        folder: created if missing; results of an earlier prediction are replaced.
-        kinds: keys of `WRITERS`.
-        classes: class names by `class_id`.
-        inputs: known directories of inputs, in which no image is replaced.
-
-    Raises:
-        ConfigError: here and in all methods, if the folder cannot be written or an input would be replaced.
+    Its methods raise a `ConfigError` if it cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, kinds: Sequence[str], classes: Sequence[str], inputs: Iterable[Path]
-    ) -> None:
-        self.classes = list(classes)
+    def __init__(self, folder: Path, kinds: list[str], classes: list[str], inputs: Iterable[Path]) -> None:
+        self.classes = classes
         self._folder = folder
-        self._inputs = set(inputs)
-        self._has_inputs = folder.resolve() in {path.resolve() for path in self._inputs}
+        self._inputs = {path.resolve() for path in inputs}
         self._names: set[str] = set()
         self._video: tuple[VideoStream | None, str] = None, ""
-        self._files = ExitStack()
+        self.files = ExitStack()
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
             self._writers = [WRITERS[kind](self) for kind in kinds]
 
     def add(self, frame: Frame, detections: sv.Detections) -> None:
         """Write the detections of an image; frames of a video must be consecutive."""
-        if frame.path.parent not in self._inputs:
-            self._inputs.add(frame.path.parent)
-            self._has_inputs |= self._folder.resolve() == frame.path.parent.resolve()
+        self._inputs.add(frame.path.parent.resolve())
         name = self._name(frame)
         with self._writing():
             for writer in self._writers:
@@ -81,14 +69,14 @@ class Results:
 
     def close(self, unreadable: Mapping[str, str]) -> None:
         """Complete all files; `unreadable` maps the paths of skipped inputs to reasons."""
-        with self._writing(), self._files:
+        with self._writing(), self.files:
             for writer in self._writers:
                 writer.close(unreadable)
 
     def target(self, name: str) -> Path:
         """Return the path of a new file and create its directory."""
         path = self._folder / name
-        if self._has_inputs and is_media(name) and path.exists():
+        if is_media(name) and path.exists() and self._folder.resolve() in self._inputs:
             raise ConfigError(
                 f"output_dir: {path} would be replaced, among the inputs; choose another directory."
             )
@@ -96,13 +84,9 @@ class Results:
         return path
 
     def open(self, name: str) -> TextIO:
-        """Open a text file until `close`. File names in it may contain bytes that are not UTF-8."""
+        """Open a text file until `close`; file names in it may not be UTF-8."""
         file = self.target(name).open("w", encoding="utf-8", errors="surrogateescape", newline="")
-        return self._files.enter_context(file)
-
-    def open_temporary(self) -> TextIO:
-        """Open a text file that is deleted by `close`."""
-        return self._files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+        return self.files.enter_context(file)
 
     def _name(self, frame: Frame) -> str:
         video, name = self._video
@@ -131,15 +115,14 @@ class JsonArray:
     """A JSON array that is written item by item, after `head` and before `tail`."""
 
     def __init__(self, file: TextIO, head: str = "") -> None:
-        self._file, self._before = file, f"{head}[\n"
+        file.write(f"{head}[\n")
+        self._file, self._separator = file, ""
 
     def add(self, item: Mapping[str, Any]) -> None:
-        self._file.write(self._before + json.dumps(item))
-        self._before = ",\n"
+        self._file.write(self._separator + json.dumps(item))
+        self._separator = ",\n"
 
     def close(self, tail: str = "") -> None:
-        if self._before != ",\n":
-            self._file.write(self._before)
         self._file.write(f"\n]{tail}\n")
 
 
@@ -155,8 +138,8 @@ def records_of(detections: sv.Detections) -> list[dict[str, Any]]:
 
 def origin_of(frame: Frame) -> dict[str, Any]:
     """Return the path of an image and, in a video, the frame's number and time as plain values."""
-    place = {} if frame.video is None else {"frame": frame.index, "seconds": float(frame.time)}
-    return {"image": str(frame.path), **place}
+    position = {} if frame.video is None else {"frame": frame.index, "seconds": float(frame.time)}
+    return {"image": str(frame.path), **position}
 
 
 class Writer:
@@ -168,8 +151,7 @@ class Writer:
     def add(self, frame: Frame, name: str, detections: sv.Detections) -> None:
         raise NotImplementedError
 
-    def close(self, unreadable: Mapping[str, str]) -> None:
-        """Complete the files."""
+    def close(self, unreadable: Mapping[str, str]) -> None: ...
 
 
 class _Annotated(Writer):
@@ -210,8 +192,8 @@ class _Coco(Writer):
         self._file = results.open("coco.json")
         categories = [{"id": number, "name": name} for number, name in enumerate(results.classes, start=1)]
         self._boxes = JsonArray(self._file, f'{{"categories": {json.dumps(categories)}, "annotations": ')
-        self._image_rows = results.open_temporary()  # appended to the file at the end
-        self._images = JsonArray(self._image_rows)
+        self._image_rows = results.files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))  # noqa: SIM115
+        self._images = JsonArray(self._image_rows)  # appended to the file at the end
         self._num_images = self._num_boxes = 0
 
     def add(self, frame: Frame, name: str, detections: sv.Detections) -> None:
@@ -219,7 +201,9 @@ class _Coco(Writer):
         origin = origin_of(frame)
         size = {"file_name": origin.pop("image"), "width": frame.image.width, "height": frame.image.height}
         self._images.add({"id": self._num_images, **size, **origin})
-        for record, class_id in zip(records_of(detections), _class_ids(detections).tolist(), strict=True):
+        for record, class_id in zip(
+            records_of(detections), np.array(detections.class_id).tolist(), strict=True
+        ):
             self._num_boxes += 1
             x0, y0, x1, y1 = record["box_xyxy"]
             ids = {"id": self._num_boxes, "image_id": self._num_images, "category_id": class_id + 1}
@@ -239,7 +223,7 @@ class _Yolo(Writer):
         results.open("classes.txt").writelines(f"{' '.join(name.split())}\n" for name in results.classes)
 
     def add(self, frame: Frame, name: str, detections: sv.Detections) -> None:
-        ids, size_hw = _class_ids(detections), (frame.image.height, frame.image.width)
+        ids, size_hw = np.array(detections.class_id, np.int64), (frame.image.height, frame.image.width)
         sample = Sample(frame.path, 0, size_hw, detections.xyxy, ids, np.zeros(len(ids), bool))
         write_yolo_labels(sample, self.results.target(f"labels/{name}.txt"))
 
@@ -251,9 +235,9 @@ class _Csv(Writer):
 
     def add(self, frame: Frame, name: str, detections: sv.Detections) -> None:
         origin = origin_of(frame)
-        place = [origin["image"], origin.get("frame", ""), origin.get("seconds", "")]
+        position = [origin["image"], origin.get("frame", ""), origin.get("seconds", "")]
         for record in records_of(detections):
-            self._rows.writerow([*place, record["class"], record["score"], *record["box_xyxy"]])
+            self._rows.writerow([*position, record["class"], record["score"], *record["box_xyxy"]])
 
 
 class _Crops(Writer):
@@ -271,17 +255,13 @@ WRITERS: dict[str, type[Writer]] = {
 }  # fmt: skip
 
 
-def _class_ids(detections: sv.Detections) -> np.ndarray:
-    return np.zeros(0, np.int64) if detections.class_id is None else detections.class_id.astype(np.int64)
-
-
 def draw(image: Image.Image, detections: sv.Detections) -> Image.Image:
     """Return a copy with boxes and labels, one color per class, the best detections on top."""
     worst_first = detections[::-1]
     assert isinstance(worst_first, sv.Detections)
     labels = [f"{record['class']} {record['score']:.2f}" for record in records_of(worst_first)]
-    by_class, side = sv.ColorLookup.CLASS, min(image.size)
-    box_annotator = sv.BoxAnnotator(COLORS, max(2, round(side / 300)), color_lookup=by_class)
+    side = min(image.size)
+    box_annotator = sv.BoxAnnotator(COLORS, max(2, round(side / 300)))
     # not LabelAnnotator: with OpenCV it draws "?" for letters beyond ASCII
     label_annotator = sv.RichLabelAnnotator(
         COLORS,
@@ -289,14 +269,13 @@ def draw(image: Image.Image, detections: sv.Detections) -> Image.Image:
         font_path=str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"),
         font_size=max(11, round(side / 60)),
         text_padding=max(3, round(side / 250)),
-        color_lookup=by_class,
         smart_position=True,
     )
     return label_annotator.annotate(box_annotator.annotate(image.copy(), worst_first), worst_first, labels)
 
 
 class _VideoFile:
-    """An H.264 file whose frames keep their times. H.264 needs even sides, so a black line may be added."""
+    """An H.264 file whose frames keep their times. A black line may be added: sides must be even."""
 
     def __init__(self, path: Path, video: VideoStream, size: tuple[int, int]) -> None:
         self._file = av.open(str(path.absolute()), "w")
@@ -308,9 +287,9 @@ class _VideoFile:
         self._last = -1
 
     def add(self, image: Image.Image, time: Fraction) -> None:
-        """Append a frame. Other sizes are resized; times that do not rise (damaged videos) are shifted."""
+        """Append a frame, resized if necessary. Times that do not rise (damaged videos) are shifted."""
         size = self._stream.width, self._stream.height
-        fits = all(0 <= wanted - side <= 1 for wanted, side in zip(size, image.size, strict=True))
+        fits = all(0 <= full - given <= 1 for full, given in zip(size, image.size, strict=True))
         frame = av.VideoFrame.from_image(image.crop((0, 0, *size)) if fits else image.resize(size))
         self._last = frame.pts = max(round(time / self._unit), self._last + 1)
         frame.time_base = self._unit

@@ -1,9 +1,9 @@
 """The page of `groundtune demo`: upload an image, name classes, and see the detections.
 
-The network runs once per image and classes. All detections above a low score go to the browser as HTML
-(`demo.html.jinja`); its sliders and JSON download are a script (`demo.js`). One thread runs the networks
-for all visitors: they take one image at a time, and torch keeps a team of threads per calling thread. The
-page loads nothing from other servers.
+The network runs once per image and classes. All detections above a low score go to the browser as
+HTML (`demo.html.jinja`); its sliders and JSON download are a script (`demo.js`). One thread runs
+the networks for all visitors: they take one image at a time, and torch keeps a team of threads per
+calling thread. The page loads nothing from other servers.
 """
 
 import importlib.util
@@ -43,27 +43,18 @@ _TEMPLATES = jinja2.Environment(
 
 @dataclass
 class Demo:
-    """Models that detect the same classes in the same image.
+    """Models that detect the same classes in the same image."""
 
-    Attributes:
-        models: by their names on the page; the base model first.
-        device: where to compute.
-        precision: "fp32" or "bf16".
-        threshold: initial confidence threshold.
-    """
-
-    models: dict[str, ModelBundle]
+    models: dict[str, ModelBundle]  # by their names on the page, the base model first
     device: torch.device
     precision: str
-    threshold: float
+    threshold: float  # initial confidence threshold
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
-        """Return the detections, or the error, as HTML without executable input; and the class names.
+        """Return the detections or the error as HTML without executable input, and the class names.
 
-        Args:
-            path: image file; None before the first upload.
-            entries: class names, or lists of them separated by commas.
+        There is no path before the first upload; entries may be lists separated by commas.
         """
         names = [name for entry in entries or () for name in re.split(r"\s*,\s*", entry.strip()) if name]
         names = list(dict.fromkeys(names))
@@ -78,9 +69,9 @@ class Demo:
             if not names:
                 raise ConfigError("There are no classes yet. Type a name, such as cat, and press Enter.")
             if len(names) > MAX_CLASSES:
+                limit = f"expected at most {MAX_CLASSES}, got {len(names)}"
                 raise ConfigError(
-                    f"Classes: expected at most {MAX_CLASSES}, got {len(names)}. Remove some, or use `groundtune predict`, "
-                    "which has no limit."
+                    f"Classes: {limit}. Remove some, or use `groundtune predict`, which has no limit."
                 )
             found = self._thread.submit(self._detect, image, names).result()
             images = [
@@ -120,12 +111,7 @@ def need_gradio() -> None:
 def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder: str) -> "Blocks":
     """Start the page in the background, at its `local_url`; `close` stops it.
 
-    Args:
-        demo: the models.
-        names: initial class names.
-        host: address to listen on.
-        port: None takes the first free one from 7860.
-        folder: for uploaded images, which are deleted after an hour.
+    Without a port the first free one from 7860 is used. Uploads are kept in `folder` for an hour.
 
     Raises:
         ConfigError: it cannot listen on the address.
@@ -134,44 +120,11 @@ def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
     import gradio as gr
 
-    names = list(names[:MAX_CLASSES])
-    with gr.Blocks(
-        title="Groundtune", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
-    ) as page:
-        gr.Markdown(f"# {' and '.join(_escape_markdown(name) for name in demo.models)}")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                image = gr.File(label="Image", height=150)
-                classes = gr.Dropdown(
-                    names,
-                    value=names,
-                    label="Classes",
-                    info="Press Enter after each name, or paste a list separated by commas.",
-                    multiselect=True,
-                    allow_custom_value=True,
-                )
-                button = gr.Button("Detect", variant="primary")
-            with gr.Column(scale=3, min_width=320):
-                results = gr.HTML(
-                    _TEMPLATES.get_template("demo.html.jinja").render(),
-                    css_template=(_FOLDER / "demo.css").read_text(encoding="utf-8"),
-                    js_on_load=(_FOLDER / "demo.js").read_text(encoding="utf-8"),
-                    apply_default_css=False,
-                    elem_id="results",
-                )
-        gr.on(
-            [image.upload, button.click],
-            demo.detect,
-            [image, classes],
-            [results, classes],
-            api_name="detect",
-            concurrency_limit=_MAX_REQUESTS,
-            show_progress_on=results,
-        )
+    page = _build_page(demo, list(names[:MAX_CLASSES]))
     page.queue(max_size=_MAX_WAITING)
     try:
         family = socket.getaddrinfo(host, port or 0)[0][0]
-        socket.create_server((host, port or 0), family=family).close()  # Gradio itself would try for long
+        socket.create_server((host, port or 0), family=family).close()
         with _without_proxy(host):
             page.launch(
                 server_name=host,
@@ -193,9 +146,43 @@ def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder:
     return page
 
 
+def _build_page(demo: Demo, names: list[str]) -> "Blocks":
+    import gradio as gr
+
+    title = " and ".join(re.sub(r"([^\w\s/])", r"\\\1", name) for name in demo.models)
+    info = "Press Enter after each name, or paste a list separated by commas."
+    css, js = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
+    html = _TEMPLATES.get_template("demo.html.jinja").render()
+    with gr.Blocks(
+        title="Groundtune", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
+    ) as page:
+        gr.Markdown(f"# {title}")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                image = gr.File(label="Image", height=150)
+                classes = gr.Dropdown(
+                    names, value=names, label="Classes", info=info, multiselect=True, allow_custom_value=True
+                )
+                button = gr.Button("Detect", variant="primary")
+            with gr.Column(scale=3, min_width=320):
+                results = gr.HTML(
+                    html, css_template=css, js_on_load=js, apply_default_css=False, elem_id="results"
+                )
+        gr.on(
+            [image.upload, button.click],
+            demo.detect,
+            [image, classes],
+            [results, classes],
+            api_name="detect",
+            concurrency_limit=_MAX_REQUESTS,
+            show_progress_on=results,
+        )
+    return page
+
+
 @contextmanager
 def _without_proxy(host: str) -> Iterator[None]:
-    """Let Gradio's check of its own address, when it starts, bypass the proxy of the environment."""
+    """Let Gradio's check of its own address, at its start, bypass the proxy of the environment."""
     before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
     bypassed = ",".join(filter(None, [urllib.request.getproxies().get("no"), "localhost", host]))
     os.environ |= {"NO_PROXY": bypassed, "no_proxy": bypassed}
@@ -207,7 +194,3 @@ def _without_proxy(host: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([^\w\s/])", r"\\\1", text)

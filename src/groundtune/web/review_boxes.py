@@ -1,7 +1,8 @@
 """The COCO file under review, and the decisions about its boxes.
 
-Each decision is written at once and atomically. An accepted box loses its "score", a rejected box is
-removed; undo goes back decision by decision. The rest of the file is not changed, even if it is invalid.
+Each decision is written at once and atomically. An accepted box loses its "score", a rejected box
+is removed; undo goes back decision by decision. The rest of the file is not changed, even if it is
+invalid.
 """
 
 import json
@@ -53,15 +54,10 @@ class Boxes:
             return self._classes() | {"images": images, "boxes": boxes}
 
     def decide(self, action: Any, key: Any, name: Any) -> dict[str, Any]:
-        """Apply a decision and write the file.
+        """Apply "accept", "reject", "rename" (to a new or old name) or "undo", and write the file.
 
-        Args:
-            action: "accept", "reject", "rename" or "undo".
-            key: the box; ignored by "undo".
-            name: class name for "rename", new or existing.
-
-        Returns:
-            `key`, the new `box` (None if removed), `classes`, and `undo`, the number of undoable decisions.
+        Returns: `key`, the new `box` (None if removed), `classes`, and the number of decisions to
+        `undo`.
 
         Raises:
             DataError: the decision is invalid or the file cannot be written; nothing has changed.
@@ -93,11 +89,7 @@ class Boxes:
             return self._classes() | {"key": key, "box": self._box(key) if key in rows else None}
 
     def image(self, key: int) -> bytes:
-        """Return an image as JPEG, at most 1600 pixels long.
-
-        Raises:
-            DataError: there is no such image, it is outside of the data set, or it cannot be read.
-        """
+        """Return an image as JPEG, at most 1600 pixels long, or raise a `DataError`."""
         row = self._images.get(key)
         if row is None:
             raise DataError("There is no such image.")
@@ -168,8 +160,8 @@ def _category_id(name: Any, categories: list[Any]) -> Any:
     return new_id
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # not NaN
+def _is_number(value: Any) -> bool:  # not NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _is_image(row: Any) -> bool:

@@ -1,8 +1,8 @@
 """The server of the review page, with the standard library.
 
-Whoever can send requests can change the data set. So the address has a random token; the Host header must be
-an IP address or the named host, against DNS rebinding; decisions must be JSON from the page itself.
-Images are requested by id, never by path.
+Whoever can send requests can change the data set. So the address has a random token; the Host
+header must be an IP address or the named host, against DNS rebinding; decisions must be JSON from
+the page itself. Images are requested by id, never by path.
 """
 
 import hmac
@@ -23,8 +23,8 @@ from groundtune.web.review_boxes import Boxes
 _FOLDER = Path(__file__).parent
 _FILES = {"review.html": "text/html", "review.css": "text/css", "review.js": "text/javascript"}
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src blob: data:; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; img-src blob: data:; style-src 'self'; "
+    "script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -42,23 +42,15 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(data: Path, split: str, host: str, port: int) -> "ReviewServer":
-    """Open a data set for review; call `serve_forever` on the result.
-
-    Args:
-        data: directory as `groundtune label` writes it, or a COCO .json file.
-        split: split of the directory.
-        host: address to listen on.
-        port: 0 means a free one.
+    """Open a split of a directory, or a COCO .json file; call `serve_forever` on the result.
 
     Raises:
-        ConfigError: it cannot listen on the address.
+        ConfigError: it cannot listen on the address; port 0 means a free one.
         DataError: there is no such data set, or it cannot be read.
     """
     path = data if data.is_file() else data / split / "_annotations.coco.json"
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist. Expected a COCO data set, as groundtune label or groundtune convert writes it."
-        )
+        raise DataError(f"{path} does not exist. Expected a COCO data set of groundtune label or convert.")
     boxes = Boxes(path)
     try:
         return ReviewServer(boxes, host, port)
@@ -67,7 +59,7 @@ def serve(data: Path, split: str, host: str, port: int) -> "ReviewServer":
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """The server of one file, with the page's `url`; `is_loopback` if only this machine reaches it."""
+    """The server of one file: `url` is the page, `is_loopback` if only this machine reaches it."""
 
     daemon_threads = True
 
@@ -129,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(answer)
 
     def _path(self) -> str | None:
-        """Return the path after the token; reject requests with another host or token and return None."""
+        """Return the path after the token; for another host or token send an error and return None."""
         token, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
         if not self.server.is_own_name(self.headers.get("Host", "")):
             message = "Unknown host name. Open the address printed in the terminal."
