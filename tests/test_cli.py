@@ -205,7 +205,7 @@ CASES = {
     "not COCO": ({"images": []}, "train data", 3, "_annotations.coco.json"),
     "not COCO but a list": ([1, 2], "train data", 3, "_annotations.coco.json"),
     "missing folder, evaluate": (None, "evaluate nano nowhere", 3, "The data nowhere does not exist."),
-    "missing images": (None, "predict nano a.jpg b.jpg", 3, "a.jpg: there is no such image; b.jpg: there"),
+    "missing images": (None, "predict nano a.jpg b.jpg", 3, "a.jpg: no such image; b.jpg: no"),
 }
 
 

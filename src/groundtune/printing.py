@@ -85,9 +85,11 @@ def _retained(name: str, numbers: Mapping[str, Mapping[str, float | None]]) -> s
     return f"retained {name}: {metric} {share(before)} -> {share(after)}{told}"
 
 
-def print_found(shot: "Frame", found: Sequence[Mapping[str, Any]]) -> None:
+def print_found(frame: "Frame", found: Sequence[Mapping[str, Any]]) -> None:
     """What was found in an image: class, score, box xyxy in its pixels."""
-    place = f"{shot.path} frame {shot.frame} at {float(shot.time):.3f} s" if shot.clip else str(shot.path)
+    place = (
+        f"{frame.path} frame {frame.index} at {float(frame.time):.3f} s" if frame.video else str(frame.path)
+    )
     print(f"{escape_control_chars(place.encode(errors='replace').decode())}: {len(found)} found")
     for one in found:
         print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")

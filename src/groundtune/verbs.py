@@ -235,7 +235,7 @@ def _predict(config: PredictConfig, predictor: "Predictor") -> dict[str, str]:
             for shot, found in zip(group, predictor.find([shot.image for shot in group]), strict=True):
                 if results is not None:
                     results.add(shot, found)
-                if shot.clip is not None and shot.clip.sound and not silent:
+                if shot.video is not None and shot.video.sound and not silent:
                     print("The sound of videos is not saved.", file=sys.stderr)
                     silent = True
                 if listed is not None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import CLASSES, CPU, options, run, scenes, tiny_bundle
+from engine_runs import CLASSES, options, run, scenes, tiny_bundle
+from predict_fakes import make_predictor
 
 from groundtune import api
 from groundtune.config import ParamGroup, TrainConfig, validate
@@ -14,7 +15,6 @@ from groundtune.model.bundle import ModelBundle, companion
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.predict.detect import class_prompts
-from groundtune.predict.predictor import Predictor
 
 OTHERS = ["cat", "green leaf"]
 
@@ -29,7 +29,7 @@ def kept(data, base, tmp_path_factory) -> Path:
 
 def found(bundle: ModelBundle, names: list[str], data: Path) -> list:
     images = sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
-    return list(Predictor(bundle, names, CPU, threshold=0.0).each(images))
+    return list(make_predictor(bundle, names, threshold=0.0).each(images))
 
 
 def of_classes(found: list, names: list[str]) -> list:
@@ -51,7 +51,7 @@ def test_other_names_are_answered_by_the_base_bit_for_bit(kept, base, data) -> N
 
 def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None:
     alone = load_bundle(kept / "model")
-    assert alone.own_names == frozenset(CLASSES)
+    assert alone.tuned_names == frozenset(CLASSES)
     answers = found(alone, CLASSES, data)
     alone.kept = None
     expected = found(alone, CLASSES, data)
@@ -60,13 +60,13 @@ def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None
 
 
 def test_names_of_both_kinds_do_not_meet_in_a_prompt(kept, tokenizer) -> None:
-    own = load_bundle(kept / "model").own_names
+    own = load_bundle(kept / "model").tuned_names
     names = [OTHERS[0], *CLASSES, OTHERS[1]]
-    prompts = class_prompts(tokenizer, names, own=own)
+    prompts = class_prompts(tokenizer, names, tuned_names=own)
     assert prompts.class_indices == [list(range(1, len(CLASSES) + 1)), [0, len(CLASSES) + 1]]
-    assert prompts.foreign == [False, True]
+    assert prompts.use_base == [False, True]
     assert class_prompts(tokenizer, names).class_indices == [list(range(len(names)))]
-    assert class_prompts(tokenizer, OTHERS, own=own).foreign == [True]
+    assert class_prompts(tokenizer, OTHERS, tuned_names=own).use_base == [True]
 
 
 def test_a_question_of_both_kinds_has_the_answers_of_both(kept, data) -> None:

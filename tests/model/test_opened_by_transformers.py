@@ -7,13 +7,13 @@ import torch
 import yaml
 from engine_runs import CLASSES, options, run, scenes, tiny_bundle
 from PIL import Image
+from predict_fakes import make_predictor
 from safetensors.torch import load_file
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
 from groundtune.contracts import ImageFormat
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.model.checkpoint.load import load_bundle
-from groundtune.predict.predictor import predict
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import tokenize
 
@@ -84,10 +84,7 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
     assert processor.tokenizer(caption).input_ids == inputs.input_ids[0].tolist()
     encoding = processor.tokenizer([caption])
     expected = scores_and_boxes(output.logits[0], output.pred_boxes[0], encoding, caption, image.size)
-    cpu = torch.device("cpu")
-    (found,) = predict(
-        load_bundle(folder), [image], CLASSES, threshold=0.0, device=cpu, batch_size=1
-    )  # in float32
+    (found,) = make_predictor(load_bundle(folder), CLASSES, threshold=0.0, batch_size=1).each([image])
     assert len(found) == len(expected) == 20 * len(CLASSES)
     scores = torch.tensor([one[0] for one in expected])
     torch.testing.assert_close(torch.from_numpy(found.confidence), scores, rtol=0, atol=1e-5)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from fuzz_files import mutate
 from PIL import Image
+from predict_fakes import make_predictor
 from safetensors.torch import load_file, save_file
 from small_models import save_small
 from watch import watched, within
 
 from groundtune.errors import CheckpointError, GroundtuneError
 from groundtune.model.checkpoint.load import load_bundle, load_recipe
-from groundtune.predict.predictor import predict
 
 JUNK: list[Any] = [None, True, -1, 0, 1, 7, 10**6, 10**12, 10**400, 0.5, float("nan"), float("inf")]
 JUNK += [
@@ -57,10 +57,8 @@ def change_config(folder: Path, **values: Any) -> None:
 
 
 def finds(folder: Path) -> None:
-    found = predict(
-        load_bundle(folder), [Image.new("RGB", (70, 50))], ["cat"], threshold=0.0, device=CPU, batch_size=1
-    )
-    assert len(found) == 1
+    predictor = make_predictor(load_bundle(folder), ["cat"], threshold=0.0)
+    assert len(predictor.find([Image.new("RGB", (70, 50))])) == 1
 
 
 @pytest.mark.parametrize("kind", ["own", "theirs"])

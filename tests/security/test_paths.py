@@ -141,8 +141,8 @@ def test_predictions_stay_in_their_folder(tmp_path: Path, videos: bool) -> None:
     )
     results = Results(tmp_path / "a/out", ["annotated", "json", "coco", "yolo", "csv", "crops"], classes, [])
     for name in names:
-        clip = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
-        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)
+        video = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
+        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), video), found)
     results.close({})
     assert len(everything(tmp_path / "a/out")) > 20
     assert {name for name in everything(tmp_path) if not name.startswith("a/out/")} == {"a", "a/out"}

@@ -217,7 +217,7 @@ def ask(
             f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} images, {len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
+    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.tuned_names)
     return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
 
 

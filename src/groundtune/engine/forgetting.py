@@ -113,7 +113,7 @@ def detect_groups(
         DataError: an image cannot be read, or a name cannot be used.
     """
     tokenizer, most = bundle.tokenizer, bundle.config.max_text_len
-    prompts = [class_prompts(tokenizer, names, most, bundle.own_names).to(device) for names in groups]
+    prompts = [class_prompts(tokenizer, names, most, bundle.tuned_names).to(device) for names in groups]
     network = bundle.to(device)
     found: list[list[ImageDetections]] = [[] for _ in groups]
     with inference_mode(network, precision):

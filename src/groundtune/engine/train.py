@@ -143,7 +143,7 @@ def _encode_classes(run: TrainSetup) -> None:
     if not run.bundle.classes:  # captions are encoded when they are met
         return
     prompts = class_prompts(run.bundle.tokenizer, run.bundle.classes, run.bundle.config.max_text_len)
-    with inference_mode(run.network):
+    with inference_mode(run.network, "fp32"):
         language_model(prompts.text.to(device))
 
 

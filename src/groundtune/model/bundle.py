@@ -53,7 +53,7 @@ class ModelBundle:
     kept: GroundingDINO | None = None
 
     @property
-    def own_names(self) -> frozenset[str] | None:
+    def tuned_names(self) -> frozenset[str] | None:
         """The names that `network` answers for; None: all of them."""
         return frozenset(self.classes) if self.kept is not None else None
 

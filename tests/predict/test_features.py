@@ -1,4 +1,4 @@
-"""The feature cache: what it keeps, when it computes, how much it takes, and when it is not allowed."""
+"""The feature cache: what it stores, when it computes, its memory, and when it is refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Asking for classes in images: prompts as batches, one ranking per image, boxes in the original's pixels."""
+"""Classes in images: prompts as batches, one ranking per image, boxes in pixels of the original."""
 
 import math
 
@@ -7,10 +7,8 @@ import torch
 from engine_fakes import FakeNetwork
 from engine_runs import CPU, TOWERS, tiny_bundle
 
-from groundtune.device import pick_device, pick_precision
 from groundtune.engine.optim import freeze
-from groundtune.errors import ConfigError
-from groundtune.predict.detect import PAIRS_AT_ONCE, class_prompts, detect_batch, inference_mode
+from groundtune.predict.detect import PAIRS_PER_BATCH, class_prompts, detect_batch, inference_mode
 from groundtune.predict.features import extract
 
 COLORS = ["red", "green", "blue", "white", "black", "brown"]
@@ -25,31 +23,33 @@ def images() -> list[torch.Tensor]:
 
 
 def ranking_by_hand(network: FakeNetwork, image: torch.Tensor, names: list[str], tokenizer) -> list[tuple]:
-    """(score, class, query) of all pairs, best first, from one prompt per class: the fake answers each token alone."""
+    """(score, class, query) of all pairs, best first, from one prompt per class: the fake scores each token by itself."""
     maps = network.extract_features(image[None], [tuple(image.shape[1:])])
     pairs = []
     for index, name in enumerate(names):
         prompts = class_prompts(tokenizer, [name])
         logits = network.forward_features(maps, prompts.text)["pred_logits"][0]
         ids = tokenizer.convert_ids_to_tokens(prompts.text.input_ids[0].tolist())
-        tokens = [place for place, token in enumerate(ids) if token not in ("[CLS]", "[SEP]", ".")]
+        tokens = [index for index, token in enumerate(ids) if token not in ("[CLS]", "[SEP]", ".")]
         for query, row in enumerate(logits.tolist()):
             pairs.append((sum(1 / (1 + math.exp(-row[t])) for t in tokens) / len(tokens), index, query))
     return sorted(pairs, reverse=True)
 
 
-def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
+def test_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
     network, batch = FakeNetwork().eval(), images()
     prompts = class_prompts(tokenizer, NAMES, 40)
     count = len(prompts.phrase_maps)
     assert count >= 4 and sum(prompts.class_indices, []) == list(range(len(NAMES)))
     assert all(int(row.sum()) <= 40 for row in prompts.text.text_token_mask)
     with torch.no_grad():
-        found = detect_batch(network, extract(network, batch, CPU), prompts, SIZES)
-        assert [pairs for pairs, _ in network.passes][:-1] == [PAIRS_AT_ONCE] * (3 * count // PAIRS_AT_ONCE)
+        results = detect_batch(network, extract(network, batch, CPU), prompts, SIZES)
+        assert [pairs for pairs, _ in network.passes][:-1] == [PAIRS_PER_BATCH] * (
+            3 * count // PAIRS_PER_BATCH
+        )
         assert sum(pairs for pairs, _ in network.passes) == 3 * count
-        assert network.extracted == 3  # the image's features meet every prompt
-        for detections, image in zip(found, batch, strict=True):
+        assert network.extracted == 3  # once per image, not per prompt
+        for detections, image in zip(results, batch, strict=True):
             expected = ranking_by_hand(network, image, NAMES, tokenizer)[:300]
             assert len(expected) == len(detections.scores) == 300 < len(NAMES) * 16
             assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
@@ -57,23 +57,25 @@ def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking
                 prompts.class_indices[0]
             )  # of several prompts
             gaps = [one[0] - other[0] > 1e-6 for one, other in zip(expected, expected[1:], strict=False)]
-            clear = [i for i in range(1, 299) if gaps[i - 1] and gaps[i]]  # the others may change places
+            clear = [
+                i for i in range(1, 299) if gaps[i - 1] and gaps[i]
+            ]  # the order of the others may change
             assert len(clear) > 200
             assert all(int(detections.class_indices[i]) == expected[i][1] for i in clear)
 
 
-def test_pitfall_22_fewer_pairs_than_300(tokenizer) -> None:
+def test_fewer_pairs_than_300(tokenizer) -> None:
     network = FakeNetwork().eval()
     with torch.no_grad():
-        found = detect_batch(
+        results = detect_batch(
             network, extract(network, images(), CPU), class_prompts(tokenizer, ["cat", "dog"]), SIZES
         )
-        assert [len(detections.scores) for detections in found] == [2 * 16] * 3
+        assert [len(detections.scores) for detections in results] == [2 * 16] * 3
         assert detect_batch(network, [], class_prompts(tokenizer, ["cat"]), []) == []
 
 
-def test_pitfall_23_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
-    """The real network, whose classes see each other within a prompt; prompts of several lengths."""
+def test_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
+    """With the real network, whose classes attend to each other within a prompt, and prompts of several lengths."""
     network = tiny_bundle(tokenizer).network
     prompts = class_prompts(tokenizer, NAMES[:20], 40)
     with torch.no_grad():
@@ -81,12 +83,12 @@ def test_pitfall_23_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None
         for image, size, batched in zip(images(), SIZES, together, strict=True):
             (alone,) = detect_batch(network, extract(network, [image], CPU), prompts, [size])
             assert torch.allclose(alone.scores, batched.scores, atol=1e-5)
-            same = alone.class_indices == batched.class_indices  # near equals may change places
+            same = alone.class_indices == batched.class_indices  # the order of near equals may change
             assert same.float().mean() > 0.9
             assert (alone.boxes_xyxy - batched.boxes_xyxy).abs().amax(1)[same].median() < 1e-3
 
 
-def test_pitfall_23_the_language_model_reads_each_phrase_once(tokenizer, monkeypatch) -> None:
+def test_the_language_model_reads_each_phrase_once(tokenizer, monkeypatch) -> None:
     network = tiny_bundle(tokenizer).network
     freeze(network, TOWERS)
     rows = []
@@ -116,7 +118,7 @@ def test_rows_are_cut_to_the_longest_of_the_batch(tokenizer) -> None:
 
 
 class FixedBoxes(FakeNetwork):
-    """Answers with the boxes that it is given, in falling order of score."""
+    """Returns the given boxes, in descending order of score."""
 
     def __init__(self, boxes_cxcywh: list[list[float]]) -> None:
         super().__init__()
@@ -125,13 +127,13 @@ class FixedBoxes(FakeNetwork):
     def forward_features(self, features, text, targets=None):
         output = super().forward_features(features, text)
         output["pred_boxes"] = self.boxes.expand(len(features), -1, -1)
-        falling = -torch.arange(float(len(self.boxes)))[:, None]
-        output["pred_logits"] = output["pred_logits"][:, : len(self.boxes)].clamp(max=0) * 0 + falling
+        descending = -torch.arange(float(len(self.boxes)))[:, None]
+        output["pred_logits"] = output["pred_logits"][:, : len(self.boxes)].clamp(max=0) * 0 + descending
         return output
 
 
-def test_semantics_24_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
-    """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever size the network saw."""
+def test_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
+    """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever the size that the network gets."""
     network = FixedBoxes([[0.5, 0.5, 0.5, 0.5], [0.1, 0.5, 0.4, 1.0], [0.9, 0.95, 0.4, 0.2]]).eval()
     with torch.no_grad():
         maps = extract(network, images()[:2], CPU)
@@ -153,7 +155,7 @@ def test_inference_mode_puts_every_module_back(fails: bool) -> None:
     before = {name: module.training for name, module in network.named_modules()}
     assert set(before.values()) == {True, False}
     try:
-        with inference_mode(network):
+        with inference_mode(network, "fp32"):
             assert not any(module.training for module in network.modules()) and not torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
             if fails:
@@ -163,43 +165,3 @@ def test_inference_mode_puts_every_module_back(fails: bool) -> None:
     assert {
         name: module.training for name, module in network.named_modules()
     } == before and torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("gpu please", "'gpu please' is not a device; expected auto, cpu, cuda"),
-        ("cuda", "'cuda' is not available here; torch sees only the CPU. Use --device auto"),
-        ("cuda:3", "'cuda:3' is not available here"),
-        ("mps", "'mps' is not available here"),
-    ],
-)
-def test_pick_device_refuses(name: str, message: str, monkeypatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
-    with pytest.raises(ConfigError, match="^device: " + message) as error:
-        pick_device(name)
-    assert error.value.exit_code == 2
-
-
-def test_pick_device(monkeypatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
-    assert pick_device("auto") == pick_device("cpu") == CPU
-    monkeypatch.setattr(
-        torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
-    )
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    assert pick_device("auto") == torch.device("cuda") and pick_device("cuda:1") == torch.device("cuda:1")
-    assert pick_device("cpu") == CPU
-    with pytest.raises(ConfigError, match=r"'cuda:2' is not available here; torch sees cuda \(2\)"):
-        pick_device("cuda:2")
-
-
-@pytest.mark.parametrize(
-    ("capability", "wanted"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "fp32"), ("", "fp32")]
-)
-def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(
-    capability: str, wanted: str, monkeypatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx512_bf16 ": True})
-    assert pick_precision("auto", CPU) == wanted
-    assert (pick_precision("fp32", CPU), pick_precision("bf16", CPU)) == ("fp32", "bf16")

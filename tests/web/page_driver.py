@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven by the DevTools protocol over two pipes; no driver program, no port."""
+"""A page in headless Chromium, driven over two pipes by the DevTools protocol; no driver program, no port."""
 
 import json
 import os
@@ -17,13 +17,13 @@ _OPTIONS = [
     "--remote-debugging-pipe",
     "--window-size=1280,900",
 ]
-# Chromium reads its orders from descriptor 3 and answers on 4
+# Chromium reads commands from descriptor 3 and responds on 4
 _START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
-_LONGEST = 60  # seconds until something that should happen counts as missing; no test waits for it
+_TIMEOUT = 60  # seconds; only failing tests wait so long
 
 
 class Page:
-    """One visitor with a browser of their own; downloads go into `folder`."""
+    """A visitor with their own browser; downloads go into `folder`."""
 
     def __init__(self, url: str, folder: Path) -> None:
         (read_orders, orders), (answers, write_answers) = os.pipe(), os.pipe()
@@ -38,7 +38,7 @@ class Page:
             os.fdopen(answers, "rb", buffering=0),
         )
         self._number, self._rest, self._session = 0, b"", ""
-        self.urls: list[str] = []  # of everything that was asked for
+        self.urls: list[str] = []  # of all requests
         self.folder = folder
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -74,34 +74,30 @@ class Page:
                 return answer["result"]
 
     def run(self, script: str) -> Any:
-        """The value of an expression."""
+        """Return the value of an expression."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """The value of an expression, when it is true."""
-        end = time.monotonic() + _LONGEST
+        """Wait until an expression is true, and return its value."""
+        end = time.monotonic() + _TIMEOUT
         frame = "new Promise(done => setTimeout(() => done(%s), 30))"
         while not (value := self.run(frame % script)):
             assert time.monotonic() < end, (script, self.run("document.body.innerText"))
         return value
 
     def click(self, element: str) -> None:
-        """With the mouse, which takes the focus from where it was."""
+        """Click with the mouse, which moves the focus."""
         self.run(f"({element}).scrollIntoView()")
         box = self.box(element)
-        at = {
-            "x": box["x"] + box["width"] / 2,
-            "y": box["y"] + box["height"] / 2,
-            "button": "left",
-            "clickCount": 1,
-        }
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        at |= {"button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **at)
 
     def box(self, element: str) -> dict[str, float]:
-        """Where an element is shown: x, y, width, height in pixels of the window."""
+        """Return x, y, width and height of an element in pixels of the window."""
         return self.run(f"({element}).getBoundingClientRect().toJSON()")
 
     def slide(self, selector: str, value: float) -> None:
@@ -113,14 +109,8 @@ class Page:
 
     def enter(self) -> None:
         for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key="Enter",
-                code="Enter",
-                windowsVirtualKeyCode=13,
-                text="\r",
-            )
+            key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+            self.call("Input.dispatchKeyEvent", type=kind, **key)
 
     def upload(self, path: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]

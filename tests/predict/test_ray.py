@@ -1,4 +1,4 @@
-"""Ray's workers evaluate to what one process does, also when one of them is killed half-way; errors come back in words."""
+"""Ray workers give the results of one process, also if one of them is killed; errors reach the caller."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from groundtune.engine.evaluate import evaluate
 from groundtune.engine.ray_evaluation import evaluate_on_ray
 from groundtune.errors import ConfigError, DataError, GroundtuneError
 from groundtune.predict import ray as ray_stream
-from groundtune.predict.ray import RayPool, on_ray
+from groundtune.predict.ray import RayPool, connect, import_ray, on_ray
 
-POOL = RayPool("local", workers=3, gpus=False)
+POOL = RayPool("local", workers=3, threads=0, gpus=False)
 
 
 def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch, tokenizer, capsys) -> None:
@@ -38,14 +38,12 @@ def test_a_missing_ray_names_the_extra(tmp_path: Path, monkeypatch, tokenizer, c
 
 @pytest.fixture(scope="module")
 def ray():
-    """Ray on this machine with three CPUs, whatever it has; the images of a run started here share it."""
+    """Ray on this machine with three CPUs, whatever it has; evaluations of this file share it."""
     pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
-    from groundtune.predict.ray import _connect, _ray
-
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers: the last bits depend on it
-    ray = _ray()
-    _connect(ray, POOL)
+    torch.set_num_threads(1)  # as in the workers: the last bits depend on it
+    ray = import_ray()
+    connect(ray, POOL)
     yield ray
     ray.shutdown()
     torch.set_num_threads(threads)
@@ -82,7 +80,7 @@ def test_workers_evaluate_to_the_same_bits(tmp_path: Path, tokenizer, ray, kind:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tokenizer, ray) -> None:
+def test_the_jobs_of_a_killed_worker_are_repeated(tmp_path: Path, tokenizer, ray) -> None:
     data = read(tmp_path, "classes", 60)
     bundle, killer = tiny_bundle(tokenizer), Killer()
     alone = evaluate(bundle, data, batch_size=1, device=CPU)
@@ -108,7 +106,7 @@ def test_an_image_that_a_worker_cannot_read_is_named(tmp_path: Path, tokenizer, 
 
 @dataclass
 class Deadly:
-    """Ends its process, as the system does with one that takes too much memory. Found by pickle as a value of this file."""
+    """Kills its process, as the system does with one that takes too much memory."""
 
     def __call__(self, job: int) -> int:
         if job == 2:
@@ -117,13 +115,13 @@ class Deadly:
 
 
 @pytest.mark.slow
-def test_a_job_that_kills_every_worker_does_not_go_round_for_ever(ray, monkeypatch) -> None:
+def test_a_job_that_kills_every_worker_is_not_repeated_forever(ray, monkeypatch) -> None:
     from ray import cloudpickle
 
     monkeypatch.setattr(ray_stream, "_RETRIES", 1)
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.raises(GroundtuneError, match="ray: the workers could not go on"):
+    with pytest.raises(GroundtuneError, match="ray: workers failed"):
         list(on_ray(Deadly(), range(4), POOL))
 
 
@@ -155,9 +153,9 @@ def test_labeling_gives_the_same_data_set_and_names_what_cannot_be_read(
 @pytest.mark.slow
 def test_no_cluster_at_the_address() -> None:
     ray = pytest.importorskip("ray", reason='needs the extra: pip install "groundtune[ray]"')
-    ray.shutdown()  # that of the tests above, which would be used in its place
-    with pytest.raises(ConfigError, match="ray: no cluster answers at '127.0.0.1:1'"):
-        list(on_ray(len, [[]], RayPool("127.0.0.1:1")))
+    ray.shutdown()  # the one of the tests above would be used instead
+    with pytest.raises(ConfigError, match="ray: no cluster at '127.0.0.1:1'"):
+        list(on_ray(len, [[]], RayPool("127.0.0.1:1", workers=0, threads=0, gpus=False)))
 
 
 @pytest.mark.slow
@@ -172,6 +170,6 @@ def test_from_the_command_line(tmp_path: Path, capfd, monkeypatch) -> None:
     assert main(line) == 0
     alone = capfd.readouterr().out
     assert main([*line, "--ray", "local", "--ray-workers", "3"]) == 0
-    printed, said = capfd.readouterr()
+    printed, progress = capfd.readouterr()
     assert printed == alone and not ray.is_initialized()
-    assert [line for line in said.splitlines() if not re.fullmatch(r"evaluating \d/3 images", line)] == []
+    assert [line for line in progress.splitlines() if not re.fullmatch(r"evaluating \d/3 images", line)] == []

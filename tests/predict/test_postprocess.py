@@ -1,4 +1,4 @@
-"""Class scores and the ranking of detections (semantics 23 and 24), by hand."""
+"""Class scores and the ranking of detections by hand (docs/semantics.md, rules 23 and 24)."""
 
 import math
 
@@ -30,43 +30,43 @@ def test_score_is_the_mean_of_the_sigmoid_over_the_class_tokens() -> None:
     assert class_scores(logits, classes, "max")[0] == pytest.approx(torch.tensor([[0.4, 0.7], [0.1, 0.3]]))
 
 
-@pytest.mark.parametrize("how", ["mean", "max"])
-def test_a_class_without_a_token_scores_zero_not_nan(how) -> None:
+@pytest.mark.parametrize("score_reduction", ["mean", "max"])
+def test_a_class_without_a_token_scores_zero_not_nan(score_reduction) -> None:
     logits = torch.full((1, 3, 256), -INF)
     logits[..., :4] = 1.0
-    scores = class_scores(logits, phrase_map([1, 2], []), how)
+    scores = class_scores(logits, phrase_map([1, 2], []), score_reduction)
     assert scores.shape == (1, 3, 2)
     assert (scores[..., 1] == 0).all() and scores.isfinite().all()
-    assert class_scores(logits, phrase_map(), how).shape == (1, 3, 0)
+    assert class_scores(logits, phrase_map(), score_reduction).shape == (1, 3, 0)
 
 
 def test_boxes_are_original_pixels_xyxy_clipped() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.1, 0.4, 0.4]])
-    found = top_detections([torch.tensor([[0.2], [0.8]])], [boxes], [[0]], (200, 400))
-    assert found.scores.tolist() == pytest.approx([0.8, 0.2])
-    assert found.boxes_xyxy.tolist() == [
+    detections = top_detections([torch.tensor([[0.2], [0.8]])], [boxes], [[0]], (200, 400))
+    assert detections.scores.tolist() == pytest.approx([0.8, 0.2])
+    assert detections.boxes_xyxy.tolist() == [
         pytest.approx([280, 0, 400, 60], abs=1e-3),
         pytest.approx([100, 50, 300, 150]),
     ]
 
 
-def test_one_query_may_answer_for_several_classes_and_nothing_is_suppressed() -> None:
+def test_one_query_may_be_several_classes_and_nothing_is_suppressed() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]])
-    found = top_detections([torch.tensor([[0.9, 0.8], [0.7, 0.1]])], [boxes], [[4, 2]], (10, 10))
-    assert found.class_indices.tolist() == [4, 2, 4, 2]
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.1])
+    detections = top_detections([torch.tensor([[0.9, 0.8], [0.7, 0.1]])], [boxes], [[4, 2]], (10, 10))
+    assert detections.class_indices.tolist() == [4, 2, 4, 2]
+    assert detections.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.1])
 
 
-def test_pitfall_22_fewer_pairs_than_the_limit() -> None:
-    found = top_detections([torch.rand(7, 2)], [torch.rand(7, 4)], [[0, 1]], (10, 10))
-    assert found.scores.shape == (14,)
+def test_fewer_pairs_than_the_limit() -> None:
+    detections = top_detections([torch.rand(7, 2)], [torch.rand(7, 4)], [[0, 1]], (10, 10))
+    assert detections.scores.shape == (14,)
     many = top_detections([torch.rand(200, 2)], [torch.rand(200, 4)], [[0, 1]], (10, 10))
     assert many.scores.shape == (300,) and (many.scores.diff() <= 0).all()
     none = top_detections([torch.rand(7, 0)], [torch.rand(7, 4)], [[]], (10, 10))
     assert none.boxes_xyxy.shape == (0, 4)
 
 
-def test_pitfall_23_prompts_of_one_image_compete_in_one_ranking() -> None:
+def test_prompts_of_one_image_compete_in_one_ranking() -> None:
     torch.manual_seed(0)
     scores, boxes = torch.rand(90, 8), torch.rand(90, 4)
     whole = top_detections([scores], [boxes], [list(range(8))], (480, 640))

@@ -1,7 +1,8 @@
-"""Results in files: images that show boxes, videos, JSON, COCO, YOLO, CSV, crops; and the names of them all."""
+"""Result files: drawn images and videos, JSON, COCO, YOLO, CSV, crops, and their names."""
 
 import csv
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,17 +17,19 @@ from groundtune.errors import ConfigError
 from groundtune.predict.sources import Frame, VideoStream, video_frames
 from groundtune.predict.writers import JsonArray, Results
 
+VIDEO = VideoStream(Fraction(25), Fraction(1, 1000), False)
 VIOLET, RED = (0xA3, 0x51, 0xFB), (0xFF, 0x40, 0x40)  # the first two colors of supervision's palette, RGB
 
 
-def save(paths, found, classes, folder, kinds=("drawn", "json"), unreadable=None):
+def save(inputs, predictions, classes, folder, kinds=("annotated", "json"), unreadable=None):
+    """Write predictions for paths or frames."""
     results = Results(folder, kinds, classes, [])
-    for path, part in zip(paths, found, strict=True):
-        results.add(path if isinstance(path, Frame) else Frame(path, load_image(path)), part)
+    for given, detections in zip(inputs, predictions, strict=True):
+        results.add(given if isinstance(given, Frame) else Frame(given, load_image(given)), detections)
     results.close(unreadable or {})
 
 
-def detections(boxes, class_ids, names=("cat", "dog")):
+def make_detections(boxes, class_ids, names=("cat", "dog")):
     return Detections(
         xyxy=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         confidence=np.linspace(0.9, 0.4, len(boxes)),
@@ -35,10 +38,10 @@ def detections(boxes, class_ids, names=("cat", "dog")):
     )
 
 
-def test_drawn_images_have_boxes_of_the_right_color_at_the_right_place(tmp_path):
+def test_drawn_boxes_have_the_color_of_their_class_and_the_right_position(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (300, 200), (10, 20, 30)).save(path, quality=95)
-    found = detections([(50, 60, 150, 160), (170, 80, 280, 190)], [0, 1])
+    found = make_detections([(50, 60, 150, 160), (170, 80, 280, 190)], [0, 1])
     save([path], [found], ["cat", "dog"], tmp_path / "new/out")
     drawn = np.asarray(Image.open(tmp_path / "new/out/a.png"))
     original = np.asarray(Image.open(path))
@@ -58,23 +61,23 @@ def test_drawn_images_have_boxes_of_the_right_color_at_the_right_place(tmp_path)
         assert np.array_equal(np.asarray(untouched), original)
 
 
-def test_the_better_detection_lies_on_top_and_letters_can_be_read_on_light_colors(tmp_path):
+def test_the_better_detection_is_on_top_and_labels_are_legible_on_light_colors(tmp_path):
     Image.new("RGB", (200, 200)).save(tmp_path / "a.png")
-    same_place = detections([(50, 60, 150, 160)] * 2, [1, 0])
-    light = detections([(50, 60, 150, 160)], [2], ["", "", "pink: ü"])
+    same_place = make_detections([(50, 60, 150, 160)] * 2, [1, 0])
+    light = make_detections([(50, 60, 150, 160)], [2], ["", "", "pink: ü"])
     save([tmp_path / "a.png"] * 2, [same_place, light], ["cat", "dog", "ü"], tmp_path / "out")
     assert Image.open(tmp_path / "out/a.png").getpixel((50, 110)) == RED
     label = np.asarray(Image.open(tmp_path / "out/a-2.png"))[48:58, 52:100].reshape(-1, 3)
     assert label.min() < 60  # dark letters
 
 
-def test_predictions_json_says_what_was_found_where(tmp_path):
+def test_predictions_json_has_images_detections_and_unreadable_files(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (80, 60)).save(tmp_path / folder / "a.jpg")
     Image.new("RGB", (80, 60)).save(tmp_path / "two/a-2.jpg")
     paths = [tmp_path / "one/a.jpg", tmp_path / "two/a.jpg", tmp_path / "two/a-2.jpg"]
-    found = [detections([(1, 2, 30, 40)], [1]), detections([], []), Detections.empty()]
+    found = [make_detections([(1, 2, 30, 40)], [1]), make_detections([], []), Detections.empty()]
     save(paths, found, ["cat", "dog"], tmp_path / "out", unreadable={"x.jpg": "broken"})
     content = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))
     names = ["a.png", "a-2.png", "a-2-2.png"]
@@ -97,65 +100,47 @@ def test_a_drawn_image_never_replaces_an_image(tmp_path, monkeypatch, first, sec
         Path(name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (80, 60)).save(name)
     before = Path("out/a.png").read_bytes()
-    results = Results(Path("out"), ["drawn"], ["cat"], [Path(second).parent])
+    results = Results(Path("out"), ["annotated"], ["cat"], [Path(second).parent])
     with pytest.raises(ConfigError, match="a.png would be replaced"):
         for name in (first, second):
-            results.add(Frame(Path(name), load_image(Path(name))), detections([(1, 2, 30, 40)], [0]))
+            results.add(Frame(Path(name), load_image(Path(name))), make_detections([(1, 2, 30, 40)], [0]))
     assert Path("out/a.png").read_bytes() == before
-    seen_late = Results(
-        Path("out/../out"), ["drawn"], ["cat"], []
-    )  # of a path on stdin nothing is known before
+    late = Results(Path("out/../out"), ["annotated"], ["cat"], [])  # inputs from stdin are not known before
     with pytest.raises(ConfigError, match="a.png would be replaced"):
-        seen_late.add(Frame(Path("out/a.png"), load_image(Path("out/a.png"))), Detections.empty())
+        late.add(Frame(Path("out/a.png"), load_image(Path("out/a.png"))), Detections.empty())
 
 
 def test_results_of_an_earlier_prediction_are_replaced(tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (80, 60)).save(tmp_path / "in/a.jpg")
     for color in (0, 1):
-        save(
-            [tmp_path / "in/a.jpg"],
-            [detections([(10, 20, 60, 50)], [color])],
-            ["cat", "dog"],
-            tmp_path / "out",
-        )
+        found = make_detections([(10, 20, 60, 50)], [color])
+        save([tmp_path / "in/a.jpg"], [found], ["cat", "dog"], tmp_path / "out")
     assert Image.open(tmp_path / "out/a.png").getpixel((10, 35)) == RED
 
 
 @pytest.mark.parametrize("name", ["file", "file/deeper", "n" * 300])
 def test_a_folder_that_cannot_be_written_is_a_config_error(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="save: cannot write to"):
+    with pytest.raises(ConfigError, match="output_dir: cannot write to"):
         Results(tmp_path / name, ["json"], ["cat"], [])
 
 
-def test_coco_yolo_and_csv_say_what_was_found_where(tmp_path, monkeypatch):
+def test_coco_yolo_and_csv_have_the_detections(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     Image.new("RGB", (80, 40)).save("in/a.jpg")
     Image.new("RGB", (50, 50)).save("in/b.jpg")
-    found = [detections([(8, 4, 40, 24), (0, 0, 80, 40)], [1, 0]), detections([], [])]
-    save(
-        [Path("in/a.jpg"), Path("in/b.jpg")],
-        found,
-        ["cat", "my  dog"],
-        Path("in/out"),
-        ("coco", "yolo", "csv"),
-    )
+    found = [make_detections([(8, 4, 40, 24), (0, 0, 80, 40)], [1, 0]), make_detections([], [])]
+    paths = [Path("in/a.jpg"), Path("in/b.jpg")]
+    save(paths, found, ["cat", "my  dog"], Path("in/out"), ("coco", "yolo", "csv"))
     coco = json.loads(Path("in/out/coco.json").read_text())
     assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "my  dog"}]
     assert [image["id"] for image in coco["images"]] == [1, 2]
     assert coco["images"][0] == {"id": 1, "file_name": "in/a.jpg", "width": 80, "height": 40}
-    expected = {
-        "id": 1,
-        "image_id": 1,
-        "category_id": 2,
-        "bbox": [8, 4, 32, 20],
-        "area": 640,
-        "iscrowd": 0,
-        "score": 0.9,
-    }
-    assert coco["annotations"][0] == expected and len(coco["annotations"]) == 2
+    box = {"bbox": [8, 4, 32, 20], "area": 640, "iscrowd": 0, "score": 0.9}
+    assert coco["annotations"][0] == {"id": 1, "image_id": 1, "category_id": 2, **box}
+    assert len(coco["annotations"]) == 2
     # center 24, 14 and size 32, 20 of 80 × 40
     assert Path("in/out/labels/a.txt").read_text() == "1 0.3 0.35 0.4 0.5\n0 0.5 0.5 1 1\n"
     assert Path("in/out/labels/b.txt").read_text() == ""
@@ -163,7 +148,7 @@ def test_coco_yolo_and_csv_say_what_was_found_where(tmp_path, monkeypatch):
     rows = list(csv.reader(Path("in/out/predictions.csv").read_text().splitlines()))
     assert rows[0] == ["image", "frame", "seconds", "class", "score", "x0", "y0", "x1", "y1"]
     assert rows[1] == ["in/a.jpg", "", "", "dog", "0.9", "8.0", "4.0", "40.0", "24.0"] and len(rows) == 3
-    # our own reader takes the COCO file, beside the images
+    # groundtune reads the COCO file beside the images
     Path("data/in").mkdir(parents=True)
     for name in ("in/a.jpg", "in/b.jpg"):
         Path(name).rename(f"data/{name}")
@@ -174,15 +159,15 @@ def test_coco_yolo_and_csv_say_what_was_found_where(tmp_path, monkeypatch):
     assert samples["a.jpg"].boxes_xyxy.tolist() == [[8, 4, 40, 24], [0, 0, 80, 40]] and len(samples) == 2
 
 
-def test_crops_show_the_objects_in_a_folder_for_each_class(tmp_path):
+def test_crops_are_in_a_directory_per_class(tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[4:24, 8:40] = (10, 200, 30)
-    shot = Frame(Path("a.jpg"), Image.fromarray(pixels))
+    frame = Frame(Path("a.jpg"), Image.fromarray(pixels))
     names = ("../../up", "." * 300)
-    found = detections(
+    found = make_detections(
         [(8, 4, 40, 24), (8.4, 4, 39.6, 23.5), (0, 0, 80, 40), (5, 5, 5, 9)], [0, 0, 1, 0], names
     )
-    save([shot, shot], [found, found], names, tmp_path / "out", ("crops",))
+    save([frame, frame], [found, found], names, tmp_path / "out", ("crops",))
     folders = sorted(path.name for path in (tmp_path / "out/crops").iterdir())
     assert set(folders) == {"______up", "_" * 50}
     assert sorted(path.name for path in (tmp_path / "out/crops/______up").iterdir()) == [
@@ -193,46 +178,39 @@ def test_crops_show_the_objects_in_a_folder_for_each_class(tmp_path):
         assert crop.shape == (20, 32, 3) and (crop == (10, 200, 30)).all()
 
 
-def test_every_image_has_a_name_of_its_own(tmp_path):
-    """Also where the file system takes A and a for one, and one image's number is another's name."""
+def test_every_image_has_a_unique_name(tmp_path):
+    """Also on file systems that ignore case, and where a numbered name is another image's."""
     stems = ["a", "A", "a", "a-2", "n" * 250, "n" * 250, "ü" * 120]
     results = Results(tmp_path / "out", ["yolo"], ["cat"], [])
-    clip = VideoStream(Fraction(30), Fraction(1, 1000), False)
-    image = Image.new("RGB", (4, 4))
+    image, empty = Image.new("RGB", (4, 4)), make_detections([], [])
     for stem in stems:
-        results.add(Frame(Path(f"in/{stem}.jpg"), image), detections([], []))
-    for frame in (0, 7):
-        results.add(Frame(Path("in/a.mp4"), image, clip, frame), detections([], []))
-    results.add(
-        Frame(Path("in/a.mp4"), image, VideoStream(Fraction(30), Fraction(1, 1000), False), 0),
-        detections([], []),
-    )
+        results.add(Frame(Path(f"in/{stem}.jpg"), image), empty)
+    for index in (0, 7):
+        results.add(Frame(Path("in/a.mp4"), image, VIDEO, index), empty)
+    results.add(Frame(Path("in/a.mp4"), image, replace(VIDEO), 0), empty)
     results.close({})
-    found = sorted(
-        path.relative_to(tmp_path / "out/labels").as_posix()
-        for path in (tmp_path / "out/labels").rglob("*.txt")
-    )
+    labels = tmp_path / "out/labels"
+    found = sorted(path.relative_to(labels).as_posix() for path in labels.rglob("*.txt"))
     expected = ["a", "A-2", "a-3", "a-2-2", "n" * 50, "n" * 50 + "-2", "ü" * 50]
     assert found == sorted(f"{name}.txt" for name in [*expected, "a-4/000000", "a-4/000007", "a-5/000000"])
 
 
 def test_a_drawn_video_takes_odd_sizes_and_times_that_do_not_rise(tmp_path):
-    clip = VideoStream(Fraction(25), Fraction(1, 1000), False)
     times = [Fraction(0), Fraction(40, 1000), Fraction(20, 1000), Fraction(3)]
-    iter_frames = [
-        Frame(Path("a.avi"), Image.new("RGB", (61, 47), "white"), clip, n, time)
-        for n, time in enumerate(times)
+    sizes = [(61, 47), (61, 47), (61, 47), (30, 20)]
+    given = [
+        Frame(Path("a.avi"), Image.new("RGB", size, "white"), VIDEO, index, time)
+        for index, (size, time) in enumerate(zip(sizes, times, strict=True))
     ]
-    iter_frames[3] = Frame(Path("a.avi"), Image.new("RGB", (30, 20), "white"), clip, 3, times[3])
-    save(iter_frames, [detections([], [])] * 4, ["cat"], tmp_path / "out", ("drawn",))
-    found = list(video_frames(tmp_path / "out/a.mp4", 1))
-    assert [round(float(shot.time), 3) for shot in found] == [0, 0.04, 0.041, 3]
-    for shot in found:
-        assert shot.image.size == (62, 48)
-        assert np.asarray(shot.image)[:44, :58].min() > 220
+    save(given, [make_detections([], [])] * 4, ["cat"], tmp_path / "out", ("annotated",))
+    written = list(video_frames(tmp_path / "out/a.mp4", 1))
+    assert [round(float(frame.time), 3) for frame in written] == [0, 0.04, 0.041, 3]
+    for frame in written:
+        assert frame.image.size == (62, 48)
+        assert np.asarray(frame.image)[:44, :58].min() > 220
 
 
-def test_an_array_of_nothing_is_json(tmp_path):
+def test_an_empty_array_is_json(tmp_path):
     with (tmp_path / "a.json").open("w") as file:
         array = JsonArray(file, '{"a": ')
         array.close("}")
