@@ -2,7 +2,7 @@
 
     python benchmarks/checking.py
 
-Prints the seconds as JSON. Limits, on two quiet cores: 30 s for `check`, 10 s and 5 s for the comparisons.
+Prints the seconds as JSON, and fails if a limit (for two quiet cores) is exceeded.
 """
 
 import json

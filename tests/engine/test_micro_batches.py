@@ -137,7 +137,8 @@ def test_a_part_has_its_own_rows_and_nothing_of_the_others(tmp_path: Path, token
 
 def test_denoising_of_a_part_has_the_slots_of_the_whole(tmp_path: Path, tokenizer) -> None:
     """Also a part without a box: its slots are background, as in the whole batch."""
-    loader = TrainLoader(seven_images(tmp_path), tokenizer, steady_bundle(tokenizer).image_format)
+    image_format = steady_bundle(tokenizer).image_format
+    loader = TrainLoader(seven_images(tmp_path), tokenizer, image_format, TrainConfig(data=""), 256)
     targets = [target for batch in loader.epoch(0) for target in batch.targets]
     embedding = torch.nn.Embedding(6, 8)
     whole = denoising_queries(targets, embedding)

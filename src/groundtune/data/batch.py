@@ -19,9 +19,7 @@ from groundtune.text.tokens import TextInput
 
 @dataclass
 class Batch:
-    """B entries: an image, its prompt and its target each. All lists have length B.
-
-    B = 0 if no image can be read, or if this process has no share of the batch.
+    """B entries of an image, its prompt and its target. All lists have length B, which can be 0.
 
     Attributes:
         images: (3, h, w) float32 normalized, unpadded; None if the pixels are not needed.
@@ -46,7 +44,7 @@ class Batch:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def split(self, size: int) -> list[Batch]:
-        """Split into batches of `size` entries (the last can be smaller), each with its own padding."""
+        """Split into batches of at most `size` entries, each with its own padding."""
         return [self._rows(slice(begin, begin + size)) for begin in range(0, len(self.targets), size)]
 
     def _rows(self, rows: slice) -> Batch:
@@ -85,13 +83,7 @@ class EvalBatch(NamedTuple):
 
 
 def pad_images(images: Sequence[Tensor | None]) -> Tensor:
-    """Pad images with zeros, at the right and the bottom, to a common size.
-
-    Args:
-        images: B of (3, h, w), at least one.
-
-    Returns:
-        (B, 3, H, W) tensor.
+    """Pad B > 0 images (3, h, w) with zeros, at the right and the bottom, to (B, 3, H, W).
 
     Raises:
         ValueError: an image was not decoded (None).
@@ -110,17 +102,14 @@ def pad_images(images: Sequence[Tensor | None]) -> Tensor:
 def make_target(
     sample: Sample, view: ImageView, prompt_classes: Sequence[int], phrase_map: Tensor, noise_seed: int
 ) -> Target:
-    """Make the target of a view of an image under a prompt.
+    """Make the target of a view of an image under a prompt; N = 0 gives empty tensors.
 
     Args:
-        sample: image. Crowd boxes are ignored.
+        sample: image, whose crowd boxes are ignored.
         view: view of the image.
         prompt_classes: class of each of the C phrases. Boxes of other classes are ignored.
         phrase_map: (C, max_text_len) bool, the tokens of each phrase.
         noise_seed: seed of the denoising noise.
-
-    Returns:
-        Target of the remaining N boxes; N = 0 gives empty tensors.
     """
     label_of = {c: label for label, c in enumerate(prompt_classes)}
     used = trained_boxes(sample, view) & np.isin(sample.class_ids, list(label_of))
@@ -144,5 +133,4 @@ def make_target(
 
 def trained_boxes(sample: Sample, view: ImageView) -> np.ndarray:
     """Return (N,) bool, True for the boxes that are neither crowds nor cropped away."""
-    trained: np.ndarray = view.boxes(sample.boxes_xyxy)[1] & ~sample.crowd
-    return trained
+    return view.boxes(sample.boxes_xyxy)[1] & ~sample.crowd

@@ -4,8 +4,8 @@
   run. `--rehearsal PATH=SHARE` adds only images: the model is not evaluated on their classes.
   Classes are matched by name. The classes that a data set does not annotate are never negatives in
   its images.
-- `--rename` gives the model better names, such as "red blood cell" for "rbc". Synonyms are separated
-  by `|`, and each training prompt draws one; `{}` stands for the old name ("a {} from above"). Only
+- `--rename` gives the model better names, such as "red blood cell" for "rbc". Synonyms follow
+  after `|`, and each training prompt draws one; `{}` is the old name ("a {} from above"). Only
   prompts change: category ids, and every file that is written, stay those of the data set.
 """
 
@@ -26,13 +26,7 @@ from groundtune.text.prompt import unique_names
 def parse_weighted_paths(
     texts: Sequence[str], option: str, default: float, below: float = math.inf
 ) -> list[tuple[Path, float]]:
-    """Parse the values PATH or PATH=NUMBER of an option; NUMBER is above 0.
-
-    Args:
-        texts: values.
-        option: name of the option, for the message.
-        default: number of a PATH alone.
-        below: upper limit of a number, exclusive.
+    """Parse the values PATH or PATH=NUMBER of an option, with 0 < NUMBER < `below`.
 
     Raises:
         ConfigError: a number is invalid or out of range.
@@ -52,11 +46,9 @@ def parse_weighted_paths(
 
 
 def add_extra_data(splits: dict[str, Dataset], extra: Sequence[tuple[Path, float]]) -> None:
-    """Add the training images of other data sets to "train", in place. All splits get their classes.
+    """Add the training images of other data sets to "train", and their classes to all splits.
 
-    Args:
-        splits: splits of the main data set.
-        extra: data sets, and how often each of their images is shown per epoch on average.
+    The numbers are how often an image of a data set is shown per epoch, on average.
 
     Raises:
         DataError: a data set cannot be read or has no training images.
@@ -72,9 +64,7 @@ def add_extra_data(splits: dict[str, Dataset], extra: Sequence[tuple[Path, float
 def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> Dataset:
     """Return the training images together with those of data sets to rehearse.
 
-    Args:
-        train: training images of the main data set; not changed.
-        rehearsal: data sets, and their shares of the images of an epoch.
+    The numbers are the shares of these data sets in an epoch. `train` does not change.
 
     Raises:
         ConfigError: the shares add up to 1 or more.
@@ -128,15 +118,10 @@ def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, 
 
 
 def rename_classes(datasets: Sequence[Dataset], renames: Mapping[str, str]) -> None:
-    """Rename classes in all splits of a data set, in place. Classes that get equal names are merged.
-
-    Args:
-        datasets: splits with one class list.
-        renames: by class name, the name that the model reads, and its synonyms after `|`.
+    """Rename classes in all splits of a data set. Classes that get equal names are merged.
 
     Raises:
-        DataError: classes do not exist (all are listed), a new name has no text, or two classes
-            would share a name.
+        DataError: classes are unknown (all are listed), or new names are empty or ambiguous.
     """
     if not datasets or not renames:
         return

@@ -1,14 +1,12 @@
 """From an image file to 8-bit RGB pixels in the frame of its annotations.
 
-- Files are untrusted. Pillow recognizes a file by its content, and a few of its forty readers
-  start other programs (EPS starts Ghostscript), so only common image formats are opened, and the
-  number of pixels in the header is checked before anything is decoded.
+- Files are untrusted. A few of Pillow's readers start other programs (EPS starts Ghostscript), so
+  only common formats are opened, and the header's number of pixels is checked before decoding.
 - EXIF orientation: some tools draw boxes on the stored pixels, others on the rotated image that
-  viewers show. The stated size decides: the image is rotated if that brings its aspect ratio
-  closer to the stated one. If both fit (square images, 180° rotations, mirrored images), the
-  stored pixels are used, as COCO's own tools do. Without a stated size (prediction), the image is
-  rotated as viewers show it.
-- An image whose file was rescaled after the annotation is resized to the stated size.
+  viewers show. The image is rotated if that brings its aspect ratio closer to the stated one. If
+  both fit (square images, 180° rotations, mirrored images), the stored pixels are used, as COCO's
+  tools do. Without a stated size (prediction), the image is rotated as viewers show it.
+- An image that was rescaled after the annotation is resized to the stated size.
 """
 
 import base64
@@ -44,14 +42,8 @@ class ImageTooLarge(DataError):
 def load_image(path: Path, stated_size_hw: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB, in the frame of its annotations.
 
-    Args:
-        path: image file.
-        stated_size_hw: size that the annotations state, which also decides about the EXIF
-            orientation. None: as viewers show the image.
-
-    Returns:
-        RGB image of exactly the stated size. Transparent areas are white, values of more than
-        8 bits are scaled, and an animation gives its first frame.
+    Transparent areas become white, values of more than 8 bits are scaled, and an animation gives
+    its first frame. The image has the stated size; without one, it is as viewers show it.
 
     Raises:
         DataError: the file is missing, corrupted, truncated or too large (`MAX_PIXELS`).
@@ -75,12 +67,11 @@ def load_image(path: Path, stated_size_hw: tuple[int, int] | None = None) -> Ima
 
 
 def open_image(path: Path) -> Image.Image:
-    """Open an image file and read its header. Use it in a `with` statement.
+    """Open an image file for a `with` statement, and read its header.
 
     Raises:
-        ImageTooLarge: the image has more than `MAX_PIXELS` pixels.
-        DataError: the file does not exist, or is not a regular one (reading a pipe could block).
-        Exception: Pillow's readers raise nearly every type for corrupted files.
+        DataError: the image is too large, or the file is missing or a pipe, which could block.
+        Exception: of nearly every type, from Pillow's readers, for corrupted files.
     """
     if not path.is_file():
         raise DataError(f"The image {path} {'is not a regular file' if path.exists() else 'does not exist'}.")
@@ -138,7 +129,7 @@ def belongs_upright(size: tuple[int, int], orientation: int, stated_size_hw: tup
 
 
 def thumbnail(image: Image.Image, side: int, quality: int) -> bytes:
-    """Shrink an RGB image, in place, to a longer side of at most `side` pixels; return it as JPEG."""
+    """Shrink an RGB image, in place, to a long side of at most `side` pixels; return it as JPEG."""
     image.thumbnail((side, side))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)

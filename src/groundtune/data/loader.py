@@ -1,11 +1,11 @@
 """Training batches: images, prompts and targets, equal for equal seeds.
 
-Every random choice has its own generator, seeded by what it belongs to: the order by (seed, epoch),
-the view of an image by (seed, image, view), its prompt and denoising noise by (seed, epoch, image).
-So nothing depends on the batch size, on the number of threads, or on where a run was interrupted.
+Every random choice has its own generator: the order is seeded by (seed, epoch), the view of an
+image by (seed, image, view), its prompt and denoising noise by (seed, image, epoch). So nothing
+depends on the batch size, on the number of threads, or on where a run was interrupted.
 
-With `cache_features`, each image has up to `cache_views` fixed views that take turns, so the
-features of a frozen backbone can be computed once; `needs_pixels` says which images to decode.
+With `cache_features`, each image has up to `cache_views` fixed views that take turns, so that the
+features of a frozen backbone can be computed once.
 
 An image with a caption has the caption as its prompt and the phrases as its classes. It is never
 cropped ("the left cup" could be cut off), and its caption is flipped with the image.
@@ -42,8 +42,8 @@ class TrainLoader:
     """Training batches of a data set, epoch by epoch.
 
     Attributes:
-        needs_pixels: returns whether to decode a view of an image, from (index, view). It is called
-            when the image is queued, with `workers` up to `workers` batches early. None: decode all.
+        needs_pixels: returns whether to decode a view, from (index, view). It is called when the
+            image is queued, up to `workers` batches early. None: decode all.
     """
 
     def __init__(
@@ -58,14 +58,7 @@ class TrainLoader:
     ) -> None:
         """Count the tokens of class names and captions. No image is opened.
 
-        Args:
-            dataset: at least one image and one class.
-            tokenizer: tokenizer of the model.
-            image_format: image format of the model.
-            config: options of the run; `batch_size` is that of all processes together.
-            max_text_len: maximum number of tokens of a prompt.
-            rank: index of this process, which gets its share of every batch.
-            processes: number of processes.
+        Process `rank` of `processes` gets its share of every batch.
 
         Raises:
             DataError: the data set has no images, or captions that the model cannot read.
@@ -85,18 +78,14 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
-        return math.ceil(len(self._shown(0)) / self.config.batch_size)
+        return math.ceil(len(self._images_of(0)) / self.config.batch_size)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch; any epoch, any number of times.
+        """Yield the batches of an epoch, any number of times. `first_batch` resumes within it.
 
-        A batch is larger than `batch_size` if the classes of an image need several prompts: the
-        image is repeated, each time with one prompt and the boxes of its classes. It is smaller if
-        images are unreadable, and can be empty if this process has no share of the last one.
-
-        Args:
-            epoch: counted from 0.
-            first_batch: number of batches to skip, to resume within an epoch.
+        A batch is larger if the classes of an image need several prompts: the image is repeated,
+        each time with one prompt and the boxes of its classes. It is smaller, or even empty, if
+        images are unreadable, or if the last batch has too few images for all processes.
 
         Raises:
             OutOfMemory: an image does not fit into memory; the message names it.
@@ -108,14 +97,10 @@ class TrainLoader:
             yield self.collate(indices, images, epoch)
 
     def batch_plan(self, epoch: int) -> list[list[int]]:
-        """Choose the images of each batch, those of similar aspect ratio together.
-
-        Returns:
-            Indices into `Dataset.samples` by batch; one batch can be smaller than `batch_size`.
-        """
+        """Choose the images of each batch, by index. Those of similar aspect ratio are together."""
         rng = _rng(self.config.seed, "order", epoch)
         size = self.config.batch_size
-        order = self._shown(epoch)
+        order = self._images_of(epoch)
         rng.shuffle(order)
         plan = []
         for begin in range(0, len(order), size * _WINDOW_BATCHES):
@@ -125,16 +110,13 @@ class TrainLoader:
         rng.shuffle(plan)
         return plan
 
-    def _shown(self, epoch: int) -> list[int]:
-        """Return the images of an epoch, unordered; their number is equal in all epochs.
-
-        The fraction of a weight is drawn anew in each epoch.
-        """
-        shown = []
+    def _images_of(self, epoch: int) -> list[int]:
+        """Return the images of an epoch, unordered. The fraction of a weight is drawn anew."""
+        images = []
         for weight, indices in self._by_weight.items():
             whole, rest = divmod(max(1, round(weight * len(indices))), len(indices))
-            shown += indices * whole + _rng(self.config.seed, "shown", epoch).sample(indices, rest)
-        return shown
+            images += indices * whole + _rng(self.config.seed, "shown", epoch).sample(indices, rest)
+        return images
 
     def _aspect_ratio(self, index: int, epoch: int) -> float:
         height, width = self.geometry(index, self.view_of(index, epoch)).size_hw
@@ -142,7 +124,7 @@ class TrainLoader:
 
     @property
     def num_views(self) -> int:
-        """Number of cached views of an image: 0 without a cache, no more than the augmentation has."""
+        """Number of cached views of an image: 0 without a cache, at most as many as differ."""
         config = self.config
         if not config.cache_features:
             return 0
@@ -151,14 +133,13 @@ class TrainLoader:
         return min(config.cache_views, 2 if config.flip else 1)
 
     def view_of(self, index: int, epoch: int) -> int:
-        """Return the number of an image's view in an epoch: cached views take turns, others are new."""
+        """Return the number of an image's view in an epoch. Cached views take turns."""
         return (epoch + index) % self.num_views if self.num_views else epoch
 
     def geometry(self, index: int, view: int) -> ImageView:
         """Return a view of an image, always the same one for the same arguments.
 
-        Of cached views, view 0 is the whole image and view 1 the flipped one (if images are
-        flipped), so that two views differ most. All others are drawn.
+        With a cache, view 0 is the whole image and view 1 the flipped one, which differ most.
         """
         sample, config = self.dataset.samples[index], self.config
         if config.cache_features and (view == 0 or (view == 1 and config.flip)):
@@ -182,7 +163,7 @@ class TrainLoader:
         )
 
     def collate(self, indices: list[int], images: Sequence[Tensor | DataError | None], epoch: int) -> Batch:
-        """Make a batch of decoded images; not in the threads, because a tokenizer cannot be shared."""
+        """Make a batch of decoded images. It is not thread-safe, because the tokenizer is not."""
         entries = []  # (image, index, view, prompt, its classes, noise seed)
         unreadable = {}
         for index, image in zip(indices, images, strict=True):
@@ -218,7 +199,7 @@ class TrainLoader:
     def _prompts(
         self, sample: Sample, view: ImageView, rng: random.Random
     ) -> list[tuple[Prompt, Sequence[int]]]:
-        """Return the image's prompts, and the class of each phrase (in a caption, the phrase's index)."""
+        """Return the image's prompts, and the class of each phrase (in a caption, its index)."""
         grounding = sample.grounding
         if grounding is not None:
             if view.flip:
@@ -284,7 +265,7 @@ def check_captions(dataset: Dataset, tokenizer: BertTokenizer, max_text_len: int
             problems.append(f"{name} (no token in one of {prompt.phrases!r})")
     if problems:
         raise DataError(
-            f"The model cannot read {len(problems)} captions of {dataset.root}: {listed(problems)}. It reads at "
-            f"most {max_text_len} tokens, and each phrase needs one. Shorten long captions, or list an image "
-            "several times with a part of the caption each; correct spans that contain no visible character."
+            f"The model cannot read {len(problems)} captions of {dataset.root}: {listed(problems)}. It reads "
+            f"at most {max_text_len} tokens, and each phrase needs one. Shorten long captions, or list an "
+            "image several times with a part of the caption each; correct spans without visible characters."
         )

@@ -1,8 +1,7 @@
 """Decode images ahead of their use, in order, whatever the number of threads.
 
-The three files from a path to a tensor are `images`, `transforms` and this one. An unreadable image
-is returned as a `DataError`, not raised: the caller decides. Too little memory is always raised,
-because it is not the image's fault.
+The way from a path to a tensor is `images`, `transforms` and this file. An unreadable image is
+returned as a `DataError`, and the caller decides; too little memory is raised.
 """
 
 from collections import deque
@@ -50,17 +49,12 @@ def decode_view(sample: Sample, view: ImageView, fmt: ImageFormat) -> Tensor | D
 def prefetch(
     prepare: Callable[[_Job], Callable[[], _Result] | None], groups: Iterable[Sequence[_Job]], threads: int
 ) -> Iterator[list[_Result | None]]:
-    """Yield the results of groups of jobs in order, while threads work up to `threads` groups ahead.
+    """Yield the results of groups of jobs in order; threads work up to `threads` groups ahead.
 
     Threads, not processes: Pillow and NumPy release the GIL, and nothing has to be copied.
 
-    Args:
-        prepare: called in the caller's thread; returns the work of a job, or None if there is none.
-        groups: groups of jobs.
-        threads: number of threads, and of groups ahead; 0 does the work in the caller's thread.
-
-    Raises:
-        Exception: a job's error, when its group is due.
+    `prepare` returns the work of a job, or None; it is called in the caller's thread. So is the
+    work if `threads` is 0. An error of a job is raised when its group is due.
     """
     if threads <= 0:
         for group in groups:
@@ -94,14 +88,14 @@ def evaluation_images(
     Args:
         dataset: images; none give no batches.
         image_format: image format of the model.
-        batch_size: images per batch; the last one can be smaller.
-        needs_pixels: returns whether to decode the image of an index. None decodes all.
-        threads: number of threads that decode ahead; 0 decodes in the caller's thread.
+        batch_size: images per batch.
+        needs_pixels: returns whether to decode the image of an index. None: decode all.
+        threads: number of threads that decode ahead.
         unreadable: receives path and reason of unreadable images, which are skipped. None: raise.
 
     Raises:
         DataError: an image is unreadable; the message names it.
-        OutOfMemory: an image does not fit into memory.
+        OutOfMemory: an image does not fit into memory; the message names it.
     """
     indices = range(len(dataset.samples))
     plan = [list(indices[begin : begin + batch_size]) for begin in range(0, len(indices), batch_size)]

@@ -1,11 +1,8 @@
 """The record that every annotation format becomes, and class names as the identity of a class.
 
-Boxes are in pixels of the image as its annotation file states it (`Sample.size_hw`), and
-`images.load_image` returns the image in exactly that frame, so no later code deals with EXIF
-orientation or rescaled files.
-
-Deviation from MMDetection and transformers: training does not use category ids. A class is its
-cleaned name; `Dataset.category_ids` only serves to write files with the ids of the data set.
+Boxes are in pixels of the image as its annotation file states it, and `images.load_image` returns
+the image in exactly that frame. Category ids are not used in training, unlike in MMDetection and
+transformers: a class is its cleaned name.
 """
 
 import difflib
@@ -28,8 +25,7 @@ class Grounding:
 
     Attributes:
         caption: text as written.
-        spans: for each of P phrases its character ranges [begin, end) in the caption, at least one.
-            A phrase may have no box.
+        spans: character ranges [begin, end) of each phrase, at least one. It may have no box.
     """
 
     caption: str
@@ -46,7 +42,7 @@ class Sample:
     """One image with its N boxes. N = 0 is a valid training image without objects.
 
     Attributes:
-        image_path: image file. It existed when the annotations were read; it has not been opened.
+        image_path: image file, which has not been opened yet.
         image_id: unique in its data set.
         size_hw: height and width in pixels as the annotations state them; the frame of the boxes.
         boxes_xyxy: (N, 4) float32 pixels, inside the image, each with an area above 0.
@@ -94,7 +90,7 @@ class Dataset:
         root: folder of the image files; they may be in folders inside it.
         class_names: C cleaned, unique names, equal in all splits. Empty for grounding data.
         samples: images in the order of the file.
-        category_ids: id of each class in the file, or a free one if this split does not list it.
+        category_ids: id of each class in files that are written.
         findings: what was dropped, clipped, merged or decided while reading.
         written_names: name of each class as the files write it. Empty: equal to `class_names`.
         synonyms: by class name, other cleaned names that training prompts may use.
@@ -129,13 +125,10 @@ def listed(examples: Sequence[str], limit: int = _EXAMPLES) -> str:
 
 
 def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
-    """Look up class names, which are cleaned first.
-
-    Returns:
-        Index in `available` of each wanted name, without repeats.
+    """Return the index in `available` of each wanted class name, which is cleaned, without repeats.
 
     Raises:
-        DataError: unknown names. All are listed, each with the nearest known name.
+        DataError: names are unknown. All are listed, each with the nearest known name.
     """
     index_of = {name: index for index, name in enumerate(available)}
     cleaned = [clean_name(name) for name in wanted]
@@ -151,21 +144,18 @@ def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[i
 
 
 def unify_classes(datasets: Sequence[Dataset]) -> None:
-    """Give all splits one class list, in place: the first split's classes, then what others add.
+    """Give all splits one class list: the classes of the first split, then those that others add.
 
-    Classes are matched by name, because each COCO file numbers its categories on its own. A class
-    that a split does not list gets its id of another split, or the next free one if that is taken.
+    Classes are matched by name, because COCO files can number their categories differently. A class
+    that a split does not list gets its id of another split, or the next free id.
     """
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
     known_ids: dict[str, int] = {}
     written: dict[str, str] = {}
     for dataset in datasets:
-        as_written = dataset.written_names or dataset.class_names
-        for name, category_id, in_file in zip(
-            dataset.class_names, dataset.category_ids, as_written, strict=True
-        ):
-            known_ids.setdefault(name, category_id)
-            written.setdefault(name, in_file)
+        names_in_files = dataset.written_names or dataset.class_names
+        known_ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True)) | known_ids
+        written = dict(zip(dataset.class_names, names_in_files, strict=True)) | written
     for dataset in datasets:
         dataset.written_names = [written[name] for name in names]
         if dataset.class_names != names:

@@ -1,8 +1,7 @@
 """Crop, resize and flip images together with their boxes, in this order.
 
-`ImageView` is the geometry. It is drawn from sizes and a random generator alone; the pixels follow
-later, or never if the features of that view are cached. One object moves boxes and pixels, so they
-always agree.
+The geometry (`ImageView`) is drawn from sizes alone. The pixels follow later, or never if the
+features of the view are cached.
 
 Deviations from DETR's augmentation: a crop keeps the boxes whose center is inside (a sliver of an
 object is not trained as the object), and it always contains the center of some box.
@@ -39,7 +38,7 @@ class ImageView:
     flip: bool
 
     def image(self, image: Image.Image) -> Image.Image:
-        """Return the view of an image of `source_hw` pixels, resampled bilinearly with antialiasing."""
+        """Return the view of an image, resampled bilinearly with antialiasing."""
         size = self.size_hw[::-1]
         if self.crop_xyxy != (0, 0, *image.size) or size != image.size:
             image = image.resize(size, Image.Resampling.BILINEAR, box=self.crop_xyxy)
@@ -49,8 +48,8 @@ class ImageView:
         """Move (N, 4) boxes, pixels, from the image into the view.
 
         Returns:
-            (M, 4) float32 pixels, clipped to the view: the boxes with their center in the crop.
-            (N,) bool, True for those M boxes.
+            (M, 4) float32 pixels, clipped to the view, of the boxes with their center in the crop;
+            and (N,) bool, True for those M boxes.
         """
         left, top, right, bottom = self.crop_xyxy
         low, high = np.array([left, top]), np.array([right, bottom])
@@ -69,7 +68,7 @@ def resized_size(size_hw: tuple[int, int], short_side: int, max_side: int) -> tu
 
     The long side is limited to `max_side`. Rounding follows transformers' Grounding DINO image
     processor, so published weights get identical images. (Except narrow strips whose short side
-    has the wanted size already: there transformers exceeds `max_side`.)
+    already has the right size: there transformers exceeds `max_side`.)
     """
     short, long = min(size_hw), max(size_hw)
     exact = float(short_side)
@@ -121,14 +120,8 @@ def draw_view(
 ) -> ImageView:
     """Draw an augmented view of an image; the same generator state gives the same view.
 
-    Args:
-        size_hw: size of the image, pixels.
-        boxes_xyxy: (N, 4) boxes for the crop.
-        fmt: image format of the model.
-        rng: source of every choice.
-        flip: probability of a horizontal flip.
-        crop: probability of a crop.
-        multi_scale: factors of the model's image size to choose from. Empty: 1.
+    `flip` and `crop` are probabilities, `multi_scale` factors of the model's image size to choose
+    from (empty: 1). A crop contains the center of one of the (N, 4) boxes.
     """
     height, width = size_hw
     part = (0, 0, width, height)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
-from groundtune.data.check.kinds import CHECKING
+from groundtune.data.check.kinds import CHECKING, ModelLimits
 from groundtune.data.check.names import check_split, check_splits, count_boxes
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Grounding, Sample
@@ -24,7 +24,7 @@ def dataset(*samples: Sample, name="train", names=("cat", "dog", "ear")) -> Data
 
 def boxes_of(*samples: Sample, queries=100) -> dict[str, list[str]]:
     problems = Collector(CHECKING)
-    check_boxes(dataset(*samples), 100, 100, queries, problems)
+    check_boxes(dataset(*samples), ModelLimits(None, 256, queries, 100, 100), problems)
     return {finding.check: finding.examples for finding in problems.findings()}
 
 

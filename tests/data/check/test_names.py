@@ -1,16 +1,21 @@
 """Class names, one by one and in pairs."""
 
+from pathlib import Path
+
 import pytest
 
-from groundtune.data.check.kinds import CHECKING
+from groundtune.data.check.kinds import CHECKING, ModelLimits
 from groundtune.data.check.names import alike_names, check_names
 from groundtune.data.problems import Collector
+from groundtune.data.sample import Dataset
 from groundtune.text.prompt import clean_name
 
 
 def problems_of(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[str]]:
     collector = Collector(CHECKING)
-    check_names([clean_name(name) for name in written], written, tokenizer, max_text_len, collector)
+    names = [clean_name(name) for name in written]
+    dataset = Dataset("train", Path(), names, [], [], written_names=list(written))
+    check_names(dataset, ModelLimits(tokenizer, max_text_len, 100, 100, 100), collector)
     return {finding.check: finding.examples for finding in collector.findings()}
 
 

@@ -1,10 +1,11 @@
-"""Checks of boxes (size at the model's image size, shape, overlap) and of the phrases of captions."""
+"""Checks of boxes (size at the model's image size, shape, overlap) and of phrases of captions."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resized_size
@@ -19,10 +20,8 @@ _MIN_INSIDE = 5  # boxes of a class
 _MAX_COMPARED = 1000  # boxes of an image
 
 
-def check_boxes(
-    dataset: Dataset, short_side: int, max_side: int, num_queries: int, problems: Collector
-) -> None:
-    """Check the boxes of a split, except crowds. Arguments as in `run.ModelLimits`."""
+def check_boxes(dataset: Dataset, limits: ModelLimits, problems: Collector) -> None:
+    """Check the boxes of a split, except crowds."""
     tiny: list[str] = []
     total = 0
     count_of = Counter[str]()
@@ -31,13 +30,13 @@ def check_boxes(
         numbers = np.flatnonzero(~sample.crowd)
         total += len(numbers)
         xyxy = sample.boxes_xyxy[numbers].astype(np.float64)
-        names = [f"{sample.image_path.name}: box {number + 1}" for number in numbers]
-        if len(numbers) > num_queries:
-            problems.add(
-                "boxes-many",
-                f"{sample.image_path.name}: {len(numbers)} boxes, the model detects at most {num_queries}",
-            )
-        scale = resized_size(sample.size_hw, short_side, max_side)[0] / max(sample.size_hw[0], 1)
+        file = sample.image_path.name
+        names = [f"{file}: box {number + 1}" for number in numbers]
+        if len(numbers) > limits.num_queries:
+            many = f"{file}: {len(numbers)} boxes, the model detects at most {limits.num_queries}"
+            problems.add("boxes-many", many)
+        height = resized_size(sample.size_hw, limits.short_side, limits.max_side)[0]
+        scale = height / max(sample.size_hw[0], 1)
         tiny += _check_shapes(xyxy[:, 2:] - xyxy[:, :2], scale, sample.size_hw, names, problems)
         if sample.grounding is None:  # boxes of phrases may coincide
             classes = [dataset.class_names[index] for index in sample.class_ids[numbers]]
@@ -45,9 +44,9 @@ def check_boxes(
             if len(classes) <= _MAX_COMPARED:
                 nested.update(_check_pairs(xyxy, classes, names, problems))
     for example in tiny:
-        problems.add("object-tiny", f"{example} at {short_side} px")
+        problems.add("object-tiny", f"{example} at {limits.short_side} px")
     if len(tiny) > _MOSTLY_TINY * total:
-        problems.add("objects-mostly-tiny", f"{len(tiny)} of {total} at {short_side} px")
+        problems.add("objects-mostly-tiny", f"{len(tiny)} of {total} at {limits.short_side} px")
     for (inner, outer), count in sorted(nested.items()):
         if count >= _MIN_INSIDE and count >= _INSIDE * count_of[inner]:
             problems.add("class-inside-class", f"{inner!r} in {outer!r}: {count} of {count_of[inner]} boxes")
@@ -56,7 +55,7 @@ def check_boxes(
 def _check_shapes(
     sides: np.ndarray, scale: float, size_hw: tuple[int, int], names: Sequence[str], problems: Collector
 ) -> list[str]:
-    """Check the (N, 2) sides of an image's boxes; return those that are tiny in the scaled image."""
+    """Check the (N, 2) sides of an image's boxes; return those that are tiny after scaling."""
     tiny = []
     for name, (width, height) in zip(names, sides.tolist(), strict=True):
         if (width * height) ** 0.5 * scale < _TINY:
@@ -71,7 +70,7 @@ def _check_shapes(
 def _check_pairs(
     xyxy: np.ndarray, classes: Sequence[str], names: Sequence[str], problems: Collector
 ) -> list[tuple[str, str]]:
-    """Compare the boxes of an image; return (class, class around it) for each box inside another class."""
+    """Compare the boxes of an image; return (class, class around it) of boxes inside others."""
     low = np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
     high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
     overlap = np.clip(high - low, 0, None).prod(-1)

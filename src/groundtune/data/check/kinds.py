@@ -4,7 +4,23 @@ An error would stop training. A warning spoils a part of the result or of its ev
 only good to know. Problems that reading finds are in `data.problems`.
 """
 
+from dataclasses import dataclass
+
+from transformers import BertTokenizer
+
 from groundtune.data.problems import READING, CheckSpec, Severity
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model can process."""
+
+    tokenizer: BertTokenizer
+    max_text_len: int  # maximum number of tokens of a prompt, with [CLS] and [SEP]
+    num_queries: int  # maximum number of detections per image
+    short_side: int  # of its images, pixels
+    max_side: int
+
 
 _RENAME = "Give the model a short name in common words: --rename NAME='other name', or `rename:` in YAML."
 _RENAME_IF = "If it reads wrongly, rename the class: --rename NAME='other name'."

@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 from transformers import BertTokenizer
 
+from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
 from groundtune.text.sampling import chunk_names
 
 _NUMBER = re.compile(r"[\d\s/:,-]*\d[\d\s/:,-]*")
-_WORDS = "class|label|category|categories|cls|obj|object|objects|item|thing|target|foreground|unknown|unlabeled|none"
-_MORE_WORDS = "other|undefined|null|nan|test|tmp|foo|bar|name|default"
-_MEANINGLESS = re.compile(rf"(?:{_WORDS}|{_MORE_WORDS})[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]")
+_WORDS = (
+    "class|label|category|categories|cls|obj|object|objects|item|thing|target|foreground|unknown|unlabeled|"
+    "none|other|undefined|null|nan|test|tmp|foo|bar|name|default"
+)
+_MEANINGLESS = re.compile(rf"(?:{_WORDS})[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]")
 _NO_VOWEL = re.compile(r"[b-df-hj-np-tv-xz]{2,5}")
 _ALIKE = 0.85  # of difflib; "contol" and "control" .92, "mouse" and "house" .80, "king" and "knight" .60
 _MIN_TYPO = 3  # letters; shorter words that differ by one are other words
@@ -34,26 +37,18 @@ def read_tokens(names: Sequence[str], tokenizer: BertTokenizer) -> list[list[str
     return [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in ids]
 
 
-def check_names(
-    names: Sequence[str],
-    written: Sequence[str],
-    tokenizer: BertTokenizer,
-    max_text_len: int,
-    problems: Collector,
-) -> None:
-    """Check every class name, all of them together, and pairs that are nearly equal.
-
-    `names` are cleaned and unique; `written` are those of the files, empty if they are equal.
-    """
-    tokens = read_tokens(names, tokenizer)
+def check_names(dataset: Dataset, limits: ModelLimits, problems: Collector) -> None:
+    """Check every class name, all of them together, and pairs that are nearly equal."""
+    names = dataset.class_names
+    tokens = read_tokens(names, limits.tokenizer)
     groups: dict[str, list[str]] = defaultdict(list)
-    for name, original, pieces in zip(names, written or names, tokens, strict=True):
+    for name, original, pieces in zip(names, dataset.written_names or names, tokens, strict=True):
         _check_name(name, original, pieces, problems)
         groups[" ".join(pieces)].append(name)
     for read, group in groups.items():
         if len(group) > 1 and read:
             problems.add("names-same-tokens", f"{', '.join(map(repr, group))} are read {read!r}")
-    _check_lengths(names, [len(pieces) + 1 for pieces in tokens], max_text_len, problems)
+    _check_lengths(names, [len(pieces) + 1 for pieces in tokens], limits.max_text_len, problems)
     for first, second in alike_names(names):
         problems.add("names-alike", f"{first!r} and {second!r}")
 
@@ -92,10 +87,10 @@ def _check_lengths(names: Sequence[str], counts: list[int], max_text_len: int, p
 
 
 def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs of names that may be one name in two spellings. Names with other numbers are not.
+    """Return pairs of names that may be one name in two spellings; other numbers are not.
 
-    Names that differ by one letter (or by two swapped neighbors) become equal when each drops at
-    most one letter. Only such pairs are compared: 10,000 names take about a second.
+    Names that differ by one letter, or by two swapped neighbors, become equal when each drops one
+    letter or none. Only such pairs are compared: 10,000 names take about a second.
     """
     sharing: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):

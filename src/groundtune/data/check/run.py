@@ -1,4 +1,4 @@
-"""Run the checks of a data set: the fast ones before every training, all of them in `groundtune check`."""
+"""Run the checks: the fast ones before every training, all of them in `groundtune check`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from transformers import BertTokenizer
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
 from groundtune.data.check.images import ImageFacts, check_duplicates, check_images, read_images
-from groundtune.data.check.kinds import CHECKING, CHECKS
+from groundtune.data.check.kinds import CHECKING, CHECKS, ModelLimits
 from groundtune.data.check.names import check_names, check_split, check_splits, count_boxes, read_tokens
 from groundtune.data.problems import Collector, Finding, Severity
 from groundtune.data.sample import Dataset
@@ -57,17 +57,6 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class ModelLimits:
-    """What a model can process."""
-
-    tokenizer: BertTokenizer
-    max_text_len: int  # maximum number of tokens of a prompt, with [CLS] and [SEP]
-    num_queries: int  # maximum number of detections per image
-    short_side: int  # of its images, pixels
-    max_side: int
-
-
 def check_data(
     data: str,
     splits: Mapping[str, Dataset],
@@ -84,7 +73,7 @@ def check_data(
         splits: splits with one class list, "train" first.
         limits: limits of the model.
         files: whether to decode every image.
-        workers: number of threads; 0 means one per core, at most 8 (a large image takes hundreds of MB).
+        workers: number of threads; 0 means one per core, at most 8 (large images need memory).
         progress: called with the number of decoded images and of all images.
     """
     findings = _check_annotations(splits, limits)
@@ -145,14 +134,14 @@ def _check_annotations(splits: Mapping[str, Dataset], limits: ModelLimits) -> li
     """Run the checks that open no image, and add the findings of reading."""
     problems = Collector(CHECKING)
     for first in list(splits.values())[:1]:
-        check_names(first.class_names, first.written_names, limits.tokenizer, limits.max_text_len, problems)
+        check_names(first, limits, problems)
     check_splits(splits, problems)
     findings = [SplitFinding("", finding) for finding in problems.findings()]
     for name, dataset in splits.items():
         problems = Collector(CHECKING)
         check_split(dataset, problems)
         check_grounding(dataset, problems)
-        check_boxes(dataset, limits.short_side, limits.max_side, limits.num_queries, problems)
+        check_boxes(dataset, limits, problems)
         findings += [SplitFinding(name, finding) for finding in [*dataset.findings, *problems.findings()]]
     return findings
 
