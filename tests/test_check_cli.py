@@ -138,8 +138,8 @@ def test_data_that_cannot_be_read_is_a_report_and_a_missing_folder_is_a_mistake(
         ),
         (
             "check data --ignore leak-naer",
-            "ignore: there is no check 'leak-naer'. Did you mean leak-near? The names are those before the findings of "
-            "groundtune check.",
+            "ignore: there is no check 'leak-naer'. Did you mean leak-near? Expected names that `groundtune check` prints "
+            "before its findings.",
         ),
         ("check data --rename rbc", "--rename: expected NAME=OTHER NAME, got ['rbc']."),
         ("train data --rename rbc", "--rename: expected NAME=OTHER NAME, got ['rbc']."),

@@ -107,7 +107,7 @@ def run_training(
     splits = read_data(config.data, config.extra_data, config.rename, limits)
     retained = read_retention_data(config.retention_data)
     from groundtune.data.check.run import raise_for_errors
-    from groundtune.data.combine import parse_mix, with_replayed
+    from groundtune.data.combine import parse_weighted_paths, with_rehearsal
     from groundtune.engine.train import train as train_loop
     from groundtune.model.checkpoint.load import load_bundle
     from groundtune.predict.detect import class_prompts
@@ -122,8 +122,8 @@ def run_training(
     if warnings:
         told = ", ".join(dict.fromkeys(warnings))
         progress.message(f"Warnings about the data: {told}. More about them: groundtune check {config.data}")
-    others = [parse_mix(text, "rehearsal", 0.2, 1.0) for text in config.rehearsal]
-    training = {"train": with_replayed(splits["train"], others)} if "train" in splits else {}
+    others = parse_weighted_paths(config.rehearsal, "rehearsal", 0.2, 1.0)
+    training = {"train": with_rehearsal(splits["train"], others)} if "train" in splits else {}
     found = train_loop(
         replace(config, output_dir=str(out)), bundle, splits | training, out, progress, retained
     )
@@ -143,15 +143,15 @@ def read_data(
     data: str, mix: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
 ) -> "dict[str, Dataset]":
     """Read a run's data: its splits, cut to their first images, what is mixed in, and the classes under their new names."""
-    from groundtune.data.combine import mix_in, parse_mix, rename_classes
+    from groundtune.data.combine import add_extra_data, parse_weighted_paths, rename_classes
     from groundtune.data.formats.detect import load_splits
 
-    others = [parse_mix(text) for text in mix]
+    others = parse_weighted_paths(mix, "extra_data", 1.0)
     splits = load_splits(Path(data))
     for split, most in (limits or {}).items():
         if split in splits:
             splits[split].samples = splits[split].samples[:most]
-    mix_in(splits, others)
+    add_extra_data(splits, others)
     rename_classes(list(splits.values()), names)
     return splits
 
@@ -306,7 +306,7 @@ def run_check(config: CheckConfig, progress: Progress) -> "Report":
         )
     finally:
         progress.close()
-    report.leave_out(config.ignore)
+    report.ignore(config.ignore)
     return report
 
 

@@ -15,13 +15,14 @@ from loader_files import FORMAT
 from PIL import Image
 
 from groundtune.cli import main
+from groundtune.config import TrainConfig
 from groundtune.data.formats import convert as convert_module
 from groundtune.data.formats.coco import write_coco
 from groundtune.data.formats.convert import FORMATS, Converted
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.formats.odvg import write_odvg
 from groundtune.data.images import load_image
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
 
@@ -154,7 +155,7 @@ def test_real_folders_give_identical_batches_in_every_format(shared, tmp_path, t
         dataset = load_splits(folder)["train"]
         dataset.samples.sort(key=lambda sample: sample.image_path.name)
         dataset.samples = dataset.samples[:24]
-        loader = TrainLoader(dataset, tokenizer, FORMAT, options=LoaderOptions(batch_size=4, crop=0.3))
+        loader = TrainLoader(dataset, tokenizer, FORMAT, TrainConfig(data="", batch_size=4, crop=0.3), 256)
         return list(loader.epoch(1))
 
     wanted = batches(shared / "data" / name)

@@ -9,7 +9,8 @@ import torch
 from engine_runs import Recorder, gradients_of, logged, options, same_gradients, steady_bundle
 from loader_files import dataset_of, sample, seven_images
 
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.config import TrainConfig
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.engine import validate as measure
 from groundtune.engine.setup import _Forward
@@ -113,7 +114,7 @@ def test_without_a_box_in_the_batch_too(tokenizer, tmp_path: Path, monkeypatch) 
 def test_a_part_has_its_own_rows_and_nothing_of_the_others(tmp_path: Path, tokenizer) -> None:
     dataset = seven_images(tmp_path)
     loader = TrainLoader(
-        dataset, tokenizer, steady_bundle(tokenizer).image_format, options=LoaderOptions(batch_size=7)
+        dataset, tokenizer, steady_bundle(tokenizer).image_format, TrainConfig(data="", batch_size=7), 256
     )
     batch = next(loader.epoch(0))
     parts = batch.split(3)
@@ -136,7 +137,8 @@ def test_a_part_has_its_own_rows_and_nothing_of_the_others(tmp_path: Path, token
 
 def test_denoising_of_a_part_has_the_slots_of_the_whole(tmp_path: Path, tokenizer) -> None:
     """Also a part without a box: its slots are background, as in the whole batch."""
-    loader = TrainLoader(seven_images(tmp_path), tokenizer, steady_bundle(tokenizer).image_format)
+    image_format = steady_bundle(tokenizer).image_format
+    loader = TrainLoader(seven_images(tmp_path), tokenizer, image_format, TrainConfig(data=""), 256)
     targets = [target for batch in loader.epoch(0) for target in batch.targets]
     embedding = torch.nn.Embedding(6, 8)
     whole = denoising_queries(targets, embedding)

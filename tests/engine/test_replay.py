@@ -9,7 +9,8 @@ import pytest
 import torch
 from engine_runs import CLASSES, CPU, Recorder, options, run, scenes, tiny_bundle
 
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.config import TrainConfig
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset, Sample
 from groundtune.engine import forgetting as replay
 from groundtune.predict.postprocess import ImageDetections
@@ -81,13 +82,8 @@ def test_a_name_that_was_found_is_asked_for_in_its_images_only(monkeypatch, toke
     own = [detections((A, 0.5, 0))] * 2
     found = replayed(samples, own, [detections((C, 0.5, 0)), detections()], monkeypatch)
     bundle = tiny_bundle(tokenizer)
-    loader = TrainLoader(
-        found,
-        tokenizer,
-        bundle.image_format,
-        options=LoaderOptions(batch_size=2),
-        needs_pixels=lambda *_: False,
-    )
+    loader = TrainLoader(found, tokenizer, bundle.image_format, TrainConfig(data="", batch_size=2), 256)
+    loader.needs_pixels = lambda *_: False
     asked: dict[int, set[str]] = {0: set(), 1: set()}
     for epoch in range(20):
         for batch in loader.epoch(epoch):

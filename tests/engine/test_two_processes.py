@@ -72,7 +72,7 @@ def no_trouble(rank: int) -> None: ...
 
 def poison(name: str, rank: int) -> None:
     """The image of that name makes its process's predictions NaN."""
-    collate = TrainLoader._collate
+    collate = TrainLoader.collate
 
     def poisoned(self: Any, *args: Any) -> Any:
         batch = collate(self, *args)
@@ -81,7 +81,7 @@ def poison(name: str, rank: int) -> None:
                 image.fill_(float("nan"))
         return batch
 
-    TrainLoader._collate = poisoned
+    TrainLoader.collate = poisoned
 
 
 def short_of_memory(rank: int) -> None:

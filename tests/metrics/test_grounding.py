@@ -177,12 +177,12 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
 
 @pytest.mark.slow
 def test_classes_and_captions_train_in_one_run(shared, tmp_path, tokenizer):
-    from groundtune.data.combine import mix_in
+    from groundtune.data.combine import add_extra_data
     from groundtune.engine.train import train
 
     config = options(shared / "data/tinycoco", epochs=1, max_valid_images=3)
     splits = load_splits(shared / "data/tinycoco")
     splits["train"].samples = splits["train"].samples[:6]
-    mix_in(splits, [(shared / "data/refs", 0.03)])
+    add_extra_data(splits, [(shared / "data/refs", 0.03)])
     result = train(config, tiny_bundle(tokenizer), splits, tmp_path / "run", Recorder())
     assert "valid/AP" in result.metrics and len(result.per_class) == 43

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.contracts import Output
-from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
+from groundtune.data.loader import Batch, TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
@@ -288,21 +288,15 @@ def _loader(
         raise ConfigError(
             f"batch_size: {config.batch_size} images are too few for {accelerator.num_processes} processes."
         )
-    options = LoaderOptions(
-        batch_size=config.batch_size,
+    return TrainLoader(
+        training,
+        bundle.tokenizer,
+        bundle.image_format,
+        config,
+        bundle.config.max_text_len,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
-        seed=config.seed,
-        flip=config.flip,
-        multi_scale=tuple(config.multi_scale),
-        crop=config.crop,
-        shuffle_classes=config.shuffle_classes,
-        negative_probability=config.negative_probability,
-        max_text_len=bundle.config.max_text_len,
-        cache_views=config.cache_views if config.cache_features else 0,
-        workers=config.workers,
     )
-    return TrainLoader(training, bundle.tokenizer, bundle.image_format, options=options)
 
 
 def _trackers(names: list[str]) -> list[str]:
