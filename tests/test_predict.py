@@ -56,8 +56,8 @@ def stub(monkeypatch, tokenizer):
     return SimpleNamespace(
         network=network,
         to=network.to,
-        own_names=None,
-        kept=None,
+        tuned_names=None,
+        base_network=None,
         tokenizer=tokenizer,
         config=SimpleNamespace(max_text_len=256),
         image_format=ImageFormat((0.0,) * 3, (1.0,) * 3, 32, 64),

@@ -397,14 +397,14 @@ def test_the_config_of_a_file_says_only_how_long_prompts_are(files):
 
 
 def test_a_model_with_a_kept_base_is_exported_for_one_kind_of_names(model, tmp_path):
-    bundle = replace(model.bundle, kept=companion(model.bundle.network))
+    bundle = replace(model.bundle, base_network=companion(model.bundle.network))
     with torch.no_grad():
-        bundle.kept.encoder.level_embed.add_(1.0)
+        bundle.base_network.encoder.level_embed.add_(1.0)
     both, image = api.Model(bundle, "cpu", "fp32"), noise(96, 128)
     for names in (None, [NAMES[0], "cat"]):
         with pytest.raises(ExportError, match="two sets of weights .* with --classes"):
             api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
-    for names, network in ((NAMES[:2], bundle.network), (["cat"], bundle.kept)):
+    for names, network in ((NAMES[:2], bundle.network), (["cat"], bundle.base_network)):
         api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
         expected = answers(replace(bundle, network=network), image, names)
         same(answers(open_exported(tmp_path / "x.onnx"), image, names), expected)

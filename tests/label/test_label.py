@@ -45,7 +45,7 @@ def stub(monkeypatch, tokenizer, tmp_path):
     monkeypatch.setattr(module, "extract", lambda network, images, device: images)
     network = torch.nn.Linear(1, 1)
     bundle = SimpleNamespace(
-        network=network, to=network.to, own_names=None, kept=None, tokenizer=tokenizer, classes=[], source="stub",
+        network=network, to=network.to, tuned_names=None, base_network=None, tokenizer=tokenizer, classes=[], source="stub",
         config=SimpleNamespace(max_text_len=256), image_format=ImageFormat((0.0,) * 3, (1.0,) * 3, 32, 64), seen=seen,
     )  # fmt: skip
     monkeypatch.setattr("groundtune.model.checkpoint.load.load_bundle", lambda source, seed=0: bundle)

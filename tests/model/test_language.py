@@ -59,13 +59,13 @@ def test_each_phrase_runs_once(text):
 
 
 def test_the_cache_has_an_end(text, monkeypatch):
-    monkeypatch.setattr(language, "MOST_CACHED", 5)
+    monkeypatch.setattr(language, "MAX_CACHED", 5)
     model = language_model()
     expected = model(text)
     assert (
         torch.equal(model(text), expected) and len(model._phrase_features) == 6
     )  # emptied, and filled again
-    monkeypatch.setattr(language, "MOST_CACHED", 6)
+    monkeypatch.setattr(language, "MAX_CACHED", 6)
     rows = []
     model.bert.register_forward_hook(lambda module, args, output: rows.append(output))
     assert torch.equal(model(text), expected) and rows == []

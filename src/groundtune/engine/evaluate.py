@@ -116,7 +116,7 @@ class EvalTask:
     ) -> list[ImageResult]:
         assert self.prompts is not None
         sizes_hw = [sample.size_hw for sample in batch.samples]
-        found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.kept)
+        found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.base_network)
         return [
             ImageResult(_coco_results(sample, detections, self.category_ids), [])
             for sample, detections in zip(batch.samples, found, strict=True)
@@ -217,7 +217,7 @@ def ask(
             f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} images, {len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
+    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.tuned_names)
     return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
 
 
@@ -272,7 +272,7 @@ def _best_for_phrases(
     """
     prompts = [grounding_prompt(sample.grounding) for sample in batch.samples if sample.grounding is not None]
     text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
-    network = bundle.kept or bundle.network
+    network = bundle.base_network or bundle.network
     output = network.forward_features([list(levels) for levels in maps], text.to(device))
     found = []
     for sample, logits, boxes, phrase_map in zip(

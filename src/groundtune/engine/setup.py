@@ -164,7 +164,7 @@ def _kept(bundle: ModelBundle, frozen: Sequence[str], class_names: Sequence[str]
         raise ConfigError(
             f"keep: both sets of weights share the towers, and {' and '.join(towers)} would train; freeze them."
         )
-    return bundle.kept or companion(bundle.network)
+    return bundle.base_network or companion(bundle.network)
 
 
 def set_up(
@@ -195,7 +195,7 @@ def set_up(
     adapt(network, config, bundle.classes, bundle.tokenizer)
     groups = groups_of(config)
     frozen = freeze(network, groups)
-    bundle.kept = _kept(bundle, frozen, bundle.classes) if config.keep_base else None
+    bundle.base_network = _kept(bundle, frozen, bundle.classes) if config.keep_base else None
     optimizer, parameters = build_optimizer(network, config.optimizer, groups)
     broadcast([parameter.data for parameter in parameters])  # what begins at random
     bundle.image_format = dataclasses.replace(

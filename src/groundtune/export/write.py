@@ -128,7 +128,7 @@ def write_exported(
 
 def _one_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
     """A model without a kept base (`--keep-base`): of its two networks the one that answers for these names."""
-    if bundle.kept is None:
+    if bundle.base_network is None:
         return bundle
     own = [name in bundle.classes for name in names]
     if not names or any(own) != all(own):
@@ -136,7 +136,7 @@ def _one_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
             f"The model {bundle.source!r} has two sets of weights (--keep-base), and one graph has one: build in names of its "
             f"fine-tuning only ({', '.join(bundle.classes)}), or others only, with --classes."
         )
-    return replace(bundle, network=bundle.network if own[0] else bundle.kept, kept=None)
+    return replace(bundle, network=bundle.network if own[0] else bundle.base_network, base_network=None)
 
 
 def _describe(graph: Path, written: Mapping[str, str]) -> None:

@@ -60,7 +60,7 @@ def class_prompts(
 
     Args:
         names: at least one name; cleaned and unique, in the order of the class indices.
-        own: names that share no prompt with others (`ModelBundle.own_names`); None makes no difference between names.
+        own: names that share no prompt with others (`ModelBundle.tuned_names`); None makes no difference between names.
 
     Raises:
         DataError: a name has no token, or does not fit a prompt by itself.
@@ -112,7 +112,7 @@ def detect_batch(
         features: per image the backbone's maps (C_l, h_l, w_l), as `network.extract_features` gives them.
         prompts: from `class_prompts`, on the network's device.
         sizes_hw: per image the size of the ORIGINAL in pixels; boxes come back in it.
-        kept: answers the foreign prompts (`ModelBundle.kept`); None: `network` answers them too.
+        kept: answers the foreign prompts (`ModelBundle.base_network`); None: `network` answers them too.
 
     Returns:
         Per image its best 300 detections, on the CPU; an empty batch gives an empty list.

@@ -73,7 +73,7 @@ class Predictor:
         else:
             names, index, _ = unique_names(self.names)
             self._first = [index.index(place) for place in range(len(names))]
-            self._prompts = class_prompts(tokenizer, names, longest, self.bundle.own_names).to(self.device)
+            self._prompts = class_prompts(tokenizer, names, longest, self.bundle.tuned_names).to(self.device)
         own = {clean_name(name): value for name, value in self.thresholds.items()}
         self._least = torch.tensor(
             [own.get(clean_name(self.names[place]), self.threshold) for place in self._first]
@@ -121,7 +121,7 @@ class Predictor:
             network, self.precision
         ):  # not around all images: a generator would leave it to its caller
             features = extract(network, tensors, self.device)
-            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.kept)
+            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
         return [part.of(part.scores >= self._least[part.class_indices]) for part in detected]
 
     def _detections(self, part: ImageDetections) -> Detections:
