@@ -89,7 +89,7 @@ def smallest_side(bundle: ModelBundle) -> int:
         ExportError: the model's own images are smaller.
     """
     side = 2 * _STEP
-    backbone = bundle.network.backbone
+    backbone = bundle.detector.backbone
     if isinstance(backbone, Swin):
         side = _STEP * backbone.body.config.window_size + backbone.patch_size
     while (
@@ -127,7 +127,7 @@ def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) ->
     Raises:
         ExportError: an open-vocabulary graph cannot express the model.
     """
-    network = copy.deepcopy(bundle.network).cpu().eval()
+    network = copy.deepcopy(bundle.detector).cpu().eval()
     use_sampling(network, sample_levels)
     inputs = {"image": torch.zeros(1, 3, side, side)}
     axes: dict[str, dict[int, str]] = {"image": {2: "height", 3: "width"}}

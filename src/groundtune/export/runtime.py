@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from transformers import BertTokenizer
 
 from groundtune.contracts import ImageFormat, LayerOutput, Output
 from groundtune.errors import DataError, ExportError
-from groundtune.model.bundle import ModelBundle, image_format_of
+from groundtune.model.bundle import ModelBundle, Network, image_format_of
 from groundtune.model.config import ModelConfig
-from groundtune.model.detector import ABSENT_LOGIT, GroundingDINO
+from groundtune.model.detector import ABSENT_LOGIT
 from groundtune.model.head import pad_logits
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, phrase_mask_and_positions
 
@@ -94,16 +94,9 @@ def open_exported(path: Path) -> ModelBundle:
         vocabulary = Path(folder) / "vocab.txt"
         vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
         tokenizer = build_tokenizer(vocabulary)
-    # Prediction and evaluation ask for `extract_features` and `forward_features`; what asks for more is refused in `api`.
-    network = cast(GroundingDINO, ExportedNetwork(path, run, about, tokenizer))
+    network = ExportedNetwork(path, run, about, tokenizer)
     config = ModelConfig(max_text_len=about.max_text_len)
     return ModelBundle(network, tokenizer, config, about.image_format, about.classes, source=str(path))
-
-
-class _Nothing:
-    """The graph remembers no phrases."""
-
-    def forget(self) -> None: ...
 
 
 class ExportedNetwork(nn.Module):
@@ -112,7 +105,6 @@ class ExportedNetwork(nn.Module):
     def __init__(self, path: Path, run: TrainSetup, about: ExportMetadata, tokenizer: BertTokenizer) -> None:
         super().__init__()
         self.path, self.about = path, about
-        self.language_model = _Nothing()
         self.place = nn.Parameter(torch.empty(0))  # what an asker finds out the device by
         self._run, self._tokenizer = run, tokenizer
         ids = torch.tensor([about.input_ids], dtype=torch.long)
@@ -159,6 +151,9 @@ class ExportedNetwork(nn.Module):
             enc_outputs=LayerOutput(pred_logits=nothing, pred_boxes=nothing),
         )
 
+    def forget_phrases(self) -> None:
+        """Do nothing: the graph caches no phrases."""
+
     def _columns(self, prompt: TextInput) -> list[int]:
         """For each token of a prompt its place in the file's own: names may be fewer, and in another order."""
         asked = phrase_blocks(prompt)[0]
@@ -173,7 +168,7 @@ class ExportedNetwork(nn.Module):
         ]
 
 
-def is_exported(network: nn.Module) -> bool:
+def is_exported(network: Network) -> bool:
     """Whether a bundle's network is a file's, which has no weights to train or write."""
     return isinstance(network, ExportedNetwork)
 

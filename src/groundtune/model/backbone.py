@@ -41,7 +41,8 @@ class Swin(nn.Module):
         self.body = TransformersSwin(swin)
         self.body.swin.register_module("layernorm", nn.Identity())  # for pooled features, which nothing reads
         self.channels: list[int] = list(self.body.channels)
-        self.patch_size: int = swin.patch_size
+        assert isinstance(swin.patch_size, int)
+        self.patch_size = swin.patch_size
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalized → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""

@@ -199,11 +199,15 @@ def _build_head(config: ModelConfig) -> BoxHead:
 
 def companion(network: GroundingDINO) -> GroundingDINO:
     """Copy a network before it is trained; the two share their towers, which must be frozen."""
-    parts = [
-        copy.deepcopy(part) for part in (network.neck, network.encoder, network.decoder, network.bbox_head)
-    ]
-    copied = GroundingDINO(network.backbone, network.language_model, *parts)
-    for part in parts:
+    copied = GroundingDINO(
+        network.backbone,
+        network.language_model,
+        copy.deepcopy(network.neck),
+        copy.deepcopy(network.encoder),
+        copy.deepcopy(network.decoder),
+        copy.deepcopy(network.bbox_head),
+    )
+    for part in (copied.neck, copied.encoder, copied.decoder, copied.bbox_head):
         part.requires_grad_(False)
     copied.decoder.label_embedding = nn.Embedding(1, copied.decoder.d_model)  # only training needs labels
     return copied.eval()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.model.detector import GroundingDINO
+from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, class_scores, top_detections
 from groundtune.text.prompt import Prompt, class_prompt
 from groundtune.text.sampling import chunk_names
@@ -99,11 +99,11 @@ def sentence_prompts(
 
 
 def detect_batch(
-    network: GroundingDINO,
+    network: Network,
     features: Sequence[Sequence[Tensor]],
     prompts: Prompts,
     sizes_hw: Sequence[tuple[int, int]],
-    kept: GroundingDINO | None = None,
+    kept: Network | None = None,
 ) -> list[ImageDetections]:
     """Detects the prompts' classes in a batch of images.
 
@@ -145,7 +145,7 @@ def detect_batch(
 
 
 @contextmanager
-def inference_mode(network: GroundingDINO, precision: str = "fp32") -> Iterator[None]:
+def inference_mode(network: Network, precision: str = "fp32") -> Iterator[None]:
     """Eval mode, no autograd and a precision inside; afterwards every module is back in the mode that it was in.
 
     In "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32.

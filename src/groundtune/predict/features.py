@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from groundtune.errors import ConfigError
+from groundtune.model.bundle import Network
 from groundtune.model.detector import GroundingDINO
 
 
-def extract(network: GroundingDINO, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
+def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
     """Backbone maps of a batch of images, without gradient.
 
     Args:

@@ -69,7 +69,7 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
     }
     try:
         with replacing_folder(folder) as staging:
-            config.save_pretrained(staging)
+            config.save_pretrained(str(staging))
             save_file(adapters, staging / _WEIGHTS, metadata={"format": "pt"})
             save_file(heads, staging / _HEADS)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -132,8 +132,10 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     network.load_state_dict(weights, strict=False)
     merge_adapters(network)
     config = replace(base.config, num_labels=labels)
-    loaded = {"config": config, "image_format": image_format, "classes": classes, "recipe": recipe}
-    return replace(base, source=str(folder), **loaded)
+    where = str(folder)
+    return replace(
+        base, config=config, image_format=image_format, classes=classes, recipe=recipe, source=where
+    )
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

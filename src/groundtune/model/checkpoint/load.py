@@ -119,14 +119,14 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
 
 def _bundle_of_preset(name: str, values: dict[str, Any], seed: int) -> ModelBundle:
     """Load a preset, whose trained part ships as float16 and without the denoising labels of its classes."""
-    config, recipe, image = ModelConfig(**values["model"]), load_recipe(name), values["image_format"]
+    config, image = ModelConfig(**values["model"]), image_format_of(values["image_format"])
     if values["weights"] is None:
         network = build_network(config, seed)
     else:
         file, absent = PRESET_FOLDER / values["weights"], [f"{tower}." for tower in packaged_towers(config)]
         network = _network(config, read_safetensors(file), file.name, seed, None, (*absent, LABELS))
-    origin = {"source": name, "base_model": name}
-    return ModelBundle(network, bert_tokenizer(), config, image_format_of(image), recipe=recipe, **origin)
+    tokenizer, recipe = bert_tokenizer(), load_recipe(name)
+    return ModelBundle(network, tokenizer, config, image, recipe=recipe, source=name, base_model=name)
 
 
 def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
@@ -217,8 +217,8 @@ def bundle_of_pth_state(
             f"{where} has weights of shapes that no Grounding DINO has: {error}."
         ) from error
     network = _network(config, weights, where, seed, layout, (LABELS,))
-    origin = {"source": where, "base_model": Path(where).name}
-    return ModelBundle(network, bert_tokenizer(), config, hf.PUBLISHED_IMAGE, **origin)
+    image, base_model = hf.PUBLISHED_IMAGE, Path(where).name
+    return ModelBundle(network, bert_tokenizer(), config, image, source=where, base_model=base_model)
 
 
 def _network(
@@ -276,7 +276,7 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
 def _check_sizes(config: ModelConfig, where: str) -> None:
     """Check sizes before anything is built: layers are created one by one, and no weight implies the heads."""
     towers = config.language_config | {f"backbone.{n}": value for n, value in config.backbone_config.items()}
-    sizes = {name: value for name, value in vars(config).items() if type(value) is int}
+    sizes: dict[str, Any] = {name: value for name, value in vars(config).items() if type(value) is int}
     sizes |= {name: towers[name] for name in _TOWER_SIZES if name in towers}
     for name, value in sizes.items():
         counts = value if isinstance(value, list) else [value]
