@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_config
 
 from groundtune.contracts import ImageFormat
 from groundtune.errors import CheckpointError
@@ -20,7 +21,7 @@ PROMPTS = [["cat", "red blood cell"], ["zebra"]]
 
 
 @pytest.fixture
-def make_bundle(tiny, tiny_config, tokenizer):
+def make_bundle(tiny, tokenizer):
     def make(kind="swin", **overrides):
         config = tiny_config(kind, **overrides)
         return ModelBundle(
@@ -165,15 +166,19 @@ DAMAGES = {
     "no groundtune.json": lambda f: (f / "groundtune.json").unlink(),
     "Cannot read .*groundtune.json": lambda f: (f / "groundtune.json").write_text("{"),
     "must hold an object, found list": lambda f: (f / "groundtune.json").write_text("[]"),
-    "not complete: KeyError.*classes": lambda f: _edit(f, lambda meta: meta.pop("classes")),
-    "not complete: TypeError.*color": lambda f: _edit(f, lambda meta: meta["config"].update(color=1)),
-    "not complete: KeyError.*mean": lambda f: _edit(f, lambda meta: meta["image_format"].pop("mean")),
+    "incomplete or damaged: KeyError.*classes": lambda f: _edit(f, lambda meta: meta.pop("classes")),
+    "incomplete or damaged: TypeError.*color": lambda f: _edit(
+        f, lambda meta: meta["config"].update(color=1)
+    ),
+    "incomplete or damaged: KeyError.*mean": lambda f: _edit(
+        f, lambda meta: meta["image_format"].pop("mean")
+    ),
     "Unknown backbone 'resnet'": lambda f: _edit(f, lambda meta: meta["config"].update(backbone="resnet")),
-    "Cannot read the weights.*no model.safetensors": lambda f: (f / "model.safetensors").unlink(),
-    "Cannot read the weights .*Is the file whole": lambda f: (f / "model.safetensors").write_bytes(
+    "Cannot read the weights.*expected model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    "Cannot read the weights .*Is the file complete": lambda f: (f / "model.safetensors").write_bytes(
         b"garbage"
     ),
-    "Cannot read the tokenizer .* exists": lambda f: [p.unlink() for p in f.glob("*token*")],
+    "Cannot read the tokenizer .* expected vocab.txt": lambda f: [p.unlink() for p in f.glob("*token*")],
     "Cannot read the tokenizer": lambda f: (f / "tokenizer.json").write_text("{"),
     "1 missing, for example decoder.norm.bias": lambda f: _edit_weights(
         f, lambda w: w.pop("decoder.norm.bias")

@@ -250,7 +250,7 @@ def test_pitfall_09_boxes_look_forward_twice_and_no_further(tiny, make_case):
 def test_pitfall_09_output_keys(training, denoising, counts, expected, tiny, make_case):
     """Semantics 8."""
     network = tiny("swin", decoder_layers=3).train(training)
-    network.denoising = denoising
+    network.configure_training(denoising=denoising, gradient_checkpointing=False, bucket=None)
     case = make_case(NAMES[:2], SIZES_HW[:2], counts)
     output = case.run(network)
     keys = {"pred_logits", "pred_boxes", "text_token_mask", "aux_outputs", "enc_outputs"}

@@ -141,11 +141,11 @@ def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, 
         (
             "owner/nothing",
             0,
-            "Cannot download the model 'owner/nothing': it does not exist on the Hub. A local folder",
+            "Cannot download the model 'owner/nothing': it does not exist on the Hub. No local folder",
         ),
         (MODEL, 401, "it does not exist, or needs a token; set HF_TOKEN"),
-        (MODEL, 403, "access is not granted; ask for it on the model's page, and set HF_TOKEN"),
-        (MODEL, 500, "the Hub answered 500; try again later"),
+        (MODEL, 403, "access is not granted; request it on the model's page, and set HF_TOKEN"),
+        (MODEL, 500, "the Hub returned 500; try again later"),
     ],
 )
 def test_an_answer_of_the_hub_is_told_by_the_command_line(
@@ -153,28 +153,28 @@ def test_an_answer_of_the_hub_is_told_by_the_command_line(
 ):
     server.status = status
     in_this_process(server.address)
-    assert main(["export", model, "--output-dir", "here"]) == 4
+    assert main(["export", model, "--output", "here"]) == 4
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not Path("here").exists()
 
 
 NOTHING_CACHED = (
-    f"groundtune: error: The model {MODEL!r} is not in the cache, or not wholly, and the Hub cannot be reached (or "
-    "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and name its path, or use the built-in --model nano.\n"
+    f"groundtune: error: The model {MODEL!r} is not completely in the cache, and the Hub cannot be reached (or "
+    "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and give its path, or use the built-in --model nano.\n"
 )
 
 
 def test_offline_with_nothing_cached_says_what_to_do(in_a_process):
     found = in_a_process(
-        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output-dir", "here", HF_HUB_OFFLINE="1"
+        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output", "here", HF_HUB_OFFLINE="1"
     )
     assert (found.returncode, found.stdout, found.stderr) == (4, "", NOTHING_CACHED)
 
 
 def test_no_hub_and_nothing_cached_says_the_same(in_this_process, capsys):
     in_this_process("http://127.0.0.1:9")
-    assert main(["export", MODEL, "--output-dir", "here"]) == 4
+    assert main(["export", MODEL, "--output", "here"]) == 4
     assert capsys.readouterr().err == NOTHING_CACHED
 
 

@@ -16,7 +16,7 @@ def test_a_bucket_changes_no_output(kind, tiny, make_case):
     case = make_case(NAMES, SIZES_HW, [0] * 3)
     with torch.no_grad():
         plain = case.run(network)
-        network.bucket = 4
+        network.configure_training(denoising=True, gradient_checkpointing=False, bucket=4)
         bucketed = case.run(network)
     finite = plain["pred_logits"].isfinite()
     assert torch.equal(finite, bucketed["pred_logits"].isfinite())
@@ -43,7 +43,7 @@ def test_recomputed_layers_give_the_same_loss_and_gradients(tiny, make_case):
     case = make_case(NAMES, SIZES_HW, [2, 0, 1])
     found = []
     for gradient_checkpointing in (False, True):
-        network.encoder.gradient_checkpointing = gradient_checkpointing
+        network.configure_training(denoising=True, gradient_checkpointing=gradient_checkpointing, bucket=None)
         network.zero_grad()
         loss = total(GroundingDINOCriterion()(case.run(network), case.targets))
         loss.backward()

@@ -60,7 +60,7 @@ def test_idea_to_ours_to_idea(shared, tmp_path):
     original, family = read_pth(shared / "golden/idea_tiny.pth")
     bundle = bundle_of_pth_state(original, family, "idea_tiny.pth", bert_heads=4)
     notes = save_idea(bundle, tmp_path / "deep/ours.pth")
-    assert notes == ["The denoising labels, which only training uses, are left out."]
+    assert notes == ["The denoising labels, which only training uses, are omitted."]
     raw = torch.load(tmp_path / "deep/ours.pth", weights_only=True)
     assert list(raw) == ["model"] and all(name.startswith("module.") for name in raw["model"])
     found, again = read_pth(tmp_path / "deep/ours.pth")

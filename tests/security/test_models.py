@@ -156,9 +156,9 @@ def test_levels_without_end_are_not_counted(copy) -> None:
 )
 def test_an_image_format_that_hurts_is_refused(copy, image: dict[str, Any]) -> None:
     folder = copy("own")
-    format = json.loads((folder / "groundtune.json").read_text())["image"]
+    format = json.loads((folder / "groundtune.json").read_text())["image_format"]
     change(folder / "groundtune.json", image_format=format | image)
-    with pytest.raises(CheckpointError, match=r"groundtune\.json is not complete"):
+    with pytest.raises(CheckpointError, match=r"groundtune\.json is incomplete"):
         load_bundle(folder)
 
 

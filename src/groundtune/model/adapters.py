@@ -1,11 +1,9 @@
 """LoRA (Hu et al., 2021): low-rank matrices beside the linear layers of encoder and decoder.
 
-An adapted layer computes with W + (alpha / rank)·B·A, where B is 0 at first; A and B train, and the heads with them.
-Merging adds the product to W and restores the plain network. Names, initialization and arithmetic are those of `peft`,
-which reads the saved adapters.
+An adapted layer computes with W + (alpha / rank)·B·A, where B is initially 0; A and B train, and
+the heads with them. Merging adds the product to W and restores the plain network. Names,
+initialization and arithmetic are those of `peft`, which can read the saved adapters.
 """
-
-from __future__ import annotations
 
 import math
 import re
@@ -26,8 +24,8 @@ LAYERS = (
 class AdaptedLinear(nn.Module):
     """A linear layer with an adapter.
 
-    The fusion reads weights instead of calling the layers (it folds them into the token side), so `weight` includes
-    the adapter, which would get no gradient otherwise.
+    The fusion reads weights instead of calling layers. `weight` therefore includes the adapter,
+    which would get no gradient otherwise.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -60,10 +58,11 @@ class AdaptedLinear(nn.Module):
 
 
 def add_adapters(network: GroundingDINO, rank: int, alpha: float, seed: int = 0) -> None:
-    """Put adapters into a network without any, in place; its outputs do not change, bit for bit, until they train.
+    """Put adapters into a network without any, in place, and freeze its other weights.
+
+    Its outputs do not change, bit for bit, until the adapters train.
 
     Args:
-        network: its weights are frozen by this, except for the adapters.
         rank: of the matrices A (rank, in) and B (out, rank).
         alpha: their product is scaled by alpha / rank.
         seed: of A, equal in all processes; the global random state does not change.
@@ -85,7 +84,7 @@ def adapted_layers(network: GroundingDINO) -> Iterator[tuple[str, AdaptedLinear]
 
 @torch.no_grad()
 def merge_adapters(network: GroundingDINO) -> None:
-    """Add the adapters to the weights and remove them, in place; a network without adapters does not change."""
+    """Add the adapters, if any, to the weights and remove them, in place."""
     for name, layer in list(adapted_layers(network)):
         layer.base_layer.weight += layer.delta
         network.set_submodule(name, layer.base_layer)
@@ -98,7 +97,7 @@ def is_adapter(name: str) -> bool:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter's name is that of a head, which trains fully beside the adapters."""
+    """Whether a parameter's name is that of one of `HEADS`."""
     return name.startswith(tuple(f"{path}." for path in HEADS))
 
 

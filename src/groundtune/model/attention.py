@@ -1,14 +1,12 @@
-"""Multi-head attention and the feed-forward block of encoder and decoder; encodings of positions and boxes.
+"""Attention and feed-forward blocks of encoder and decoder; encodings of positions and boxes.
 
-The attention's four projections are separate `nn.Linear`s instead of `nn.MultiheadAttention`'s packed matrix, so that
-adapters reach them and a fused kernel (`scaled_dot_product_attention`) runs between them. Same arithmetic.
+The attention's four projections are separate `nn.Linear`s, which adapters reach, instead of the
+packed matrix of `nn.MultiheadAttention`. Same arithmetic.
 
-The sine encodings follow MMDetection `SinePositionalEncoding(normalize=True, offset=0)` and `coordinate_to_encoding`;
-IDEA `PositionEmbeddingSineHW` and `gen_sineembed_for_position`. As there, wavelengths and image positions are float32,
-also in a float64 network; in bfloat16 they would lose the position.
+The sine encodings follow MMDetection `SinePositionalEncoding(normalize=True, offset=0)` and
+`coordinate_to_encoding` (IDEA `PositionEmbeddingSineHW`, `gen_sineembed_for_position`). As there,
+wavelengths and image positions are float32, also in a float64 network; bfloat16 would lose cells.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 
 class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention over `num_heads` heads, batch first; `dropout` is on the attention weights."""
+    """Scaled dot-product attention, batch first, with `dropout` on the attention weights."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -32,7 +30,7 @@ class MultiheadAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
         """Attend: query (B, Q, D), key and value (B, K, D) → (B, Q, D).
 
-        `allowed` is bool, broadcastable to (B, heads, Q, K), True = may attend; every query needs one True.
+        `allowed` is bool, broadcastable to (B, heads, Q, K); every query needs one True.
         """
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -57,10 +55,10 @@ class FeedForward(nn.Module):
 
 
 def sine_position_2d(padding_mask: Tensor, d_model: int, temperature: float) -> Tensor:
-    """Encode the positions of a feature map, (B, h·w, D) float32; the first D/2 features encode y, the others x.
+    """Encode the positions of a feature map, (B, h·w, D) float32; D/2 features for y, then x.
 
-    Coordinates are scaled to (0, 2π] over the unpadded part of each image. `padding_mask` is (B, h, w) bool, True =
-    padding (right and bottom); `temperature` is 20 in the Grounding DINO family.
+    Coordinates are scaled to (0, 2π] over the unpadded part of each image. `padding_mask` is
+    (B, h, w) bool, True = padding; `temperature` is 20 in the Grounding DINO family.
     """
     valid = (~padding_mask).float()
     y, x = valid.cumsum(1), valid.cumsum(2)
@@ -72,13 +70,13 @@ def sine_position_2d(padding_mask: Tensor, d_model: int, temperature: float) -> 
 
 
 def sine_position_text(position_ids: Tensor, d_model: int, dtype: torch.dtype) -> Tensor:
-    """Encode the positions of tokens: (B, T) integers, 0 at the start of each phrase → (B, T, D)."""
+    """Encode token positions: (B, T) integers, 0 at the start of each phrase → (B, T, D)."""
     angles = position_ids[..., None].to(dtype) * 2 * math.pi
     return _interleaved_sine(angles / _frequencies(d_model, 10000.0, angles))
 
 
 def sine_position_boxes(boxes_cxcywh: Tensor, d_model: int) -> Tensor:
-    """Encode reference boxes: (B, Q, 4) in [0, 1] → (B, Q, 2·D), in the order y, x, w, h of the reference."""
+    """Encode boxes: (B, Q, 4) in [0, 1] → (B, Q, 2·D), in the reference's order y, x, w, h."""
     angles = boxes_cxcywh[..., None] * 2 * math.pi / _frequencies(d_model // 2, 10000.0, boxes_cxcywh)
     x, y, w, h = _interleaved_sine(angles).unbind(-2)
     return torch.cat((y, x, w, h), dim=-1)
@@ -95,7 +93,7 @@ def _frequencies(num_features: int, temperature: float, like: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float) -> Tensor:
-    """Logit of probabilities of any shape; `eps` clamps x and 1 − x from below and belongs to the weights."""
+    """Logit of probabilities; `eps` clamps x and 1 − x from below and belongs to the weights."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 

@@ -1,15 +1,13 @@
 """Backbones: transformers' Swin, and EfficientNet-Lite0 for the nano preset.
 
-A backbone turns images of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large Swin models). It never
-sees padding: the detector runs each image at its own size.
+A backbone turns images of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large
+Swin models). It never sees padding: the detector runs each image at its own size.
 
-EfficientNet-Lite0 (Tan & Le, 2019; Lite: no squeeze-and-excitation, ReLU6 instead of swish) is written out here because
-its published PyTorch package needs a library for 60 lines. Deviation: its batch norms, whose statistics never train in
-a detector, are folded into the convolutions when the weights are read. Padding is TensorFlow's "SAME", as the weights
-were trained: an odd row or column of zeros goes right and below.
+EfficientNet-Lite0 (Tan & Le, 2019; no squeeze-and-excitation, ReLU6 instead of swish) is written
+out here because its published PyTorch package needs a library for 60 lines. Deviation: its batch
+norms, whose statistics never train in a detector, are folded into the convolutions. Padding is
+TensorFlow's "SAME", as in its training: an odd row or column of zeros goes right and below.
 """
-
-from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
@@ -53,7 +51,7 @@ class Swin(nn.Module):
 
 
 class _SameConv(nn.Module):
-    """Convolution with TensorFlow's "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
+    """Convolution with "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
@@ -134,7 +132,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def packaged_file(package: str, distribution: str, relative: str) -> Path:
-    """Return a file of an installed data-only package; a `CheckpointError` with the pip command if it is missing."""
+    """Return a file of a data-only package; a `CheckpointError` says how to install it."""
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():

@@ -1,14 +1,12 @@
 """A network with all that its use needs: tokenizer, image format, classes, training recipe.
 
-Networks are built here, from sizes; `checkpoint` reads and writes their weights. Frozen towers that come from an
-installed package are part of no file of ours.
+Networks are built here, from sizes; `checkpoint` reads and writes their weights. Frozen towers
+that come from an installed package are part of no file of ours.
 """
-
-from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -34,10 +32,11 @@ from groundtune.text.tokens import TextInput
 PRESET_FOLDER = Path(__file__).parent / "presets"
 _MAX_SIDE = 8192  # pixels, of the image size that a model's files may demand
 _PACKAGED_TOWERS = {"efficientnet-lite0": "backbone", "minilm": "language_model"}
+TOWERS = ("backbone", "language_model")  # shared by a network and its `companion`
 
 
 class Network(Protocol):
-    """What prediction and evaluation need of a network: a `GroundingDINO`, or an exported file in its stead."""
+    """What prediction and evaluation need: a `GroundingDINO` or an exported file."""
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]: ...
     def forward_features(self, features: list[list[Tensor]], text: TextInput) -> Output: ...
@@ -57,10 +56,10 @@ class ModelBundle:
         classes: cleaned names that it was fine-tuned on; empty before.
         recipe: its training defaults, names as in `TrainConfig`.
         source: what it was loaded from.
-        tuned_towers: packaged towers that were fine-tuned; their weights are saved even when they are frozen.
-        base_model: the origin of its weights through all fine-tunings, a preset, Hub id, file or folder; "" if unknown.
-        base_network: with `--keep-base` the network before fine-tuning, with the same towers. It detects all class
-            names other than `classes`.
+        tuned_towers: packaged towers that were fine-tuned; their weights are saved, frozen or not.
+        base_model: the first origin of its weights, before all fine-tunings; "" if unknown.
+        base_network: with `--keep-base` the network before fine-tuning, with the same towers. It
+            detects all class names other than `classes`.
     """
 
     network: Network
@@ -100,7 +99,7 @@ class ModelBundle:
 
 
 def image_format_of(values: dict[str, Any]) -> ImageFormat:
-    """Check an image format of plain values; a `KeyError`, `TypeError` or `ValueError` if it is unusable."""
+    """Check a stored image format; a `KeyError`, `TypeError` or `ValueError` if it is unusable."""
     try:
         mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
         image = ImageFormat(mean, std, short_side=int(values["short_side"]), max_side=int(values["max_side"]))
@@ -114,7 +113,7 @@ def image_format_of(values: dict[str, Any]) -> ImageFormat:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Return the built-in presets by name, from their YAML files; `like` names another preset to inherit from."""
+    """Return the built-in presets by name; in their YAML files `like` names one to inherit from."""
     read = {path.stem: yaml.safe_load(path.read_text()) for path in PRESET_FOLDER.glob("*.yaml")}
     return {name: read.get(read[name].get("like"), {}) | read[name] for name in sorted(read)}
 
@@ -127,10 +126,9 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
-    """Build a network with random weights, except for the nano towers; the global random state does not change.
+    """Build a network with random weights, except for the nano towers.
 
-    Raises:
-        CheckpointError: a package of the nano towers is missing.
+    The global random state does not change. Raises `CheckpointError` without the towers' packages.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -213,18 +211,10 @@ def companion(network: GroundingDINO) -> GroundingDINO:
     return copied.eval()
 
 
-def companion_state(network: GroundingDINO) -> dict[str, Tensor]:
-    """Return the state of a `companion` without the shared towers."""
-    towers = ("backbone.", "language_model.")
-    return {name: tensor for name, tensor in unique_state(network).items() if not name.startswith(towers)}
-
-
-def unique_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with each tensor once, under its first name (decoder layers may share a head)."""
-    seen: set[int] = set()
-    unique = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            unique[name] = tensor.detach()
-    return unique
+def unique_state(network: nn.Module, skipped: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return the state dict without some modules, each shared tensor once, under its first name."""
+    prefixes = tuple(f"{module}." for module in skipped)
+    first: dict[int, str] = {}
+    state = network.state_dict(keep_vars=True)
+    names = [name for name in state if first.setdefault(id(state[name]), name) == name]
+    return {name: state[name].detach() for name in names if not name.startswith(prefixes)}

@@ -1,10 +1,8 @@
 """Sizes and variants of one network, as plain data.
 
-Presets, checkpoints and `bundle.build_network` exchange a `ModelConfig`. It never enters a module: the builder hands
-every module its own numbers.
+Presets, checkpoints and `bundle.build_network` exchange a `ModelConfig`. It never enters a module:
+the builder hands every module its own numbers.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 class ModelConfig:
     """Everything that decides the shapes and the arithmetic of a `GroundingDINO`.
 
-    The defaults are the published Grounding DINO tiny (Swin-T, BERT-base). `backbone_config` and `language_config` are
-    keyword arguments of transformers' `SwinConfig` and `BertConfig`; the nano towers take none.
+    The defaults are the published Grounding DINO tiny (Swin-T, BERT-base). `backbone_config` and
+    `language_config` are keyword arguments of transformers' `SwinConfig` and `BertConfig`.
     """
 
     backbone: str = "swin"  # "swin" or "efficientnet-lite0"

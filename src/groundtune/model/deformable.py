@@ -1,18 +1,16 @@
-"""Multi-scale deformable attention (Zhu et al., 2021): a query reads a few learned points of every feature level.
+"""Multi-scale deformable attention (Zhu et al., 2021): a query reads a few points of every level.
 
-Reference: MMDetection `MultiScaleDeformableAttention`. The weighted samples at fractional positions are computed in
-three equal forms:
+Reference: MMDetection `MultiScaleDeformableAttention`. The weighted samples at fractional
+positions are computed in three equivalent forms:
 
-- `sample_levels` runs on `grid_sample`, as MMDetection's `multi_scale_deformable_attn_pytorch`: the plain form, which
-  the tests compare the others with, which exporters trace and a GPU runs.
-- `sample_bags` is the default on a CPU. A sample is a sum of four weighted rows of the value table, so all samples of a
-  query and head are one bag of `embedding_bag`, which writes the sum and nothing else. Its backward pass computes rows
-  and weights again, and scatters to the values by a second `embedding_bag` over the transposed list.
-- `gather_levels` reads the four corners by index. `torch.compile` makes one loop of it, which pays where many steps
-  share few image sizes.
+- `sample_levels` runs on `grid_sample`, as MMDetection's `multi_scale_deformable_attn_pytorch`.
+  Tests compare the others with it, exporters trace it, and a GPU runs it.
+- `sample_bags` is the default on a CPU. A sample is a sum of four weighted rows of the value table,
+  so all samples of a query and head are one bag of `embedding_bag`, which writes only the sum. The
+  backward pass recomputes rows and weights, and scatters by a second, transposed `embedding_bag`.
+- `gather_levels` reads the four corners by index, which `torch.compile` makes one loop of. This
+  pays where many steps share few image sizes.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -47,7 +45,7 @@ class DeformableAttention(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """Start points on rays of equal angle, one per head, 1 … P cells away, with equal weights."""
+        """Start with points on one ray per head, 1 … P cells away, and equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
@@ -74,10 +72,9 @@ class DeformableAttention(nn.Module):
 
         Args:
             query: (B, Q, D), position encoding added.
-            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, relative to the canvas of each level.
+            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes cxcywh, on each level's canvas.
             memory: (B, S, D), the levels one after another.
-            level_shapes: (h, w) of each level.
-            padding_mask: (B, S) bool, True = padding, whose values count as 0; None if nothing is padded.
+            padding_mask: (B, S) bool, True = padding, which counts as 0; None if nothing is padded.
         """
         value = self.value_proj(memory)
         if padding_mask is not None:
@@ -93,12 +90,12 @@ class DeformableAttention(nn.Module):
             locations = points + offsets / cells_wh[:, None]
         else:
             locations = points[..., :2] + offsets * (points[..., 2:] * (0.5 / self.num_points))
-        # Under autocast values are bfloat16, in which a coordinate would lose its cell: sample in float32.
+        # Sample in float32: in the bfloat16 of autocast a coordinate would lose its cell.
         return self.output_proj(self.sample(at_least_float32(value), level_shapes, locations, weights))
 
 
 def use_sampling(network: nn.Module, sample: Sampling) -> None:
-    """Make all deformable attentions of a network sample by one of the forms; weights and results do not change."""
+    """Choose the form by which all deformable attentions of a network sample."""
     for module in network.modules():
         if isinstance(module, DeformableAttention):
             module.sample = sample
@@ -107,8 +104,7 @@ def use_sampling(network: nn.Module, sample: Sampling) -> None:
 def compile_sampling(network: nn.Module) -> None:
     """Make all deformable attentions of a network sample by a compiled `gather_levels`.
 
-    Compilation takes half a minute for each new image size, at its first forward and backward pass; on a CPU it needs a
-    C++ compiler.
+    Each new image size compiles for half a minute; on a CPU this needs a C++ compiler.
     """
     use_sampling(network, torch.compile(gather_levels, dynamic=False))
 
@@ -185,7 +181,7 @@ def sample_bags(value: Tensor, level_shapes: Shapes, locations: Tensor, weights:
 
 
 class _Bags(torch.autograd.Function):
-    """`embedding_bag` whose rows and weights come from locations, with gradients for values, locations and weights."""
+    """`embedding_bag` whose rows and weights come from locations, with gradients for all three."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -217,7 +213,7 @@ def _sum_bags(rows: Tensor, value: Tensor, shares: Tensor) -> Tensor:
 def _scatter(
     gradient: Tensor, first: Tensor, shares: Tensor, shape: torch.Size, level_shapes: Shapes
 ) -> Tensor:
-    """Return the gradient of the framed values: the bags' reads, transposed. One sort serves the four corners."""
+    """Return the gradient of the framed values. One sort serves the four corners."""
     batch, positions, heads, width = shape
     ordered, order = first.flatten().sort()
     rows = torch.arange(batch * positions * heads, dtype=first.dtype)
@@ -237,8 +233,8 @@ def _scatter(
 def _corners(
     shape: torch.Size, level_shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each point's upper left row (B·Q·heads, L·P), the rows of all four corners (B·Q·heads, L·P·4), and the
-    bilinear weight of each corner times the weight of its point (B·Q·heads, L·P, 4)."""
+    """Return per point, with N = B·Q·heads: the upper left row (N, L·P), the rows of all four
+    corners (N, L·P·4), and their bilinear weights times the point's (N, L·P, 4)."""
     points = locations.shape[-2]
     h, w = _per_point(level_shapes, points, locations.dtype)
     x, y = locations.flatten(0, 2).flatten(1, 2).unbind(-1)
@@ -258,12 +254,12 @@ def _corners(
 def _rows(
     shape: torch.Size, level_shapes: Shapes, points: int, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return each point's upper left row in the framed table (B·S·heads), (B·Q·heads, L·P) int32, and the steps from
-    it to the four corners, (L·P, 4)."""
+    """Return each point's upper left row in the framed table (B·S·heads), (B·Q·heads, L·P) int32,
+    and the steps from it to the four corners, (L·P, 4)."""
     batch, positions, heads, _ = shape
     starts = [0, *itertools.accumulate((h + 2) * (w + 2) for h, w in level_shapes[:-1])]
     h, w = _per_point(level_shapes, points, torch.int32)
-    # clamped as integers too: a coordinate that is not finite must not become a row outside of the table
+    # clamped as integers too: an infinite coordinate must not become a row outside of the table
     column = x.floor().int().add_(1).clamp_(min=0).minimum(w)
     line = y.floor().int().add_(1).clamp_(min=0).minimum(h)
     start = torch.tensor(starts, dtype=torch.int32).repeat_interleave(points)
@@ -276,11 +272,11 @@ def _rows(
 
 
 def _steps(w: int) -> tuple[int, int, int, int]:
-    """Return the steps from a cell of a framed map of w columns to the four that a point between them reads."""
+    """Return the steps from the upper left of a point's four cells to each, in w + 2 columns."""
     return 0, 1, w + 2, w + 3
 
 
 def _per_point(level_shapes: Shapes, points: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return h and w of each point's level, (L·P): one long axis, along which elementwise operations are fast."""
+    """Return h and w of each point's level, (L·P): one long axis, which is fast."""
     h, w = torch.tensor(level_shapes, dtype=dtype).repeat_interleave(points, 0).unbind(1)
     return h, w

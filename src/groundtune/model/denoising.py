@@ -1,16 +1,14 @@
-"""Contrastive denoising queries (Zhang et al., 2023, DINO section 3.3; MMDetection `CdnQueryGenerator`).
+"""Contrastive denoising queries (Zhang et al., 2023, section 3.3; MMDetection `CdnQueryGenerator`).
 
-In training the decoder gets extra queries that start at noised ground-truth boxes. Positives, moved by less than half a
-side, must return to their box; negatives, moved by more, must predict nothing. Groups repeat this with new noise. A
-group is M positives, then M negatives, where M is the largest number of boxes of an image. Query i belongs to box i;
-queries past an image's own boxes are background. M counts the whole optimizer batch, so that neither it nor the
-number of groups depends on how the batch is split into micro-batches or over processes.
+In training the decoder gets extra queries that start at noised ground-truth boxes. Positives, moved
+by less than half a side, must return to their box; negatives, moved by more, must predict nothing.
+A group is M positives, then M negatives, where M is the largest number of boxes of an image; groups
+repeat this with new noise. Query i belongs to box i; queries past an image's own boxes are
+background. M counts the whole optimizer batch, however it is split over micro-batches or processes.
 
-Deviation: the noise of an image comes from the image's own seed rather than from one stream over the batch, so that it
-does not depend on which images share the batch.
+Deviation: the noise of an image comes from the image's own seed rather than from one stream over
+the batch, so that it does not depend on which images share the batch.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -42,7 +40,7 @@ def denoising_queries(
     Args:
         targets: of B images; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
         label_embedding: one row per class of the data set; class ids past its end wrap around.
-        max_boxes: M, where the images are a part of a larger batch; None takes the maximum of these.
+        max_boxes: M of the whole batch; None takes the maximum of these images.
     """
     max_boxes = max(len(target.boxes_cxcywh) for target in targets) if max_boxes is None else max_boxes
     if max_boxes == 0:
@@ -65,7 +63,7 @@ def denoising_queries(
 def _noised(
     target: Target, groups: int, num_labels: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return labels (G, 2, N), a quarter of them flipped, and boxes (G, 2, N, 4), positives first, on the CPU."""
+    """Return labels (G, 2, N), a quarter flipped, and boxes (G, 2, N, 4), positives first."""
     shape = (groups, 2, len(target.boxes_cxcywh))
     labels = (target.class_ids.cpu() % num_labels).expand(shape)
     flip = torch.rand(shape, generator=generator) < LABEL_FLIP_PROBABILITY
@@ -82,7 +80,7 @@ def _noised(
 def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: torch.device) -> Tensor:
     """Return who may attend to whom: (Qdn + Q, Qdn + Q) bool, True = may.
 
-    Matching queries never see denoising queries, groups never see each other; denoising queries see the matching ones.
+    Matching queries never see denoising queries, which see them; groups never see each other.
     """
     total_denoising = denoising.num_groups * denoising.group_size
     index = torch.arange(total_denoising + num_queries, device=device)

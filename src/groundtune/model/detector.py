@@ -1,18 +1,17 @@
 """Grounding DINO: images and prompts in, boxes with token logits out.
 
-Liu et al., 2023, "Grounding DINO: Marrying DINO with Grounded Pre-Training"; the forward pass follows figure 3 and
-MMDetection's `GroundingDINO`. The parameters live under six modules with the reference's names: `backbone`,
-`language_model`, `neck`, `encoder`, `decoder`, `bbox_head`.
+Liu et al., 2023, "Grounding DINO: Marrying DINO with Grounded Pre-Training"; the forward pass
+follows figure 3 and MMDetection's `GroundingDINO`, whose names the six modules have.
 
-Deviations: with `exact_padding=True` an image's result does not depend on the batch around it. The backbone runs on
-each image without padding, the neck's group norms and the query selection ignore padding, and the decoder encodes
-boxes relative to the image. `exact_padding=False` is the reference's behavior, for comparisons. Frozen towers run
-without autograd. An image may have fewer positions than there are queries.
+Deviations: with `exact_padding=True` an image's result does not depend on the batch around it. The
+backbone runs on each image without padding, the neck's group norms and the query selection ignore
+padding, and the decoder encodes boxes relative to the image. `exact_padding=False` is the
+reference's behavior, for comparisons. Frozen towers run without autograd. An image may have fewer
+positions than there are queries.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +71,8 @@ class GroundingDINO(nn.Module):
 
         Args:
             denoising: add denoising queries to the training batches.
-            gradient_checkpointing: recompute the encoder's activations in the backward pass, to save memory.
-            bucket: pad feature maps to multiples of this (`neck.pad_features`), for fewer shapes; None: do not.
+            gradient_checkpointing: recompute the encoder's activations in the backward pass.
+            bucket: pad feature maps to multiples of this, for fewer shapes; None: do not.
         """
         self.denoising = denoising
         self.encoder.gradient_checkpointing = gradient_checkpointing
@@ -83,7 +82,7 @@ class GroundingDINO(nn.Module):
         """Freeze whole modules: no gradient, eval mode for good, no autograd through the towers.
 
         Args:
-            modules: dotted paths, such as "backbone" or "encoder.layers.0"; all others become trainable.
+            modules: dotted paths, such as "encoder.layers.0"; all others become trainable.
         """
         self.requires_grad_(True)
         self.frozen = set(modules)
@@ -91,7 +90,7 @@ class GroundingDINO(nn.Module):
             self.get_submodule(path).requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> GroundingDINO:
+    def train(self, mode: bool = True) -> Self:
         """Set the training mode of all but the frozen modules."""
         super().train(mode)
         for path in self.frozen:
@@ -103,7 +102,7 @@ class GroundingDINO(nn.Module):
         self.language_model.forget()
 
     def init_label_embedding(self, class_names: list[str], tokenizer: BertTokenizer) -> None:
-        """Make one denoising label per class, in order, from the projected text features of its name."""
+        """Make one denoising label per class from the projected text features of its name."""
         embedding = nn.Embedding(max(len(class_names), 1), self.decoder.d_model)
         device = self.decoder.label_embedding.weight.device
         for index, name in enumerate(class_names):
@@ -128,7 +127,7 @@ class GroundingDINO(nn.Module):
             sizes_hw: height and width of each image on the canvas.
             text: B prompts.
             targets: of B images, for the denoising queries in training.
-            max_boxes: largest number of boxes of an image in the whole optimizer batch; None: of these images.
+            max_boxes: largest number of boxes of an image in the optimizer batch; None: of these.
         """
         if self.exact_padding:
             return self.forward_features(self.extract_features(images, sizes_hw), text, targets, max_boxes)
@@ -139,9 +138,10 @@ class GroundingDINO(nn.Module):
         return self._detect(maps, masks, text, targets, max_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """Return for each image its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
-        # Images are cut out of the padded canvas, run through the backbone without padding, and their maps are padded
-        # again in `forward_features`: features must not depend on the batch, and each image's can be cached.
+        """Return each image's backbone maps (C_l, h_l, w_l), fine to coarse; see `forward`."""
+        # Images are cut out of the padded canvas, run through the backbone without padding, and
+        # their maps are padded again in `forward_features`: an image's features must not depend on
+        # its batch, and can then be cached.
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
             rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # equal sizes run together
@@ -161,7 +161,7 @@ class GroundingDINO(nn.Module):
         targets: list[Target] | None = None,
         max_boxes: int | None = None,
     ) -> Output:
-        """Detect in features of `extract_features`, new or cached; other arguments as in `forward`."""
+        """Detect in features of `extract_features`, new or cached; see `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
         return self._detect(self.neck(maps, masks), masks, text, targets, max_boxes)
 
@@ -264,7 +264,7 @@ def _absent_logits(logits: Tensor, absent: Tensor, text_token_mask: Tensor) -> T
 def _allowed(
     absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
 ) -> Tensor | None:
-    """Return the decoder's self-attention mask, broadcastable to (B, heads, Qdn + Q, Qdn + Q), True = may attend."""
+    """Return the decoder's self-attention mask, broadcastable to (B, heads, Qdn + Q, Qdn + Q)."""
     allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
     if absent is None:
         return allowed

@@ -1,11 +1,9 @@
 """The feature enhancer: fusion, text self-attention and deformable self-attention in each layer.
 
-Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`. The text projection and
-the level embedding are here, so that every parameter of the network is in one of its six modules. Deviation: the text
-mask is broadcast over heads per image (the reference repeats it in an order that mixes images).
+Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`.
+Deviation: the text mask is broadcast over heads per image (the reference repeats it in an order
+that mixes images).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -74,13 +72,13 @@ class DeformableLayer(nn.Module):
         level_shapes: list[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """(B, S, D) features and positions, (B, S, L, 2) their locations on each level's canvas → (B, S, D)."""
+        """(B, S, D) features and positions, (B, S, L, 2) reference points → (B, S, D)."""
         attended = self.self_attn(vision + positions, references, vision, level_shapes, padding_mask)
         return self.norm2(self.ffn(self.norm1(vision + self.dropout(attended))))
 
 
 class Encoder(nn.Module):
-    """Stack of (fusion, text layer, deformable layer); `position_temperature` is of the image's sine encoding."""
+    """Text projection, level embedding, and a stack of (fusion, text layer, deformable layer)."""
 
     def __init__(
         self,
@@ -137,7 +135,7 @@ class Encoder(nn.Module):
         return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
 
     def _image_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Return sine encoding plus level embedding (B or 1, S, D), and the valid ratios (B, L, 2)."""
+        """Return position plus level embedding (B or 1, S, D), and valid ratios (B, L, 2)."""
         dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
         if masks is None:
             level_masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
@@ -168,6 +166,6 @@ def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) 
 
 
 def cell_centers(h: int, w: int, like: Tensor) -> Tensor:
-    """Return (1, h·w, 2) xy centers of a map's cells, in cells, row by row; type and device of `like`."""
+    """Return the centers of a map's cells, (1, h·w, 2) xy in cells, row by row."""
     y, x = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (h, w))
     return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).view(1, -1, 2)

@@ -1,25 +1,25 @@
 """Vision-language fusion: attention between image positions and tokens in both directions.
 
-Paper section 3.2 (feature enhancer); reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`.
+Paper section 3.2; reference MMDetection `SingleScaleBiAttentionBlock`, IDEA `BiAttentionBlock`.
 
-The reference projects every image position to the inner width three times. There are some thousand positions and a
-dozen tokens, so here the three weights are folded into the token side, which gives the same numbers (a test compares
-the plain form): scores `(X Wq + bq) Kᵀ = X (Wq Kᵀ) + bq Kᵀ`; the vision update `Σ_h P_h (V_h Wo_h)`; and the text
-update `(P_hᵀ X) Wv_h + bv_h`, because the weights of a row add up to 1. No tensor of positions × inner width exists.
+The reference projects every image position to the inner width three times. There are some thousand
+positions and a dozen tokens, so here the three weights are folded into the token side, which gives
+the same numbers: scores `(X Wq + bq) Kᵀ = X (Wq Kᵀ) + bq Kᵀ`; the vision update
+`Σ_h P_h (V_h Wo_h)`; and the text update `(P_hᵀ X) Wv_h + bv_h`, because the weights of a row add
+up to 1. No tensor of positions × inner width exists.
 
-Deviations: the reference's text padding mask has no effect in MMDetection (a bool tensor filled with −9e15 is True
-everywhere); here padded tokens and positions get weight 0. The reference's shift by the global maximum and its clamps at
-±50000 are omitted: softmax is invariant to the first, and the second changes nothing before overflow.
+Deviations: the reference's text padding mask has no effect in MMDetection (a bool tensor filled
+with −9e15 is True everywhere); here padded tokens and positions get weight 0. The reference's shift
+by the global maximum and its clamps at ±50000 are omitted: softmax is invariant to the first, and
+the second changes nothing before overflow.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 
 class BiAttention(nn.Module):
-    """One score matrix of inner width `fusion_dim`: its rows attend vision → text, its columns text → vision."""
+    """One score matrix, read by rows for one direction and by columns for the other."""
 
     def __init__(self, d_model: int, fusion_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class BiAttention(nn.Module):
     def forward(
         self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the updates of both streams, (B, S, D) from the tokens and (B, T, D) from the positions.
+        """Return the updates of both streams, (B, S, D) and (B, T, D).
 
         Args:
             vision, text: (B, S, D) and (B, T, D), normalized.

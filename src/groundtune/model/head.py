@@ -1,10 +1,8 @@
-"""The box head: contrastive class logits and box refinements, one branch per decoder layer and one for the encoder.
+"""The box head: contrastive class logits and box refinements, one branch each per layer.
 
-Reference: MMDetection `ContrastiveEmbed` and `GroundingDINOHead`. Inside the network the logits have T columns;
-`pad_logits` widens them once, in the outputs. Logits are computed in float32 under autocast.
+Reference: MMDetection `ContrastiveEmbed` and `GroundingDINOHead`. Inside the network the logits
+have T columns; `pad_logits` widens them once, in the outputs.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ class ContrastiveEmbed(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - 0.01) / 0.01))) if bias else None
 
     def forward(self, queries: Tensor, tokens: Tensor, text_token_mask: Tensor) -> Tensor:
-        """(B, Q, D) queries, (B, T, D) tokens, (B, T) bool True = real → (B, Q, T), −inf on padded tokens."""
+        """(B, Q, D), (B, T, D), (B, T) bool True = real → (B, Q, T), −inf on padded tokens."""
         with torch.autocast(queries.device.type, enabled=False):
             logits = at_least_float32(queries) @ at_least_float32(tokens).transpose(-1, -2)
             if self.log_scale is not None:
@@ -51,7 +49,7 @@ def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; with `zero_last` the initial output is 0 (a refinement without effect)."""
+    """Linear layers with ReLU between them; with `zero_last` the initial output is 0."""
 
     def __init__(self, widths: list[int], zero_last: bool = False) -> None:
         super().__init__()

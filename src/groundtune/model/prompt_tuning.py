@@ -1,12 +1,11 @@
 """Prompt tuning: learned offsets of class names for a frozen network.
 
-Each token of a learned phrase has a vector that is added to the language model's features of that token, wherever the
-whole phrase occurs in a prompt. This happens before the text projection, where the features of a phrase depend on that
-phrase alone: cached phrase features stay valid, and a prompt without learned phrases does not change, bit for bit.
-A phrase is recognized by its token ids with the "." that closes it.
+Each token of a learned phrase has a vector that is added to the language model's features of that
+token, wherever the whole phrase occurs in a prompt. This happens before the text projection, where
+the features of a phrase depend on that phrase alone: cached phrase features stay valid, and a
+prompt without learned phrases does not change, bit for bit. A phrase is recognized by its token ids
+with the "." that closes it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -39,7 +38,7 @@ class PhraseOffsets(nn.Module):
         self.vectors = nn.Parameter(torch.zeros(count, width))
 
     def forward(self, features: Tensor, text: TextInput) -> Tensor:
-        """(B, T, width) features of the tokens of `text` → the same shape; other phrases do not change."""
+        """(B, T, width) features of the tokens of `text` → the same with the offsets added."""
         images: list[int] = []
         tokens: list[int] = []
         rows: list[int] = []

@@ -1,11 +1,10 @@
 """Adapters on disk: a folder of a few MB that needs the model on which it was trained.
 
-adapter_config.json and adapter_model.safetensors are peft's own form. heads.safetensors has the class and box heads and
-the denoising labels, which train fully. groundtune.json has the classes, the image format and a fingerprint of the base
-weights: on another base, an adapter would silently give wrong boxes.
+adapter_config.json and adapter_model.safetensors are peft's own form. heads.safetensors has the
+class and box heads and the denoising labels, which train fully. groundtune.json has the classes,
+the image format and a fingerprint of the base weights: on another base, an adapter would silently
+give wrong boxes.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -41,7 +40,7 @@ _PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file
 
 
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the adapters of a network; the folder appears complete or not at all and replaces an old adapter.
+    """Write the adapters of a network, all or nothing, in place of an older adapter.
 
     Args:
         bundle: its `source` becomes the base model of the adapter.
@@ -78,7 +77,7 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
 
 
 def base_of(folder: Path) -> tuple[str, list[Path]]:
-    """Return the base model of an adapter (a preset, path or Hub id) and the chain of adapters on it, this one last.
+    """Return the base model of an adapter, and the chain of adapters on it, this one last.
 
     Raises:
         CheckpointError: an adapter names no base, or the chain is a circle.
@@ -100,7 +99,7 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     """Merge an adapter into the network of its base, in place.
 
     Raises:
-        CheckpointError: the adapter is damaged or not one of ours, or was trained on other weights than this base's.
+        CheckpointError: the adapter is damaged, or was trained on other weights than this base's.
     """
     settings, meta = read_json(folder / CONFIG), read_json(folder / "groundtune.json")
     stored = read_safetensors(folder / _WEIGHTS).items()

@@ -1,10 +1,9 @@
-"""Weights of other projects ↔ ours, by the tables of `names`, and the network sizes that the weights imply.
+"""Weights of other projects ↔ ours, by the tables of `names`; and the sizes that they imply.
 
-Two things are more than names. Packed projections (query, key and value in one tensor) are cut apart. MMDetection's
-Swin merges patches with `nn.Unfold`, whose channels are in another order than the concatenation of the original code.
+Two things are more than names. Packed projections (query, key and value in one tensor) are cut
+apart. MMDetection's Swin merges patches with `nn.Unfold`, whose channels are in another order than
+the concatenation of the original code.
 """
-
-from __future__ import annotations
 
 import re
 from collections import defaultdict
@@ -16,14 +15,7 @@ from torch import Tensor
 
 from groundtune.errors import CheckpointError
 from groundtune.model.checkpoint.files import summary
-from groundtune.model.checkpoint.names import (
-    Layout,
-    Rows,
-    idea_layout,
-    mmdetection_layout,
-    renamed,
-    transformers_layout,
-)
+from groundtune.model.checkpoint.names import LAYOUTS, Layout, Rows, renamed
 from groundtune.model.config import ModelConfig
 
 LABELS = (
@@ -31,7 +23,6 @@ LABELS = (
 )
 IDEA_LABELS = "label_enc.weight"  # their name in DINO, on which IDEA's code is built
 
-_LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}
 _POINTS = ModelConfig.encoder_points  # a .pth implies only heads × points; all published ones have this many
 _BERT_HEAD = 64  # width of a head of every published BERT
 
@@ -39,22 +30,22 @@ _BERT_HEAD = 64  # width of a head of every published BERT
 def layout_of(name: str, config: ModelConfig) -> Layout:
     """Return the names of "transformers", "idea" or "mmdetection" for a network of these sizes."""
     stages = list(config.backbone_config.get("out_indices", [2, 3, 4]))
-    return _LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
+    return LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
 
 
 def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
-    """Return the names of a .pth of "idea" or "mmdetection"; a `KeyError` where it has no level embedding."""
+    """Return the names of a .pth; a `KeyError` where it has no level embedding."""
     backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
     stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
     levels, layers = len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
-    return _LAYOUTS[family](stages, levels, layers)
+    return LAYOUTS[family](stages, levels, layers)
 
 
 def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
     """Rename their weights to ours, floating-point ones as float32 (float64 is kept).
 
     Raises:
-        CheckpointError: unknown names, copies of a tied tensor that differ from it, or tensors that cannot be cut.
+        CheckpointError: names or shapes are unknown, or copies of a tied tensor differ from it.
     """
     ours: dict[str, Tensor] = {}
     faults: dict[str, list[str]] = defaultdict(list)
@@ -80,7 +71,7 @@ def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> di
 
 
 def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
-    """Return their tensor as ours: widened, channels reordered, in as many parts; [] where its shape forbids it."""
+    """Return our tensors from theirs: widened, reordered, cut; [] where its shape forbids it."""
     value = tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.float()
     value = value.view(1) if value.ndim == 0 and re.fullmatch(layout.scalars, name) else value
     if re.fullmatch(layout.unfolded, name):
@@ -93,7 +84,7 @@ def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
 
 
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return our weights by their names, contiguous, with copies of tied heads; and those without a name there."""
+    """Return our weights by their names, with copies of tied heads; and those without a name."""
     left = {name: tensor.cpu() for name, tensor in state.items()}
     pieces: dict[str, list[Tensor]] = defaultdict(list)
     for backwards in map(_inverse, layout.columns):
@@ -111,7 +102,7 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
 
 
 def source_name(name: str, layout: Layout | None) -> str:
-    """Return the name there of (the tensor that contains) a tensor of ours; our own name where it has none."""
+    """Return the name in a layout of (the tensor that contains) ours, or else our own name."""
     rows = [row for rows in layout.columns for row in rows] if layout is not None else []
     return renamed(name, _inverse(rows)) or name
 
@@ -121,7 +112,7 @@ def _inverse(rows: Rows) -> Rows:
 
 
 def _from_unfold(tensor: Tensor) -> Tensor:
-    """(…, 4·C) from channel-major in reading order to the four neighbors one after another, column by column."""
+    """(…, 4·C) from channel-major in reading order to neighbor-major, column by column."""
     return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
 
 
@@ -136,7 +127,7 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
         bert_heads: which no weight implies; None is one per 64 channels.
 
     Raises:
-        KeyError, IndexError, ValueError, ZeroDivisionError: a tensor is missing or has another shape.
+        KeyError, IndexError, ValueError, ZeroDivisionError: a tensor or its shape is wrong.
     """
     levels, width = ours["encoder.level_embed"].shape
     decoder_layers = _count(ours, "decoder.layers.")
@@ -156,7 +147,7 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
         fusion_dim=len(ours["encoder.fusion_layers.0.attn.vision_proj.weight"]),
         fusion_heads=max(1, heads // 2),
         text_ffn_dim=len(ours["encoder.text_layers.0.ffn.linear1.weight"]),
-        # MM-Grounding-DINO trains a head per layer; those of an untrained model are equal but must not be tied
+        # MM-Grounding-DINO trains a head per layer: equal ones (untrained) must not be tied
         share_box_head=not biased and same_branches(ours, "reg", decoder_layers),
         share_class_head=not biased and same_branches(ours, "cls", decoder_layers),
         contrastive_scale="learnable" if learned else "auto" if biased else "none",
@@ -169,7 +160,7 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
 
 
 def same_branches(ours: Mapping[str, Tensor], kind: str, decoder_layers: int) -> bool:
-    """Whether all decoder layers have equal box ("reg") or class ("cls") branches, or only the first one exists."""
+    """Whether all decoder layers' box ("reg") or class ("cls") branches are equal or absent."""
     first, *others = (f"bbox_head.{kind}_branches.{layer}." for layer in range(decoder_layers))
     parts = [name.removeprefix(first) for name in ours if name.startswith(first)]
     pairs = [(first + part, other + part) for part in parts for other in others]

@@ -1,9 +1,7 @@
-"""Files of weights and settings, read so that a damaged one is reported in a sentence and none can run code.
+"""Files of weights and settings: damaged ones are reported in a sentence, none can run code.
 
 Pickles (.pth, .bin) are opened with `weights_only=True`: code that they name is never imported.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -53,7 +51,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read a .pth; return its weights and their layout, "idea" or "mmdetection", or raise a `CheckpointError`."""
+    """Read a .pth; return its weights and its layout, "idea" or "mmdetection"."""
     content = _unpickled(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -92,7 +90,7 @@ def _tensors_by_name(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; a `CheckpointError` if it cannot be read or holds something else."""
+    """Read a JSON file that holds an object; a `CheckpointError` if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -135,7 +133,7 @@ def check_fit(
 
 
 def summary(faults: Mapping[str, list[str]]) -> str:
-    """Describe names by kind of fault: "2 missing, for example a, b; 1 unexpected, for example c"."""
+    """Describe names by fault: "2 missing, for example a, b; 1 unexpected, for example c"."""
     return "; ".join(
         f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in faults.items() if names
     )

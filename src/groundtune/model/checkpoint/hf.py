@@ -1,10 +1,8 @@
 """config.json and preprocessor_config.json of transformers' two families, read and written.
 
-Deviation: transformers' default for `dropout` is 0.1, with which the weights were not trained (0.0 in IDEA's and
-MMDetection's configurations). It is ignored; `ModelConfig.dropout` stays 0.0.
+Deviation: transformers' default for `dropout` is 0.1, with which the weights were not trained (0.0
+in IDEA's and MMDetection's configurations). It is ignored; `ModelConfig.dropout` stays 0.0.
 """
-
-from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
@@ -60,7 +58,7 @@ _EXPECTED = {  # the only values that our network implements
 
 
 def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
-    """Convert a config.json; a `CheckpointError` lists the options that our network does not have."""
+    """Convert a config.json; a `CheckpointError` lists options that our network lacks."""
     family = settings.get("model_type")
     if family not in list(_FAMILIES):
         families = " and ".join(map(repr, _FAMILIES))
@@ -113,7 +111,7 @@ def _unsupported_by_us(theirs: Any) -> list[str]:
 
 
 def unsupported_by_transformers(config: ModelConfig) -> list[str]:
-    """List what transformers cannot express of a network, except for the eps, always 1e-5 there (see the card)."""
+    """List what transformers cannot express, except for the eps, of which the card warns."""
     width, heads = config.ffn_dim // 2, config.num_heads // 2
     temperature, logits = config.position_temperature, (config.contrastive_scale, config.contrastive_bias)
     reasons = {

@@ -3,8 +3,6 @@
 `huggingface_hub` reads `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -54,7 +52,7 @@ def snapshot(name: str) -> Path:
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder to a model, created if need be; return the commit's URL, or raise a `CheckpointError`."""
+    """Upload a folder to a model, created if need be; return the commit's URL."""
     try:
         api, message = HfApi(), "Upload a model of groundtune"
         api.create_repo(name, private=private, exist_ok=True)

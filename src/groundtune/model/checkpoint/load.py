@@ -1,11 +1,10 @@
-"""Models from everywhere: presets, our own folders, Hugging Face directories and the Hub, IDEA's and MMDetection's .pth.
+"""Models from everywhere: presets, our own folders, Hugging Face directories, the Hub, .pth files.
 
-The source decides the sizes, the contrastive variant, head sharing, tokenizer, image format and the eps of the inverse
-sigmoid. Deviation from transformers: whether the decoder layers share their heads is read off the weights; where a
-configuration omits the flag, transformers would tie heads that are not equal.
+The source decides the sizes, the contrastive variant, head sharing, tokenizer, image format and
+the eps of the inverse sigmoid. Deviation from transformers: whether the decoder layers share their
+heads is read off the weights; where a configuration omits the flag, transformers would tie heads
+that are not equal.
 """
-
-from __future__ import annotations
 
 import warnings
 from pathlib import Path
@@ -18,10 +17,10 @@ from transformers import BertTokenizer
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import (
     PRESET_FOLDER,
+    TOWERS,
     ModelBundle,
     build_network,
     companion,
-    companion_state,
     image_format_of,
     packaged_towers,
     presets,
@@ -48,7 +47,7 @@ from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
-# Sizes whose elements are created one by one; published models have at most 24 layers of a kind and 256 tokens.
+# Sizes whose elements are created one by one; published models have at most 256.
 _COUNTS = (
     "encoder_layers",
     "decoder_layers",
@@ -69,12 +68,13 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     """Load a model.
 
     Args:
-        source: a preset ("nano"); a folder of ours (a model, run or adapter) or a Hugging Face directory; a .pth of IDEA
-            or MMDetection; or a Hub id such as "IDEA-Research/grounding-dino-tiny", which is downloaded once.
+        source: a preset ("nano"); a folder of ours (a model, run or adapter) or a Hugging Face
+            directory; a .pth of IDEA or MMDetection; or a Hub id such as
+            "IDEA-Research/grounding-dino-tiny", which is downloaded once.
         seed: for weights that the source does not have.
 
     Raises:
-        CheckpointError: the source does not exist, is not a model, or does not fit its own configuration.
+        CheckpointError: the source does not exist, is not a model, or is damaged.
     """
     path, name, known = Path(source), str(source), presets()
     if name in known and not path.is_dir():
@@ -106,7 +106,7 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
 
 
 def load_recipe(source: str | Path) -> dict[str, Any]:
-    """Return a model's training defaults without loading it: of a preset or a folder of ours; {} without any."""
+    """Return the training defaults of a preset or a folder of ours, or else {}."""
     known = presets()
     if str(source) in known and not Path(source).is_dir():
         return dict(known[str(source)].get("training", {}))
@@ -118,7 +118,7 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
 
 
 def _bundle_of_preset(name: str, values: dict[str, Any], seed: int) -> ModelBundle:
-    """Load a preset, whose trained part ships as float16 and without the denoising labels of its classes."""
+    """Load a preset, whose trained part ships as float16 and without denoising labels."""
     config, image = ModelConfig(**values["model"]), image_format_of(values["image_format"])
     if values["weights"] is None:
         network = build_network(config, seed)
@@ -159,7 +159,7 @@ def _base_network(network: GroundingDINO, file: Path) -> GroundingDINO | None:
     if not file.is_file():
         return None
     weights, base = read_safetensors(file), companion(network)
-    check_fit(weights, companion_state(base), str(file))
+    check_fit(weights, unique_state(base, TOWERS), str(file))
     base.load_state_dict(weights, strict=False)
     return base
 
@@ -229,11 +229,11 @@ def _network(
     layout: Layout | None,
     absent: tuple[str, ...],
 ) -> GroundingDINO:
-    """Build a network and load its weights, except for the prefixes `absent`; messages use the file's names."""
+    """Build a network and load its weights, which may lack the prefixes `absent`."""
     try:
-        # On the meta device sizes are checked before any memory is taken. Packaged weights are not copied there.
+        # On the meta device sizes are checked before any memory is taken.
         with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # packaged weights are not copied there
             planned = build_network(config, seed)
     except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
         raise _unusable_sizes(where, in_one_line(error)) from error
@@ -252,7 +252,7 @@ def _unusable_sizes(where: str, why: str) -> CheckpointError:
 
 
 def _plain_config(values: dict[str, Any]) -> ModelConfig:
-    """Check that sizes have the right types, and that no option is there by which transformers would run code.
+    """Check the types of sizes, and that no option can make transformers run code.
 
     Raises:
         TypeError, ValueError: with the options that are wrong.
@@ -274,7 +274,7 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _check_sizes(config: ModelConfig, where: str) -> None:
-    """Check sizes before anything is built: layers are created one by one, and no weight implies the heads."""
+    """Check sizes before anything is built: layers are created one by one."""
     towers = config.language_config | {f"backbone.{n}": value for n, value in config.backbone_config.items()}
     sizes: dict[str, Any] = {name: value for name, value in vars(config).items() if type(value) is int}
     sizes |= {name: towers[name] for name in _TOWER_SIZES if name in towers}

@@ -1,11 +1,10 @@
 """The names of other projects' weights, as data: one table per layout, read in both directions.
 
-A row is a pair of prefixes (theirs, ours); `{i}` and `{j}` stand for numbers and are the same on both sides. The tables
-have rows as words "theirs=ours" under a pair of prefixes; a word without "=" is the same on both sides. Where ours has a
-"*", their tensor is three of ours one under another: query, key and value, with q, k and v for the "*".
+A row is a pair of prefixes (theirs, ours); `{i}` and `{j}` stand for numbers and are the same on
+both sides. The tables have rows as words "theirs=ours" under a pair of prefixes; a word without "="
+is the same on both sides. Where ours has a "*", their tensor is a stack of three of ours: query,
+key and value, with q, k and v for the "*".
 """
-
-from __future__ import annotations
 
 import functools
 import re
@@ -23,11 +22,11 @@ class Layout:
     """One project's names.
 
     Attributes:
-        columns: four tables of prefixes (theirs, ours): whole tensors, and those of each of the three packed parts.
-        copies: prefixes (copy, original) of theirs, whose tensors repeat others of the file (tied heads).
-        unfolded: pattern of whole names whose last axis is in the order of `nn.Unfold`.
-        scalars: pattern of whole names without an axis, where ours has one of length 1.
-        dropped: pattern of whole names that hold nothing learned: computed tables, parts that no output reads.
+        columns: four tables (theirs, ours): of whole tensors, and of each of the packed parts.
+        copies: prefixes (copy, original) of theirs; a copy repeats another tensor (tied heads).
+        unfolded: pattern of names whose last axis is in the order of `nn.Unfold`.
+        scalars: pattern of names without an axis, where ours has one of length 1.
+        dropped: pattern of names that hold nothing learned, or that no output reads.
     """
 
     columns: list[Rows]
@@ -38,7 +37,7 @@ class Layout:
 
 
 def renamed(name: str, rows: Rows) -> str | None:
-    """Exchange the prefix of a name, by the row that matches most of it; None where none matches."""
+    """Exchange the prefix of a name by the row that matches most of it, if any."""
     matches = [(match, old, new) for old, new in rows if (match := _pattern(old).match(name))]
     if not matches:
         return None
@@ -59,7 +58,7 @@ _BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_posi
 # of torch's `nn.MultiheadAttention`
 _ATTENTION = "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."
 
-# transformers' `GroundingDinoForObjectDetection` and `MMGroundingDinoForObjectDetection`, as in their files
+# the files of transformers' two families
 _HF_SWIN, _HF_LAYER = "model.backbone.conv_encoder.model.", "model.encoder.layers.{i}."
 _HF_TEXT, _HF_VISION = _HF_LAYER + "text_enhancer_layer.", _HF_LAYER + "deformable_layer."
 _HF_BLOCK, _HF_DECODER = _HF_SWIN + "encoder.layers.{i}.blocks.{j}.", "model.decoder.layers.{i}."
@@ -142,6 +141,26 @@ _SHORT_FUSION = (
 )
 
 
+def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
+    """Map their one list of all levels to our two."""
+    ours = [f"convs.{n}." for n in range(len(stages))]
+    ours += [f"extra_convs.{n}." for n in range(levels - len(stages))]
+    pairs = [_under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.") for n, name in enumerate(ours)]
+    return [row for pair in pairs for row in pair]
+
+
+def _stage_norms(theirs: str, stages: list[int]) -> Rows:
+    """Map their norms, which count stages from 0."""
+    return [(f"{theirs}{stage - 1}.", f"{_NORMS}stage{stage}.") for stage in stages]
+
+
+def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
+    whole = [row for row in rows if "*" not in row[1]]
+    packed = [(theirs, ours) for theirs, ours in rows if "*" in ours]
+    parts = [[(theirs, ours.replace("*", part)) for theirs, ours in packed] for part in "qkv"]
+    return Layout([whole, *parts], copies, **patterns)
+
+
 def transformers_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
     """Return the names of transformers' files; the output `stages` of the backbone count from 1."""
     of_encoder = f"bbox_embed.=reg_branches.{decoder_layers}. class_embed.=cls_branches.{decoder_layers}."
@@ -165,21 +184,4 @@ def mmdetection_layout(stages: list[int], levels: int, decoder_layers: int) -> L
     return _layout(rows, [], unfolded=r"backbone\.stages\.\d+\.downsample\.(norm|reduction)\..*")
 
 
-def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
-    """Map their one list of all levels to our two."""
-    ours = [f"convs.{n}." for n in range(len(stages))]
-    ours += [f"extra_convs.{n}." for n in range(levels - len(stages))]
-    pairs = [_under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.") for n, name in enumerate(ours)]
-    return [row for pair in pairs for row in pair]
-
-
-def _stage_norms(theirs: str, stages: list[int]) -> Rows:
-    """Map their norms, which count stages from 0."""
-    return [(f"{theirs}{stage - 1}.", f"{_NORMS}stage{stage}.") for stage in stages]
-
-
-def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
-    whole = [row for row in rows if "*" not in row[1]]
-    packed = [(theirs, ours) for theirs, ours in rows if "*" in ours]
-    parts = [[(theirs, ours.replace("*", part)) for theirs, ours in packed] for part in "qkv"]
-    return Layout([whole, *parts], copies, **patterns)
+LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}

@@ -1,13 +1,11 @@
 """Models on disk, in forms that other tools read.
 
-A Swin + BERT network becomes a Hugging Face directory that transformers opens: config.json, model.safetensors, tokenizer
-and processor; the flags of head sharing are always written, since transformers' defaults differ. Beside them are
-groundtune.json (classes, recipe, sizes), README.md (the model card), and groundtune.safetensors with the denoising
-labels, for which transformers has no name. A network that transformers cannot express, such as nano with its packaged
-towers or one with learned offsets of class names, is saved under our own names, and the card says so.
+A Swin + BERT network becomes a Hugging Face directory that transformers opens. Beside its files are
+groundtune.json (classes, recipe, sizes), README.md (the model card), and groundtune.safetensors
+with the denoising labels, for which transformers has no name. A network that transformers cannot
+express, such as nano with its packaged towers or one with learned offsets of class names, is saved
+under our own names, and the card says so.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -30,7 +28,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 
 from groundtune.errors import CheckpointError
 from groundtune.files import replacing
-from groundtune.model.bundle import ModelBundle, companion_state, packaged_towers, unique_state
+from groundtune.model.bundle import TOWERS, ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
 from groundtune.model.checkpoint.hf import transformers_config, unsupported_by_transformers
 
@@ -38,7 +36,7 @@ BASE_NETWORK = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder; it appears complete or not at all and replaces an existing model of ours.
+    """Write a model folder, all or nothing, in place of an older model of ours.
 
     Args:
         folder: its parent is created if need be.
@@ -87,7 +85,7 @@ def unsupported_by_others(bundle: ModelBundle) -> list[str]:
 
 
 def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers: bool) -> str:
-    """Render Markdown with the Hub's metadata; the owner fills in the license, which depends on base and data."""
+    """Render Markdown with the Hub's metadata; the owner fills in the license."""
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
@@ -121,11 +119,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
     towers = set(packaged_towers(bundle.config))
     bundle.tuned_towers |= towers - bundle.detector.frozen
-    skipped = tuple(f"{tower}." for tower in towers - bundle.tuned_towers)
-    weights = {n: tensor for n, tensor in unique_state(bundle.detector).items() if not n.startswith(skipped)}
-    _save(weights, folder / "model.safetensors")
+    _save(unique_state(bundle.detector, towers - bundle.tuned_towers), folder / "model.safetensors")
     if bundle.base_network is not None:
-        _save(companion_state(bundle.base_network), folder / BASE_NETWORK)
+        _save(unique_state(bundle.base_network, TOWERS), folder / BASE_NETWORK)
     bundle.tokenizer.save_pretrained(folder)
 
 
@@ -156,7 +152,7 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     """Write a .pth for IDEA's own code; return notes on differences and on settings that it needs.
 
     Raises:
-        CheckpointError: IDEA's code cannot express the network (all reasons are given), or the file cannot be written.
+        CheckpointError: IDEA's code cannot express the network, or the file cannot be written.
     """
     config = bundle.config
     reasons = unsupported_by_others(bundle)
