@@ -147,7 +147,7 @@ def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_ca
         assert (first["pred_boxes"][:, group:] - second["pred_boxes"][:, group:]).abs().max() > 0.01
 
 
-def test_pitfall_25_denoising_is_alive(tiny, make_case):
+def test_denoising_is_alive(tiny, make_case):
     network = tiny("swin").train()
     case = make_case([["cat", "dog"], ["zebra"]], [(64, 96), (48, 48)], [3, 2])
     terms, gradient = {}, {}

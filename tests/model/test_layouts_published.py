@@ -79,8 +79,9 @@ def shapes_in_file(model):
     model._weight_conversions = None
     state = revert_weight_conversion(model, dict(model.state_dict()))
     tied = {name for name in state if re.match(SECOND_NAMES, name)}
-    if model.config.decoder_bbox_embed_share:
-        tied |= {name for name in state if re.match(r"bbox_embed\.[1-9]", name)}
+    for flag, head in (("decoder_bbox_embed_share", "bbox"), ("decoder_cls_embed_share", "class")):
+        if getattr(model.config, flag, False):
+            tied |= {name for name in state if re.match(rf"{head}_embed\.[1-9]", name)}
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in tied}
 
 

@@ -129,7 +129,7 @@ def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pitfall_13_the_flags_of_shared_heads_are_written_out(variant, trained):
+def test_the_flags_of_shared_heads_are_written_out(variant, trained):
     settings = json.loads((trained(variant) / "config.json").read_text())
     flags = {
         name: settings[name]
