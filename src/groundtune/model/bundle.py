@@ -81,9 +81,7 @@ class ModelBundle:
             ExportError: the model is an exported file.
         """
         if not isinstance(self.network, GroundingDINO):
-            raise ExportError(
-                f"{self.source} is an exported file, which has no weights to train or to write."
-            )
+            raise ExportError(f"{self.source} is an exported file, which has no weights to train or save.")
         return self.network
 
     @property
@@ -162,15 +160,12 @@ def _build_backbone(config: ModelConfig) -> Swin | EfficientNetLite0:
 
 
 def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encoder:
-    width, heads, dropout = config.d_model, config.fusion_heads, config.dropout
-    fusion = width, config.fusion_dim, heads, config.fusion_droppath, config.fusion_gamma
+    width, dropout = config.d_model, config.dropout
+    fusion = width, config.fusion_dim, config.fusion_heads, config.fusion_droppath, config.fusion_gamma
+    text = width, config.fusion_heads, config.text_ffn_dim, dropout
     deformable = width, config.num_heads, config.num_levels, config.encoder_points, config.ffn_dim, dropout
     layers = [
-        (
-            FusionLayer(*fusion),
-            TextLayer(width, heads, config.text_ffn_dim, dropout),
-            DeformableLayer(*deformable),
-        )
+        (FusionLayer(*fusion), TextLayer(*text), DeformableLayer(*deformable))
         for _ in range(config.encoder_layers)
     ]
     return Encoder(language_model.width, layers, width, config.num_levels, config.position_temperature)

@@ -172,11 +172,10 @@ def sample_bags(value: Tensor, level_shapes: Shapes, locations: Tensor, weights:
     batch, queries, heads = locations.shape[:3]
     if not batch * queries:
         return value.new_zeros(batch, queries, heads * value.shape[-1])
-    levels = zip(value.split([h * w for h, w in level_shapes], dim=1), level_shapes, strict=True)
+    levels = value.split([h * w for h, w in level_shapes], dim=1)
+    maps = [level.unflatten(1, shape) for level, shape in zip(levels, level_shapes, strict=True)]
     # A frame of zeros makes the rows of all four corners valid; points outside are moved onto it.
-    framed = [
-        F.pad(level.unflatten(1, shape), (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2) for level, shape in levels
-    ]
+    framed = [F.pad(x, (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2) for x in maps]
     return _Bags.apply(torch.cat(framed, 1), level_shapes, locations, weights).view(batch, queries, -1)
 
 

@@ -250,9 +250,10 @@ class GroundingDINO(nn.Module):
             enc_outputs=LayerOutput(pred_logits=enc_logits, pred_boxes=enc_boxes),
         )
         if denoising is not None:
-            output["dn_outputs"] = [
+            noised = [
                 LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded
             ]
+            output["dn_outputs"] = noised
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 

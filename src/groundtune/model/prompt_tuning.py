@@ -85,13 +85,11 @@ def offsets_of(
     """
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise CheckpointError(
-            f"{where} has offsets of class names, but its groundtune.json does not name the classes."
+            f"{where} has offsets of class names, but its groundtune.json has no such names."
         )
     offsets = PhraseOffsets(names, tokenizer, width)
     if offsets.vectors.shape != vectors.shape:
         shape, expected = list(vectors.shape), list(offsets.vectors.shape)
-        raise CheckpointError(
-            f"{where} has offsets of class names of the shape {shape}, expected {expected}."
-        )
+        raise CheckpointError(f"{where} has offsets of class names of shape {shape}, expected {expected}.")
     offsets.load_state_dict({"vectors": vectors})
     return offsets

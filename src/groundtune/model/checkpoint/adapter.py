@@ -108,17 +108,12 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     try:
         image_format = image_format_of(meta["image_format"])
         classes = [clean_name(str(name)) for name in meta["classes"]]
-        recipe, fingerprint, alpha = (
-            dict(meta["recipe"]),
-            meta["base_fingerprint"],
-            float(settings["lora_alpha"]),
-        )
+        recipe, fingerprint = dict(meta["recipe"]), meta["base_fingerprint"]
+        alpha = float(settings["lora_alpha"])
         rank = next(tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in name)
         labels, width = weights[LABELS].shape
     except (KeyError, StopIteration, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The adapter {folder} is incomplete, or not one of groundtune: {error!r}."
-        ) from error
+        raise CheckpointError(f"The adapter {folder} is incomplete or not one of ours: {error!r}.") from error
     network = base.detector
     if _fingerprint(base_weights(network)) != fingerprint:
         raise CheckpointError(
@@ -131,10 +126,8 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     network.load_state_dict(weights, strict=False)
     merge_adapters(network)
     config = replace(base.config, num_labels=labels)
-    where = str(folder)
-    return replace(
-        base, config=config, image_format=image_format, classes=classes, recipe=recipe, source=where
-    )
+    base = replace(base, config=config, image_format=image_format, source=str(folder))
+    return replace(base, classes=classes, recipe=recipe)
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

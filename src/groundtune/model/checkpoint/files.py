@@ -29,9 +29,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if pickled.is_file() and not index.is_file():
         return _tensors_by_name(_unpickled(pickled), pickled)
     if not index.is_file():
-        raise CheckpointError(
-            f"Cannot read the weights in {folder}: expected model.safetensors or shards of it."
-        )
+        raise CheckpointError(f"Cannot read the weights in {folder}: expected model.safetensors or shards.")
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index} has no weight_map from names to files.")
@@ -94,9 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error}. Expected the JSON file of a saved model."
-        ) from error
+        raise CheckpointError(f"Cannot read {path}: {error}. Expected the JSON of a saved model.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object, found {type(content).__name__}.")
     return content
@@ -118,15 +114,12 @@ def check_fit(
     Raises:
         CheckpointError: they do not fit.
     """
-    shapes = {
-        name: (list(weights[name].shape), list(expected[name].shape)) for name in weights if name in expected
-    }
+    common = [name for name in weights if name in expected]
+    shapes = [(rename(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
     faults = {
         "missing": [rename(name) for name in expected if name not in weights and name not in optional],
         "unexpected": [rename(name) for name in weights if name not in expected],
-        "of another shape": [
-            f"{rename(name)} {a}, expected {b}" for name, (a, b) in shapes.items() if a != b
-        ],
+        "of another shape": [f"{name} {a}, expected {b}" for name, a, b in shapes if a != b],
     }
     if problems := summary(faults):
         raise CheckpointError(f"The weights in {where} do not fit the model: {problems}.")
@@ -134,9 +127,8 @@ def check_fit(
 
 def summary(faults: Mapping[str, list[str]]) -> str:
     """Describe names by fault: "2 missing, for example a, b; 1 unexpected, for example c"."""
-    return "; ".join(
-        f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in faults.items() if names
-    )
+    kinds = [(kind, names) for kind, names in faults.items() if names]
+    return "; ".join(f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in kinds)
 
 
 def in_one_line(error: BaseException, lines: int | None = None) -> str:

@@ -22,16 +22,9 @@ SWIN_OPTIONS = (
     *("hidden_act", "drop_path_rate", "layer_norm_eps", "use_absolute_embeddings"),
 )
 BERT_OPTIONS = (
-    *(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-    ),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
-    *("layer_norm_eps", "pad_token_id"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings"),
+    *("type_vocab_size", "layer_norm_eps", "pad_token_id"),
 )
 _FAMILIES: dict[str, Any] = {
     "grounding-dino": GroundingDinoConfig,
@@ -63,16 +56,11 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     if family not in list(_FAMILIES):
         families = " and ".join(map(repr, _FAMILIES))
         raise CheckpointError(f"{where} is a model of the type {family!r}; groundtune loads {families}.")
-    for part, kind in (
-        ("backbone_config", "swin"),
-        ("text_config", "bert"),
-    ):  # other types may come from the Hub
+    for part, kind in {"backbone_config": "swin", "text_config": "bert"}.items():  # others may need the Hub
         inner = settings.get(part) or {}
         given = inner.get("model_type", kind) if isinstance(inner, dict) else inner
         if given != kind:
-            raise CheckpointError(
-                f"{where} cannot be loaded: {part}.model_type is {given!r:.60}, expected {kind!r}."
-            )
+            raise CheckpointError(f"{where}: {part}.model_type is {given!r:.60}, expected {kind!r}.")
     try:
         local = {name: settings[name] for name in settings if name not in _FROM_HUB}
         theirs = _FAMILIES[family].from_dict(local)
@@ -99,15 +87,11 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
 
 
 def _unsupported_by_us(theirs: Any) -> list[str]:
-    expected = _EXPECTED | {
-        f"decoder_{n}": getattr(theirs, f"encoder_{n}") for n in ("attention_heads", "ffn_dim")
-    }
-    values = {name: (attrgetter(name)(theirs), value) for name, value in expected.items()}
-    return [
-        f"{name} is {given!r}, expected {value!r}"
-        for name, (given, value) in values.items()
-        if given != value
-    ]
+    shared = ("attention_heads", "ffn_dim")  # of encoder and decoder
+    expected = _EXPECTED | {f"decoder_{name}": getattr(theirs, f"encoder_{name}") for name in shared}
+    given = {name: attrgetter(name)(theirs) for name in expected}
+    wrong = [name for name in expected if given[name] != expected[name]]
+    return [f"{name} is {given[name]!r}, expected {expected[name]!r}" for name in wrong]
 
 
 def unsupported_by_transformers(config: ModelConfig) -> list[str]:
@@ -162,11 +146,8 @@ def image_of_transformers(folder: Path) -> ImageFormat:
         size = settings.get("size", {"shortest_edge": 800, "longest_edge": 1333})
         if "shortest_edge" not in size or "longest_edge" not in size:
             raise ValueError(f"size is {size}, expected a shortest_edge and a longest_edge")
-        image = {
-            name: settings.get(f"image_{name}", getattr(PUBLISHED_IMAGE, name)) for name in ("mean", "std")
-        }
-        return image_format_of(
-            image | {"short_side": size["shortest_edge"], "max_side": size["longest_edge"]}
-        )
+        colors = {n: settings.get(f"image_{n}", getattr(PUBLISHED_IMAGE, n)) for n in ("mean", "std")}
+        sides = {"short_side": size["shortest_edge"], "max_side": size["longest_edge"]}
+        return image_format_of(colors | sides)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its image format cannot be used: {error}.") from error

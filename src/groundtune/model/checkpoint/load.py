@@ -6,6 +6,7 @@ heads is read off the weights; where a configuration omits the flag, transformer
 that are not equal.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,16 @@ from groundtune.text.tokens import build_tokenizer
 Weights = dict[str, Tensor]
 # Sizes whose elements are created one by one; published models have at most 256.
 _COUNTS = (
-    "encoder_layers",
-    "decoder_layers",
-    "num_levels",
-    "max_text_len",
-    "num_hidden_layers",
-    "backbone.depths",
+    *("encoder_layers", "decoder_layers", "num_levels", "max_text_len"),
+    *("num_hidden_layers", "backbone.depths"),
 )
 _TOWER_SIZES = (
     *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
     *(f"backbone.{name}" for name in ("depths", "num_heads", "embed_dim", "window_size", "patch_size")),
+)
+_BUILD_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
 )
 _MAX_COUNT, _MAX_SIZE = 1024, 10_000_000
 _SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
@@ -80,9 +81,7 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     if name in known and not path.is_dir():
         return _bundle_of_preset(name, known[name], seed)
     if path.suffix == ".safetensors" and path.is_file():
-        raise CheckpointError(
-            f"{path} is one file of a Hugging Face directory; name its folder {path.parent}."
-        )
+        raise CheckpointError(f"{path} is one file of a Hugging Face folder; name its folder {path.parent}.")
     if path.is_file():
         return bundle_of_pth_state(*read_pth(path), str(path), seed=seed)
     base_model = path.resolve().name
@@ -209,13 +208,9 @@ def bundle_of_pth_state(
         config = convert.config_of_pth(weights, family, bert_heads)
     except KeyError as error:
         name = source_name(str(error.args[0]), layout)
-        raise CheckpointError(
-            f"{where} has no weights {name}, which define a size. Is it complete?"
-        ) from error
+        raise CheckpointError(f"{where} has no {name}, which defines a size. Is it complete?") from error
     except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{where} has weights of shapes that no Grounding DINO has: {error}."
-        ) from error
+        raise CheckpointError(f"{where} has shapes that no Grounding DINO has: {error}.") from error
     network = _network(config, weights, where, seed, layout, (LABELS,))
     image, base_model = hf.PUBLISHED_IMAGE, Path(where).name
     return ModelBundle(network, bert_tokenizer(), config, image, source=where, base_model=base_model)
@@ -235,9 +230,7 @@ def _network(
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # packaged weights are not copied there
             planned = build_network(config, seed)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError) as error:
-        raise _unusable_sizes(where, in_one_line(error)) from error
-    except (RuntimeError, TypeError, ValueError) as error:
+    except _BUILD_ERRORS as error:
         raise _unusable_sizes(where, in_one_line(error)) from error
     expected, needed = planned.state_dict(), unique_state(planned)
     optional = {name for name in expected if name not in needed or name.startswith(absent)}
@@ -259,15 +252,15 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
     """
     config, usual = ModelConfig(**values), vars(ModelConfig())
     kinds = {name: (int, float) if isinstance(value, float) else type(value) for name, value in usual.items()}
-    own = vars(config).items()
-    wrong = {name: value for name, value in own if not isinstance(value, kinds[name])}
+    sizes, swin_options = vars(config), (*hf.SWIN_OPTIONS, "out_indices")
+    wrong = {name: value for name, value in sizes.items() if not isinstance(value, kinds[name])}
     if not wrong:
+        floats = [(name, value) for name, value in sizes.items() if isinstance(value, float)]
+        wrong |= {name: value for name, value in floats if not math.isfinite(value)}
+        wrong |= {name: value for name, value in config.backbone_config.items() if name not in swin_options}
         wrong |= {
-            name: value for name, value in own if isinstance(value, float) and value - value
-        }  # inf, nan
-        swin, bert = config.backbone_config.items(), config.language_config.items()
-        wrong |= {name: value for name, value in swin if name not in (*hf.SWIN_OPTIONS, "out_indices")}
-        wrong |= {name: value for name, value in bert if name not in hf.BERT_OPTIONS}
+            name: value for name, value in config.language_config.items() if name not in hf.BERT_OPTIONS
+        }
     if wrong:
         raise ValueError(f"its config has {wrong!r:.200}")
     return config
@@ -277,8 +270,7 @@ def _check_sizes(config: ModelConfig, where: str) -> None:
     """Check sizes before anything is built: layers are created one by one."""
     towers = config.language_config | {f"backbone.{n}": value for n, value in config.backbone_config.items()}
     sizes: dict[str, Any] = {name: value for name, value in vars(config).items() if type(value) is int}
-    sizes |= {name: towers[name] for name in _TOWER_SIZES if name in towers}
-    for name, value in sizes.items():
+    for name, value in (sizes | {name: towers[name] for name in _TOWER_SIZES if name in towers}).items():
         counts = value if isinstance(value, list) else [value]
         largest = _MAX_COUNT if name in _COUNTS else _MAX_SIZE
         valid = all(isinstance(count, int) and 1 <= count <= largest for count in counts)

@@ -63,12 +63,11 @@ _HF_SWIN, _HF_LAYER = "model.backbone.conv_encoder.model.", "model.encoder.layer
 _HF_TEXT, _HF_VISION = _HF_LAYER + "text_enhancer_layer.", _HF_LAYER + "deformable_layer."
 _HF_BLOCK, _HF_DECODER = _HF_SWIN + "encoder.layers.{i}.blocks.{j}.", "model.decoder.layers.{i}."
 _HF_QKV, _HF_FFN = "query.=q_proj. key.=k_proj. value.=v_proj.", "fc1.=ffn.linear1. fc2.=ffn.linear2."
+_HF_CROSS = ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."
 _HF_ROWS = [
     *_under(_HF_SWIN, _SWIN, "embeddings. encoder.layers.{i}.downsample."),
-    *_under(
-        _HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. attention.output.dense.=attention.o_proj."
-    ),
-    *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. output.dense.=mlp.fc2."),
+    *_under(_HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. output.dense.=mlp.fc2."),
+    *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. attention.output.dense.=attention.o_proj."),
     *_under(_HF_BLOCK + "attention.self.", _BLOCK + "attention.", f"{_HF_QKV} {_BIAS_TABLE}"),
     *_under("", "", f"{_HF_SWIN}hidden_states_norms.={_NORMS} model.text_backbone.={_BERT}"),
     *_under("model.", "encoder.", "text_projection. level_embed"),
