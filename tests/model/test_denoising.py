@@ -1,4 +1,4 @@
-"""Denoising queries: how many, how noisy, who sees whom, and that they teach something (semantics 10)."""
+"""Denoising queries: how many, how noisy, who sees whom, and that they teach something ."""
 
 import pytest
 import torch

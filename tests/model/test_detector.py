@@ -46,14 +46,8 @@ def readable(names, tokenizer):
 
 def alone(case, row):
     """One image of a batch, with its own prompt and without padding."""
-    length = int(case.text.text_token_mask[row].sum())
     h, w = case.sizes_hw[row]
-    text = type(case.text)(
-        case.text.input_ids[row : row + 1, :length],
-        case.text.text_token_mask[row : row + 1, :length],
-        case.text.position_ids[row : row + 1, :length],
-        case.text.phrase_mask[row : row + 1, :length, :length],
-    )
+    text = case.text.rows(slice(row, row + 1))
     return type(case)(case.images[row : row + 1, :, :h, :w], [(h, w)], text, [case.targets[row]])
 
 
@@ -236,39 +230,6 @@ def test_boxes_look_forward_twice_and_no_further(tiny, make_case):
     ]
     finite = layers[2]["pred_logits"].isfinite()
     assert reached(layers[2]["pred_logits"][finite]) == [False] * 3, "what a layer samples from is detached"
-
-
-@pytest.mark.parametrize(
-    ("training", "denoising", "counts", "expected"),
-    [
-        (True, True, [1, 2], True),
-        (True, True, [0, 0], False),
-        (True, False, [1, 2], False),
-        (False, True, [1, 2], False),
-    ],
-)
-def test_output_keys(training, denoising, counts, expected, tiny, make_case):
-    """Semantics 8."""
-    network = tiny("swin", decoder_layers=3).train(training)
-    network.configure_training(denoising=denoising, gradient_checkpointing=False, bucket=None)
-    case = make_case(NAMES[:2], SIZES_HW[:2], counts)
-    output = case.run(network)
-    keys = {"pred_logits", "pred_boxes", "text_token_mask", "aux_outputs", "enc_outputs"}
-    assert set(output) == keys | ({"dn_outputs", "dn_meta"} if expected else set())
-    assert len(output["aux_outputs"]) == 2
-    mask = output["text_token_mask"]
-    assert mask.dtype == torch.bool and torch.equal(mask, case.text.text_token_mask)
-    valid = torch.zeros(2, 256, dtype=torch.bool)
-    valid[:, : mask.shape[1]] = mask
-    heads = [(output, 12), *((aux, 12) for aux in output["aux_outputs"]), (output["enc_outputs"], 12)]
-    if expected:
-        assert output["dn_meta"] == {"num_groups": 50, "group_size": 4} and len(output["dn_outputs"]) == 3
-        heads += [(head, 200) for head in output["dn_outputs"]]
-    for head, queries in heads:
-        assert head["pred_logits"].shape == (2, queries, 256) and head["pred_boxes"].shape == (2, queries, 4)
-        assert ((head["pred_boxes"] >= 0) & (head["pred_boxes"] <= 1)).all()
-        by_token = head["pred_logits"].transpose(1, 2)
-        assert by_token[valid].isfinite().all() and (by_token[~valid] == -math.inf).all()
 
 
 @pytest.mark.parametrize("query_content", ["learned", "selected"])

@@ -59,9 +59,7 @@ def test_new_adapters_stand_at_every_linear_layer_and_change_no_bit(kind, tiny, 
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_every_adapter_matrix_gets_a_gradient(
-    kind, gradient_checkpointing, tiny, make_case
-) -> None:
+def test_every_adapter_matrix_gets_a_gradient(kind, gradient_checkpointing, tiny, make_case) -> None:
     network, case = tiny(kind), make_case(NAMES, SIZES_HW, [2, 0, 1])
     add_adapters(network, 4, 8.0)
     trained(network)  # at B = 0 the gradient of A is 0

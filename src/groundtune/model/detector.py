@@ -39,7 +39,7 @@ class Selection:
 
     queries: Tensor  # (B, Q, D) content
     boxes_cxcywh: Tensor  # (B, Q, 4) in [0, 1], detached
-    outputs: tuple[Tensor, Tensor]  # their own logits (B, Q, T) and boxes (B, Q, 4), with gradient
+    output: LayerOutput  # the encoder's prediction, with gradient
     absent: Tensor | None  # (B, Q) bool, queries that no position fills; None if there are none
 
 
@@ -192,7 +192,18 @@ class GroundingDINO(nn.Module):
             self._predict(index, *layer, memory, selection.absent)
             for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
-        return self._output(layers, selection, memory, denoising)
+        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
+        matching = [_queries(layer, split, None) for layer in layers]
+        output = Output(
+            **matching[-1],
+            text_token_mask=memory.text_token_mask,
+            aux_outputs=matching[:-1],
+            enc_outputs=selection.output,
+        )
+        if denoising is not None:
+            output["dn_outputs"] = [_queries(layer, 0, split) for layer in layers]
+            output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
+        return output
 
     def _select_queries(self, memory: Memory) -> Selection:
         """Select the Q positions with the highest logit of any token."""
@@ -208,58 +219,39 @@ class GroundingDINO(nn.Module):
         def selected(x: Tensor) -> Tensor:
             return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1]))
 
-        content, selected_logits = selected(features), selected(logits)
+        content = selected(features)
         boxes = (regress(content) + selected(proposals)).sigmoid()
         absent = best_scores == float("-inf") if memory.padding_mask is not None else None
-        if absent is not None:
-            selected_logits = _absent_logits(selected_logits, absent, memory.text_token_mask)
         if self.decoder.query_embedding is None:
             queries = content.detach()
         else:
             queries = self.decoder.query_embedding.weight[:count].expand(len(content), -1, -1)
-        return Selection(queries, boxes.detach(), (selected_logits, boxes), absent)
+        output = self._layer_output(selected(logits), boxes, absent, memory.text_token_mask)
+        return Selection(queries, boxes.detach(), output, absent)
 
     def _predict(
         self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, absent: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits (B, Q, T) and boxes (B, Q, 4) of one decoder layer."""
+    ) -> LayerOutput:
+        """Predict from the queries (B, Q, D) and starting boxes (B, Q, 4) of one decoder layer."""
         logits = self.bbox_head.cls_branches[index](hidden, memory.text, memory.text_token_mask)
         refinement = at_least_float32(self.bbox_head.reg_branches[index](hidden))
+        boxes = (refinement + inverse_sigmoid(starts, self.bbox_head.eps)).sigmoid()
+        return self._layer_output(logits, boxes, absent, memory.text_token_mask)
+
+    def _layer_output(
+        self, logits: Tensor, boxes: Tensor, absent: Tensor | None, text_token_mask: Tensor
+    ) -> LayerOutput:
+        """Pad the logits (B, Q, T), with `ABSENT_LOGIT` for absent queries."""
         if absent is not None:
             absent = F.pad(absent, (logits.shape[1] - absent.shape[1], 0), value=False)
-            logits = _absent_logits(logits, absent, memory.text_token_mask)
-        return logits, (refinement + inverse_sigmoid(starts, self.bbox_head.eps)).sigmoid()
-
-    def _output(
-        self,
-        layers: list[tuple[Tensor, Tensor]],
-        selection: Selection,
-        memory: Memory,
-        denoising: DenoisingQueries | None,
-    ) -> Output:
-        """Pad the logits, once, and split denoising from matching queries."""
-        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
-        (enc_logits, enc_boxes), *padded = (
-            (pad_logits(logits, self.max_text_len), boxes) for logits, boxes in (selection.outputs, *layers)
-        )
-        matching = [LayerOutput(pred_logits=x[:, split:], pred_boxes=boxes[:, split:]) for x, boxes in padded]
-        output = Output(
-            **matching[-1],
-            text_token_mask=memory.text_token_mask,
-            aux_outputs=matching[:-1],
-            enc_outputs=LayerOutput(pred_logits=enc_logits, pred_boxes=enc_boxes),
-        )
-        if denoising is not None:
-            noised = [
-                LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded
-            ]
-            output["dn_outputs"] = noised
-            output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
-        return output
+            logits = logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
+        return LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes)
 
 
-def _absent_logits(logits: Tensor, absent: Tensor, text_token_mask: Tensor) -> Tensor:
-    return logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
+def _queries(layer: LayerOutput, start: int, end: int | None) -> LayerOutput:
+    return LayerOutput(
+        pred_logits=layer["pred_logits"][:, start:end], pred_boxes=layer["pred_boxes"][:, start:end]
+    )
 
 
 def _allowed(
