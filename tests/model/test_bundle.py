@@ -23,15 +23,9 @@ PROMPTS = [["cat", "red blood cell"], ["zebra"]]
 @pytest.fixture
 def make_bundle(tiny, tokenizer):
     def make(kind="swin", **overrides):
-        config = tiny_config(kind, **overrides)
+        config, recipe = tiny_config(kind, **overrides), {"epochs": 3, "lr": 1e-3}
         return ModelBundle(
-            tiny(kind, **overrides),
-            tokenizer,
-            config,
-            IMAGE,
-            ["cat", "zebra"],
-            {"epochs": 3, "lr": 1e-3},
-            "here",
+            tiny(kind, **overrides), tokenizer, config, IMAGE, ["cat", "zebra"], recipe, "here"
         )
 
     return make

@@ -30,20 +30,9 @@ from groundtune.model.checkpoint.hf import config_of_transformers, transformers_
 from groundtune.model.checkpoint.names import LAYOUTS
 
 TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
-BASE = {
-    "embed_dim": 128,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [4, 8, 16, 32],
-    "window_size": 12,
-    "image_size": 384,
-}
-LARGE = {
-    "embed_dim": 192,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "window_size": 12,
-    "image_size": 384,
-}
+BASE = TINY | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+BASE |= {"window_size": 12, "image_size": 384}
+LARGE = BASE | {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
 SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
 PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMDet are one architecture
     "grounding-dino-tiny": (TINY, [2, 3, 4], False),
@@ -67,11 +56,8 @@ def their_config(name):
         "text_config": BertConfig(),
         "num_feature_levels": len(stages) + 1,
     }
-    return (
-        FAMILIES["mm-grounding-dino"][0](**common, **SEPARATE)
-        if mm
-        else FAMILIES["grounding-dino"][0](**common)
-    )
+    config_class, _ = FAMILIES["mm-grounding-dino" if mm else "grounding-dino"]
+    return config_class(**common, **(SEPARATE if mm else {}))
 
 
 def shapes_in_file(model):
@@ -132,15 +118,9 @@ def test_transformers_models_at_the_published_sizes(name):
     check_complete(state, ours, config, packed="^$")
     assert config.backbone_config["out_indices"] == stages and config.num_levels == len(stages) + 1
     written = transformers_config(config)
-    kept = (
-        "d_model",
-        "num_feature_levels",
-        "encoder_ffn_dim",
-        "num_queries",
-        "decoder_bbox_embed_share",
-        "max_text_len",
-    )
-    assert [getattr(written, name) for name in kept] == [getattr(theirs, name) for name in kept]
+    for name in ("d_model", "num_feature_levels", "encoder_ffn_dim", "num_queries", "max_text_len"):
+        assert getattr(written, name) == getattr(theirs, name)
+    assert written.decoder_bbox_embed_share == theirs.decoder_bbox_embed_share
     assert written.backbone_config.to_dict() == theirs.backbone_config.to_dict()
 
 

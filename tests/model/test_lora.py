@@ -66,9 +66,8 @@ def test_every_adapter_matrix_gets_a_gradient(kind, gradient_checkpointing, tiny
     network.train()
     network.configure_training(denoising=True, gradient_checkpointing=gradient_checkpointing, bucket=None)
     total(GroundingDINOCriterion()(case.run(network), case.targets)).backward()
-    silent = [
-        name for name, matrix in adapters(network).items() if matrix.grad is None or not matrix.grad.any()
-    ]
+    matrices = adapters(network).items()
+    silent = [name for name, matrix in matrices if matrix.grad is None or not matrix.grad.any()]
     assert len(adapters(network)) > 60 and silent == []
 
 
@@ -150,11 +149,8 @@ def test_peft_itself_reads_the_adapter(saved, tmp_path) -> None:
     from peft import PeftModel
 
     folder, merged = saved
-    theirs = (
-        PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder)
-        .merge_and_unload()
-        .state_dict()
-    )
+    theirs = PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder)
+    theirs = theirs.merge_and_unload().state_dict()
     ours = merged.network.state_dict()
     layers = [f"{name}.weight" for name in linear_layers(merged.network)]
     assert layers and [name for name in layers if not torch.equal(theirs[name], ours[name])] == []

@@ -126,17 +126,11 @@ def test_shards_and_the_old_weights_file_load_alike(theirs, tmp_path):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
-    shards = {
-        "model-00001-of-00002.safetensors": names[:100],
-        "model-00002-of-00002.safetensors": names[100:],
-    }
+    shards = {"a.safetensors": names[:100], "b.safetensors": names[100:]}
     for shard, inside in shards.items():
         save_file({name: weights[name] for name in inside}, folder / shard)
-    index = {
-        "metadata": {},
-        "weight_map": {name: shard for shard, inside in shards.items() for name in inside},
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    places = {name: shard for shard, inside in shards.items() for name in inside}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     sharded = load_bundle(folder).network.state_dict()
     (folder / "model.safetensors.index.json").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
