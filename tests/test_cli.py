@@ -35,7 +35,7 @@ class Engine:
         image = SimpleNamespace(short_side=320, max_side=320)
         known = {"classes": ["cat"], "recipe": {}, "image": image}
         return SimpleNamespace(
-            source=source, tokenizer=self.tokenizer, config=config, network=None, own_names=None, **known
+            source=source, tokenizer=self.tokenizer, config=config, network=None, tuned_names=None, **known
         )
 
     def train(

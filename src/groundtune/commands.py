@@ -251,8 +251,8 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
 
     try:
         points = measure_line(
-            base.network.to(device),
-            tuned.network.to(device),
+            base.detector.to(device),
+            tuned.detector.to(device),
             config.alphas,
             lambda: (
                 measure(splits["valid"]),
@@ -262,7 +262,7 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
     finally:
         progress.close()
     best = best_point(points)
-    tuned.network.load_state_dict(blended(base.network.state_dict(), tuned.network.state_dict(), best.at))
+    tuned.detector.load_state_dict(blended(base.detector.state_dict(), tuned.detector.state_dict(), best.at))
     numbers = [
         {f"valid/{name}": value for name, value in point.metrics.items()} for point in (best, points[0])
     ]

@@ -7,40 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_models import BERT, SIZES, SWIN, tiny_bundle  # noqa: F401
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from groundtune.commands import read_data, read_retention_data
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
-from groundtune.contracts import ImageFormat
 from groundtune.data.scenes import write_scenes
 from groundtune.engine.train import RunResult, train
-from groundtune.model.bundle import ModelBundle, build_network
-from groundtune.model.config import ModelConfig
+from groundtune.model.bundle import ModelBundle
 
 CPU = torch.device("cpu")
 CLASSES = ["red circle", "blue star", "green triangle"]
 TOWERS = [ParamGroup(["backbone"], 0.0), ParamGroup(["language_model"], 0.0)]
-SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES: dict[str, Any] = {
-    "d_model": 64,
-    "num_heads": 2,
-    "encoder_points": 2,
-    "decoder_points": 2,
-    "num_queries": 20,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "ffn_dim": 64,
-    "fusion_dim": 32,
-    "fusion_heads": 2,
-    "fusion_droppath": 0.0,
-    "fusion_gamma": 0.1,
-    "text_ffn_dim": 32,
-    "query_content": "selected",
-    "contrastive_scale": "auto",
-    "contrastive_bias": True,
-    "num_labels": 1,
-}
 
 
 class Recorder:
@@ -72,12 +50,6 @@ class Recorder:
 
     def close(self) -> None:
         self.events.append(("close", None))
-
-
-def tiny_bundle(tokenizer, **sizes: Any) -> ModelBundle:
-    config = ModelConfig(backbone_config=SWIN, language_config=BERT, **(SIZES | sizes))
-    image = ImageFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
-    return ModelBundle(build_network(config), tokenizer, config, image)
 
 
 def steady_bundle(tokenizer) -> ModelBundle:

@@ -55,7 +55,7 @@ def test_prompt_trains_the_offsets_only(data, base, tmp_path) -> None:
     assert offsets.names == CLASSES and offsets.vectors.any(-1).all()
     shipped = load_bundle(tmp_path / "run" / "model")
     assert torch.equal(shipped.network.encoder.phrase_offsets.vectors, offsets.vectors)
-    assert "backbone" not in shipped.own_towers
+    assert "backbone" not in shipped.tuned_towers
     found = evaluate(shipped, load_splits(data)["valid"], batch_size=2, device=CPU)
     assert found.metrics["AP"] == result.metrics["valid/AP"]
 

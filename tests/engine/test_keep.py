@@ -53,7 +53,7 @@ def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None
     alone = load_bundle(kept / "model")
     assert alone.tuned_names == frozenset(CLASSES)
     answers = found(alone, CLASSES, data)
-    alone.kept = None
+    alone.base_network = None
     expected = found(alone, CLASSES, data)
     assert of_classes(answers, CLASSES) == of_classes(expected, CLASSES)
     assert of_classes(answers, CLASSES) != of_classes(found(load_bundle(base), CLASSES, data), CLASSES)
@@ -94,11 +94,11 @@ def test_training_goes_on_with_the_first_base_or_without_it(kept, base, data, tm
     again = load_bundle(kept / "model")
     run(options(data, keep_base=True, seed=1), again, tmp_path / "again")
     first, second = load_bundle(base), load_bundle(tmp_path / "again" / "model")
-    assert torch.equal(second.kept.encoder.level_embed, first.network.encoder.level_embed)
+    assert torch.equal(second.base_network.encoder.level_embed, first.network.encoder.level_embed)
     assert not torch.equal(second.network.encoder.level_embed, first.network.encoder.level_embed)
     plain = load_bundle(kept / "model")
     run(options(data), plain, tmp_path / "plain")
-    assert load_bundle(tmp_path / "plain" / "model").kept is None
+    assert load_bundle(tmp_path / "plain" / "model").base_network is None
 
 
 def test_the_card_and_other_formats_say_what_cannot_be(kept, tmp_path) -> None:
@@ -109,10 +109,11 @@ def test_the_card_and_other_formats_say_what_cannot_be(kept, tmp_path) -> None:
 
 def test_damaged_weights_are_told(kept, tmp_path) -> None:
     bundle = load_bundle(kept / "model")
-    bundle.kept.decoder.label_embedding = torch.nn.Embedding(2, 3)
+    bundle.base_network.decoder.label_embedding = torch.nn.Embedding(2, 3)
     save_bundle(bundle, tmp_path / "odd")
     with pytest.raises(
-        CheckpointError, match=r"kept.safetensors do not fit .* 1 are .*, for example decoder.label_emb"
+        CheckpointError,
+        match=r"kept.safetensors do not fit .* 1 of another shape, for example decoder.label_emb",
     ):
         load_bundle(tmp_path / "odd")
 

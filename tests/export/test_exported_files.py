@@ -366,14 +366,14 @@ def test_the_config_of_a_file_has_only_the_prompt_length(files):
 
 
 def test_a_model_with_a_base_network_is_exported_with_one_of_its_networks(model, tmp_path):
-    bundle = replace(model.bundle, kept=companion(model.bundle.network))
+    bundle = replace(model.bundle, base_network=companion(model.bundle.network))
     with torch.no_grad():
-        bundle.kept.encoder.level_embed.add_(1.0)
+        bundle.base_network.encoder.level_embed.add_(1.0)
     both, image = api.Model(bundle, "cpu", "fp32"), noise(96, 128)
     for names in (None, [NAMES[0], "cat"]):
         with pytest.raises(ExportError, match="two sets of weights .* with --classes"):
             api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
-    for names, network in ((NAMES[:2], bundle.network), (["cat"], bundle.kept)):
+    for names, network in ((NAMES[:2], bundle.network), (["cat"], bundle.base_network)):
         api.export(both, tmp_path / "x.onnx", format="onnx", classes=names)
         expected = outputs(replace(bundle, network=network), image, names)
         assert_close(outputs(open_exported(tmp_path / "x.onnx"), image, names), expected)

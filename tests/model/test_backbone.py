@@ -121,7 +121,7 @@ def test_masked_group_norm_equals_group_norm_of_the_cropped_image():
     assert (output.movedim(1, -1)[padding_mask] == 0).all()
 
 
-def test_pitfall_14_neck_of_a_padded_batch_equals_each_image_alone():
+def test_neck_of_a_padded_batch_equals_each_image_alone():
     torch.manual_seed(1)
     neck = Neck([8, 16], 64, 4)
     for parameter in neck.parameters():

@@ -72,10 +72,8 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
     """One real image alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the configuration here."""
     folder = trained(variant)
     image = Image.open(next((shared / "data/cat144/valid").glob("*.jpg"))).convert("RGB")
-    model, processor = (
-        AutoModelForZeroShotObjectDetection.from_pretrained(folder),
-        AutoProcessor.from_pretrained(folder),
-    )
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     assert not [record for record in caplog.records if "newly initialized" in record.getMessage()]
     inputs = processor(images=image, text=[CLASSES], return_tensors="pt")
     with torch.no_grad():
@@ -126,13 +124,9 @@ def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pitfall_13_the_flags_of_shared_heads_are_written_out(variant, trained):
+def test_the_flags_of_shared_heads_are_written_out(variant, trained):
     settings = json.loads((trained(variant) / "config.json").read_text())
-    flags = {
-        name: settings[name]
-        for name in settings
-        if name.endswith("embed_share") and name.startswith("decoder")
-    }
+    flags = {n: settings[n] for n in settings if n.startswith("decoder") and n.endswith("embed_share")}
     assert flags == VARIANTS[variant][1]
     assert settings["architectures"] == [
         type(AutoModelForZeroShotObjectDetection.from_pretrained(trained(variant))).__name__

@@ -45,7 +45,7 @@ def fake_bundle(
         network=network,
         to=network.to,
         tuned_names=None,
-        kept=None,
+        base_network=None,
         tokenizer=tokenizer,
         config=SimpleNamespace(max_text_len=256),
         image_format=ImageFormat((0.0,) * 3, (1.0,) * 3, 32, 64),

@@ -116,7 +116,9 @@ class EvalTask:
     ) -> list[ImageResult]:
         assert self.prompts is not None
         sizes_hw = [sample.size_hw for sample in batch.samples]
-        found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.kept)
+        found = detect_batch(
+            self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.base_network
+        )
         return [
             ImageResult(_coco_results(sample, detections, self.category_ids), [])
             for sample, detections in zip(batch.samples, found, strict=True)
@@ -125,7 +127,7 @@ class EvalTask:
     def _of_captions(
         self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
     ) -> list[ImageResult]:
-        self.bundle.network.language_model.forget()  # a phrase's last bits depend on those that it was met with
+        self.bundle.network.forget_phrases()  # a phrase's last bits depend on those that it was met with
         found = []
         for sample, ranked in zip(
             batch.samples, _best_for_phrases(self.bundle, batch, maps, device), strict=True
@@ -140,7 +142,7 @@ class EvalTask:
                 best = {"phrase": phrase, "bbox": xyxy_to_xywh(boxes[0]).tolist(), "score": float(scores[0])}
                 answer.predictions.append({"image_id": sample.image_id, **best})
             found.append(answer)
-        self.bundle.network.language_model.forget()
+        self.bundle.network.forget_phrases()
         return found
 
 
@@ -272,7 +274,7 @@ def _best_for_phrases(
     """
     prompts = [grounding_prompt(sample.grounding) for sample in batch.samples if sample.grounding is not None]
     text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
-    network = bundle.kept or bundle.network
+    network = bundle.base_network or bundle.network
     output = network.forward_features([list(levels) for levels in maps], text.to(device))
     found = []
     for sample, logits, boxes, phrase_map in zip(

@@ -121,7 +121,7 @@ def detect_groups(
             maps = extract(network, [image for image in batch.images if image is not None], device)
             for of_group, asked in zip(found, prompts, strict=True):
                 sizes_hw = [sample.size_hw for sample in batch.samples]
-                of_group += detect_batch(network, maps, asked, sizes_hw, bundle.kept)
+                of_group += detect_batch(network, maps, asked, sizes_hw, bundle.base_network)
             progress.evaluation(len(found[0]), len(dataset.samples), "looking for other things")
     return found
 

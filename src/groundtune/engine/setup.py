@@ -98,7 +98,7 @@ class TrainSetup:
 
     @property
     def network(self) -> GroundingDINO:
-        return self.bundle.network
+        return self.bundle.detector
 
     def say(self, text: str) -> None:
         self.folder.log(text)
@@ -164,7 +164,7 @@ def _kept(bundle: ModelBundle, frozen: Sequence[str], class_names: Sequence[str]
         raise ConfigError(
             f"keep: both sets of weights share the towers, and {' and '.join(towers)} would train; freeze them."
         )
-    return bundle.kept or companion(bundle.network)
+    return bundle.base_network or companion(bundle.detector)
 
 
 def set_up(
@@ -183,19 +183,21 @@ def set_up(
     )
     _seed(config.seed + accelerator.process_index)
 
-    network = bundle.network.to(accelerator.device)
-    network.denoising = config.denoising
-    network.encoder.gradient_checkpointing = config.gradient_checkpointing
+    network = bundle.detector.to(accelerator.device)
+    network.configure_training(
+        denoising=config.denoising,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bucket=_COMPILED_BUCKET if config.compile else None,
+    )
     if config.compile:
         compile_sampling(network)
-        network.bucket = _COMPILED_BUCKET
     if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
         network.init_label_embedding(training.class_names, bundle.tokenizer)
     bundle.classes = list(valid.class_names)  # without those that are replayed
     adapt(network, config, bundle.classes, bundle.tokenizer)
     groups = groups_of(config)
     frozen = freeze(network, groups)
-    bundle.kept = _kept(bundle, frozen, bundle.classes) if config.keep_base else None
+    bundle.base_network = _kept(bundle, frozen, bundle.classes) if config.keep_base else None
     optimizer, parameters = build_optimizer(network, config.optimizer, groups)
     broadcast([parameter.data for parameter in parameters])  # what begins at random
     bundle.image_format = dataclasses.replace(

@@ -130,7 +130,7 @@ def train(
                 tracker.finish()
             bundle.network.eval()
             if config.tune == "lora":
-                merge_adapters(bundle.network)  # of a run that stopped early
+                merge_adapters(bundle.detector)  # of a run that stopped early
             if PartialState._shared_state and PartialState().num_processes == 1:
                 # the next run may want another device or precision
                 AcceleratorState._reset_state(reset_partial_state=True)

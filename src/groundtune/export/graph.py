@@ -84,7 +84,7 @@ def smallest_side(bundle: ModelBundle) -> int:
         ExportError: the model's own images are smaller.
     """
     side = 2 * _STRIDE
-    backbone, config = bundle.network.backbone, bundle.config
+    backbone, config = bundle.detector.backbone, bundle.config
     if isinstance(backbone, Swin):
         side = _STRIDE * backbone.body.config.window_size + backbone.patch_size
     while sum((-(-side // (8 << level))) ** 2 for level in range(config.num_levels)) < config.num_queries:
@@ -120,7 +120,7 @@ def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) ->
     Raises:
         ExportError: an open-vocabulary graph cannot express the model.
     """
-    network = copy.deepcopy(bundle.network).cpu().eval()
+    network = copy.deepcopy(bundle.detector).cpu().eval()
     use_sampling(network, sample_levels)
     inputs = {"image": torch.zeros(1, 3, side, side)}
     axes = {"image": {2: "height", 3: "width"}, "logits": {1: "queries"}, "boxes": {1: "queries"}}

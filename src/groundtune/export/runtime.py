@@ -77,7 +77,7 @@ def open_exported(path: Path) -> ModelBundle:
         vocabulary = Path(folder) / "vocab.txt"
         vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
         tokenizer = build_tokenizer(vocabulary)
-    network: Any = ExportedNetwork(path, run, metadata, tokenizer)  # a `contracts.Network`
+    network = ExportedNetwork(path, run, metadata, tokenizer)
     config = ModelConfig(max_text_len=metadata.max_text_len)
     return ModelBundle(network, tokenizer, config, metadata.image_format, metadata.classes, source=str(path))
 
@@ -87,19 +87,12 @@ def is_exported(network: object) -> bool:
     return isinstance(network, ExportedNetwork)
 
 
-class _NoTower:
-    """A graph has no text cache to clear."""
-
-    def forget(self) -> None: ...
-
-
 class ExportedNetwork(nn.Module):
     """A `contracts.Network` that runs a graph; images and prompts may be on any device."""
 
     def __init__(self, path: Path, run: RunGraph, metadata: ExportMetadata, tokenizer: BertTokenizer) -> None:
         super().__init__()
         self.path, self.metadata = path, metadata
-        self.language_model = _NoTower()
         self.device_marker = nn.Parameter(torch.empty(0))  # callers read the device from a parameter
         self._run, self._tokenizer = run, tokenizer
         self._blocks: dict[tuple[int, ...], slice] = {}  # of fixed classes the columns of each phrase
@@ -142,6 +135,9 @@ class ExportedNetwork(nn.Module):
             aux_outputs=[],
             enc_outputs=LayerOutput(pred_logits=torch.empty(0), pred_boxes=torch.empty(0)),
         )
+
+    def forget_phrases(self) -> None:
+        """Do nothing: the graph caches no phrases."""
 
     def _columns(self, prompt: TextInput) -> list[int]:
         """Return the file's column of each token of a prompt; names may be fewer and in any order."""

@@ -120,7 +120,7 @@ def _check_data(spec: ExportSpec, names: list[str], splits: Mapping[str, Dataset
 
 def _single_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
     """Return the model without the base network of `--keep-base`, or with only that one."""
-    if bundle.kept is None:
+    if bundle.base_network is None:
         return bundle
     tuned = [name in bundle.classes for name in names]
     if not names or any(tuned) != all(tuned):
@@ -128,7 +128,7 @@ def _single_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
             f"The model {bundle.source!r} has two sets of weights (--keep-base), a file has one: with "
             f"--classes choose only classes of the fine-tuning ({', '.join(bundle.classes)}) or only others."
         )
-    return replace(bundle, network=bundle.network if tuned[0] else bundle.kept, kept=None)
+    return replace(bundle, network=bundle.network if tuned[0] else bundle.base_network, base_network=None)
 
 
 def _add_props(graph: Path, props: Mapping[str, str]) -> None:

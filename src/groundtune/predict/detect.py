@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.contracts import Network
+from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
 from groundtune.text.prompt import Prompt, class_prompt
 from groundtune.text.sampling import chunk_names
@@ -132,7 +132,7 @@ def detect_batch(
 
 
 @contextmanager
-def inference_mode(network: nn.Module, precision: str) -> Iterator[None]:
+def inference_mode(network: Network, precision: str) -> Iterator[None]:
     """Run in eval mode, without gradients and in "fp32" or "bf16"; restore all modes afterwards.
 
     With "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32. This

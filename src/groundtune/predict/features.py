@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundtune.contracts import Network
 from groundtune.errors import ConfigError
+from groundtune.model.bundle import Network
 from groundtune.model.detector import GroundingDINO
 
 

@@ -127,7 +127,7 @@ class Predictor:
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
             features = extract(network, tensors, self.device)
-            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.kept)
+            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:
