@@ -6,15 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
+from engine_runs import (
+    Recorder,
+    differing,
+    evaluated,
+    logged,
+    options,
+    run,
+    scenes,
+    skip_evaluation,
+    tiny_bundle,
+    weights,
+)
 from loader_files import FORMAT, loader_of, seven_images
 
 from groundtune.data import prefetch as decoding
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.prefetch import evaluation_images
 from groundtune.data.scenes import write_captioned_scenes, write_scenes
-from groundtune.engine import validate as measure
-from groundtune.engine.evaluate import evaluate
 from groundtune.errors import DataError, OutOfMemory
 from groundtune.model.bundle import ModelBundle
 
@@ -44,7 +53,7 @@ def bundle(tokenizer) -> ModelBundle:
 
 @pytest.fixture
 def no_evaluation(monkeypatch) -> None:
-    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
+    skip_evaluation(monkeypatch)
 
 
 def image(data: Path, number: int, split: str = "train") -> Path:
@@ -52,7 +61,7 @@ def image(data: Path, number: int, split: str = "train") -> Path:
 
 
 def left_out(watcher: Recorder) -> list[str]:
-    return [value for name, value in watcher.events if name == "message" and "left out" in value]
+    return [value for name, value in watcher.events if name == "message" and "is skipped" in value]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,8 +150,8 @@ def test_training_goes_on_and_tells_once(
         watcher,
     )
     (text,) = left_out(watcher)
-    assert str(broken) in text and "train is left out" in text
-    assert (tmp_path / "run/train.log").read_text().count("left out") == 1
+    assert str(broken) in text and "train is skipped" in text
+    assert (tmp_path / "run/train.log").read_text().count("is skipped") == 1
     assert len([name for name, _ in watcher.events if name == "step"]) == 3 * 5
     assert len(logged(tmp_path / "run")) == 15
 
@@ -177,7 +186,7 @@ def test_the_terminal_is_told_of_five(tmp_path: Path, bundle: ModelBundle, no_ev
     assert (
         len(told) == 5 and "train.log only" in told[-1] and not any("train.log" in text for text in told[:-1])
     )
-    assert (tmp_path / "run/train.log").read_text().count("left out") == 7
+    assert (tmp_path / "run/train.log").read_text().count("is skipped") == 7
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(
@@ -204,10 +213,9 @@ def test_a_validation_image_counts_as_one_without_detections(
     write(tmp_path / "data", train=2, valid=3, size=64)
     valid = load_splits(tmp_path / "data")["valid"]
     broken = valid.samples[1]
-    arguments = {"batch_size": 1, "device": torch.device("cpu")}
-    whole = evaluate(bundle, valid, **arguments)
+    whole = evaluated(bundle, valid, batch_size=1)
     truncate(broken.image_path)
-    without = evaluate(bundle, valid, **arguments, keep_going=True)
+    without = evaluated(bundle, valid, batch_size=1, skip_unreadable=True)
     assert [*without.unreadable] == [str(broken.image_path)] and str(broken.image_path) in str(
         without.unreadable
     )
@@ -219,11 +227,11 @@ def test_a_validation_image_counts_as_one_without_detections(
         answered = sum(len({*sample.class_ids.tolist()}) for sample in valid.samples if sample is not broken)
         assert without.metrics["T-acc"] is not None and without.metrics["T-acc"] <= answered / boxes
     with pytest.raises(DataError, match=broken.image_path.name):
-        evaluate(bundle, valid, **arguments)
+        evaluated(bundle, valid, batch_size=1)
     watcher = Recorder()
     run(options(tmp_path / "data", epochs=2), bundle, tmp_path / "run", watcher)
     (text,) = left_out(watcher)
-    assert str(broken.image_path) in text and "of valid is left out" in text
+    assert str(broken.image_path) in text and "of valid is skipped" in text
     truncate(valid.samples[2].image_path)
     with pytest.raises(DataError, match=r"^2 of 3 images of valid"):
         run(options(tmp_path / "data"), bundle, tmp_path / "other")

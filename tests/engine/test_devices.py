@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +16,7 @@ from groundtune.cli import main
 from groundtune.commands import run_training
 from groundtune.config import TrainConfig
 from groundtune.engine import distributed as launching
-from groundtune.engine.distributed import join, launch, slurm_variables
+from groundtune.engine.distributed import init_distributed_env, launch, slurm_variables
 from groundtune.errors import ConfigError, DataError
 from groundtune.progress import Progress
 
@@ -74,9 +73,7 @@ def test_only_the_main_process_prints_and_nothing_is_said_of_a_good_end(run, cap
     assert capfd.readouterr() == ("result 0\n", "progress 0\n")
 
 
-TRACEBACK = (
-    "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"  # as `join` does
-)
+TRACEBACK = "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"
 WAITS = "\nsignal.pause()"  # the other one waits for it, and would never end
 
 
@@ -139,12 +136,12 @@ def test_who_still_saves_is_waited_for(run, tmp_path: Path) -> None:
 def test_a_started_process_keeps_its_traceback_for_the_one_that_waits(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("GROUNDTUNE_ERRORS", str(tmp_path / "errors"))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(launching, "sys", SimpleNamespace(platform="none", excepthook=None))
-    join()
+    monkeypatch.setattr(sys, "platform", "none")  # else this process would end with its parent
+    init_distributed_env()
     try:
         raise ZeroDivisionError("by hand")
     except ZeroDivisionError as error:
-        launching.sys.excepthook(type(error), error, error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
     assert "ZeroDivisionError: by hand" in (tmp_path / "errors").read_text()
 
 
@@ -187,7 +184,7 @@ def test_slurm_variables_that_are_set_stay_and_a_batch_script_is_no_task() -> No
 @pytest.mark.parametrize(
     ("count", "device", "said"),
     [
-        (4, "cuda", "4 were asked for, and torch sees 2 (cuda)"),
+        (4, "cuda", "expected at most 2 (cuda, seen by torch), got 4"),
         (2, "cuda:1", "2 processes cannot share cuda:1"),
     ],
 )
@@ -318,5 +315,5 @@ def test_nobody_is_left_behind(tmp_path: Path, tokenizer, name: str, code: int) 
     said = run.stderr.read()
     assert run.wait(timeout=120) == code
     _, alive = psutil.wait_procs(started, timeout=120)
-    assert alive == [] and "Traceback" not in said and said.count("Go on with: groundtune train") == 1
+    assert alive == [] and "Traceback" not in said and said.count("Resume with: groundtune train") == 1
     assert (tmp_path / "run/checkpoints/last.pt").is_file()

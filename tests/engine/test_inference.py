@@ -38,7 +38,7 @@ def ranking_by_hand(network: FakeNetwork, image: torch.Tensor, names: list[str],
     return sorted(pairs, reverse=True)
 
 
-def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
+def test_more_classes_than_fit_run_as_a_batch_into_one_ranking(tokenizer) -> None:
     network, batch = FakeNetwork().eval(), images()
     prompts = class_prompts(tokenizer, NAMES, 40)
     count = len(prompts.phrase_maps)
@@ -62,7 +62,7 @@ def test_pitfall_18_and_23_more_classes_than_fit_run_as_a_batch_into_one_ranking
             assert all(int(detections.class_indices[i]) == expected[i][1] for i in clear)
 
 
-def test_pitfall_22_fewer_pairs_than_300(tokenizer) -> None:
+def test_fewer_pairs_than_300(tokenizer) -> None:
     network = FakeNetwork().eval()
     with torch.no_grad():
         found = detect_batch(
@@ -72,7 +72,7 @@ def test_pitfall_22_fewer_pairs_than_300(tokenizer) -> None:
         assert detect_batch(network, [], class_prompts(tokenizer, ["cat"]), []) == []
 
 
-def test_pitfall_23_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
+def test_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
     """The real network, whose classes see each other within a prompt; prompts of several lengths."""
     network = tiny_bundle(tokenizer).network
     prompts = class_prompts(tokenizer, NAMES[:20], 40)
@@ -86,7 +86,7 @@ def test_pitfall_23_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None
             assert (alone.boxes_xyxy - batched.boxes_xyxy).abs().amax(1)[same].median() < 1e-3
 
 
-def test_pitfall_23_the_language_model_reads_each_phrase_once(tokenizer, monkeypatch) -> None:
+def test_the_language_model_reads_each_phrase_once(tokenizer, monkeypatch) -> None:
     network = tiny_bundle(tokenizer).network
     freeze(network, TOWERS)
     rows = []
@@ -130,7 +130,7 @@ class FixedBoxes(FakeNetwork):
         return output
 
 
-def test_semantics_24_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
+def test_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
     """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever size the network saw."""
     network = FixedBoxes([[0.5, 0.5, 0.5, 0.5], [0.1, 0.5, 0.4, 1.0], [0.9, 0.95, 0.4, 0.2]]).eval()
     with torch.no_grad():

@@ -88,7 +88,7 @@ def test_retained_sets_are_a_table(run_folder: Path, tmp_path: Path) -> None:
     sets = {"a&b": {"before": {"AP": 0.5}, "after": {"AP": 0.2}}}
     sets["refs"] = {"before": {"recall@1": 0.0}, "after": {"recall@1": 0.1}}
     summary = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps(summary | {"retained": sets}))
+    (run / "metrics.json").write_text(json.dumps(summary | {"retention": sets}))
     page = page_of(run)
     assert "<td>a&amp;b</td><td>AP</td><td>0.500</td><td>0.200</td><td>40 %</td>" in page
     assert "<td>refs</td><td>recall@1</td><td>0.000</td><td>0.100</td><td>–</td>" in page

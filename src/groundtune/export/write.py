@@ -16,7 +16,7 @@ import torch
 
 from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, evaluate
 from groundtune.errors import ConfigError, DataError, ExportError
 from groundtune.export.graph import closed_prompt, smallest_side, trace
 from groundtune.export.runtime import SUFFIXES, ExportMetadata, metadata, missing, open_exported
@@ -160,7 +160,7 @@ def _quantize(bundle: ModelBundle, graph: Path, names: list[str], train: Dataset
             bundle.tokenizer, train.class_names or ["object"], bundle.config.max_text_len
         ).rows([0])
         tokens = {name: getattr(asked, name).numpy() for name in ("input_ids", "position_ids", "phrase_mask")}
-    batches = evaluation_images(chosen, bundle.image_format, 1)
+    batches = evaluation_images(chosen, bundle.image_format, 1, workers=DECODE_THREADS)
     quantize(graph, (image for batch in batches for image in batch.images if image is not None), tokens)
 
 
@@ -221,7 +221,15 @@ def _measure(
     indices = [place for place, name in enumerate(valid.class_names) if not names or name in names]
 
     def score(asked: ModelBundle) -> Evaluation:
-        return evaluate(asked, valid, class_indices=indices, device=_CPU, progress=progress)
+        return evaluate(
+            asked,
+            valid,
+            class_indices=indices,
+            batch_size=8,
+            device=_CPU,
+            precision="fp32",
+            progress=progress,
+        )
 
     before, after = score(bundle), score(open_exported(written))
     if before.score is None or after.score is None:

@@ -15,6 +15,7 @@ Retention: what fine-tuning left of a model's numbers on data sets that it was n
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,9 +87,16 @@ def _share(right: Sequence[bool]) -> float | None:
 _NOTHING = 0.0005  # reads 0.000
 
 
-def retention(
-    numbers: Mapping[str, Mapping[str, float | None]],
-) -> tuple[str, float | None, float | None, float | None]:
+class Retention(NamedTuple):
+    """What fine-tuning left of the metric of another data set."""
+
+    metric: str
+    before: float | None
+    after: float | None
+    share: float | None
+
+
+def retention(numbers: Mapping[str, Mapping[str, float | None]]) -> Retention:
     """The number that a retained data set is judged by, AP or recall@1 of captions.
 
     Args:
@@ -101,5 +109,5 @@ def retention(
     name = "AP" if "AP" in numbers["before"] else "recall@1"
     before, after = numbers["before"][name], numbers["after"][name]
     if before is None or after is None or before < _NOTHING:
-        return name, before, after, None
-    return name, before, after, after / before
+        return Retention(name, before, after, None)
+    return Retention(name, before, after, after / before)

@@ -70,6 +70,21 @@ class GroundingDINO(nn.Module):
         self.denoising = True
         self.frozen: set[str] = set()
 
+    def configure_training(
+        self, *, denoising: bool, gradient_checkpointing: bool, bucket: int | None
+    ) -> None:
+        """Set what only training uses.
+
+        Args:
+            denoising: whether denoising queries are added.
+            gradient_checkpointing: whether the encoder's layers are computed again in the backward pass.
+            bucket: sides of the coarsest backbone map are padded to multiples of it; None: unchanged.
+        """
+        self.denoising = denoising
+        self.encoder.gradient_checkpointing = gradient_checkpointing
+        if bucket is not None:
+            self.bucket = bucket
+
     def forward(
         self,
         images: Tensor,

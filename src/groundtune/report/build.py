@@ -78,7 +78,7 @@ def _context(run: RunData, splits: dict[str, Dataset], most_images: int) -> dict
         "title": f"{Path(str(run.config.get('data', ''))).name or 'data'} · {run.config.get('model', '')}",
         "run": run,
         "headline": _headline(run),
-        "retained": [(name, *retention(numbers)) for name, numbers in run.retained.items()],
+        "retained": [(name, *retention(numbers)) for name, numbers in run.retention.items()],
         "charts": _charts(run),
         "summary": _data_summary(splits),
         "environment": run.environment,

@@ -31,7 +31,7 @@ class RunData:
     best: Metrics = field(default_factory=dict)  # of the best weights
     final: Metrics = field(default_factory=dict)  # of the last weights
     per_class: dict[str, Metrics] = field(default_factory=dict)  # AP and AP50 of the best weights
-    retained: dict[str, dict[str, Metrics]] = field(
+    retention: dict[str, dict[str, Metrics]] = field(
         default_factory=dict
     )  # other data sets, "before" and "after"
     seconds: float | None = None  # wall time of the training
@@ -65,7 +65,7 @@ def read_run(folder: Path) -> RunData:
     run.final = summary.get("final") or (numbers[-1] if len(numbers) > 1 else {})
     run.best = summary.get("best") or max(numbers[1:], key=score, default={})
     run.per_class = summary.get("per_class", {})
-    run.retained = summary.get("retained", {})
+    run.retention = summary.get("retention", {})
     run.seconds, run.memory_bytes = summary.get("seconds"), summary.get("memory_bytes")
     run.valid_images = summary.get("valid_images")
     return run
