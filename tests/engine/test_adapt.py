@@ -126,12 +126,12 @@ def cost(bundle: ModelBundle, config: TrainConfig) -> int:
     add_tuned_parameters(network, config, CLASSES, bundle.tokenizer)
     groups = param_groups(config)
     freeze(network, groups)
-    optimizer, parameters = build_optimizer(network, config.optimizer, groups)
+    optimizer = build_optimizer(network, config.optimizer, groups)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert len(optimizer.state) == len(parameters)
+    assert len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups)
     held = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     held += [value for state in optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -213,7 +213,7 @@ def test_the_command_says_what_it_needs(base, tuned, data, tmp_path, monkeypatch
     assert "--alphas: expected a number between 0 and 1, got 1.5" in refused(
         str(base), str(tuned), "--output-dir", "x", "--alphas", "0.5,1.5"
     )
-    assert "out: missing" in refused(str(base), str(tuned))
+    assert "--output-dir: missing" in refused(str(base), str(tuned))
     Path("full").mkdir()
     Path("full/mine.txt").touch()
     assert "is not empty and no model" in refused(str(base), str(tuned), "--output-dir", "full")

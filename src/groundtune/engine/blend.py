@@ -30,7 +30,7 @@ class BlendPoint:
     Attributes:
         at: 0 is the base, 1 the fine-tuned model.
         metrics: metrics on the target.
-        retained: name of each other data set → its metrics "before" (base) and "after" (this model).
+        retained: other data set → its metrics "before" (base) and "after" (this model).
         gain: share of the fine-tuned model's gain on the target; None if it gained nothing.
         kept: mean share of the base's metrics on the other data sets; None without such sets.
     """
@@ -53,10 +53,7 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
     Unmerged LoRA adapters blend by their scale: B is scaled (it is 0 in the base), A is the tuned
     one. Label embeddings of other classes, which only training reads, are the tuned ones.
 
-    Args:
-        base: weights by name; those of prompt tuning may be missing and count as 0.
-        tuned: weights of the same names and shapes.
-        at: position on the line, in [0, 1].
+    Weights of prompt tuning that the base lacks count as 0.
 
     Raises:
         CheckpointError: they are not two states of one network.
@@ -76,7 +73,7 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
     def between(name: str) -> Tensor:
         if ".lora_A." in name or (name == LABELS and other_labels):
             return tuned[name].clone()
-        if tuned[name].is_floating_point():  # lerp is exact at both ends, base + 1·(tuned − base) is not
+        if tuned[name].is_floating_point():  # exact at both ends, unlike base + 1·(…)
             return torch.lerp(base[name].to(tuned[name]), tuned[name], at)
         return (tuned if at > 0 else base)[name].clone()
 
@@ -89,16 +86,10 @@ def measure_line(
     at: Sequence[float],
     measure: Callable[[], tuple[Evaluation, dict[str, Evaluation]]],
 ) -> list[BlendPoint]:
-    """Evaluate the models of a line, in order and always with its ends.
+    """Evaluate the models at some positions, in order and always with the ends.
 
-    Args:
-        base: network at 0.
-        tuned: network at 1, on the same device. It receives each point's weights, its own last.
-        at: positions between them.
-        measure: evaluates `tuned` on the target, and on the other data sets by name.
-
-    Raises:
-        CheckpointError: as `blended`.
+    `measure` evaluates `tuned`, which receives each point's weights, its own last, on the target and
+    on the other data sets by name. Both networks are on one device. Errors are those of `blended`.
     """
     ends = base.state_dict(), {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     points: list[BlendPoint] = []

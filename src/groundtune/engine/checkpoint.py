@@ -37,11 +37,6 @@ def trained_weights(network: GroundingDINO) -> dict[str, Tensor]:
 def load_trained_weights(network: GroundingDINO, weights: dict[str, Tensor], source: str) -> None:
     """Load the result of `trained_weights` into a network with the same frozen modules.
 
-    Args:
-        network: network to change.
-        weights: weights by name.
-        source: their origin, for the message.
-
     Raises:
         CheckpointError: names or shapes differ from the network's.
     """
@@ -81,12 +76,7 @@ def set_random_state(state: State) -> None:
 
 
 def save_state(state: State, path: Path, previous: Path | None = None) -> None:
-    """Write a state so that a reader sees the old file or the new one, never a part of one.
-
-    Args:
-        state: tensors and plain Python values.
-        path: file to replace.
-        previous: new path of the old file; None removes it.
+    """Write a state so that a reader sees the old file, which becomes `previous`, or the new one.
 
     Raises:
         CheckpointError: the file cannot be written; the old one is intact.

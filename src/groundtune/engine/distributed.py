@@ -31,7 +31,7 @@ from groundtune.errors import ConfigError, GroundtuneError
 
 _T = TypeVar("_T")
 _ERROR = "groundtune: error: "  # how the command line begins its messages
-_PATIENCE = timedelta(hours=12)  # how long the others wait while the main process computes the metrics
+_PATIENCE = timedelta(hours=12)  # for the main process to compute the metrics
 _ERROR_FILE = "GROUNDTUNE_ERRORS"  # environment variable: the file for a launched process's errors
 _GRACE = 15.0  # seconds in which the others may end by themselves after one has failed
 _SAVING = (0, 130, 143)  # exit codes after which the others may still be saving, for any time
@@ -40,7 +40,7 @@ _FORWARDED = [*STOP_SIGNALS, *(number for number in signal.Signals if number.nam
 
 
 def processes() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes; (0, 1) outside a distributed run."""
+    """Return this process's rank and the number of processes; (0, 1) if not distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
@@ -145,14 +145,15 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks == "1" or "RANK" in environment:
         return {}
-    first_node = re.match(r"([^\[,]+)(?:\[([^-,\]]+))?", environment["SLURM_STEP_NODELIST"])  # node[07-09,12]
+    nodes = environment["SLURM_STEP_NODELIST"]  # for example node[07-09,12],other
+    first_node = re.match(r"([^\[,]+)(?:\[([^-,\]]+))?", nodes)
     assert first_node is not None
     variables = {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": tasks,
         "MASTER_ADDR": first_node[1] + (first_node[2] or ""),
-        "MASTER_PORT": str(20000 + int(environment["SLURM_JOB_ID"]) % 10000),  # several jobs may share a node
+        "MASTER_PORT": str(20000 + int(environment["SLURM_JOB_ID"]) % 10000),  # one for each job
     }
     return {name: value for name, value in variables.items() if name not in environment}
 
@@ -162,11 +163,7 @@ def launch(count: int, device: str, threads: int) -> int:
 
     Each process has its own session, so that Ctrl-C, which goes to a whole process group, reaches
     it once. The errors of all but the main process go to files; the first failed one's are printed.
-
-    Args:
-        count: number of processes, one per GPU; on a CPU they divide its threads.
-        device: name of the device, as in the option.
-        threads: threads of each process; 0 divides torch's number.
+    With 0 `threads` they divide torch's number.
 
     Returns:
         The exit code of the process that failed first, otherwise 0; 128 + n if signal n ended it.
@@ -193,7 +190,7 @@ def launch(count: int, device: str, threads: int) -> int:
             first = _wait_for_all(started)
         codes = [_exit_code(process) for process in started]
         code = codes[first]
-        if code not in _SAVING and not (1 < code < 128 and code == codes[0]):  # or the main one printed it
+        if code not in _SAVING and not (1 < code < 128 and code == codes[0]):  # else printed
             errors = files[first].read_text(encoding="utf-8", errors="replace").strip()
             _, prefix, error = errors.rpartition(_ERROR)
             print(prefix + error or f"{_ERROR}process {first} of {count} {_end(code)}.", file=sys.stderr)

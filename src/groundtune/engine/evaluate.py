@@ -8,7 +8,7 @@ Processes share an evaluation by whole batches: each image is computed beside th
 one process, so its results are equal bit for bit (on the same kind of device and as many threads).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -33,6 +33,7 @@ from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
 
 Metrics = dict[str, float | None]
+FeatureMaps = Sequence[Sequence[Tensor]]  # of each image, its levels (C, h, w)
 DECODE_THREADS = 2  # threads that decode images ahead of the network; no value depends on them
 
 
@@ -71,21 +72,13 @@ class ImageResult:
 
 @dataclass
 class EvalTask:
-    """A model and what it detects in the images of a data set; `eval_task` builds it.
-
-    Attributes:
-        bundle: model.
-        prompts: prompts of the classes; None: the prompt of each image is its caption.
-        category_ids: category id of each class.
-        class_indices: index of each class in the data set.
-        precision: "fp32" or "bf16".
-    """
+    """A model and what it detects in the images of a data set."""
 
     bundle: ModelBundle
-    prompts: Prompts | None
-    category_ids: list[int]
-    class_indices: list[int]
-    precision: str
+    prompts: Prompts | None  # of the classes; None: the prompt of each image is its caption
+    category_ids: list[int]  # of the classes
+    class_indices: list[int]  # of the classes in the data set
+    precision: str  # "fp32" or "bf16"
 
     def predict_dataset(
         self,
@@ -96,91 +89,84 @@ class EvalTask:
         features: FeatureCache | None = None,
         unreadable: dict[str, str] | None = None,
     ) -> dict[int, ImageResult]:
-        """Run the model on a data set and return the results by image index.
+        """Run the model on all images and return the results by image index.
 
-        Args:
-            dataset: images; none give an empty result.
-            batch_size: images per batch; the last batch may be smaller.
-            device: where to compute; the network is moved there.
-            on_batch: called with the number of images of each finished batch.
-            features: cache of the backbone's maps by image index.
-            unreadable: receives unreadable images, which get no result; None: raise their error.
+        `on_batch` receives the number of images of each finished batch, `unreadable` the unreadable
+        images, which get no result; without it their error is raised.
         """
         network = self.bundle.to(device)
-        needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
         detect = self._detect_phrases if self.prompts is None else self._detect_classes
         results: dict[int, ImageResult] = {}
-        batches = evaluation_images(
-            dataset, self.bundle.image_format, batch_size, needs_pixels, DECODE_THREADS, unreadable
-        )
         with inference_mode(network, self.precision):
-            for batch in batches:
-                if features is not None:
-                    maps = features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
-                else:
-                    maps = extract(network, [image for image in batch.images if image is not None], device)
+            for batch, maps in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
                 results |= zip(batch.indices, detect(batch, maps, device), strict=True)
                 on_batch(len(batch.samples))
         return results
 
-    def _detect_classes(
-        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[ImageResult]:
+    def _detect_classes(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
         assert self.prompts is not None
-        sizes_hw = [sample.size_hw for sample in batch.samples]
-        prompts, base_network = self.prompts.to(device), self.bundle.kept
+        sizes_hw, ids = [sample.size_hw for sample in batch.samples], self.category_ids
+        prompts = self.prompts.to(device)
+        detections = detect_batch(self.bundle.network, maps, prompts, sizes_hw, self.bundle.kept)
         results = []
-        for sample, detections in zip(
-            batch.samples,
-            detect_batch(self.bundle.network, maps, prompts, sizes_hw, base_network),
-            strict=True,
-        ):
-            boxes_xywh = xyxy_to_xywh(detections.boxes_xyxy).tolist()
-            scores, classes = detections.scores.tolist(), detections.class_indices.tolist()
-            rows: list[Prediction] = [
-                {
-                    "image_id": sample.image_id,
-                    "category_id": self.category_ids[c],
-                    "bbox": box,
-                    "score": score,
-                }
-                for c, box, score in zip(classes, boxes_xywh, scores, strict=True)
+        for sample, found in zip(batch.samples, detections, strict=True):
+            boxes_xywh = xyxy_to_xywh(found.boxes_xyxy).tolist()
+            rows = zip(found.class_indices.tolist(), boxes_xywh, found.scores.tolist(), strict=True)
+            predictions: list[Prediction] = [
+                {"image_id": sample.image_id, "category_id": ids[index], "bbox": box, "score": score}
+                for index, box, score in rows
             ]
-            results.append(ImageResult(rows, []))
+            results.append(ImageResult(predictions, []))
         return results
 
-    def _detect_phrases(
-        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[ImageResult]:
-        """Detect each phrase of the captions: its 10 best boxes, and all with at least `THRESHOLD`."""
-        network = self.bundle.kept or self.bundle.network
-        groundings = [sample.grounding for sample in batch.samples if sample.grounding is not None]
-        prompts = [grounding_prompt(grounding) for grounding in groundings]
-        text, phrase_maps = tokenize(self.bundle.tokenizer, prompts, self.bundle.config.max_text_len)
-        network.language_model.forget()  # a phrase's last bits depend on those encoded along with it
+    def _detect_phrases(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
+        """Detect each phrase of the captions: the 10 best boxes, and all from `THRESHOLD` on."""
+        bundle, network = self.bundle, self.bundle.kept or self.bundle.network
+        captions = [sample.grounding for sample in batch.samples if sample.grounding is not None]
+        prompts = [grounding_prompt(caption) for caption in captions]
+        text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
+        network.language_model.forget()  # else last bits depend on earlier batches
         output = network.forward_features([list(levels) for levels in maps], text.to(device))
         network.language_model.forget()
         results = []
-        for sample, grounding, logits, boxes, phrase_map in zip(
-            batch.samples,
-            groundings,
-            output["pred_logits"],
-            output["pred_boxes"].cpu(),
-            phrase_maps,
-            strict=True,
+        outputs = zip(output["pred_logits"], output["pred_boxes"].cpu(), phrase_maps, strict=True)
+        for sample, caption, (logits, boxes, phrase_map) in zip(
+            batch.samples, captions, outputs, strict=True
         ):
-            result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max").cpu()  # (Q, P)
-            for index, phrase in enumerate(grounding.phrases):
-                of_phrase = scores[:, index : index + 1]
+            result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max").cpu()
+            for index, phrase in enumerate(caption.phrases):
+                of_phrase = scores[:, index : index + 1]  # (Q, 1)
                 limit = max(*RANKS, int((of_phrase >= THRESHOLD).sum()))
                 best = top_detections([of_phrase], [boxes], [[index]], sample.size_hw, limit)
-                found = PhraseResult(best.boxes_xyxy, best.scores, _boxes_of_phrase(sample, index))
-                box_xywh, score = xyxy_to_xywh(best.boxes_xyxy[0]).tolist(), float(best.scores[0])
                 row: Prediction = {"image_id": sample.image_id, "phrase": phrase}
-                result.predictions.append(row | {"bbox": box_xywh, "score": score})
-                result.phrases.append(found)
+                row |= {"bbox": xyxy_to_xywh(best.boxes_xyxy[0]).tolist(), "score": float(best.scores[0])}
+                result.predictions.append(row)
+                labels = _boxes_of_phrase(sample, index)
+                result.phrases.append(PhraseResult(best.boxes_xyxy, best.scores, labels))
             results.append(result)
         return results
+
+
+def iter_maps(
+    bundle: ModelBundle,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    features: FeatureCache | None = None,
+    unreadable: dict[str, str] | None = None,
+) -> Iterator[tuple[EvalBatch, FeatureMaps]]:
+    """Iterate over batches and the backbone's maps of each image, which may be cached."""
+    needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
+    for batch in evaluation_images(
+        dataset, bundle.image_format, batch_size, needs_pixels, DECODE_THREADS, unreadable
+    ):
+        if features is not None:
+            yield batch, features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
+        else:
+            yield (
+                batch,
+                extract(bundle.network, [image for image in batch.images if image is not None], device),
+            )
 
 
 def evaluate(
@@ -200,10 +186,8 @@ def evaluate(
 
     Args:
         class_indices: classes to detect and count; None: all.
-        batch_size: images per batch.
         device: where to compute; the network is moved there.
         precision: "fp32" or "bf16".
-        progress: receives the number of processed images after each batch.
 
     Raises:
         DataError: the data set has no image or no class, only some of its images have captions, or
@@ -223,7 +207,7 @@ def run_task(
     features: FeatureCache | None = None,
     skip_unreadable: bool = False,
 ) -> Evaluation:
-    """Do what `evaluate` does, with a feature cache, or with unreadable images reported, not raised."""
+    """Evaluate, optionally with a feature cache or with unreadable images in the result."""
     rank, count = processes()
     total, done = len(dataset.samples), 0
     starts = range(rank * batch_size, total, count * batch_size)
@@ -264,8 +248,8 @@ def eval_task(
     indices = list(range(len(dataset.class_names)) if class_indices is None else class_indices)
     if not dataset.samples or not indices:
         raise DataError(
-            f"{dataset.name}: expected at least one image and one class to evaluate on, got {len(dataset.samples)} "
-            f"images and {len(indices)} classes."
+            f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images and "
+            f"{len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
     prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
@@ -276,7 +260,7 @@ def score_results(
     dataset: Dataset,
     class_indices: Sequence[int],
     results: Mapping[int, ImageResult],
-    unreadable: Mapping[str, str],
+    unreadable: dict[str, str],
 ) -> Evaluation:
     """Score the results by image index, which only the main process needs to have."""
     ordered = [results.get(index) or _no_result(sample) for index, sample in enumerate(dataset.samples)]
@@ -284,20 +268,20 @@ def score_results(
 
     def score() -> Evaluation:  # sent to the other processes without the predictions
         if dataset.is_grounding:
-            metrics = grounding_metrics([phrase for result in ordered for phrase in result.phrases])
-            return Evaluation(metrics, {}, [], dict(unreadable))
+            phrases = [phrase for result in ordered for phrase in result.phrases]
+            return Evaluation(grounding_metrics(phrases), {}, [], unreadable)
         measure = coco_metrics if dataset.lvis is None else lvis_metrics
-        found = measure(dataset, predictions, list(class_indices))
-        return Evaluation(found.metrics, found.per_class, [], dict(unreadable))
+        found = measure(dataset, predictions, class_indices)
+        return Evaluation(found.metrics, found.per_class, [], unreadable)
 
     return replace(from_main(score), predictions=predictions)
 
 
 def _no_result(sample: Sample) -> ImageResult:
     phrases = 0 if sample.grounding is None else len(sample.grounding.phrases)
-    no_boxes, no_scores = torch.zeros(0, 4), torch.zeros(0)
-    missed = [PhraseResult(no_boxes, no_scores, _boxes_of_phrase(sample, index)) for index in range(phrases)]
-    return ImageResult([], missed)
+    boxes_xyxy, scores = torch.zeros(0, 4), torch.zeros(0)
+    labels = [_boxes_of_phrase(sample, index) for index in range(phrases)]
+    return ImageResult([], [PhraseResult(boxes_xyxy, scores, boxes) for boxes in labels])
 
 
 def _boxes_of_phrase(sample: Sample, index: int) -> np.ndarray:

@@ -18,12 +18,10 @@ import numpy as np
 import torch
 
 from groundtune.boxes import pairwise_iou
-from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset, Sample, listed
-from groundtune.engine.evaluate import DECODE_THREADS
+from groundtune.engine.evaluate import iter_maps
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, detect_batch, inference_mode
-from groundtune.predict.features import extract
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
 from groundtune.text.prompt import COMMON_NAMES, recombined_names
@@ -41,20 +39,11 @@ def base_detections(
     """Return the base model's confident detections of common classes, as a data set to evaluate on.
 
     The AP of the fine-tuned model on it is retention, not accuracy: it falls where the model
-    forgets, and also where the base model was wrong.
-
-    Args:
-        bundle: model before training.
-        valid: at most 50 of its images are used, evenly spread; its own class names are excluded.
-        device: where to compute; the network is moved there.
-        batch_size: images per batch.
-        progress: receives the number of processed images.
+    forgets, and also where the base model was wrong. At most 50 images of `valid` are used, evenly
+    spread; its own class names are excluded.
 
     Returns:
         The data set by its name `BASE_DETECTIONS`; {} if the model has no confident detection.
-
-    Raises:
-        DataError: an image cannot be read.
     """
     names = [name for name in COMMON_NAMES if name not in valid.class_names]
     count = len(valid.samples)
@@ -88,21 +77,9 @@ def add_self_distillation(
     progress: Progress,
     precision: str,
 ) -> Dataset:
-    """Return the data set with the model's detections of unlabeled objects as further boxes.
+    """Return a data set with the model's detections of unlabeled objects as further boxes.
 
-    Args:
-        bundle: model before training.
-        dataset: training images, which are not changed; those with captions get no boxes.
-        device: where to compute; the network is moved there.
-        batch_size: images per batch.
-        progress: receives the number of processed images, and a message about the new boxes.
-        precision: "fp32" or "bf16".
-
-    Returns:
-        A data set with the same classes, and after them the detected names.
-
-    Raises:
-        DataError: an image cannot be read.
+    It has the same classes, and after them the detected names. Images with captions get no boxes.
     """
     own_names = dataset.class_names
     likely = recombined_names(own_names)
@@ -140,17 +117,13 @@ def detect_groups(
     progress: Progress,
     precision: str,
 ) -> list[list[ImageDetections]]:
-    """Return each group's detections by image; the groups do not compete for an image's 300 detections."""
-    max_text_len = bundle.config.max_text_len
-    prompts = [
-        class_prompts(bundle.tokenizer, names, max_text_len, bundle.own_names).to(device) for names in groups
-    ]
+    """Return each group's detections by image; each group has 300 detections per image."""
+    tokenizer, max_text_len, own_names = bundle.tokenizer, bundle.config.max_text_len, bundle.own_names
+    prompts = [class_prompts(tokenizer, names, max_text_len, own_names).to(device) for names in groups]
     network = bundle.to(device)
     results: list[list[ImageDetections]] = [[] for _ in groups]
-    batches = evaluation_images(dataset, bundle.image_format, batch_size, workers=DECODE_THREADS)
     with inference_mode(network, precision):
-        for batch in batches:
-            maps = extract(network, [image for image in batch.images if image is not None], device)
+        for batch, maps in iter_maps(bundle, dataset, batch_size, device):
             sizes_hw = [sample.size_hw for sample in batch.samples]
             for of_group, group_prompts in zip(results, prompts, strict=True):
                 of_group += detect_batch(network, maps, group_prompts, sizes_hw, bundle.kept)

@@ -1,4 +1,4 @@
-"""What trains, and how fast: freezing, AdamW's parameter groups, the schedule, and the EMA of the weights.
+"""What trains, and how fast: freezing, parameter groups, learning rate schedule, EMA.
 
 Groups name modules by path, matched at the dots: `backbone` is not `language_model.backbone`, which
 MMDetection's match of substrings also hits. The longest matching path wins.
@@ -22,13 +22,14 @@ from groundtune.model.adapters import HEADS, add_adapters, is_adapter
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.prompt_tuning import VECTORS, extended
 
-_TUNED = {"lora": list(HEADS), "heads": ["bbox_head"], "prompt": [VECTORS]}  # besides LoRA's own matrices
+# The modules that each way of tuning trains, LoRA besides its own matrices.
+_TUNED = {"lora": list(HEADS), "heads": ["bbox_head"], "prompt": [VECTORS]}
 
 
 def add_tuned_parameters(
     network: GroundingDINO, config: TrainConfig, class_names: Sequence[str], tokenizer: BertTokenizer
 ) -> None:
-    """Add what `config.tune` trains besides the network's own weights: LoRA's matrices, or class offsets.
+    """Add what `config.tune` trains besides the network's weights: LoRA, or class offsets.
 
     Raises:
         ConfigError: prompt tuning without class names.
@@ -54,11 +55,7 @@ def param_groups(config: TrainConfig) -> list[ParamGroup]:
 
 
 def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str, tuple[str, float]]:
-    """Find each parameter's group.
-
-    Returns:
-        Parameter name → (path that matches it, lr_mult); ("", 1.0) without a match, and
-        ("lora", 1.0) for LoRA's matrices.
+    """Return parameter name → (path of its group, lr_mult); ("", 1.0) if no path matches.
 
     Raises:
         ConfigError: paths that match no parameter; all are listed.
@@ -68,9 +65,7 @@ def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str
     unknown = [path for path in multiplier if not any(_is_under(name, path) for name in names)]
     if unknown:
         top = sorted({name.split(".")[0] for name in names})
-        modules = sorted(
-            {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
-        )
+        modules = [path for path, _ in network.named_modules()]
         raise ConfigError(
             "\n".join(
                 f"param_groups: unknown module {path!r}; expected {', '.join(top)}, or a path inside them."
@@ -88,14 +83,13 @@ def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str
 def freeze(network: GroundingDINO, groups: Sequence[ParamGroup]) -> list[str]:
     """Freeze what has the multiplier 0, and make everything else train.
 
-    A module whose parameters are all frozen is put into eval mode for good (`GroundingDINO.freeze`);
-    in a partly frozen module this holds for its frozen submodules.
+    A completely frozen module is put into eval mode for good (`GroundingDINO.freeze`).
 
     Returns:
-        The frozen modules' paths, outermost ones only.
+        The outermost frozen modules' paths.
 
     Raises:
-        ConfigError: as `lr_multipliers`; or nothing is left to train.
+        ConfigError: unknown paths; or nothing is left to train.
     """
     trained = {name for name, (_, lr_mult) in lr_multipliers(network, groups).items() if lr_mult > 0}
     if not trained:
@@ -107,10 +101,8 @@ def freeze(network: GroundingDINO, groups: Sequence[ParamGroup]) -> list[str]:
     return frozen
 
 
-def build_optimizer(
-    network: nn.Module, config: OptimizerConfig, groups: Sequence[ParamGroup]
-) -> tuple[Optimizer, list[Tensor]]:
-    """Return AdamW and the list of all parameters in it; call `freeze` first.
+def build_optimizer(network: nn.Module, config: OptimizerConfig, groups: Sequence[ParamGroup]) -> Optimizer:
+    """Return AdamW over the parameters that train; call `freeze` first.
 
     Parameters named `absolute_pos_embed` have no weight decay (the rule of the reference). Each of
     AdamW's groups has a "name": the path that selects it, or "rest".
@@ -131,11 +123,11 @@ def build_optimizer(
         }
         for (path, decays), parameters in members.items()
     ]
-    return AdamW(settings, fused=True), [p for parameters in members.values() for p in parameters]
+    return AdamW(settings, fused=True)
 
 
 def build_schedule(optimizer: Optimizer, config: TrainConfig, total_steps: int) -> LambdaLR:
-    """Return linear warm-up, then a constant, then one drop at the share `lr_drop_at` of all steps."""
+    """Return the schedule: linear warm-up, constant, one drop at `lr_drop_at` of all steps."""
     warmup, drop = config.warmup_steps, round(config.lr_drop_at * total_steps)
 
     def factor(step: int) -> float:
@@ -147,12 +139,8 @@ def build_schedule(optimizer: Optimizer, config: TrainConfig, total_steps: int) 
 class WeightAverage:
     """Exponential moving average (EMA) of the trained parameters.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the first weights soon
-    stop to count.
-
-    Attributes:
-        average: parameter name → average, of the same shape, type and device.
-        updates: number of updates so far.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)): the first weights soon count little.
+    `average` holds the averages by parameter name, `updates` is n.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -197,7 +185,7 @@ def _is_under(name: str, path: str) -> bool:
 
 
 def _frozen_modules(module: nn.Module, path: str, trained: set[str]) -> list[str]:
-    """Return the outermost modules at and below `path` that have parameters, none of which trains."""
+    """Return the outermost modules at `path` with parameters, none of which trains."""
     if path and not any(_is_under(name, path) for name in trained):
         return [path] if any(True for _ in module.parameters()) else []
     prefix = f"{path}." if path else ""

@@ -1,13 +1,11 @@
-"""`evaluate` with its batches distributed over Ray workers: the same prompts, batches and metrics."""
+"""`evaluate` on Ray workers: the same prompts, batches and metrics."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from groundtune.data.sample import Dataset, Sample
 from groundtune.device import pick_device, pick_precision
 from groundtune.engine.evaluate import EvalTask, Evaluation, ImageResult, eval_task, score_results
-from groundtune.model.bundle import ModelBundle
 from groundtune.predict.ray import RayPool, on_ray, pack, unpack
 from groundtune.progress import Progress
 
@@ -18,7 +16,7 @@ class _PredictBatch:
 
     model: dict[str, bytes]
     dataset: Dataset  # with one image only
-    class_indices: Sequence[int] | None
+    class_indices: list[int]
     device: str
     precision: str
 
@@ -33,28 +31,24 @@ class _PredictBatch:
 
 
 def evaluate_on_ray(
-    bundle: ModelBundle,
+    task: EvalTask,
     dataset: Dataset,
     pool: RayPool,
     *,
-    class_indices: Sequence[int] | None = None,
     batch_size: int,
     device: str,
-    precision: str,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate on Ray workers, each of which resolves `device` and the precision "auto" for itself.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster at the address.
-        DataError: as `evaluate`; the message names an image that a worker cannot read.
+        DataError: a worker cannot read an image, which the message names.
     """
-    task = eval_task(bundle, dataset, class_indices, precision)  # raises before any worker starts
     samples = [replace(sample, image_path=sample.image_path.absolute()) for sample in dataset.samples]
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    work = _PredictBatch(
-        pack(bundle), replace(dataset, samples=samples[:1]), class_indices, device, precision
-    )
+    small = replace(dataset, samples=samples[:1])
+    work = _PredictBatch(pack(task.bundle), small, task.class_indices, device, task.precision)
     results: dict[int, ImageResult] = {}
     for number, of_batch in on_ray(work, batches, pool):
         results |= {number * batch_size + index: result for index, result in of_batch.items()}

@@ -42,7 +42,7 @@ def resume_command(config: TrainConfig, out: Path) -> str:
 
 
 def save_state(setup: TrainSetup, state: TrainState) -> None:
-    """Save all that a run needs to resume after a step as if uninterrupted. Every process calls this."""
+    """Save all that a resumed run needs to equal an uninterrupted one. All processes call it."""
     state.seconds = time.perf_counter() - state.began
     state.memory_bytes = max(state.memory_bytes, peak_memory(setup.device))
     random = gather_object([checkpoint.random_state()])
@@ -98,7 +98,7 @@ def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out
 def _check_unchanged(
     config: TrainConfig, training: Dataset, classes: list[str], state: checkpoint.State
 ) -> list[str]:
-    """Raise if the run would compute something else than before; return a message about free options."""
+    """Raise if the run would compute something else; return a message about free options."""
     if "config" not in state:
         raise CheckpointError(
             f"resume: the checkpoint of {config.resume} has weights only, not the state of a run."
@@ -128,7 +128,7 @@ def _check_unchanged(
 
 
 def restore_state(setup: TrainSetup, state: TrainState, resumed: Resumed) -> None:
-    """Restore weights, optimizer, random generators and `state`; drop what the run logged after them.
+    """Restore weights, optimizer, random generators and `state`; drop later lines of the log.
 
     Raises:
         CheckpointError: the checkpoint is that of another model or of another version.
@@ -145,7 +145,7 @@ def restore_state(setup: TrainSetup, state: TrainState, resumed: Resumed) -> Non
                 f"The checkpoint of {setup.config.resume} is of another model, optimizer or version "
                 f"({type(error).__name__}: {error})."
             ) from error
-        if resumed.name == "previous" and setup.accelerator.is_main_process:  # all processes have read it
+        if resumed.name == "previous" and setup.accelerator.is_main_process:  # all have read it
             os.replace(setup.folder.checkpoint("previous"), setup.folder.checkpoint("last"))
         setup.folder.forget_after(state.epoch, state.step)
     if state.epoch < setup.config.epochs:

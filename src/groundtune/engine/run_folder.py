@@ -6,8 +6,8 @@ checkpoints/  model/  samples/
 Whole files are written aside and renamed when they are on the disk: whatever kills a run, a reader
 sees the old file or the new one. metrics.json is the last one; with it a run is finished.
 
-`samples/` has the first augmented images with their boxes, prompts and tokens: a box off its object,
-a swapped class or a phrase without tokens is seen there in a minute, and otherwise after a night.
+`samples/` has the first augmented images with their boxes, prompts and tokens: a box off its
+object, a swapped class or a phrase without tokens is seen there in a minute, else after a night.
 """
 
 import json
@@ -35,7 +35,7 @@ from groundtune.files import replacing
 
 @contextmanager
 def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
-    """Turn what a full disk, or a read-only or vanished run directory raises into one `CheckpointError`.
+    """Turn the OSErrors of a full, read-only or vanished disk into one `CheckpointError`.
 
     Other OSErrors, such as those of the network, have classes of their own and pass.
     """
@@ -51,15 +51,10 @@ def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
 
 
 class RunFolder:
-    """Writes the files of one run; processes other than the main one write nothing.
-
-    Args:
-        path: created if missing.
-        resume: whether the run in this folder is resumed; otherwise it must be new or empty.
-        writes: whether this is the main process.
+    """Writes the files of one run, if `writes`: only the main process does.
 
     Raises:
-        ConfigError: the folder is not empty and `resume` is off, or it cannot be created.
+        ConfigError: the folder is not empty and no run is resumed, or it cannot be created.
     """
 
     def __init__(self, path: Path, resume: bool, writes: bool) -> None:
@@ -80,7 +75,7 @@ class RunFolder:
                 f"output_dir: the run folder {path} cannot be created: {error.strerror}."
             ) from error
         for leftover in (*path.glob(".model.*"), *path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # of a killed process
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # killed
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of the training state "last", the one before ("previous"), or "best"."""
@@ -101,9 +96,9 @@ class RunFolder:
                 os.fsync(file.fileno())  # a checkpoint on the disk must not be ahead of its lines
 
     def forget_after(self, epoch: int, step: int) -> None:
-        """Drop the lines of metrics.jsonl after a step: those since the last checkpoint.
+        """Drop the lines of metrics.jsonl after a step, as those since the last checkpoint.
 
-        The validation after an epoch has the step of its last line and the number of the next epoch.
+        The validation after an epoch has the step of its last line and the next epoch's number.
         """
         path = self.path / "metrics.jsonl"
         if not (self._writes and path.is_file()):
@@ -134,20 +129,12 @@ class RunFolder:
                 file.write(text.encode())
 
 
-_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito
+# Okabe and Ito's colors
+_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 
 def write_samples(loader: TrainLoader, folder: Path, limit: int = 8) -> None:
-    """Write the first images of the first epoch as JPEGs with numbered boxes, and `samples.json`.
-
-    Args:
-        loader: gives its first batches; training gets the same ones again.
-        folder: created if missing.
-        limit: number of images.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Write the first images of the first epoch as JPEGs with numbered boxes, and `samples.json`."""
     folder.mkdir(exist_ok=True)
     entries = ((batch, index) for batch in loader.epoch(0) for index in range(len(batch.samples)))
     records = []
@@ -158,7 +145,7 @@ def write_samples(loader: TrainLoader, folder: Path, limit: int = 8) -> None:
         assert pixels is not None  # nothing is cached before the first step
         image = _to_image(pixels, loader.image_format)
         _draw(image, [box["box_xyxy"] for box in records[-1]["boxes"]], labels)
-        image.save(folder / record["file"], quality=90, subsampling=0)  # thin lines keep their colors
+        image.save(folder / record["file"], quality=90, subsampling=0)  # keeps thin lines' colors
     text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
     (folder / "samples.json").write_text(text, encoding="utf-8")
 

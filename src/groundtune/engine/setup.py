@@ -5,9 +5,7 @@ Every unusable option raises here, before the run directory exists.
 
 import dataclasses
 import importlib.util
-import json
 import math
-import random
 import re
 import shlex
 import sys
@@ -16,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -52,12 +49,12 @@ from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress
 
 _COMPILED_BUCKET = 4  # cells of stride 32: at most ten sizes of each side up to 1333 px
-_CACHE_SHARE = 0.4  # share of the free memory that cached features may take; training needs the rest
+_CACHE_SHARE = 0.4  # share of the free memory for cached features
 
 
 @dataclass
 class TrainState:
-    """All that changes from step to step beside the weights, the optimizer and the random generators."""
+    """What changes during a run besides the weights, the optimizer and the random generators."""
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
@@ -71,7 +68,7 @@ class TrainState:
     best: dict[str, Any] = field(default_factory=dict)  # epoch, step, metrics, per_class
     final: Metrics = field(default_factory=dict)
     zero_shot: Metrics = field(default_factory=dict)
-    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # data set → before, after
+    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # before, after
     seconds: float = 0.0  # wall time up to the last save
     memory_bytes: int = 0  # peak
     # The last two belong to this process and are not saved.
@@ -91,18 +88,22 @@ class TrainSetup:
     device: torch.device
     optimizer: Optimizer
     schedule: LambdaLR
-    parameters: list[Tensor]  # that train
     average: WeightAverage | None
     criterion: GroundingDINOCriterion
     loader: TrainLoader
     train_features: FeatureCache | None
     valid: Dataset
     valid_features: FeatureCache | None
-    base_weights: dict[str, Tensor] | None  # trained weights before the first step, for `config.blend`
+    base_weights: dict[str, Tensor] | None  # before training, for `config.blend`
 
     @property
     def network(self) -> GroundingDINO:
         return self.bundle.network
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that train."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def log(self, text: str) -> None:
         """Write a line to train.log and to the terminal."""
@@ -110,26 +111,29 @@ class TrainSetup:
         self.progress.message(text)
 
     def record(self, state: TrainState, values: dict[str, Any]) -> None:
-        """Write values to metrics.jsonl and to the trackers, which know neither nested names nor None."""
+        """Write values to metrics.jsonl and the trackers, which have no nested names, no None."""
         self.folder.metrics({"step": state.step, "epoch": state.epoch} | values)
         flat = values | {f"lr/{group}": rate for group, rate in values.get("lr", {}).items()}
         numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
-        numbers = {re.sub("[@=]", "-", name): value for name, value in numbers.items()}  # MLflow's rule
+        numbers = {re.sub("[@=]", "-", name): v for name, v in numbers.items()}  # for MLflow
         self.accelerator.log({"epoch": state.epoch} | numbers, step=state.step)
 
 
 def build_setup(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, out: Path, progress: Progress
 ) -> TrainSetup:
-    """Build the parts of a run. `bundle` is changed: its device, classes, image format and frozen modules.
+    """Build the parts of a run.
+
+    Changes the bundle: its device, classes, image format, and which of its modules train. Seeds the
+    random generators of Python, NumPy and torch.
 
     Raises:
         ConfigError: options or the run directory are unusable; nothing has been written.
     """
     set_up_cpu(config.threads)
     accelerator, device = _start_processes(config, out)
-    _seed(config.seed + accelerator.process_index)
-    optimizer, parameters, frozen = _prepare_network(config, bundle, training, valid, device)
+    set_seed(config.seed + accelerator.process_index)
+    optimizer = _prepare_network(config, bundle, training, valid, device)
     network = bundle.network
     loader = _build_loader(config, bundle, training, accelerator)
     train_features, valid_features, cache_message = _feature_caches(config, network, loader, valid)
@@ -150,7 +154,6 @@ def build_setup(
         device=device,
         optimizer=optimizer,
         schedule=schedule,
-        parameters=parameters,
         average=WeightAverage(network, config.ema_decay) if config.ema_decay > 0 else None,
         criterion=GroundingDINOCriterion(
             config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
@@ -161,26 +164,14 @@ def build_setup(
         valid_features=valid_features,
         base_weights=trained_weights(network) if config.blend is not None else None,
     )
-    tuned = f"frozen: {', '.join(frozen) or 'nothing'}" if config.tune == "full" else f"tune: {config.tune}"
+    frozen = f"frozen: {', '.join(sorted(network.frozen)) or 'nothing'}"
+    tuned = frozen if config.tune == "full" else f"tune: {config.tune}"
     setup.log(
-        f"Training {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters on {len(training.samples)} images, "
+        f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on {len(training.samples)} images, "
         f"{len(training.class_names)} classes, {config.epochs} epochs, {device}, {config.precision}; {tuned}."
         f"{cache_message}"
     )
     return setup
-
-
-def start_trackers(setup: TrainSetup, step: int) -> None:
-    """Start the trackers of `config.report_to`. TensorBoard hides what it was sent after `step` before a resume."""
-    options = dataclasses.asdict(setup.config).items()
-    plain = {name: v if isinstance(v, int | float | str) else json.dumps(v) for name, v in options}
-    name = setup.folder.path.resolve().name
-    by_tracker = {
-        "tensorboard": {"purge_step": step + 1},
-        "wandb": {"name": name},
-        "mlflow": {"run_name": name},
-    }
-    setup.accelerator.init_trackers("groundtune", plain, by_tracker)
 
 
 def _start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.device]:
@@ -204,16 +195,10 @@ def _start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch
     return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def _prepare_network(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, device: torch.device
-) -> tuple[Optimizer, list[Tensor], list[str]]:
-    """Adapt the bundle to the data and the options; return optimizer, trained parameters, frozen modules."""
+) -> Optimizer:
+    """Adapt the bundle to the data and the options; return the optimizer of what trains."""
     network = bundle.network.to(device)
     network.configure_training(
         denoising=config.denoising,
@@ -227,28 +212,30 @@ def _prepare_network(
     bundle.classes = list(valid.class_names)  # without those of rehearsal and self-distillation
     add_tuned_parameters(network, config, bundle.classes, bundle.tokenizer)
     groups = param_groups(config)
-    frozen = freeze(network, groups)
-    bundle.kept = _base_network(bundle, frozen) if config.keep_base else None
-    optimizer, parameters = build_optimizer(network, config.optimizer, groups)
-    broadcast([parameter.data for parameter in parameters])  # the random ones of the main process
+    freeze(network, groups)
+    bundle.kept = _base_network(bundle) if config.keep_base else None
+    optimizer = build_optimizer(network, config.optimizer, groups)
+    trained = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
+    broadcast(trained)  # some begin at random: all processes take those of the main one
     bundle.image_format = dataclasses.replace(
         bundle.image_format,
         short_side=config.short_side or bundle.image_format.short_side,
         max_side=config.max_side or bundle.image_format.max_side,
     )
-    return optimizer, parameters, frozen
+    return optimizer
 
 
-def _base_network(bundle: ModelBundle, frozen: list[str]) -> GroundingDINO:
-    """Return the network for all other class names: a copy of the present one, or the bundle's own base."""
+def _base_network(bundle: ModelBundle) -> GroundingDINO:
+    """Return the network for all other classes: the bundle's base, or a copy of its network."""
     if not bundle.classes:
         raise ConfigError(
-            "keep_base: requires class names, which select the weights, but the data set has captions. Remove it."
+            "keep_base: the class names select the weights, but the data set has captions. Remove it."
         )
-    towers = [tower for tower in ("backbone", "language_model") if tower not in frozen]
+    towers = [tower for tower in ("backbone", "language_model") if tower not in bundle.network.frozen]
     if towers:
         raise ConfigError(
-            f"keep_base: both sets of weights share the towers, but {' and '.join(towers)} would train. Freeze them."
+            f"keep_base: both sets of weights share the towers, but {' and '.join(towers)} would train. "
+            "Freeze them."
         )
     return bundle.kept or companion(bundle.network)
 
@@ -281,7 +268,7 @@ def _build_loader(
 def _feature_caches(
     config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
 ) -> tuple[FeatureCache | None, FeatureCache | None, str]:
-    """Return caches of the training and validation images, None if memory is short, and a message."""
+    """Return caches for the training and validation images (None: none), and a message."""
     if not config.cache_features:
         return None, None, ""
     caches = FeatureCache(network), FeatureCache(network)
@@ -289,20 +276,17 @@ def _feature_caches(
     for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
         views_of = [resize_keep_ratio(sample.size_hw, loader.image_format) for sample in dataset.samples]
         needed += caches[0].estimate_bytes([view.size_hw for view in views_of], views, device)
-    what = f"the backbone's features of {loader.num_views} views per image ({needed / 2**20:,.0f} MB"
-    available = psutil.virtual_memory().available
+    megabytes, available = needed / 2**20, psutil.virtual_memory().available
+    what = f"the backbone's features of {loader.num_views} views per image, {megabytes:,.0f} MB"
     if needed > _CACHE_SHARE * available:
-        return (
-            None,
-            None,
-            f" Not caching {what}, {available / 2**20:,.0f} MB are free): each epoch computes them.",
-        )
+        free = f"{available / 2**20:,.0f} MB are free"
+        return None, None, f" Not caching {what}: {free}. Each epoch computes them."
     loader.needs_pixels = caches[0].needs_pixels
-    return *caches, f" Caching {what})."
+    return *caches, f" Caching {what}."
 
 
 def _with_min_steps(config: TrainConfig, batches: int) -> TrainConfig:
-    """Raise the epochs to `config.min_steps`; a small data set is not evaluated more often for that."""
+    """Raise the epochs to `config.min_steps`, with as many validations as before."""
     epochs = max(config.epochs, math.ceil(config.min_steps / batches))
     return dataclasses.replace(
         config, epochs=epochs, eval_epochs=config.eval_epochs * epochs // config.epochs

@@ -46,7 +46,7 @@ class StopRequest:
         self._raises = False
 
     def raise_if_requested(self, accelerator: Accelerator) -> None:
-        """Raise `Interrupted` if any of the processes has received a signal. All processes must call this."""
+        """Raise `Interrupted` if any process has received a signal. All processes call this."""
         requested = self._number is not None
         if accelerator.num_processes > 1:
             if requested:
@@ -59,7 +59,7 @@ class StopRequest:
     def immediately(self, accelerator: Accelerator) -> Iterator[None]:
         """Inside, a signal raises `Interrupted` at any point: only for work that may be abandoned.
 
-        Several processes finish the work instead: they would wait for each other in the middle of it.
+        Several processes finish the work instead: in its middle they would wait for each other.
         """
         self._raises = accelerator.num_processes == 1
         try:
@@ -73,7 +73,7 @@ class StopRequest:
         """Handle a signal."""
         if self._number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._number is None and number == signal.SIGINT:  # print is not safe inside another print
+        if self._number is None and number == signal.SIGINT:  # print is not reentrant
             os.write(2, b"\nStopping after this step; press Ctrl-C again to stop now without saving.\n")
         self._number = self._number or number
         if self._raises:
@@ -86,7 +86,7 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn the stop signals inside into a `StopRequest`; none is received outside the main thread."""
+    """Turn the stop signals inside into a `StopRequest`; in the main thread only."""
     request = StopRequest()
     with handled_signals(request.receive, STOP_SIGNALS):
         yield request

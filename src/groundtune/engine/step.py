@@ -116,7 +116,7 @@ def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[Ba
 def _add_gradients(
     setup: TrainSetup, parts: Sequence[Batch], counts: BatchCounts
 ) -> tuple[dict[str, Tensor], _Outcome]:
-    """Run forward and backward of each part; report what is not finite or out of memory, not raise it."""
+    """Run forward and backward of each part; return, not raise, what went wrong."""
     sums: dict[str, Tensor] = {}
     for part in parts:
         try:
@@ -151,7 +151,7 @@ def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> Output:
 
 
 def _reduce(setup: TrainSetup, terms: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Add gradients and terms over processes, in one reduction; a gradient that no process has stays None."""
+    """Add gradients and terms over processes in one reduction; missing gradients stay None."""
     if setup.accelerator.num_processes == 1:
         return terms
     zero = torch.zeros((), device=setup.device)
@@ -215,11 +215,7 @@ def describe_bad_step(
 ) -> str:
     """Describe a step that is not finite: its images, and where it began.
 
-    Args:
-        network: with the gradients of that step, if any.
-        forward: runs the forward pass of the step.
-        paths: image files of the batch.
-        reason: what is not finite.
+    The network has the gradients of the step, if any; `forward` repeats its forward pass.
     """
     module = first_non_finite_module(network, forward)
     broken = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -233,11 +229,7 @@ def describe_bad_step(
 
 
 def first_non_finite_module(network: nn.Module, forward: Callable[[], object]) -> str | None:
-    """Run a forward pass without gradients and return the first module that outputs NaN or +inf.
-
-    Returns:
-        Path of the innermost such module; None if there is none.
-    """
+    """Return the path of the first, innermost module whose output has NaN or +inf in `forward`."""
     paths: list[str] = []
 
     def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:

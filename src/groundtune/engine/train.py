@@ -4,14 +4,14 @@
 `validate` keeps the best weights, `resume` saves and restores the state.
 
 A run can be resumed after any step. The order of the data follows from seed and epoch, and the
-state has every random generator, so that a resumed run on a CPU equals the uninterrupted one bit for
-bit (with captions up to the last bits, since phrases are encoded along with the others of their
-batch). Evaluation is in float32, as in `groundtune evaluate`.
+state has every random generator, so a resumed run on a CPU equals the uninterrupted one bit for bit
+(with captions up to the last bits: phrases are encoded along with others). Evaluation is in float32.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from groundtune.engine.evaluate import Metrics
 from groundtune.engine.forgetting import add_self_distillation, base_detections
 from groundtune.engine.resume import newest_state, restore_state, resume_command, save_state
 from groundtune.engine.run_folder import disk_faults, write_samples
-from groundtune.engine.setup import TrainSetup, TrainState, build_setup, start_trackers
+from groundtune.engine.setup import TrainSetup, TrainState, build_setup
 from groundtune.engine.signals import StopRequest, stop_signals
 from groundtune.engine.step import StepResult, optimizer_step
 from groundtune.engine.validate import (
@@ -39,6 +39,7 @@ from groundtune.model.adapters import merge_adapters
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.adapter import save_adapter
 from groundtune.model.checkpoint.save import save_bundle
+from groundtune.model.detector import GroundingDINO
 from groundtune.predict.detect import class_prompts, inference_mode
 from groundtune.progress import Progress
 
@@ -86,10 +87,9 @@ def train(
         retention_data: other data sets to evaluate before and after, by name.
 
     Raises:
-        ConfigError: options or the run directory are unusable, or a resumed run's options differ;
-            nothing has been written.
+        ConfigError: options or the run directory are unusable, or a resumed run's options differ.
         DataError: a split is missing, or too many images cannot be read.
-        CheckpointError: the checkpoint belongs to another model, or the run directory is not writable.
+        CheckpointError: the checkpoint is another model's, or the run directory is not writable.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
         OutOfMemory: a single image does not fit into memory.
         TrainingDiverged: `config.max_nonfinite_steps` steps in a row were not finite.
@@ -103,21 +103,26 @@ def train(
     config = replace(config, precision=pick_precision(config.precision, device))
     resumed, state = newest_state(config, training, valid.class_names, out), TrainState()
     resume_hint = resume_command(config, out)
-    with disk_faults(out, resume_hint), _cleaned_up(config, bundle, progress), stop_signals() as stop:
+    with disk_faults(out, resume_hint), ExitStack() as cleanup, stop_signals() as stop:
+        cleanup.callback(torch.set_num_threads, torch.get_num_threads())
+        cleanup.callback(_leave_plain, bundle.network, config)
+        cleanup.callback(progress.close)
         try:
+            batch_size = config.batch_size
             if config.retention_data == ["self"]:
-                retention_data = base_detections(bundle, valid, device, config.batch_size, progress)
+                retention_data = base_detections(bundle, valid, device, batch_size, progress)
             if config.self_distillation:
                 training = add_self_distillation(
-                    bundle, training, device, config.batch_size, progress, config.precision
+                    bundle, training, device, batch_size, progress, config.precision
                 )
             setup = build_setup(config, bundle, training, valid, out, progress)
             setup.progress.start(setup.config.epochs * len(setup.loader))
             restore_state(setup, state, resumed)
-            with _tracked(setup, state):
-                _evaluate_base(setup, state, stop, retention_data, resumed.state is None)
-                _train_loop(setup, state, stop)
-                return _finish(setup, state, stop, retention_data)
+            _start_trackers(setup, state.step)
+            cleanup.callback(_finish_trackers, setup)
+            _evaluate_base(setup, state, stop, retention_data, resumed.state is None)
+            _train_loop(setup, state, stop)
+            return _finish(setup, state, stop, retention_data)
         except Interrupted as error:
             message = f"Interrupted after step {state.step}. Resume with: {resume_hint}"
             raise Interrupted(message, error.exit_code) from None
@@ -131,7 +136,7 @@ def _train_loop(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None
             setup.network.train()
             batches = setup.loader.epoch(state.epoch, first_batch=state.batch)
             for batch in setup.progress.batches(batches):
-                result = optimizer_step(setup, state, batch)  # forward, backward, clipping, AdamW, EMA
+                result = optimizer_step(setup, state, batch)  # forward, backward, AdamW, EMA
                 state.step += 1
                 state.batch += 1
                 if result is not None:
@@ -165,35 +170,36 @@ def _log_step(setup: TrainSetup, state: TrainState, result: StepResult) -> None:
         state.sums, state.counted = {}, 0
 
 
-@contextmanager
-def _cleaned_up(config: TrainConfig, bundle: ModelBundle, progress: Progress) -> Iterator[None]:
-    """Afterwards, also after an error: a network in eval mode without adapters, and torch's old threads."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        progress.close()
-        bundle.network.eval()
-        if config.tune == "lora":
-            merge_adapters(bundle.network)
-        torch.set_num_threads(threads)
+def _start_trackers(setup: TrainSetup, step: int) -> None:
+    """Start the trackers; TensorBoard hides what came after `step` before a resume."""
+    options = asdict(setup.config).items()
+    plain = {name: v if isinstance(v, int | float | str) else json.dumps(v) for name, v in options}
+    name = setup.folder.path.resolve().name
+    by_tracker = {
+        "tensorboard": {"purge_step": step + 1},
+        "wandb": {"name": name},
+        "mlflow": {"run_name": name},
+    }
+    setup.accelerator.init_trackers("groundtune", plain, by_tracker)
 
 
-@contextmanager
-def _tracked(setup: TrainSetup, state: TrainState) -> Iterator[None]:
-    """Send the metrics of the work inside to the trackers of `config.report_to`."""
-    start_trackers(setup, state.step)
-    try:
-        yield
-    finally:
-        for tracker in setup.accelerator.trackers:
-            tracker.finish()
+def _finish_trackers(setup: TrainSetup) -> None:
+    """Close the trackers, also after an error."""
+    for tracker in setup.accelerator.trackers:
+        tracker.finish()
+
+
+def _leave_plain(network: GroundingDINO, config: TrainConfig) -> None:
+    """Leave the network in eval mode and without adapters, also after an error."""
+    network.eval()
+    if config.tune == "lora":
+        merge_adapters(network)
 
 
 def _evaluate_base(
     setup: TrainSetup, state: TrainState, stop: StopRequest, retention_data: Mapping[str, Dataset], new: bool
 ) -> None:
-    """Evaluate the model of a new run before its first step, and write its first training images."""
+    """Evaluate a new run's model before the first step, and write its first images."""
     if new:
         measure_retention(setup, state, retention_data, "before", stop)
     _encode_classes(setup)
@@ -204,7 +210,7 @@ def _evaluate_base(
 
 
 def _encode_classes(setup: TrainSetup) -> None:
-    """Let a frozen language model cache the class names: in float32 and together, also on a resume."""
+    """Cache the class names in a frozen language model: in float32, together, on resumes too."""
     bundle, language_model = setup.bundle, setup.network.language_model
     language_model.forget()  # a phrase's last bits depend on those encoded along with it
     if bundle.classes:

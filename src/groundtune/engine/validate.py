@@ -1,4 +1,4 @@
-"""Evaluation during training: the validation split, the retention data, and the best weights so far.
+"""Evaluation during training: validation split, retention data, and the best weights.
 
 The best weights have the highest AP (recall@1 of captions) on the validation split, never on the
 test split.
@@ -24,16 +24,10 @@ _MOST_SHOWN = 5  # unreadable images on the terminal; train.log lists all
 def skip_unreadable(
     setup: TrainSetup, state: TrainState, dataset: Dataset, unreadable: Mapping[str, str]
 ) -> None:
-    """Report newly unreadable images; training skips them, an evaluation counts them as without detections.
-
-    Args:
-        setup: parts of the run.
-        state: remembers the images.
-        dataset: their split.
-        unreadable: path → reason; the same in all processes.
+    """Report newly unreadable images (path → reason, the same in all processes), which are skipped.
 
     Raises:
-        DataError: there are more than `config.max_unreadable_share` allows.
+        DataError: there are more in the run than `config.max_unreadable_share` allows.
     """
     known, log_file = state.unreadable.setdefault(dataset.name, {}), setup.folder.path / "train.log"
     for path, reason in unreadable.items():
@@ -82,7 +76,7 @@ def evaluate_valid(setup: TrainSetup, state: TrainState, stop: StopRequest) -> E
 def measure_retention(
     setup: TrainSetup, state: TrainState, datasets: Mapping[str, Dataset], when: str, stop: StopRequest
 ) -> None:
-    """Evaluate the present weights on the retention data; `when` is "before" or "after" (training)."""
+    """Evaluate the present weights on the retention data; `when` is "before" or "after"."""
     for name, dataset in datasets.items():
         metrics = _evaluate(setup, dataset, stop, None, skip=False).metrics
         state.retention.setdefault(name, {})[when] = metrics
@@ -90,11 +84,9 @@ def measure_retention(
 
 
 def validate_and_keep_best(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None:
-    """Validate the averaged weights, and save them and their detections if they are the best so far.
+    """Validate the averaged weights; save them and their detections if they are the best.
 
-    Raises:
-        Interrupted: a stop signal came; the state is that before the validation, which is repeated
-            on a resume.
+    If a signal interrupts it, the state is that before: the resumed run repeats the validation.
     """
     try:
         with _averaged(setup):
@@ -121,7 +113,7 @@ def validate_and_keep_best(setup: TrainSetup, state: TrainState, stop: StopReque
 
 
 def load_best_weights(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None:
-    """Load the best weights. If their file is corrupted or of another step, the newest become the best."""
+    """Load the best weights; if their file is corrupted or too old, use the newest instead."""
     file = setup.folder.checkpoint("best")
     try:
         best = checkpoint.load_state(file)
@@ -137,12 +129,12 @@ def load_best_weights(setup: TrainSetup, state: TrainState, stop: StopRequest) -
 
 
 def blend_best_weights(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None:
-    """Blend the loaded best weights with the base as `config.blend` says, and evaluate the result."""
+    """Blend the best weights with the base by `config.blend`, and evaluate the result."""
     alpha, base_weights = setup.config.blend, setup.base_weights
     assert alpha is not None and base_weights is not None
     weights = blended(base_weights, checkpoint.trained_weights(setup.network), alpha)
     checkpoint.load_trained_weights(setup.network, weights, "The base")
-    after_training = replace(state, epoch=state.epoch + 1)  # a resumed run drops this line of the log
+    after_training = replace(state, epoch=state.epoch + 1)  # a resume drops this line
     evaluation = evaluate_valid(setup, after_training, stop)
     setup.log(f"Blended at {alpha:g}: {evaluation.score:.3f}, the trained weights {state.best_ap:.3f}.")
     state.best |= {"metrics": prefixed(evaluation.metrics), "per_class": evaluation.per_class}
