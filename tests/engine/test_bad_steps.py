@@ -1,4 +1,4 @@
-"""Steps that are not finite (semantics 17): skipped, explained in train.log, and the end of the run after too many."""
+"""Steps that are not finite: skipped, explained in train.log, and too many of them end the run."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""1203 class names, as many as LVIS has: training samples them, evaluation asks for them in chunks of one ranking."""
+"""1203 class names, as many as LVIS has: training samples them, evaluation ranks their chunks together."""
 
 import itertools
 from dataclasses import replace
@@ -118,7 +118,7 @@ def test_chunks_by_hand_give_the_same_ranking_and_names_are_encoded_once(splits,
         assert len(scores & hand) > 290  # equal scores at the end of the list may fall either way
 
 
-def test_training_samples_the_names_and_keeps_the_ones_that_are_there(splits, tokenizer, tmp_path: Path):
+def test_training_samples_the_names_and_keeps_all_classes(splits, tokenizer, tmp_path: Path):
     bundle = tiny_bundle(tokenizer)
     config = options(Path("unused"), epochs=1)
     result = train(config, bundle, splits, tmp_path / "run", Recorder(), {})

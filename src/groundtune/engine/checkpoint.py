@@ -40,9 +40,11 @@ def load_trained_weights(network: GroundingDINO, weights: dict[str, Tensor], sou
     Raises:
         CheckpointError: names or shapes differ from the network's.
     """
-    own = trained_weights(network)
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    differing = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
+    expected = trained_weights(network)
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    differing = sorted(
+        name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
+    )
     if missing or extra or differing:
         counts = f"{len(missing)} missing, {len(extra)} unknown, {len(differing)} of another shape"
         example = (missing + extra + differing)[0]

@@ -109,9 +109,9 @@ class EvalTask:
         prompts = self.prompts.to(device)
         detections = detect_batch(self.bundle.network, maps, prompts, sizes_hw, self.bundle.kept)
         results = []
-        for sample, found in zip(batch.samples, detections, strict=True):
-            boxes_xywh = xyxy_to_xywh(found.boxes_xyxy).tolist()
-            rows = zip(found.class_indices.tolist(), boxes_xywh, found.scores.tolist(), strict=True)
+        for sample, detected in zip(batch.samples, detections, strict=True):
+            boxes_xywh = xyxy_to_xywh(detected.boxes_xyxy).tolist()
+            rows = zip(detected.class_indices.tolist(), boxes_xywh, detected.scores.tolist(), strict=True)
             predictions: list[Prediction] = [
                 {"image_id": sample.image_id, "category_id": ids[index], "bbox": box, "score": score}
                 for index, box, score in rows
@@ -271,8 +271,8 @@ def score_results(
             phrases = [phrase for result in ordered for phrase in result.phrases]
             return Evaluation(grounding_metrics(phrases), {}, [], unreadable)
         measure = coco_metrics if dataset.lvis is None else lvis_metrics
-        found = measure(dataset, predictions, class_indices)
-        return Evaluation(found.metrics, found.per_class, [], unreadable)
+        scores = measure(dataset, predictions, class_indices)
+        return Evaluation(scores.metrics, scores.per_class, [], unreadable)
 
     return replace(from_main(score), predictions=predictions)
 

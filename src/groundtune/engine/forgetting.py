@@ -51,19 +51,19 @@ def base_detections(
     samples = [replace(valid.samples[index], grounding=None) for index in chosen]
     dataset = replace(valid, samples=samples, lvis=None)
     (detections,) = detect_groups(bundle, dataset, [names], device, batch_size, progress, "fp32")
-    confident = [found.of(found.scores >= MIN_SURE_SCORE) for found in detections]
-    used = sorted({index for found in confident for index in found.class_indices.tolist()})
+    confident = [detected.of(detected.scores >= MIN_SURE_SCORE) for detected in detections]
+    used = sorted({index for detected in confident for index in detected.class_indices.tolist()})
     if not used:
         return {}
     samples = [
         replace(
             sample,
-            boxes_xyxy=found.boxes_xyxy.numpy(),
-            class_ids=np.searchsorted(used, found.class_indices.numpy()),
-            crowd=np.zeros(len(found.scores), bool),
+            boxes_xyxy=detected.boxes_xyxy.numpy(),
+            class_ids=np.searchsorted(used, detected.class_indices.numpy()),
+            crowd=np.zeros(len(detected.scores), bool),
             annotated=None,
         )
-        for sample, found in zip(samples, confident, strict=True)
+        for sample, detected in zip(samples, confident, strict=True)
     ]
     classes = [names[index] for index in used]
     return {BASE_DETECTIONS: Dataset("valid", valid.root, classes, samples, list(range(1, len(classes) + 1)))}
@@ -87,8 +87,8 @@ def add_self_distillation(
     indices = [index for index, sample in enumerate(dataset.samples) if sample.grounding is None]
     labeled = replace(dataset, samples=[dataset.samples[index] for index in indices])
     groups = [own_names, others]
-    own, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
-    sure_score = _median_score(labeled.samples, own)
+    own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
+    sure_score = _median_score(labeled.samples, own_classes)
     new = [
         detections.of(torch.tensor(_unlabeled(sample, detections, sure_score, len(likely)), dtype=torch.long))
         for sample, detections in zip(labeled.samples, other, strict=True)
@@ -134,10 +134,10 @@ def detect_groups(
 def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:
     """Return the median score of the labeled boxes for their own names; undetected ones have 0."""
     best = [np.zeros(0)]
-    for sample, found in zip(samples, detections, strict=True):
-        same_class = sample.class_ids[None] == found.class_indices.numpy()[:, None]
-        correct = (_iou_with_labels(found, sample) >= _DUPLICATE_IOU) & same_class
-        best.append((correct * found.scores.numpy()[:, None]).max(0, initial=0.0)[~sample.crowd])
+    for sample, detected in zip(samples, detections, strict=True):
+        same_class = sample.class_ids[None] == detected.class_indices.numpy()[:, None]
+        correct = (_iou_with_labels(detected, sample) >= _DUPLICATE_IOU) & same_class
+        best.append((correct * detected.scores.numpy()[:, None]).max(0, initial=0.0)[~sample.crowd])
     scores = np.concatenate(best)
     return max(MIN_SURE_SCORE, float(np.median(scores))) if len(scores) else MIN_SURE_SCORE
 

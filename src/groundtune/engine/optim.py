@@ -73,11 +73,11 @@ def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str
                 for path in unknown
             )
         )
-    found = {}
+    by_name = {}
     for name in names:
         path = max((path for path in multiplier if _is_under(name, path)), key=len, default="")
-        found[name] = ("lora", 1.0) if is_adapter(name) else (path, multiplier.get(path, 1.0))
-    return found
+        by_name[name] = ("lora", 1.0) if is_adapter(name) else (path, multiplier.get(path, 1.0))
+    return by_name
 
 
 def freeze(network: GroundingDINO, groups: Sequence[ParamGroup]) -> list[str]:

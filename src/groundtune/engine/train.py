@@ -241,7 +241,7 @@ def _finish(
         save_bundle(bundle, folder.path / "model", card)
     if finished:
         setup.log("The run is finished already.")
-        state.retention = finished["retention"]
+        state.retention = finished.get("retention", {})
     else:
         measure_retention(setup, state, retention_data, "after", stop)
         summary = {
