@@ -50,7 +50,7 @@ class Engine:
             zero_shot={"valid/AP": 0.0123, "valid/AP50": 0.05, "valid/AP75": None},
             metrics={"valid/AP": 0.5, "valid/AP50": 0.75, "valid/AP75": 0.25},
             per_class={"red circle": {"AP": 0.5, "AP50": 1.0}, "cat": {"AP": None, "AP50": None}},
-            retained={name: {"before": {"AP": 0.4116}, "after": {"AP": 0.22}} for name in retained},
+            retention={name: {"before": {"AP": 0.4116}, "after": {"AP": 0.22}} for name in retained},
             seconds=61.4,
         )
 

@@ -506,17 +506,16 @@ def evaluate(
     loaded = model if isinstance(model, Model) else load(model)
     name = device or loaded.device
     if ray is not None:
+        from groundtune.engine.evaluate import eval_task
         from groundtune.engine.ray_evaluation import evaluate_on_ray
         from groundtune.predict.ray import RayPool
 
         return evaluate_on_ray(
-            loaded.bundle,
+            eval_task(loaded.bundle, dataset, indices, precision),
             dataset,
             RayPool(ray, ray_workers, threads, gpus=name != "cpu"),
-            class_indices=indices,
             batch_size=batch_size,
             device=name,
-            precision=precision,
             progress=progress,
         )
     place = pick_device(name)

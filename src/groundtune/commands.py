@@ -247,7 +247,9 @@ def run_blend(config: BlendConfig, progress: Progress) -> "tuple[list[BlendPoint
     device = pick_device(config.device)
 
     def measure(dataset: "Dataset") -> Evaluation:
-        return evaluate(tuned, dataset, batch_size=config.batch_size, device=device, progress=progress)
+        return evaluate(
+            tuned, dataset, batch_size=config.batch_size, device=device, precision="fp32", progress=progress
+        )
 
     try:
         points = measure_line(

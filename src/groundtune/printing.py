@@ -72,8 +72,8 @@ def print_run(run: "RunResult") -> None:
     print(table(rows))
     if run.per_class:
         print(f"\n{per_class(run.per_class)}")
-    if run.retained:
-        print("\n" + "\n".join(_retained(name, numbers) for name, numbers in run.retained.items()))
+    if run.retention:
+        print("\n" + "\n".join(_retained(name, numbers) for name, numbers in run.retention.items()))
     print(
         f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}."
     )

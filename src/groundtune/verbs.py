@@ -48,9 +48,9 @@ def train(values: dict[str, Any]) -> int | None:
 
     file = values.pop("config", None)
     config = resolve_training(values, Path(file) if file else None, where=COMMAND_LINE)
-    from groundtune.engine.distributed import is_main, join, launch, launched
+    from groundtune.engine.distributed import init_distributed_env, is_main, launch, launched
 
-    join()
+    init_distributed_env()
     if config.devices > 1 and not launched():
         return launch(config.devices, config.device, config.threads)
     progress = Progress(quiet=not is_main())

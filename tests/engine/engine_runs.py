@@ -12,7 +12,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from groundtune.commands import read_data, read_retention_data
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
+from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_scenes
+from groundtune.engine.evaluate import Evaluation, eval_task, run_task
 from groundtune.engine.train import RunResult, train
 from groundtune.model.bundle import ModelBundle
 
@@ -119,6 +121,37 @@ def options(data: Path, **changed: Any) -> TrainConfig:
         "retention_data": [],
     } | changed
     return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
+
+
+def evaluated(
+    bundle: ModelBundle,
+    dataset: Dataset,
+    *,
+    classes: list[int] | None = None,
+    batch_size: int = 8,
+    progress: Any = None,
+    features: Any = None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """The evaluation in float32 on the CPU."""
+    task = eval_task(bundle, dataset, classes, "fp32")
+    return run_task(task, dataset, batch_size, CPU, progress, features, skip_unreadable)
+
+
+RUN_TASK = "groundtune.engine.validate.run_task"  # every evaluation of a training run
+
+
+def skip_evaluation(patch: Any) -> None:
+    """Training runs evaluate nothing; each AP is 0."""
+    patch.setattr(RUN_TASK, lambda *_: Evaluation({"AP": 0.0}, {}, []))
+
+
+def messages(watcher: Recorder) -> list[str]:
+    return [value for name, value in watcher.events if name == "message"]
+
+
+def steps(watcher: Recorder) -> list[int]:
+    return [value for name, value in watcher.events if name == "step"]
 
 
 def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:

@@ -12,16 +12,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from engine_runs import CPU, Recorder, scenes, tiny_bundle
+from engine_runs import Recorder, evaluated, scenes, tiny_bundle
 
 from groundtune import api
 from groundtune.cli import main
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_captioned_scenes
-from groundtune.engine.evaluate import evaluate
+from groundtune.engine.evaluate import Evaluation, eval_task
 from groundtune.engine.ray_evaluation import evaluate_on_ray
 from groundtune.errors import ConfigError, DataError, GroundtuneError
+from groundtune.model.bundle import ModelBundle
 from groundtune.predict import ray as ray_stream
 from groundtune.predict.ray import RayPool, connect, import_ray, on_ray
 
@@ -49,6 +50,10 @@ def ray():
     torch.set_num_threads(threads)
 
 
+def on_workers(bundle: ModelBundle, data: Dataset, **given: Any) -> Evaluation:
+    return evaluate_on_ray(eval_task(bundle, data, None, "fp32"), data, POOL, device="cpu", **given)
+
+
 def workers() -> list[psutil.Process]:
     """The processes that Ray Data's actors run in."""
     children = psutil.Process().children(recursive=True)
@@ -72,9 +77,9 @@ class Killer(Recorder):
 def test_workers_evaluate_to_the_same_bits(tmp_path: Path, tokenizer, ray, kind: str) -> None:
     data = read(tmp_path, kind, 7)
     bundle = tiny_bundle(tokenizer)
-    alone = evaluate(bundle, data, batch_size=2, device=CPU)
+    alone = evaluated(bundle, data, batch_size=2)
     watcher = Recorder()
-    found = evaluate_on_ray(bundle, data, POOL, batch_size=2, device="cpu", progress=watcher)
+    found = on_workers(bundle, data, batch_size=2, progress=watcher)
     assert found == alone and len(found.predictions) > 10
     assert watcher.events[-1] == ("evaluation", 7) and len(watcher.events) == 4
 
@@ -83,8 +88,8 @@ def test_workers_evaluate_to_the_same_bits(tmp_path: Path, tokenizer, ray, kind:
 def test_the_jobs_of_a_killed_worker_are_repeated(tmp_path: Path, tokenizer, ray) -> None:
     data = read(tmp_path, "classes", 60)
     bundle, killer = tiny_bundle(tokenizer), Killer()
-    alone = evaluate(bundle, data, batch_size=1, device=CPU)
-    found = evaluate_on_ray(bundle, data, POOL, batch_size=1, device="cpu", progress=killer)
+    alone = evaluated(bundle, data, batch_size=1)
+    found = on_workers(bundle, data, batch_size=1, progress=killer)
     assert killer.killed is not None and not psutil.pid_exists(killer.killed)
     assert found == alone
 
@@ -101,7 +106,7 @@ def test_an_image_that_a_worker_cannot_read_is_named(tmp_path: Path, tokenizer, 
     data = read(tmp_path, "classes", 3)
     data.samples[1].image_path.write_bytes(b"no image")
     with pytest.raises(DataError, match=data.samples[1].image_path.name):
-        evaluate_on_ray(tiny_bundle(tokenizer), data, POOL, batch_size=1, device="cpu")
+        on_workers(tiny_bundle(tokenizer), data, batch_size=1)
 
 
 @dataclass

@@ -73,6 +73,7 @@ def top_detections(
     boxes_cxcywh: Sequence[Tensor],
     class_indices: Sequence[Sequence[int]],
     size_hw: tuple[int, int],
+    limit: int = MAX_DETECTIONS,
 ) -> ImageDetections:
     """Select the best (query, class) pairs of one image over all its prompts.
 
@@ -81,6 +82,7 @@ def top_detections(
         boxes_cxcywh: per prompt (Q, 4), relative to the image.
         class_indices: per prompt the indices of its C_p classes.
         size_hw: size of the original image in pixels.
+        limit: maximum number of pairs.
     """
     pair_scores = torch.cat([part.flatten() for part in scores])
     queries, classes, first = [], [], 0
@@ -89,7 +91,7 @@ def top_detections(
         queries.append(rows.repeat_interleave(len(indices)))
         classes.append(torch.tensor(list(indices), device=part.device).repeat(len(part)))
         first += len(part)
-    best, order = pair_scores.topk(min(MAX_DETECTIONS, len(pair_scores)))
+    best, order = pair_scores.topk(min(limit, len(pair_scores)))
     height, width = size_hw
     size = best.new_tensor([width, height, width, height])
     boxes = torch.cat([part.float() for part in boxes_cxcywh])[torch.cat(queries)[order]]
