@@ -112,7 +112,8 @@ def test_damaged_weights_are_told(kept, tmp_path) -> None:
     bundle.base_network.decoder.label_embedding = torch.nn.Embedding(2, 3)
     save_bundle(bundle, tmp_path / "odd")
     with pytest.raises(
-        CheckpointError, match=r"kept.safetensors do not fit .* 1 of another shape, for example decoder.label_emb"
+        CheckpointError,
+        match=r"kept.safetensors do not fit .* 1 of another shape, for example decoder.label_emb",
     ):
         load_bundle(tmp_path / "odd")
 
