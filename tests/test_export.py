@@ -79,7 +79,7 @@ def test_idea_writes_a_pth(separate, model, capsys):
     printed = capsys.readouterr()
     assert printed.out == "idea.pth\n"
     notes = printed.err.splitlines()
-    assert "Note: The denoising labels, which only training uses, are left out." in notes
+    assert "Note: The denoising labels, which only training uses, are omitted." in notes
     assert (
         "Note: IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
         in notes

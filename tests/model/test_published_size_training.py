@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from groundtune.data.batch import pad_images
+from groundtune.contracts import ImageFormat, Target
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.targets import Target
-from groundtune.data.transforms import ImageFormat, load_image, resize_keep_ratio, to_tensor
+from groundtune.data.images import load_image
+from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model.bundle import build_network
 from groundtune.model.checkpoint.load import load_bundle

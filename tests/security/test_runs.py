@@ -24,7 +24,7 @@ from groundtune.config import TrainConfig
 from groundtune.data.formats.detect import load_splits
 from groundtune.engine import resume, train
 from groundtune.engine.checkpoint import load_state, save_state
-from groundtune.engine.setup import TrainSetup, TrainState
+from groundtune.engine.setup import TrainState, TrainSetup
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.report.build import build_report
 from groundtune.report.compare import build_comparison

@@ -9,7 +9,7 @@ from coco_files import coco, image
 from watch import within
 
 from groundtune.cli import main
-from groundtune.data.problems import CheckSpec, Collector
+from groundtune.data.problems import Collector, CheckSpec
 from groundtune.errors import DataError, GroundtuneError, escape_control_chars
 from groundtune.text.prompt import clean_name
 

@@ -162,7 +162,7 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         )
     if reasons:
         raise CheckpointError(
-            f"The model {bundle.source!r} cannot be exported for IDEA: {'; '.join(reasons)}."
+            f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}."
         )
     theirs, left = to_layout(bundle.detector.state_dict(), layout_of("idea", config))
     assert not left, f"no name in IDEA's layout for {sorted(left)}"
