@@ -492,7 +492,7 @@ def test_thresholds_of_a_run_are_those_of_its_report(tmp_path, stub, folder, cap
     Path("run").mkdir()
     Path("run/config.yaml").write_text("data: data\n")
     Path("run/predictions_valid.json").write_text(json.dumps(predictions))
-    from groundtune.commands import run_thresholds
+    from groundtune.report.run_data import run_thresholds
 
     assert {score["score"] for score in predictions} >= {0.7, 0.45}
     assert run_thresholds(Path("run")) == pytest.approx({"red circle": 0.7, "dog": 0.45})

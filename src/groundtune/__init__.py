@@ -5,10 +5,13 @@
     run = gt.train(model, "data/cat", epochs=20)
     detections = model.predict("cat.jpg", ["cat", "sofa"])
 
-The public names come from `groundtune.api` at their first use: `import groundtune` alone does not import torch.
+The public names are those of `groundtune.api`, which is imported at their first use, so that
+`import groundtune` does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any
+
+from groundtune._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from groundtune.api import (
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
         write_report,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "Model",
     "blend",

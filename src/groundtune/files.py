@@ -1,9 +1,13 @@
-"""YAML of files that anybody may have written: plain values, in a text of bounded length, or one sentence of what is wrong.
+"""Write files and directories atomically, and read JSON and YAML from untrusted sources.
 
-Deviation: aliases (`*name`) are not read. A few lines of them stand for gigabytes as soon as somebody prints the values.
+YAML aliases (`*name`) are rejected: a few lines of them can expand to gigabytes.
 """
 
+import errno
+import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -12,13 +16,17 @@ from typing import Any
 
 import yaml
 
+from groundtune.errors import GroundtuneError
+
+_MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of it
+
 
 @contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[BufferedRandom]:
-    """A file to write (and read), which takes the place of `path` when it is whole and on the disk.
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedRandom]:
+    """Yield a file to write (and read). It replaces `path` when it is complete and on the disk.
 
     Args:
-        previous: where the old file goes; None lets it go. For a moment only this one is there.
+        previous: new path of the old file, which is deleted otherwise. For a moment only this one exists.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -33,40 +41,79 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BufferedRand
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):  # the new name is on the disk too, where the file system can promise that
+        with suppress(OSError):  # not every file system can flush a directory
             os.fsync(folder)
         os.close(folder)
 
 
-_LONGEST = 2**20  # characters; a file of all options has a fiftieth of it
+replacing = atomic_write  # its former name
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty directory to fill. It replaces `path` when it is complete; on errors the old one stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    previous = staging.with_name(f"{staging.name}.previous")
+    try:
+        yield staging
+        staging.chmod(0o755)
+        if path.exists():
+            os.replace(path, previous)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            if previous.exists():
+                os.replace(previous, path)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_json(path: Path, error: type[GroundtuneError], fix: str) -> Any:
+    """Read a JSON file: a regular file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Args:
+        error: class of the error that is raised if the file cannot be read.
+        fix: sentence that ends its message.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        content = path.read_bytes()
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return json.loads(content.decode("utf-16" if utf16 else "utf-8-sig"))
+    except OSError as problem:
+        raise error(f"Cannot read {path}: {problem.strerror or problem}. {fix}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"Cannot read {path}: it is not UTF-8 text. {fix}") from problem
+    except (ValueError, RecursionError) as problem:  # bad JSON, or integers of thousands of digits
+        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
+        raise error(f"{path} is not valid JSON: {reason}. {fix}") from problem
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML to plain values; an empty text is None.
+
+    Raises:
+        ValueError: the text is not YAML, too long, nested too deeply or has aliases; says where.
+    """
+    if len(text) > _MAX_YAML_LENGTH:
+        raise ValueError(f": it has over {_MAX_YAML_LENGTH:,} characters")
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError:
+        raise ValueError(": it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of 5000 digits
+        mark = getattr(error, "problem_mark", None)
+        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{position}: {getattr(error, 'problem', None) or 'unreadable'}") from error
 
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias (*name) is not read, write its value out",
-                problem_mark=self.peek_event().start_mark,
-            )
+            problem, mark = "an alias (*name) is not read, write its value out", self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         return super().compose_node(parent, index)
-
-
-def parse_yaml(text: str) -> Any:
-    """The values of a YAML text; an empty one is None.
-
-    Raises:
-        ValueError: it is not YAML, too long, nested too deeply, or has aliases; says where.
-    """
-    if len(text) > _LONGEST:
-        raise ValueError(f": it has over {_LONGEST:,} characters")
-    try:
-        return _Loader(text).get_single_data()
-    except RecursionError:
-        raise ValueError(": it is nested too deeply") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: days that do not exist, integers of thousands of digits
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{place}: {getattr(error, 'problem', None) or 'unreadable'}") from error

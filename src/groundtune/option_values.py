@@ -55,7 +55,7 @@ def _convert_pairs(value: Any) -> dict[str, str]:
         value = {name.strip(): text.strip() for name, _, text in parts}
     if not isinstance(value, Mapping):
         as_list = isinstance(value, list)
-        raise Unfit("NAME=OTHER NAME" if as_list else "a mapping of names such as {rbc: red blood cell}")
+        raise Unfit("NAME=PHRASE" if as_list else "a mapping of names such as {rbc: red blood cell}")
     pairs = {_read(name, str): _read(text, str) for name, text in value.items()}
     if None in pairs or None in pairs.values():
         raise Unfit("text for every name, such as {rbc: red blood cell}")

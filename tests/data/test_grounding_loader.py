@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import dataset_of, loader_of, sample
 
-from groundtune.commands import read_data
+from groundtune.data.reading import read_data
 from groundtune.data.combine import mix_in, parse_mix, with_replayed
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Grounding

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from groundtune.commands import read_data, read_retention_data
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
 from groundtune.contracts import ImageFormat
+from groundtune.data.reading import read_data, read_retention_data
 from groundtune.data.scenes import write_scenes
 from groundtune.engine.train import RunResult, train
 from groundtune.model.bundle import ModelBundle, build_network

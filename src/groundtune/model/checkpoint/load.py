@@ -121,6 +121,12 @@ def _preset_network(config: ModelConfig, weights: str | None, seed: int) -> Grou
     )
 
 
+def model_source(source: str | Path) -> str:
+    """Return the model to load: that of a run directory, or the source itself."""
+    inside = Path(source) / "model"
+    return str(inside) if (inside / "groundtune.json").is_file() else str(source)
+
+
 def load_recipe(source: str | Path) -> dict[str, Any]:
     """Training defaults of a model without loading it: of a preset, or of a folder of ours; {} where there are none."""
     known = presets()
