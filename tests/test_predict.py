@@ -363,8 +363,8 @@ def test_an_unreadable_image_in_the_middle_does_not_end_it(folder, capsys):
     assert main([*PREDICT, "in", "--output-dir", "out", "--json"]) == 3
     said = capsys.readouterr()
     assert [one["image"] for one in json.loads(said.out)] == ["in/a.jpg", "in/b.jpg"]
-    assert "left out: Cannot read the image in/aa.jpg" in said.err
-    assert said.err.endswith("1 of the files could not be read (to the end):\n  in/aa.jpg\n")
+    assert "skipped: Cannot read the image in/aa.jpg" in said.err
+    assert said.err.endswith("1 file(s) could not be read or are truncated:\n  in/aa.jpg\n")
     content = json.loads(Path("out/predictions.json").read_text())
     assert list(content["unreadable"]) == ["in/aa.jpg"] and len(content["images"]) == 2
 

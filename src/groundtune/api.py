@@ -21,23 +21,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from groundtune.config import (
-    BlendConfig,
-    CheckConfig,
-    ConvertConfig,
-    DemoConfig,
-    DetectOptions,
-    EvaluateConfig,
-    ExportConfig,
-    InitConfig,
-    LabelConfig,
-    PredictConfig,
-    PredictorOptions,
-    ReportConfig,
-    ReviewConfig,
-    TrainConfig,
-    train_config,
-)
+from groundtune import config as configs
+from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
 from groundtune.errors import CheckpointError, ConfigError, DataError, suggestion
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
@@ -125,7 +110,7 @@ class Model:
         """
         by_class = thresholds if isinstance(thresholds, Mapping) else None
         given = {**options, "classes": classes, "thresholds": None if by_class else thresholds}
-        config = _resolve(PredictorOptions, None, "predictor()", model=self, **given)
+        config = _resolve(configs.PredictorOptions, None, "predictor()", model=self, **given)
         return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
@@ -254,7 +239,7 @@ def evaluate(
     model: Model | str | Path | None = None,
     data: str | Path | None = None,
     *,
-    config: EvaluateConfig | None = None,
+    config: configs.EvaluateConfig | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> "Evaluation":
@@ -264,7 +249,7 @@ def evaluate(
         `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency, `metrics["recall@1"]`
         and so on for captions; `per_class[name]["AP"]`; `predictions` in COCO's result format.
     """
-    config = _resolve(EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
+    config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
     output = None if config.output is None else Path(config.output)
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
@@ -302,7 +287,7 @@ def predict(
     model: Model | str | Path | None = None,
     images: str | Path | Sequence[str | Path] | None = None,
     *,
-    config: PredictConfig | None = None,
+    config: configs.PredictConfig | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> Generator[dict[str, Any], None, None]:
@@ -312,7 +297,7 @@ def predict(
         One mapping per image or frame, see `groundtune.predict.run.predict_files`.
     """
     images = None if images is None else _as_list(images)
-    config = _resolve(PredictConfig, config, "predict()", model=model, images=images, **options)
+    config = _resolve(configs.PredictConfig, config, "predict()", model=model, images=images, **options)
     from groundtune.predict.sources import check_inputs_exist, check_output_not_input
 
     check_inputs_exist(config.images, config.recursive)
@@ -329,7 +314,7 @@ def label(
     images: str | Path | Sequence[str | Path] = (),
     *,
     output_dir: str | Path | None = None,
-    config: LabelConfig | None = None,
+    config: configs.LabelConfig | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> "Labeled":
@@ -344,7 +329,7 @@ def label(
         `written.images` and `written.boxes` by split; `unreadable`, the skipped images and the reasons.
     """
     given = {**options, "images": _as_list(images), "output_dir": output_dir}
-    config = _resolve(LabelConfig, config, "label()", model=model, **given)
+    config = _resolve(configs.LabelConfig, config, "label()", model=model, **given)
     from groundtune.predict.label import label as label_images
     from groundtune.predict.label import read_given
 
@@ -359,7 +344,7 @@ def blend(
     tuned: str | Path | None = None,
     output_dir: str | Path | None = None,
     *,
-    config: BlendConfig | None = None,
+    config: configs.BlendConfig | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> "tuple[list[BlendPoint], BlendPoint]":
@@ -374,12 +359,13 @@ def blend(
         The points in order (`at`, `metrics`, `retained`, `gain`, `kept`), and the best one.
     """
     given = {**options, "base": base, "tuned": tuned, "output_dir": output_dir}
-    config = _resolve(BlendConfig, config, "blend()", **given)
+    config = _resolve(configs.BlendConfig, config, "blend()", **given)
     run_file = Path(config.tuned) / "config.yaml"
     run = read_yaml(run_file) if run_file.is_file() else {}
     data = config.data or run.get("data")
     if not data:
-        raise ConfigError(f"data: missing; {config.tuned} is not a run directory, so give its data set.")
+        fix = "Give the data set that it was fine-tuned on."
+        raise ConfigError(f"data: missing; {config.tuned} is not a run directory. {fix}")
     from groundtune.data.reading import read_retention_data, read_run_data
     from groundtune.device import pick_device, set_up_cpu
     from groundtune.engine.blend import best_blend
@@ -408,22 +394,26 @@ def blend(
 
 
 def blend_rows(points: "Sequence[BlendPoint]", best: "BlendPoint") -> list[list[str]]:
-    """Return the table of a blend, in which the best point is marked."""
+    """Return the table of a blend, in which the chosen point is marked."""
     from groundtune.report.blend import blend_rows
 
-    marks = ["", *("best" if point is best else "" for point in points)]
+    marks = ["", *("chosen" if point is best else "" for point in points)]
     return [[*row, mark] for row, mark in zip(blend_rows(points, format_metric), marks, strict=True)]
 
 
 def check(
-    data: str | Path | None = None, *, config: CheckConfig | None = None, quiet: bool = True, **options: Any
+    data: str | Path | None = None,
+    *,
+    config: configs.CheckConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
 ) -> "Report":
     """Check a data set for errors. Data that cannot be read is a finding, too.
 
     Returns:
         The report: `findings`, errors first; `count("error")`; `as_dict()` for JSON.
     """
-    config = _resolve(CheckConfig, config, "check()", data=data, **options)
+    config = _resolve(configs.CheckConfig, config, "check()", data=data, **options)
     from groundtune.data.check.run import check_data, known_checks, unreadable
     from groundtune.data.combine import rename_classes
     from groundtune.data.formats.detect import load_splits
@@ -462,10 +452,10 @@ def convert(
         The number of images of each split.
     """
     given = {**options, "data": data, "output_dir": output_dir}
-    return convert_data(_resolve(ConvertConfig, None, "convert()", **given)).images
+    return convert_data(_resolve(configs.ConvertConfig, None, "convert()", **given)).images
 
 
-def convert_data(config: ConvertConfig) -> "Converted":
+def convert_data(config: configs.ConvertConfig) -> "Converted":
     """Convert a data set, and return its images and boxes by split, and messages."""
     from groundtune.data.formats.convert import convert
 
@@ -572,7 +562,7 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.o
     return build_comparison([Path(run) for run in runs], Path(output))
 
 
-def generate_scenes(config: InitConfig) -> None:
+def generate_scenes(config: configs.InitConfig) -> None:
     """Write a generated data set."""
     from groundtune.data.scenes import write_captioned_scenes, write_scenes
 
@@ -583,7 +573,7 @@ def generate_scenes(config: InitConfig) -> None:
         write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=config.classes or None)
 
 
-def review_server(config: ReviewConfig) -> "ReviewServer":
+def review_server(config: configs.ReviewConfig) -> "ReviewServer":
     """Open the review page of a data set; `serve_forever` serves it."""
     from groundtune.web.review_server import serve
 
@@ -591,7 +581,7 @@ def review_server(config: ReviewConfig) -> "ReviewServer":
 
 
 @contextmanager
-def demo_page(config: DemoConfig) -> Iterator[tuple["Blocks", bool]]:
+def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     """Start the demo page; yield it, and whether only this machine can reach it."""
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.web.demo import Demo, need_gradio, serve
@@ -631,9 +621,10 @@ def _given(kind: type, **given: Any) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     model = given.get("model")
     if isinstance(model, Model):
+        defaults = {"model": model.bundle.source or "model"}
+        defaults |= {"device": model.device} if model.device != "auto" else {}
+        defaults |= {"precision": model.precision} if issubclass(kind, DetectOptions) else {}
         names = {field.name for field in fields(kind)}
-        precision = {"precision": model.precision} if issubclass(kind, DetectOptions) else {}
-        defaults = {"model": model.bundle.source or "model", "device": model.device} | precision
         del given["model"]
         given = {name: value for name, value in defaults.items() if name in names} | given
     return given

@@ -227,7 +227,7 @@ def _label(config: configs.LabelConfig) -> int:
 def _blend(config: configs.BlendConfig) -> None:
     points, best = api.blend(config=config, quiet=False)
     print(table(api.blend_rows(points, best)))
-    print(f"\nThe best model is in {config.output_dir}, with blend.json and blend.html.")
+    print(f"\nThe chosen model is in {config.output_dir}, with blend.json and blend.html.")
 
 
 def _check(config: configs.CheckConfig) -> int:

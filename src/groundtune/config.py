@@ -29,11 +29,15 @@ _LOGGERS = ("tensorboard", "wandb", "mlflow")
 _PATHS = ("data", "model", "extra_data", "output_dir", "resume", "report_to", "retention_data", "rehearsal")
 _NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
 
-_MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or id on the Hugging Face Hub"
+_MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
 _DATA = "data set (a directory of images with boxes, or an annotation file)"
 _NEW_DIR = "directory to write, new or empty"
+_CLASSES = "class names to detect, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
 _RENAME = "phrase that the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
+_SIDES = ("short side of an image in pixels; default: the model's", "maximum long side; default: the model's")
 _PRECISION = "auto uses bf16 where the device supports it"
+_BATCH = "images per batch"
+_JSON = "print JSON"
 _HOST = "address to listen on; 0.0.0.0 admits other machines"
 
 # The groups of the help text.
@@ -56,7 +60,7 @@ class RayOptions:
     """How a command shares its images among Ray workers."""
 
     ray: str | None = _compute(
-        None, "distribute images over Ray workers: local, auto, or a cluster as HOST:PORT or ray://HOST:PORT"
+        None, "use Ray workers: local, auto, or a cluster as HOST:PORT or ray://HOST:PORT"
     )
     ray_workers: int = _compute(0, "Ray workers; 0 means one per GPU, or per CPU core without a GPU", low=0)
 
@@ -65,15 +69,10 @@ class RayOptions:
 class DetectOptions(ComputeOptions):
     """How a model detects objects in images."""
 
-    classes: list[str] = option(
-        [],
-        "class names to detect, as 'cat, remote control', or a .txt file with one per line; default: the classes of the "
-        "fine-tuning",
-    )
+    classes: list[str] = option([], _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
     thresholds: str | None = option(
-        None,
-        "run directory whose best-F1 threshold of each class is used; --threshold applies to other classes",
+        None, "run directory, whose thresholds with the best F1 by class are used"
     )
     batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
     precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
@@ -85,12 +84,11 @@ class PredictorOptions(DetectOptions):
 
     phrase: list[str] = option(
         [],
-        "sentence to detect instead of classes, as 'the cat on the left'; brackets mark several phrases, as 'a [cat] on the "
-        "[sofa]'; repeatable",
+        "sentence to detect instead of classes, as 'the cat on the left' or 'a [cat] on the [sofa]'; repeatable",
         repeat=True,
     )
     tiles: int | None = option(
-        None, "also detect in overlapping square tiles of N pixels, for small objects in large images", low=64
+        None, "also detect in overlapping tiles of N pixels, for small objects", low=64
     )
     tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
 
@@ -128,72 +126,65 @@ class TrainConfig(ComputeOptions):
     data: str = option(help=_DATA, positional=True)
     model: str = _run("nano", _MODEL)
     extra_data: list[str] = _run(
-        [], "additional training data, as PATH=WEIGHT; WEIGHT is how often an image is shown per epoch (1)"
+        [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown"
     )
     output_dir: str | None = _run(
-        None, "run directory, new or empty; default: runs/DATA-MODEL with the first free number", short="-o"
+        None, "run directory, new or empty; default: runs/DATA-MODEL, numbered", short="-o"
     )
     resume: str | None = _run(None, "run directory of an interrupted run to resume, with its own options")
     seed: int = _run(0, "random seed", low=0, high=2**32 - 1)
     report_to: list[str] = _run(
         ["auto"],
-        "loggers, as tensorboard,wandb,mlflow, or none; auto uses TensorBoard if it is installed",
+        "loggers: auto (TensorBoard if installed), none, tensorboard, wandb, mlflow",
         choices=("auto", "none", *_LOGGERS),
     )
     retention_data: list[str] = _run(
         ["self"],
-        "data sets that measure forgetting, as PATH,PATH: evaluated before and after training; self measures whether the model "
+        "data sets that measure forgetting, evaluated before and after training; self measures whether the model "
         "still detects the common objects that it detected before; none skips it",
     )
     rehearsal: list[str] = _run(
-        [], "data sets to rehearse against forgetting, as PATH=SHARE; SHARE of an epoch's images (0.2)"
+        [], "data sets against forgetting, as PATH=SHARE; SHARE (0.2) of an epoch's images"
     )
-    self_distillation: bool = _run(
-        False,
-        "also train on the model's own detections of unlabeled objects, so that it does not unlearn them",
-    )
+    self_distillation: bool = _run(False, "also train on the model's own detections of unlabeled objects")
     max_train_images: int | None = _run(None, "use only the first N training images", low=1)
     max_valid_images: int | None = _run(None, "use only the first N validation images", low=1)
 
     epochs: int = _training(20, "passes over the training images", low=1)
     min_steps: int = _training(
-        0, "minimum number of steps: a small data set gets more epochs; 0 if epochs are given", low=0
+        0, "minimum number of steps, for small data sets; 0 if epochs are given", low=0
     )
     batch_size: int = _training(4, "images per optimizer step, over all devices", low=1)
     micro_batch_size: int = _training(
-        0,
-        "images that a device computes at a time, to save memory; the losses stay the same; 0 means all",
-        low=0,
+        0, "images that a device computes at a time, to save memory; 0 means all", low=0
     )
     eval_epochs: int = _training(1, "epochs between evaluations", low=1)
-    save_steps: int = _training(
-        500, "steps between checkpoints within an epoch; 0 saves only at the end of an epoch", low=0
-    )
+    save_steps: int = _training(500, "steps between checkpoints; 0 saves only at the end of an epoch", low=0)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     param_groups: list[ParamGroup] = field(default_factory=_default_groups)
     tune: str = _training(
         "full",
-        "which weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, or "
-        "prompt (only the class-name embeddings; other classes are unaffected)",
+        "weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, "
+        "or prompt (only the class-name embeddings; other classes are unaffected)",
         choices=TUNE_MODES,
     )
     lora_rank: int = _training(8, "rank of --tune lora", low=1)
     lora_alpha: float = _training(16.0, "alpha of --tune lora; the scale is alpha / rank", low=0, above=True)
     blend: float | None = _training(
         None,
-        "interpolate the final weights between the base model (0) and the trained one (1); see groundtune blend",
+        "final weights between the base model (0) and the trained one (1); see groundtune blend",
         low=0,
         high=1,
     )
     keep_base: bool = _training(
-        False, "keep the base model's weights beside the trained ones and use them for all other class names"
+        False, "save the base model's weights too, and use them for all other class names"
     )
     max_grad_norm: float = _training(0.1, "gradient clipping norm; 0 disables clipping", low=0)
     warmup_steps: int = _training(50, "steps of linear learning rate warm-up", low=0)
     lr_drop_at: float = _training(0.7, "share of training after which the learning rate drops", low=0, high=1)
     lr_drop_factor: float = _training(0.1, "factor of that drop", low=0, high=1)
     ema_decay: float = _training(
-        0.0, "decay of the moving average of the weights (EMA); 0 disables it", low=0, high=1, below=True
+        0.0, "decay of the EMA of the weights; 0 disables it", low=0, high=1, below=True
     )
     denoising: bool = _training(True, "contrastive denoising queries")
 
@@ -203,16 +194,14 @@ class TrainConfig(ComputeOptions):
     focal_alpha: float = _loss(0.25, "alpha of the focal loss: weight of positive tokens", low=0, high=1)
     focal_gamma: float = _loss(2.0, "gamma of the focal loss", low=0)
 
-    short_side: int | None = _images(None, "short side of an image in pixels; default: the model's", low=32)
-    max_side: int | None = _images(None, "maximum long side in pixels; default: the model's", low=32)
+    short_side: int | None = _images(None, _SIDES[0], low=32)
+    max_side: int | None = _images(None, _SIDES[1], low=32)
     flip: float = _images(0.5, "probability of a horizontal flip", low=0, high=1)
     multi_scale: list[float] = _images(
         [], "factors of the short side to choose from, as 0.8,1,1.2", low=0.1, high=10
     )
     crop: float = _images(0.0, "probability of a random crop", low=0, high=1)
-    cache_features: bool = _images(
-        False, "compute the features of a frozen backbone once and cache them on disk"
-    )
+    cache_features: bool = _images(False, "compute the features of a frozen backbone once and cache them")
     cache_views: int = _images(2, "augmented views of each image in the feature cache", low=1)
 
     shuffle_classes: bool = _prompts(True, "shuffle the class names in every prompt")
@@ -222,26 +211,21 @@ class TrainConfig(ComputeOptions):
     )
 
     devices: int = _compute(
-        1,
-        "processes to start on this machine, one per GPU; torchrun, accelerate and srun start their own",
-        low=1,
+        1, "processes to start, one per GPU; torchrun, accelerate and srun start their own", low=1
     )
-    precision: str = _compute("auto", f"{_PRECISION}; the losses are always fp32", choices=PRECISIONS)
+    precision: str = _compute("auto", f"{_PRECISION}; losses are always fp32", choices=PRECISIONS)
     compile: bool = _compute(
-        False, "compile the deformable sampling: faster steps, half a minute more per image size"
+        False, "compile the deformable sampling: half a minute per image size, then faster steps"
     )
     gradient_checkpointing: bool = _compute(
-        False, "recompute the encoder's activations in the backward pass: less memory, more time"
+        False, "recompute the encoder's activations: less memory, more time"
     )
     workers: int = _compute(0, "threads that load images ahead; 0 loads them in the training thread", low=0)
     max_nonfinite_steps: int = _compute(
         5, "consecutive steps with a non-finite loss before training stops", low=1
     )
     max_unreadable_share: float = _compute(
-        0.01,
-        "share of a split's images (at least one image) that may be unreadable before training stops; 0 allows none",
-        low=0,
-        high=1,
+        0.01, "share of unreadable images (at least one) before training stops; 0 allows none", low=0, high=1
     )
     log_steps: int = _compute(10, "steps between lines of metrics.jsonl", low=1)
 
@@ -256,8 +240,8 @@ class EvaluateConfig(ComputeOptions, RayOptions):
     classes: list[str] = option([], "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
     output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
-    json: bool = option(False, "print JSON")
-    batch_size: int = _compute(8, "images per batch", low=1)
+    json: bool = option(False, _JSON)
+    batch_size: int = _compute(8, _BATCH, low=1)
     precision: str = _compute("fp32", _PRECISION, choices=PRECISIONS)
 
 
@@ -267,18 +251,13 @@ class BlendConfig(ComputeOptions):
 
     base: str = option(help=_MODEL, positional=True)
     tuned: str = option(help="run directory or model that was fine-tuned from BASE", positional=True)
-    output_dir: str = option(help="directory for the chosen model, blend.json and blend.html", short="-o")
+    output_dir: str = option(help="directory for the best model, blend.json and blend.html", short="-o")
     alphas: list[float] = option(
-        [0.3, 0.5, 0.7],
-        "interpolation points to evaluate; 0 is BASE, 1 is TUNED, and both are always evaluated",
-        low=0,
-        high=1,
+        [0.3, 0.5, 0.7], "points to evaluate between BASE (0) and TUNED (1), besides these", low=0, high=1
     )
     data: str | None = option(None, "data set of the fine-tuning; default: that of the run")
-    retention_data: list[str] = option(
-        [], "data sets that measure forgetting, as PATH,PATH; default: those of the run"
-    )
-    batch_size: int = _compute(8, "images per batch", low=1)
+    retention_data: list[str] = option([], "data sets that measure forgetting; default: those of the run")
+    batch_size: int = _compute(8, _BATCH, low=1)
 
 
 @dataclass(kw_only=True)
@@ -286,14 +265,14 @@ class CheckConfig:
     """Check a data set for errors."""
 
     data: str = option(help=_DATA, positional=True)
-    model: str = option("nano", _MODEL + ", whose limits apply")
+    model: str = option("nano", f"{_MODEL}; its limits apply")
     rename: dict[str, str] = option({}, _RENAME)
     ignore: list[str] = option([], "checks to skip, as near-duplicate,object-tiny")
     fast: bool = option(False, "skip the checks that open images")
-    json: bool = option(False, "print JSON")
+    json: bool = option(False, _JSON)
     strict: bool = option(False, "exit with code 3 on warnings too")
-    short_side: int | None = option(None, "short side of an image in pixels; default: the model's", low=32)
-    max_side: int | None = option(None, "maximum long side in pixels; default: the model's", low=32)
+    short_side: int | None = option(None, _SIDES[0], low=32)
+    max_side: int | None = option(None, _SIDES[1], low=32)
     workers: int = option(0, "threads that decode images; 0 means one per core, at most 8", low=0)
 
 
@@ -340,9 +319,9 @@ class PredictConfig(PredictorOptions):
     frame_stride: int = option(1, "process every N-th frame of a video", low=1)
     output_dir: str | None = option(None, "directory for the results", short="-o")
     save_as: list[str] = option(
-        ["annotated", "json"], "what to save: " + ", ".join(SAVE_FORMATS), choices=SAVE_FORMATS
+        ["annotated", "json"], f"what to save: {', '.join(SAVE_FORMATS)}", choices=SAVE_FORMATS
     )
-    json: bool = option(False, "print JSON")
+    json: bool = option(False, _JSON)
 
 
 @dataclass(kw_only=True)
@@ -358,8 +337,8 @@ class LabelConfig(DetectOptions, RayOptions):
     )
     captions: str | None = option(
         None,
-        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}: detects the phrases in brackets and writes '
-        "a data set with captions",
+        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}; the phrases in brackets are detected '
+        "and written as a data set with captions",
     )
     format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
@@ -385,7 +364,7 @@ class DemoConfig(ComputeOptions):
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
     classes: list[str] = option(
-        [], "initial class names, as 'cat, remote control'; default: the classes of the fine-tuning"
+        [], "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
     )
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
     host: str = option("127.0.0.1", f"{_HOST}, without a password")
@@ -405,22 +384,17 @@ class ExportConfig:
         "hf: Hugging Face directory; onnx, openvino: file for that runtime; idea: .pth for IDEA's code",
         choices=EXPORT_FORMATS,
     )
-    output: str | None = option(
-        None, "directory (hf) or file (NAME.onnx, NAME.xml, NAME.pth) to write", short="-o"
-    )
+    output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
     classes: list[str] = option(
         [], "onnx, openvino: classes to build in; the file has no language model then"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)
     data: str | None = option(
-        None,
-        "data set to compare the file with the model on (split valid) and to calibrate int8 with (split train)",
+        None, "onnx, openvino: data set to compare with the model on (valid) and to calibrate int8 on (train)"
     )
     max_ap_drop: float = option(1.0, "points of AP that int8 may lose; otherwise nothing is written", low=0)
-    push_to_hub: str | None = option(
-        None, "owner/name of a model on the Hugging Face Hub to upload the directory to"
-    )
+    push_to_hub: str | None = option(None, "OWNER/NAME on the Hugging Face Hub to upload the directory to")
     private: bool = option(False, "make the model on the Hub private")
 
     def __post_init__(self) -> None:
@@ -441,7 +415,7 @@ class ReportConfig:
 
     runs: list[str] = option(help="run directory, or several to compare", positional=True)
     output: str = option(
-        "comparison.html", "file of the comparison; the report of one run is RUN/report.html", short="-o"
+        "comparison.html", "file of the comparison; a run's report is RUN/report.html", short="-o"
     )
     data: str | None = option(None, "current location of the data set; default: where the run read it")
     max_images: int = option(500, "maximum number of images in the gallery, the worst ones first", low=0)

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from groundtune.errors import GroundtuneError
+from groundtune.errors import DataError, GroundtuneError
 
+_FIX = "Save it as UTF-8, or export it again."
 _MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of it
 
 
@@ -71,30 +72,55 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def read_json(path: Path, error: type[GroundtuneError], fix: str) -> Any:
-    """Read a JSON file: a regular file in UTF-8, or in UTF-16 with a byte order mark.
+def ensure_empty_output(
+    folder: Path, error: type[GroundtuneError] = DataError, fix: str = "Remove it, or choose another one."
+) -> None:
+    """Raise an error unless a directory to write is new or empty.
+
+    Args:
+        error: class of the error.
+        fix: sentence that ends its message.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise error(f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}. {fix}")
+
+
+def read_text(path: Path, error: type[GroundtuneError] = DataError, fix: str = _FIX) -> str:
+    """Read a text file: a regular file in UTF-8, or in UTF-16 with a byte order mark.
 
     Args:
         error: class of the error that is raised if the file cannot be read.
         fix: sentence that ends its message.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        content = path.read_bytes()
+        content = read_bytes(path)
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        return json.loads(content.decode("utf-16" if utf16 else "utf-8-sig"))
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
     except OSError as problem:
         raise error(f"Cannot read {path}: {problem.strerror or problem}. {fix}") from problem
-    except UnicodeDecodeError as problem:
+    except ValueError as problem:
         raise error(f"Cannot read {path}: it is not UTF-8 text. {fix}") from problem
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file; raise an `OSError` for others: a pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return path.read_bytes()
+
+
+def read_json(path: Path, error: type[GroundtuneError] = DataError, fix: str = _FIX) -> Any:
+    """Read a JSON file; the arguments are those of `read_text`."""
+    text = read_text(path, error, fix)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as problem:  # bad JSON, or integers of thousands of digits
         reason = "it is nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{path} is not valid JSON: {reason}. {fix}") from problem
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML to plain values; an empty text is None.
+def parse_yaml(text: str, loader: type[yaml.BaseLoader] | None = None) -> Any:
+    """Parse YAML to plain values; an empty text is None. `yaml.BaseLoader` leaves all values text.
 
     Raises:
         ValueError: the text is not YAML, too long, nested too deeply or has aliases; says where.
@@ -102,7 +128,7 @@ def parse_yaml(text: str) -> Any:
     if len(text) > _MAX_YAML_LENGTH:
         raise ValueError(f": it has over {_MAX_YAML_LENGTH:,} characters")
     try:
-        return _Loader(text).get_single_data()
+        return (loader or _Loader)(text).get_single_data()
     except RecursionError:
         raise ValueError(": it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of 5000 digits

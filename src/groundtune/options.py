@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from groundtune.errors import ConfigError
 from groundtune.option_aliases import RENAMED
-from groundtune.option_values import Unfit, convert, plain, range_text, shown, value_problem
+from groundtune.option_values import Unfit, convert, one_of, plain, range_text, shown, value_problem
 
 COMMAND_LINE = "command line"
 
@@ -226,8 +226,12 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
 def _missing(leaves: Mapping[str, Field], values: Values, where: str) -> list[str]:
     """Return the problems of required options without a value. `where` is the layer nearest to the user."""
     names = [name for name, field in leaves.items() if is_required(field) and name not in values]
-    help_of = {name: leaves[name].metadata["help"] for name in names}
-    return [f"{_place(name, leaves[name], where)}: missing; expected: {help_of[name]}." for name in names]
+    problems = []
+    for name in names:
+        choices, expected = leaves[name].metadata["choices"], leaves[name].metadata["help"]
+        expected = f"{expected}: {one_of(choices)}" if choices else expected
+        problems.append(f"{_place(name, leaves[name], where)}: missing; expected: {expected}.")
+    return problems
 
 
 def _convert(value: Any, hint: Any, place: str, problems: list[str]) -> Any:

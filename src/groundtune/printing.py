@@ -109,7 +109,7 @@ def print_skipped(paths: Sequence[str]) -> int:
     """Print which files could not be read, and return the exit code."""
     if not paths:
         return 0
-    text = "\n  ".join([f"{len(paths)} files could not be read or are truncated:", *paths])
+    text = "\n  ".join([f"{len(paths)} file(s) could not be read or are truncated:", *paths])
     print(f"groundtune: {escape_control_chars(text)}", file=sys.stderr)
     return DataError.exit_code
 

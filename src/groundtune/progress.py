@@ -29,12 +29,7 @@ def format_metric(value: float | None) -> str:
 
 
 class Progress:
-    """Shows the steps of a run.
-
-    Args:
-        quiet: show nothing, not even messages.
-        stream: output; None means stderr.
-    """
+    """Shows the steps of a run on a stream (None means stderr); `quiet` hides everything, also messages."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
@@ -67,14 +62,7 @@ class Progress:
             self._work_seconds += done - begin
 
     def step(self, done: int, losses: Mapping[str, float], lr: float, memory_bytes: int) -> None:
-        """Show a step.
-
-        Args:
-            done: number of steps so far, with those before a resume.
-            losses: running means of "loss" and its main terms.
-            lr: largest learning rate of the step.
-            memory_bytes: peak memory of the run.
-        """
+        """Show a step: their number so far, running means of the losses, largest learning rate, peak memory."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step = (now, done)
@@ -128,17 +116,16 @@ class Progress:
     def _live_bars(self) -> "Bars | None":
         """Return the bars, which appear at their first use, or None without a terminal."""
         if self._bars is None and not self._quiet and self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
+            from rich import console, live
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bars
 
-            console = Console(file=self._stream)
+            terminal = console.Console(file=self._stream)
             name, left = (
                 TextColumn(f"{{task.{text}}}", markup=False) for text in ("description", "fields[left]")
             )
-            self._bars = Bars(name, BarColumn(bar_width=24), MofNCompleteColumn(), left, console=console)
-            self._live = Live(get_renderable=self._view, console=console, transient=True)
+            self._bars = Bars(name, BarColumn(bar_width=24), MofNCompleteColumn(), left, console=terminal)
+            self._live = live.Live(get_renderable=self._view, console=terminal, transient=True)
             self._live.start()
         return self._bars
 

@@ -72,7 +72,7 @@ def test_images_become_a_data_set_with_scores_and_without_doubles(images, stub, 
     said = capsys.readouterr()
     assert said.out.split() == ["coco", "images", "boxes", "train", "3", "6", "out"]
     assert (
-        "1 of the files could not be read (to the end):\n" in said.err
+        "1 file(s) could not be read or are truncated:\n" in said.err
         and said.err.count("left out: Cannot read") == 1
     )
     train = read_splits(Path("out"))["train"]

@@ -57,7 +57,9 @@ def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
             raise ConfigError("classes: the file is empty; expected one class name per line.")
     names = [name.strip() for name in classes or bundle.classes]
     if not names:
-        raise ConfigError(f"classes: missing; the model {bundle.source} has no classes of its own.")
+        raise ConfigError(
+            f"classes: the model {bundle.source} has no classes of its own; give class names to detect."
+        )
     return names
 
 
