@@ -15,7 +15,7 @@ from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, api
+from groundtune import __version__, api, printing
 from groundtune import config as configs
 from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
 from groundtune.options import (
@@ -28,18 +28,13 @@ from groundtune.options import (
     resolve,
     unknown_option,
 )
-from groundtune.printing import (
-    class_scores,
-    print_predictions,
-    print_report,
-    print_run,
-    print_skipped,
-    print_written,
-    table,
-)
 from groundtune.progress import format_metric
 
 _METAVARS = {"dict": "NAME=PHRASE", "list": "A,B", "int": "N", "float": "X"}
+_VALUES = {
+    **{"output_dir": "DIR", "output": "PATH", "data": "PATH", "captions": "FILE", "base": "MODEL"},
+    **{"resume": "RUN", "thresholds": "RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
+}
 _ORDER = ("", "run", "training", "loss", "images", "prompts", "compute")  # of the groups in the help text
 
 
@@ -151,6 +146,7 @@ def _usage(name: str, options: type) -> str:
     for key, field in sorted(leaves.items(), key=lambda item: not item[1].metadata.get("positional")):
         word = flag_of(key, field)
         if field.metadata.get("positional"):
+            word = "|".join(field.metadata["choices"]) or word
             word += "..." if "list" in str(field.type) else ""
             words.append(word if is_required(field) else f"[{word}]")
         elif is_required(field):
@@ -187,14 +183,14 @@ def _metavar(name: str, field: Field) -> str:
         return "|".join(choices)
     if field.metadata["repeat"]:
         return "TEXT"
-    words = {"output_dir": "DIR", "output": "PATH", "data": "PATH", "model": "MODEL", "base": "MODEL"}
-    return next((text for word, text in _METAVARS.items() if word in kind), words.get(name, "VALUE"))
+    by_type = next((text for word, text in _METAVARS.items() if word in kind), name.upper())
+    return _VALUES.get(name, by_type)
 
 
 def _train(config: configs.TrainConfig) -> int | None:
     result = api.train_in_processes(config)
     if result is not None and not isinstance(result, int):
-        print_run(result, api.retention_rows(result))
+        printing.print_run(result, api.retention_rows(result))
         return None
     return result
 
@@ -205,28 +201,32 @@ def _evaluate(config: configs.EvaluateConfig) -> None:
         content = {"split": config.split, "metrics": result.metrics, "per_class": result.per_class}
         print(json.dumps(content, indent=2))
         return
-    print(table([[config.split, ""], *([name, format_metric(v)] for name, v in result.metrics.items())]))
+    print(
+        printing.table(
+            [[config.split, ""], *([name, format_metric(v)] for name, v in result.metrics.items())]
+        )
+    )
     if result.per_class:
-        print(f"\n{class_scores(result.per_class)}")
+        print(f"\n{printing.class_scores(result.per_class)}")
 
 
 def _predict(config: configs.PredictConfig) -> int:
     with closing(api.predict(config=config, quiet=False)) as predictions:
-        unreadable = print_predictions(predictions, as_json=config.json)
+        unreadable = printing.print_predictions(predictions, as_json=config.json)
     if config.output_dir is not None:
         print(f"The results are in {config.output_dir}.", file=sys.stderr)
-    return print_skipped(unreadable)
+    return printing.print_skipped(unreadable)
 
 
 def _label(config: configs.LabelConfig) -> int:
     result = api.label(config=config, images=(), quiet=False)
-    print_written(result.written, config.format, config.output_dir)
-    return print_skipped(list(result.unreadable))
+    printing.print_written(result.written, config.format, config.output_dir)
+    return printing.print_skipped(list(result.unreadable))
 
 
 def _blend(config: configs.BlendConfig) -> None:
     points, best = api.blend(config=config, quiet=False)
-    print(table(api.blend_rows(points, best)))
+    print(printing.table(api.blend_rows(points, best)))
     print(f"\nThe chosen model is in {config.output_dir}, with blend.json and blend.html.")
 
 
@@ -235,13 +235,13 @@ def _check(config: configs.CheckConfig) -> int:
     if config.json:
         print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
     else:
-        print_report(report)
+        printing.print_report(report)
     failed = report.count("error") or (config.strict and report.count("warning"))
     return DataError.exit_code if failed else 0
 
 
 def _convert(config: configs.ConvertConfig) -> None:
-    print_written(api.convert_data(config), config.format, config.output_dir)
+    printing.print_written(api.convert_data(config), config.format, config.output_dir)
 
 
 def _init(config: configs.InitConfig) -> None:
@@ -294,11 +294,11 @@ def _models(config: configs.ModelsConfig) -> None:
     rows = [["name", "parameters", "backbone", "license", "description"]]
     for name, row in api.known_models().items():
         rows.append([name, f"{row['parameters']} M", row["backbone"], row["license"], row["summary"]])
-    print(table(rows))
+    print(printing.table(rows))
 
 
 def _env(config: configs.EnvConfig) -> None:
-    print(table(list(api.environment().items())))
+    print(printing.table(list(api.environment().items())))
 
 
 class _Verb(NamedTuple):

@@ -34,7 +34,10 @@ _DATA = "data set (a directory of images with boxes, or an annotation file)"
 _NEW_DIR = "directory to write, new or empty"
 _CLASSES = "class names to detect, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
 _RENAME = "phrase that the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
-_SIDES = ("short side of an image in pixels; default: the model's", "maximum long side; default: the model's")
+_SIDES = (
+    "short side of an image in pixels; default: the model's",
+    "maximum long side in pixels; default: the model's",
+)
 _PRECISION = "auto uses bf16 where the device supports it"
 _BATCH = "images per batch"
 _JSON = "print JSON"
@@ -72,7 +75,7 @@ class DetectOptions(ComputeOptions):
     classes: list[str] = option([], _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
     thresholds: str | None = option(
-        None, "run directory, whose thresholds with the best F1 by class are used"
+        None, "run directory whose best-F1 thresholds by class are used; other classes use --threshold"
     )
     batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
     precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
@@ -126,7 +129,7 @@ class TrainConfig(ComputeOptions):
     data: str = option(help=_DATA, positional=True)
     model: str = _run("nano", _MODEL)
     extra_data: list[str] = _run(
-        [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown"
+        [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown per epoch"
     )
     output_dir: str | None = _run(
         None, "run directory, new or empty; default: runs/DATA-MODEL, numbered", short="-o"
@@ -144,7 +147,7 @@ class TrainConfig(ComputeOptions):
         "still detects the common objects that it detected before; none skips it",
     )
     rehearsal: list[str] = _run(
-        [], "data sets against forgetting, as PATH=SHARE; SHARE (0.2) of an epoch's images"
+        [], "data sets to rehearse against forgetting, as PATH=SHARE; SHARE (0.2) of an epoch's images"
     )
     self_distillation: bool = _run(False, "also train on the model's own detections of unlabeled objects")
     max_train_images: int | None = _run(None, "use only the first N training images", low=1)
@@ -253,7 +256,10 @@ class BlendConfig(ComputeOptions):
     tuned: str = option(help="run directory or model that was fine-tuned from BASE", positional=True)
     output_dir: str = option(help="directory for the best model, blend.json and blend.html", short="-o")
     alphas: list[float] = option(
-        [0.3, 0.5, 0.7], "points to evaluate between BASE (0) and TUNED (1), besides these", low=0, high=1
+        [0.3, 0.5, 0.7],
+        "points to evaluate between BASE (0) and TUNED (1), which are evaluated too",
+        low=0,
+        high=1,
     )
     data: str | None = option(None, "data set of the fine-tuning; default: that of the run")
     retention_data: list[str] = option([], "data sets that measure forgetting; default: those of the run")

@@ -211,7 +211,7 @@ def test_of_processes_that_others_start_one_prints(
     """And none starts more."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("groundtune.cli.print_run", lambda run, retained: print(run))
+    monkeypatch.setattr("groundtune.printing.print_run", lambda run, retained: print(run))
     monkeypatch.setattr(api, "retention_rows", lambda run: [])
     monkeypatch.setattr(api, "train", lambda config: f"{config.devices} devices")
     api.Model(tiny_bundle(tokenizer)).save(tmp_path)
