@@ -108,8 +108,8 @@ class Model:
             thresholds: confidence thresholds by class name, or a run directory with the best ones.
             options: those of `groundtune.config.PredictorOptions`: threshold, phrase, tiles, …
         """
-        by_class = thresholds if isinstance(thresholds, Mapping) else None
-        given = {**options, "classes": classes, "thresholds": None if by_class else thresholds}
+        by_class, run = (thresholds, None) if isinstance(thresholds, Mapping) else (None, thresholds)
+        given = {**options, "classes": classes, "thresholds": run}
         config = _resolve(configs.PredictorOptions, None, "predictor()", model=self, **given)
         return _predictor(self.bundle, config, config.classes, by_class)
 
