@@ -1,4 +1,4 @@
-"""Box formats and overlaps, against hand numbers and counted grid cells."""
+"""Box formats and overlaps against hand calculations and counted grid cells."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_formats_by_hand():
 
 
 @pytest.mark.parametrize("function", [xyxy_to_cxcywh, cxcywh_to_xyxy, xyxy_to_xywh, xywh_to_xyxy])
-def test_formats_of_no_boxes(function):
+def test_no_boxes_give_no_boxes(function):
     assert function(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
     assert pairwise_giou(torch.zeros(3, 4), torch.zeros(0, 4)).shape == (3, 0)
 
@@ -59,7 +59,7 @@ def test_iou_and_giou_against_counted_cells(first, second):
 
 
 @pytest.mark.parametrize("box", [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.3], [0.5, 0.5, 0.3, 0.0]])
-def test_pitfall_11_a_box_without_area_equal_to_its_target_is_finite(box):
+def test_a_box_without_area_has_a_finite_giou_and_gradient(box):
     predicted = torch.tensor([box], requires_grad=True)
     giou = paired_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(torch.tensor([box])))
     giou.sum().backward()

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import groundtune
-from groundtune.cli import _parsers
+from groundtune.cli import build_parsers
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-_, PARSERS = _parsers()
+_, PARSERS = build_parsers()
 
 
 def prose(page: Path) -> str:

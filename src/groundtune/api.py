@@ -1,44 +1,52 @@
-"""The Python interface: `load`, `Model`, `train`, `evaluate`; the command line stands on the same functions.
+"""The application: what the Python interface and the command line do, one function per command.
 
-Keyword options of `train` are those of the command line and of the YAML file, and are checked like them.
+All functions have some arguments in common:
+
+- `model` is a loaded `Model`, or a source for `load`.
+- `data` is a directory of images with boxes, or an annotation file.
+- `options` are the other options of the command with the same name. `groundtune COMMAND --help`
+  lists them. None leaves an option at its default.
+- `config` has all options at once instead, as an instance of the command's class in `groundtune.config`.
+- `quiet` hides the progress that is shown on stderr.
+
+A `ConfigError` lists all options that are unknown or invalid; a `DataError` says that images,
+annotations or class names cannot be used; a `CheckpointError` says the same of a model.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from groundtune.commands import (
-    model_source,
-    prompt_names,
-    read_data,
-    read_run_data,
-    resolve_training,
-    run_blend,
-    run_check,
-    run_thresholds,
-    run_training,
-)
-from groundtune.config import BlendConfig, CheckConfig, LabelConfig
+from groundtune import config as configs
+from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
 from groundtune.errors import CheckpointError, ConfigError, DataError, suggestion
-from groundtune.options import resolve
-from groundtune.progress import Progress
+from groundtune.options import read_yaml, resolve
+from groundtune.printing import class_table
+from groundtune.progress import Progress, format_metric
 
 if TYPE_CHECKING:
     import numpy as np
+    from gradio import Blocks
     from PIL import Image
     from supervision import Detections
 
     from groundtune.data.check.run import Report
+    from groundtune.data.formats.convert import Converted
     from groundtune.engine.blend import BlendPoint
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
     from groundtune.predict.label import Labeled
     from groundtune.predict.predictor import Predictor
-    from groundtune.predict.tiles import Tiles
+    from groundtune.web.review_server import ReviewServer
 
     ImageInput = str | Path | Image.Image | np.ndarray
+
+_C = TypeVar("_C")
 
 
 @dataclass
@@ -46,485 +54,609 @@ class Model:
     """A loaded model.
 
     Attributes:
-        bundle: network, tokenizer, image format.
-        device: where it computes: auto, cpu, cuda, …
-        precision: of `predict`: fp32, bf16, or auto, which is bf16 where the device computes in it.
+        bundle: network, tokenizer and image format.
+        device: default device of all commands: auto, cpu, cuda, …
+        precision: default precision of `predict` and `label`: auto, fp32 or bf16.
     """
 
     bundle: "ModelBundle"
-    device: str = "auto"
-    precision: str = "auto"
+    device: str = DetectOptions.device
+    precision: str = DetectOptions.precision
 
     @property
     def classes(self) -> list[str]:
-        """The names that it was fine-tuned on; empty before."""
+        """The class names of the fine-tuning; empty for a base model."""
         return list(self.bundle.classes)
 
     @overload
     def predict(
-        self,
-        images: "ImageInput",
-        classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
-        batch_size: int = 4,
+        self, images: "ImageInput", classes: Sequence[str] | None = None, **options: Any
     ) -> "Detections": ...
     @overload
     def predict(
-        self,
-        images: "list[ImageInput]",
-        classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
-        batch_size: int = 4,
+        self, images: "list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
     ) -> "list[Detections]": ...
     def predict(
-        self,
-        images: "ImageInput | list[ImageInput]",
-        classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
-        batch_size: int = 4,
+        self, images: "ImageInput | list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
     ) -> "Detections | list[Detections]":
-        """Find objects by name.
+        """Detect objects by name.
 
         Args:
-            images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of them.
-            classes: names to look for; None takes those of the fine-tuning.
-            threshold: smallest score, in [0, 1].
-            batch_size: images at a time.
+            images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
+            classes: class names to detect; None means those of the fine-tuning.
+            options: threshold=0.3, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
-            Per image its detections, best first: boxes xyxy in pixels of the image, `class_id` the index into the
-            names, `data["class_name"]` the names. A list gives a list, an empty one an empty one.
-
-        Raises:
-            ConfigError: there are no names to look for.
-            DataError: an image cannot be read, or a name cannot be used.
+            The detections, best first: boxes xyxy in pixels, `class_id` the index of the class name,
+            `data["class_name"]`. A list of images gives a list, an empty one an empty list.
         """
-        several = images if isinstance(images, list) else [images]
-        inputs = [Path(image) if isinstance(image, str) else image for image in several]
-        found = list(self.predictor(classes, threshold, batch_size=batch_size).each(inputs))
-        return found if isinstance(images, list) else found[0]
+        inputs = [Path(image) if isinstance(image, str) else image for image in _as_list(images)]
+        detections = list(self.predictor(classes, **options).each(inputs))
+        return detections if isinstance(images, list) else detections[0]
 
     def predictor(
         self,
         classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
         *,
-        thresholds: Mapping[str, float] | None = None,
-        phrases: Sequence[str] = (),
-        tiles: "Tiles | None" = None,
-        batch_size: int = 4,
+        thresholds: Mapping[str, float] | str | Path | None = None,
+        **options: Any,
     ) -> "Predictor":
-        """Ask for objects once, and find them in any number of images: `for found in model.predictor(["cat"]).each(paths)`.
+        """Prepare a prompt for many images: `for detections in model.predictor(["cat"]).each(paths)`.
 
         Args:
-            classes: names to look for; None takes those of the fine-tuning.
-            threshold: smallest score, in [0, 1].
-            thresholds: those of single names.
-            phrases: sentences in the place of names, each describing an object as a whole, or [several] in [brackets].
-            tiles: how large images are divided; None: not at all.
-            batch_size: images, or tiles, at a time.
-
-        Raises:
-            ConfigError: there are no names to look for.
-            DataError: a name cannot be used.
+            classes: class names to detect; None means those of the fine-tuning.
+            thresholds: confidence thresholds by class name, or a run directory with the best ones.
+            options: those of `groundtune.config.PredictorOptions`: threshold, phrase, tiles, …
         """
-        from groundtune.device import pick_device, pick_precision
-        from groundtune.predict.predictor import Predictor
-
-        names = list(phrases) or prompt_names(classes, self.bundle)
-        device = pick_device(self.device)
-        precision = pick_precision(self.precision, device)
-        return Predictor(
-            self.bundle,
-            names,
-            device,
-            threshold,
-            thresholds or {},
-            bool(phrases),
-            tiles,
-            batch_size,
-            precision,
-        )
+        by_class, run = (thresholds, None) if isinstance(thresholds, Mapping) else (None, thresholds)
+        given = {**options, "classes": classes, "thresholds": run}
+        config = _resolve(configs.PredictorOptions, None, "predictor()", model=self, **given)
+        return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model folder that `load` reads. It appears whole or not at all; an existing one is replaced."""
+        """Write a model directory for `load`. It appears when it is complete, and replaces an existing one."""
         from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(_with_weights(self, "saved"), Path(folder))
 
 
-def load(source: str | Path, *, seed: int = 0, device: str = "auto") -> Model:
+def load(source: str | Path, *, seed: int = TrainConfig.seed, device: str = DetectOptions.device) -> Model:
     """Load a model.
 
     Args:
-        source: a preset ("nano"), a model folder or a run folder, a Hugging Face directory or Hub id such as
-            "IDEA-Research/grounding-dino-tiny", a .pth of IDEA or MMDetection, or an exported .onnx or .xml.
-        seed: of the weights that the source leaves untrained.
-        device: where it will compute: auto, cpu, cuda, …
-
-    Raises:
-        CheckpointError: there is no such model, or it cannot be read.
+        source: a preset ("nano"), a model or run directory, a Hugging Face directory or Hub id such
+            as "IDEA-Research/grounding-dino-tiny", a .pth file of IDEA or MMDetection, or an
+            exported .onnx or .xml file.
+        seed: random seed of the weights that the source lacks.
+        device: default device of the model: auto, cpu, cuda, …
     """
     if Path(source).suffix in (".onnx", ".xml") and Path(source).is_file():
         from groundtune.export.runtime import open_exported
 
         return Model(open_exported(Path(source)), device)
-    from groundtune.model.checkpoint.load import load_bundle
+    from groundtune.model.checkpoint.load import load_bundle, model_source
 
     return Model(load_bundle(model_source(source), seed=seed), device)
 
 
-def _with_weights(model: Model | str | Path, use: str) -> "ModelBundle":
-    """The bundle of a model that is no exported file; `use` says what is wanted of it, in a participle."""
-    from groundtune.export.runtime import is_exported
-
-    bundle = (model if isinstance(model, Model) else load(model)).bundle
-    if is_exported(bundle.network):
-        raise CheckpointError(
-            f"{bundle.source} is an exported file, which can predict and be evaluated, but not be {use}; use its model."
-        )
-    return bundle
-
-
-def export(
-    model: Model | str | Path,
-    path: str | Path,
-    *,
-    format: str = "hf",
-    classes: Sequence[str] | None = None,
-    precision: str = "fp32",
-    data: str | Path | None = None,
-    max_ap_drop: float = 1.0,
-) -> list[str]:
-    """Write a model in a form that other tools read.
-
-    Args:
-        model: a loaded model, or a source for `load`.
-        path: folder ("hf") or file; one written before is replaced when the new one is whole.
-        format: "hf", a Hugging Face directory that transformers opens; "onnx" (a .onnx file) or "openvino" (.xml and .bin),
-            which `load` opens for prediction and evaluation; "idea", a .pth for IDEA's own code.
-        classes: names to build into a graph, which then needs the image only; None leaves the vocabulary open.
-        precision: of a graph: "fp32"; "fp16", weights of half the size; "int8".
-        data: where to calibrate int8 (split train), and to measure the graph against the model (split valid).
-        max_ap_drop: points of AP that int8 may lose.
-
-    Returns:
-        What was measured, what the other tool does otherwise or has to be told, in sentences.
-
-    Raises:
-        ConfigError: there is no such format or precision, or options do not fit each other.
-        CheckpointError: the format cannot express the model (every reason is given), or the path cannot be written.
-        ExportError: the graph cannot express the model or be written, or int8 loses more than is allowed.
-    """
-    from groundtune.model.checkpoint.save import save_bundle, save_idea, unsupported_by_others
-
-    for name, value, known in (
-        ("format", format, ("hf", "onnx", "openvino", "idea")),
-        ("precision", precision, ("fp32", "fp16", "int8")),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}.")
-    bundle = _with_weights(model, "exported")
-    if format in ("onnx", "openvino"):
-        from groundtune.export.write import ExportSpec, write_exported
-
-        wanted = ExportSpec(format, list(classes or []), precision, max_ap_drop)
-        splits = None if data is None else read_data(str(data), [], {})
-        return write_exported(bundle, Path(path), wanted, splits, Progress())
-    if classes or data is not None or precision != "fp32":
-        raise ConfigError(
-            f"classes, precision and data are of the formats onnx and openvino, not of {format}."
-        )
-    if format == "idea":
-        return save_idea(bundle, Path(path))
-    reasons = unsupported_by_others(bundle)
-    if reasons:
-        raise CheckpointError(
-            f"The model {bundle.source!r} cannot be written for transformers: {'; '.join(reasons)}. "
-            "Model.save writes it as a folder that groundtune opens."
-        )
-    save_bundle(bundle, Path(path))
-    return []
-
-
-def push_to_hub(model: Model | str | Path, name: str, *, private: bool = False) -> str:
-    """Upload a model folder to the Hugging Face Hub; HF_TOKEN must allow it.
-
-    Args:
-        model: a loaded model, or a source for `load`.
-        name: "owner/model"; created where it does not exist.
-        private: whether it is created as a private one.
-
-    Returns:
-        The address of the upload.
-
-    Raises:
-        CheckpointError: the Hub cannot be reached or refuses.
-    """
-    import tempfile
-
-    from groundtune.model.checkpoint.hub import upload
-    from groundtune.model.checkpoint.save import save_bundle
-
-    bundle = _with_weights(model, "uploaded")
-    with tempfile.TemporaryDirectory() as folder:
-        save_bundle(bundle, Path(folder) / "model")
-        return upload(Path(folder) / "model", name, private)
-
-
 def train(
-    model: Model | str | Path,
-    data: str | Path,
+    model: Model | str | Path | None = None,
+    data: str | Path | None = None,
     *,
     output_dir: str | Path | None = None,
-    config: str | Path | None = None,
+    config: str | Path | TrainConfig | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> "RunResult":
-    """Fine-tune a model on a folder of images with boxes.
+    """Fine-tune a model on a data set. Nothing is written before training starts.
 
     Args:
-        model: a loaded model, which is trained in place and has the best weights afterwards; or a source for `load`.
-        data: the folder, or a COCO JSON file.
-        output_dir: run folder, new or empty; None takes runs/DATA-MODEL, the first free number.
-        config: YAML file of options.
-        quiet: show no progress on stderr.
-        options: any other option of `groundtune train`, such as epochs=20 or lr=1e-4; stronger than the file.
+        model: if it is loaded, it is trained in place and has the best weights afterwards.
+        output_dir: run directory, new or empty; None means the first free one of runs/DATA-MODEL.
+        config: YAML file of options, or a `TrainConfig`.
+        options: such as epochs=20 or lr=1e-4; they override those of the file.
 
     Returns:
         The run: `folder`, `zero_shot["valid/AP"]`, `metrics["valid/AP"]` of the best weights, `per_class`.
 
     Raises:
-        ConfigError: options are unknown or unusable (all are listed), or the run folder is not empty.
-        DataError: the data cannot be used.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 interrupted the run, which can be resumed.
         OutOfMemory: there is no memory for a single image.
         TrainingDiverged: the loss stayed non-finite.
     """
     bundle = _with_weights(model, "trained") if isinstance(model, Model) else None
-    given = {"data": data, "model": (bundle.source or "model") if bundle else model, **options}
-    if isinstance(model, Model) and model.device != "auto":
-        given.setdefault("device", model.device)
-    if output_dir is not None:
-        given["output_dir"] = output_dir
-    resolved = resolve_training(given, Path(config) if config else None, where="train()", bundle=bundle)
-    return run_training(resolved, Progress(quiet=quiet), bundle=bundle)
+    if not isinstance(config, TrainConfig):
+        given = _given(TrainConfig, model=model, data=data, output_dir=output_dir) | options
+        path = Path(config) if config else None
+        if bundle is None:
+            config = training_options(given, path, "train()")
+        else:
+            config = train_config(given, path, bundle.recipe, where="train()")
+    from groundtune.data.check.run import describe_classes
+    from groundtune.engine.distributed import check_launcher, is_main
+    from groundtune.engine.prepare import prepare
+    from groundtune.engine.train import train as run_training
+    from groundtune.report.build import build_report
+
+    check_launcher(config.devices)
+    run = prepare(config, bundle)
+    progress = Progress(quiet=quiet or not is_main())
+    for message in (message for dataset in run.splits.values() for message in dataset.messages):
+        progress.message(message)
+    progress.message(class_table(describe_classes(run.splits, run.bundle.tokenizer)))
+    progress.message(f"Run directory: {run.folder}")
+    if run.warnings:
+        names = ", ".join(dict.fromkeys(run.warnings))
+        progress.message(f"Warnings about the data: {names}. For details: groundtune check {config.data}")
+    config = replace(config, output_dir=str(run.folder))
+    result = run_training(config, run.bundle, run.training_splits, run.folder, progress, run.retained)
+    if is_main():
+        try:
+            build_report(run.folder, run.splits, ReportConfig.max_images)
+        except OSError as error:  # the run itself is complete
+            fix = f"Once there is room: groundtune report {run.folder}"
+            progress.message(f"Cannot write the report: {error}. {fix}")
+    return result
+
+
+def training_options(given: Mapping[str, Any], file: str | Path | None, where: str) -> TrainConfig:
+    """Resolve the options of a training run, with the recipe of the model; `where` is the name of `given`."""
+
+    def recipe(source: str) -> Mapping[str, Any]:
+        from groundtune.model.checkpoint.load import load_recipe, model_source
+
+        return load_recipe(model_source(source))
+
+    config = train_config(given, Path(file) if file else None, recipe, where=where)
+    from groundtune.model.checkpoint.load import model_source
+
+    return replace(config, model=model_source(config.model))
+
+
+def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
+    """Train with `devices` processes, which this one starts unless a launcher has started it.
+
+    Returns:
+        The exit code of the started processes; or the run, None in other than the main process.
+    """
+    from groundtune.engine.distributed import init_distributed_env, is_main, launch, launched
+
+    init_distributed_env()
+    if config.devices > 1 and not launched():
+        return launch(config.devices, config.device, config.threads)
+    result = train(config=config)
+    return result if is_main() else None
+
+
+def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float | None, float | None]]:
+    """Return name, metric, values before and after training, and their quotient of each retention data set."""
+    from groundtune.metrics.grounding import retention
+
+    return [(name, *retention(numbers)) for name, numbers in run.retention.items()]
+
+
+def evaluate(
+    model: Model | str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    config: configs.EvaluateConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> "Evaluation":
+    """Evaluate a model on a data set.
+
+    Returns:
+        `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency, `metrics["recall@1"]`
+        and so on for captions; `per_class[name]["AP"]`; `predictions` in COCO's result format.
+    """
+    config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
+    output = None if config.output is None else Path(config.output)
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
+    from groundtune.data.reading import read_data
+    from groundtune.data.sample import match_class_names
+    from groundtune.device import pick_device, pick_precision, set_up_cpu
+    from groundtune.engine.evaluate import eval_task
+    from groundtune.engine.evaluate import evaluate as evaluate_here
+    from groundtune.engine.ray_evaluation import evaluate_on_ray
+    from groundtune.predict.ray import RayPool
+
+    splits = read_data(config.data, [], config.rename)
+    if config.split not in splits:
+        hint = suggestion(config.split, splits)
+        raise DataError(f"{config.data} has no split {config.split!r}; expected {', '.join(splits)}.{hint}")
+    dataset = splits[config.split]
+    indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
+    bundle = _loaded(model, config.model)
+    with closing(Progress(quiet=quiet)) as progress:
+        settings: dict[str, Any] = {"batch_size": config.batch_size, "progress": progress}
+        if config.ray is not None:
+            pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
+            task = eval_task(bundle, dataset, indices, config.precision)
+            result = evaluate_on_ray(task, dataset, pool, device=config.device, **settings)
+        else:
+            set_up_cpu(config.threads)
+            device = pick_device(config.device)
+            settings |= {"device": device, "precision": pick_precision(config.precision, device)}
+            result = evaluate_here(bundle, dataset, class_indices=indices, **settings)
+    if output is not None:
+        output.write_text(json.dumps(result.predictions), encoding="utf-8")
+    return result
+
+
+def predict(
+    model: Model | str | Path | None = None,
+    images: str | Path | Sequence[str | Path] | None = None,
+    *,
+    config: configs.PredictConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> Generator[dict[str, Any], None, None]:
+    """Detect objects in images and videos, and save the results if there is an `output_dir`.
+
+    Yields:
+        One mapping per image or frame, see `groundtune.predict.run.predict_files`.
+    """
+    images = None if images is None else _as_list(images)
+    config = _resolve(configs.PredictConfig, config, "predict()", model=model, images=images, **options)
+    from groundtune.predict.sources import check_inputs_exist, check_output_not_input
+
+    check_inputs_exist(config.images, config.recursive)
+    if config.output_dir is not None:
+        check_output_not_input(Path(config.output_dir), config.images, config.recursive)
+    from groundtune.predict.run import predict_files
+
+    predictor = _predictor(_loaded(model, config.model), config, config.classes)
+    return predict_files(config, predictor, Progress(quiet=quiet))
 
 
 def label(
-    model: Model | str | Path,
-    images: Sequence[str | Path] = (),
+    model: Model | str | Path | None = None,
+    images: str | Path | Sequence[str | Path] = (),
     *,
-    output_dir: str | Path,
+    output_dir: str | Path | None = None,
+    config: configs.LabelConfig | None = None,
     quiet: bool = True,
     **options: Any,
 ) -> "Labeled":
-    """Let a model draw the boxes of images, and write them as a data set. One that was stopped goes on where it was.
+    """Label images with a model and write a data set. An interrupted labeling is resumed.
 
     Args:
-        model: a loaded model, or a source for `load`.
-        images: images, folders or patterns of them.
-        output_dir: folder to write, new or empty.
-        quiet: show no progress on stderr.
-        options: any option of `groundtune label`, such as data="data/cells" or threshold=0.4.
+        images: images, directories or glob patterns.
+        output_dir: directory to write, new or empty.
+        options: such as data="data/cells" or threshold=0.4.
 
     Returns:
-        `written.images` and `written.boxes` by split; `unreadable`, the images that were left out, and why.
-
-    Raises:
-        ConfigError: options are unknown or unusable, or there are no names to look for.
-        DataError: images or data cannot be used, or the folder is not empty.
+        `written.images` and `written.boxes` by split; `unreadable`, the skipped images and the reasons.
     """
+    given = {**options, "images": _as_list(images), "output_dir": output_dir}
+    config = _resolve(configs.LabelConfig, config, "label()", model=model, **given)
     from groundtune.predict.label import label as label_images
     from groundtune.predict.label import read_given
 
-    source = (model.bundle.source or "model") if isinstance(model, Model) else model
-    values = {**options, "model": source, "images": [str(name) for name in images], "output_dir": output_dir}
-    config = resolve(LabelConfig, [("label()", values)])
     splits = read_given(config)
-    thresholds = run_thresholds(Path(config.thresholds)) if config.thresholds else {}
-    loaded = model if isinstance(model, Model) else load(model, device=config.device)
-    loaded = Model(loaded.bundle, loaded.device, config.precision)
-    names = config.classes or (
-        splits["train"].class_names if splits else ["object"] if config.captions else None
-    )
-    predictor = loaded.predictor(names, config.threshold, thresholds=thresholds, batch_size=config.batch_size)
+    default = splits["train"].class_names if splits else ["object"] if config.captions else []
+    predictor = _predictor(_loaded(model, config.model), config, config.classes or default)
     return label_images(config, predictor, splits, Progress(quiet=quiet))
 
 
 def blend(
-    base: str | Path, tuned: str | Path, output_dir: str | Path, *, quiet: bool = True, **options: Any
+    base: str | Path | None = None,
+    tuned: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    *,
+    config: configs.BlendConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
 ) -> "tuple[list[BlendPoint], BlendPoint]":
-    """Find the best model between a base and what was fine-tuned from it, on the line of their weights.
+    """Find the best model between a base model and its fine-tuned version, on the line of their weights.
 
     Args:
-        base: a source for `load`.
-        tuned: a run folder, whose data is measured on; or a source for `load`, and data=.
-        output_dir: folder for the chosen model, with blend.json and blend.html.
-        quiet: show no progress on stderr.
-        options: any option of `groundtune blend`, such as alphas=[0.3, 0.5] or retention_data=["data/coco-sample"].
+        tuned: a run directory, whose data is evaluated on; or a source for `load`, with data=.
+        output_dir: directory for the best model, with blend.json and blend.html.
+        options: such as alphas=[0.3, 0.5].
 
     Returns:
-        The points in order (`at`, `metrics`, `retained`, `gain`, `kept`), and the chosen one.
-
-    Raises:
-        ConfigError: options are unknown or unusable, or there is no data to measure on.
-        DataError: the data cannot be used.
-        CheckpointError: the models do not fit each other, or the folder cannot be written.
+        The points in order (`at`, `metrics`, `retained`, `gain`, `kept`), and the best one.
     """
-    values = {"base": base, "tuned": tuned, "output_dir": output_dir, **options}
-    return run_blend(resolve(BlendConfig, [("blend()", values)]), Progress(quiet=quiet))
+    given = {**options, "base": base, "tuned": tuned, "output_dir": output_dir}
+    config = _resolve(configs.BlendConfig, config, "blend()", **given)
+    run_file = Path(config.tuned) / "config.yaml"
+    run = read_yaml(run_file) if run_file.is_file() else {}
+    data = config.data or run.get("data")
+    if not data:
+        fix = "Give the data set that it was fine-tuned on."
+        raise ConfigError(f"data: missing; {config.tuned} is not a run directory. {fix}")
+    from groundtune.data.reading import read_retention_data, read_run_data
+    from groundtune.device import pick_device, set_up_cpu
+    from groundtune.engine.blend import best_blend
+    from groundtune.model.checkpoint.save import check_replaceable, save_bundle
+    from groundtune.report.blend import write_blend
+
+    splits = read_run_data(run, data)
+    if "valid" not in splits:
+        raise DataError(f"{data} has no split 'valid' to evaluate on; found: {', '.join(splits)}.")
+    retained = read_retention_data(config.retention_data or run.get("retention_data") or [])
+    out = Path(config.output_dir)
+    check_replaceable(out)
+    bundles = load(config.base).bundle, load(config.tuned).bundle
+    set_up_cpu(config.threads)
+    settings: dict[str, Any] = {"batch_size": config.batch_size, "precision": "fp32"}
+    settings["device"] = pick_device(config.device)
+    with closing(Progress(quiet=quiet)) as progress:
+        points, best = best_blend(
+            *bundles, config.alphas, splits["valid"], retained, progress=progress, **settings
+        )
+    metrics, zero_shot = ({f"valid/{n}": v for n, v in p.metrics.items()} for p in (best, points[0]))
+    results = {"data": Path(data).resolve().name, "metrics": metrics, "zero_shot": zero_shot}
+    save_bundle(bundles[1], out, results)
+    write_blend(points, best, out, {"base": config.base, "tuned": config.tuned, "data": str(data)})
+    return points, best
 
 
-def check(data: str | Path, *, quiet: bool = True, **options: Any) -> "Report":
-    """Look for what is wrong with a data set.
+def blend_rows(points: "Sequence[BlendPoint]", best: "BlendPoint") -> list[list[str]]:
+    """Return the table of a blend, in which the chosen point is marked."""
+    from groundtune.report.blend import blend_rows
 
-    Args:
-        data: a folder of images with boxes, or a COCO JSON file.
-        quiet: show no progress on stderr.
-        options: any option of `groundtune check`, such as model="nano" or fast=True.
+    marks = ["", *("chosen" if point is best else "" for point in points)]
+    return [[*row, mark] for row, mark in zip(blend_rows(points, format_metric), marks, strict=True)]
+
+
+def check(
+    data: str | Path | None = None,
+    *,
+    config: configs.CheckConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> "Report":
+    """Check a data set for errors. Data that cannot be read is a finding, too.
 
     Returns:
         The report: `findings`, errors first; `count("error")`; `as_dict()` for JSON.
-
-    Raises:
-        ConfigError: options are unknown or unusable.
-        DataError: there is no such folder or file. One that cannot be read is a finding.
     """
-    return run_check(resolve(CheckConfig, [("check()", {"data": data, **options})]), Progress(quiet=quiet))
+    config = _resolve(configs.CheckConfig, config, "check()", data=data, **options)
+    from groundtune.data.check.run import check_data, known_checks, unreadable
+    from groundtune.data.combine import rename_classes
+    from groundtune.data.formats.detect import load_splits
+    from groundtune.engine.prepare import limits_of
+
+    known_checks(config.ignore)
+    if not Path(config.data).exists():
+        raise DataError(f"The data {config.data} does not exist. Expected a directory of images with boxes.")
+    limits = limits_of(load(config.model).bundle, config.short_side, config.max_side)
+    try:
+        splits = load_splits(Path(config.data), keep_going=True)
+    except DataError as error:
+        return unreadable(config.data, error)
+    rename_classes(list(splits.values()), config.rename)
+    with closing(Progress(quiet=quiet)) as progress:
+
+        def show(done: int, total: int) -> None:
+            progress.evaluation(done, total, "checking")
+
+        settings: dict[str, Any] = {"files": not config.fast, "workers": config.workers, "progress": show}
+        report = check_data(config.data, splits, limits, **settings)
+    report.ignore(config.ignore)
+    return report
 
 
-def convert(data: str | Path, output_dir: str | Path, *, format: str, link: bool = False) -> dict[str, int]:
-    """Write a data set in another format; all its splits, the images with them.
+def convert(
+    data: str | Path | None = None, output_dir: str | Path | None = None, **options: Any
+) -> dict[str, int]:
+    """Convert a data set to another format, with its images.
 
     Args:
-        data: a folder of images with boxes, or an annotation file.
-        output_dir: new or empty folder. It appears whole or not at all.
-        format: "coco", "yolo", "voc" or "odvg".
-        link: link the images in place of copying them.
+        output_dir: directory to write, new or empty. It appears when it is complete.
+        options: format="coco", "yolo", "voc" or "odvg"; link=True links the images.
 
     Returns:
-        How many images each split has.
-
-    Raises:
-        DataError: the data cannot be read or the folder not be written, or the format cannot express the data.
+        The number of images of each split.
     """
-    from groundtune.data.formats.convert import convert as write
+    given = {**options, "data": data, "output_dir": output_dir}
+    return convert_data(_resolve(configs.ConvertConfig, None, "convert()", **given)).images
 
-    return write(Path(data), Path(output_dir), format, link=link).images
+
+def convert_data(config: configs.ConvertConfig) -> "Converted":
+    """Convert a data set, and return its images and boxes by split, and messages."""
+    from groundtune.data.formats.convert import convert
+
+    return convert(Path(config.data), Path(config.output_dir), config.format, link=config.link)
 
 
-def write_report(run: str | Path, *, data: str | Path | None = None, max_images: int = 500) -> Path:
-    """Write the report of a run, finished or not: one HTML file that opens from disk.
+def export(
+    model: Model | str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    config: ExportConfig | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> list[str]:
+    """Export a model for other tools.
 
     Args:
-        run: the run folder.
-        data: where its data lies now; None takes the path that it was trained with.
-        images: of the gallery at the most, the worst ones.
+        output: directory or file, which appears when it is complete and replaces an existing one.
+        options: format="hf", a Hugging Face directory that transformers opens; "onnx" (.onnx) or
+            "openvino" (.xml and .bin), which `load` opens to predict and to evaluate; "idea", a
+            .pth file for IDEA's code. classes, precision and data are for ONNX and OpenVINO.
 
     Returns:
-        The file, RUN/report.html.
+        Notes: measurements, and differences in the target tool.
 
     Raises:
-        DataError: it is no run folder, or its data cannot be read.
+        CheckpointError: the format cannot express the model, or the path cannot be written.
+        ExportError: the graph cannot express the model, or int8 loses more than `max_ap_drop`.
     """
+    config = _resolve(ExportConfig, config, "export()", model=model, output=output, **options)
+    bundle = _with_weights(model if isinstance(model, Model) else load(config.model), "exported")
+    notes = [] if config.output is None else _export(bundle, Path(config.output), config, quiet)
+    if config.push_to_hub is not None:
+        notes.append(push_to_hub(Model(bundle), config.push_to_hub, private=config.private))
+    return notes
+
+
+def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool) -> list[str]:
+    from groundtune.data.reading import read_data
+    from groundtune.export.write import ExportSpec, write_exported
+    from groundtune.model.checkpoint.save import save_bundle, save_idea, unsupported_by_others
+    from groundtune.predict.run import class_names
+
+    if config.format == "idea":
+        return save_idea(bundle, path)
+    if config.format != "hf":
+        names = class_names(config.classes, bundle) if config.fixed_classes or config.classes else []
+        spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop)
+        splits = None if config.data is None else read_data(config.data, [], {})
+        return write_exported(bundle, path, spec, splits, Progress(quiet=quiet))
+    if reasons := unsupported_by_others(bundle):
+        problem = f"The model {bundle.source!r} cannot be written for transformers: {'; '.join(reasons)}."
+        raise CheckpointError(f"{problem} Model.save writes it as a directory that groundtune opens.")
+    save_bundle(bundle, path)
+    return []
+
+
+def push_to_hub(model: Model | str | Path, name: str, *, private: bool = ExportConfig.private) -> str:
+    """Upload a model directory to the Hugging Face Hub. The environment variable HF_TOKEN must allow it.
+
+    Args:
+        name: "owner/model"; created if it does not exist.
+        private: whether it is created as a private model.
+
+    Returns:
+        The address of the upload.
+    """
+    from groundtune.model.checkpoint.hub import upload
+    from groundtune.model.checkpoint.save import save_bundle
+
+    bundle = _with_weights(model if isinstance(model, Model) else load(model), "uploaded")
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(bundle, Path(folder) / "model")
+        return upload(Path(folder) / "model", name, private)
+
+
+def write_report(
+    run: str | Path | None = None, *, config: ReportConfig | None = None, **options: Any
+) -> Path:
+    """Write report.html of a run, finished or not, and return its path.
+
+    Args:
+        run: run directory.
+        options: data, the current location of the data set; max_images in the gallery.
+    """
+    runs = None if run is None else [run]
+    config = _resolve(ReportConfig, config, "write_report()", runs=runs, **options)
+    from groundtune.data.reading import read_run_data
     from groundtune.report.build import build_report
     from groundtune.report.run_data import read_run
 
-    return build_report(Path(run), read_run_data(read_run(Path(run)).config, data), max_images)
+    folder = Path(config.runs[0])
+    return build_report(folder, read_run_data(read_run(folder).config, config.data), config.max_images)
 
 
-def compare_runs(runs: Sequence[str | Path], output: str | Path = "comparison.html") -> list[str]:
-    """Write a page that compares runs: numbers, changed options, curves, classes; one HTML file that opens from disk.
-
-    Args:
-        runs: two run folders or more, finished or not. Their data are not needed.
-        output: the file.
+def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.output) -> list[str]:
+    """Write an HTML page that compares two or more run directories: metrics, options, curves and classes.
 
     Returns:
-        What speaks against comparing their numbers, in sentences; the page says it too.
-
-    Raises:
-        ConfigError: there are fewer than two runs, or the file cannot be written.
-        DataError: one is no run folder.
+        Warnings about the comparison, which the page has too.
     """
     from groundtune.report.compare import build_comparison
 
     return build_comparison([Path(run) for run in runs], Path(output))
 
 
-def evaluate(
-    model: Model | str | Path,
-    data: str | Path,
-    *,
-    split: str = "valid",
-    classes: Sequence[str] | None = None,
-    rename: Mapping[str, str] | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    precision: str = "fp32",
-    progress: Progress | None = None,
-    ray: str | None = None,
-    ray_workers: int = 0,
-    threads: int = 0,
-) -> "Evaluation":
-    """Measure a model on a data set.
+def generate_scenes(config: configs.InitConfig) -> None:
+    """Write a generated data set."""
+    from groundtune.data.scenes import write_captioned_scenes, write_scenes
 
-    Args:
-        model: a loaded model, or a source for `load`.
-        data: folder of images with boxes, or a COCO JSON file.
-        split: "train", "valid" or "test".
-        classes: names to ask for and to count; None takes all of the data set.
-        rename: what the model reads for a class, by the class's name in the data set.
-        batch_size: images at a time.
-        device: None takes the model's.
-        precision: fp32, bf16, or auto, which is bf16 where the device computes in it.
-        progress: told about the images done.
-        ray: share the images out among Ray's workers: "local", "auto", or a cluster's "HOST:PORT" or "ray://HOST:PORT".
-        ray_workers: 0 is one per GPU, or where there is none one per core.
-        threads: of torch in each of these workers; 0 is one.
+    sizes = {"train": config.train_images, "valid": config.valid_images, "size": config.image_size}
+    if config.captions:
+        write_captioned_scenes(Path(config.output_dir), **sizes, seed=config.seed)
+    else:
+        write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=config.classes or None)
 
-    Returns:
-        `metrics["AP"]`, `["AP50"]` …, by LVIS's rules where the categories have frequencies; of captions `["recall@1"]` …;
-        `per_class[name]["AP"]`; `predictions` in COCO's result format.
 
-    Raises:
-        DataError: the data cannot be used, or has no such split or class.
-    """
-    from groundtune.data.sample import match_class_names
+def review_server(config: configs.ReviewConfig) -> "ReviewServer":
+    """Open the review page of a data set; `serve_forever` serves it."""
+    from groundtune.web.review_server import serve
 
-    splits = read_data(str(data), [], rename or {})
-    if split not in splits:
-        raise DataError(
-            f"{data}: there is no split {split!r}; found: {', '.join(splits)}.{suggestion(split, splits)}"
-        )
-    dataset = splits[split]
-    indices = match_class_names(classes, dataset.class_names) if classes else None
-    from groundtune.device import pick_device, pick_precision
-    from groundtune.engine.evaluate import evaluate as measure
+    return serve(Path(config.data), config.split, config.host, config.port)
 
-    loaded = model if isinstance(model, Model) else load(model)
-    name = device or loaded.device
-    if ray is not None:
-        from groundtune.engine.evaluate import eval_task
-        from groundtune.engine.ray_evaluation import evaluate_on_ray
-        from groundtune.predict.ray import RayPool
 
-        return evaluate_on_ray(
-            eval_task(loaded.bundle, dataset, indices, precision),
-            dataset,
-            RayPool(ray, ray_workers, threads, gpus=name != "cpu"),
-            batch_size=batch_size,
-            device=name,
-            progress=progress,
-        )
-    place = pick_device(name)
-    return measure(
-        loaded.bundle,
-        dataset,
-        class_indices=indices,
-        batch_size=batch_size,
-        device=place,
-        precision=pick_precision(precision, place),
-        progress=progress,
-    )
+@contextmanager
+def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
+    """Start the demo page; yield it, and whether only this machine can reach it."""
+    from groundtune.device import pick_device, pick_precision, set_up_cpu
+    from groundtune.web.demo import Demo, need_gradio, serve
+    from groundtune.web.review_server import is_loopback
+
+    need_gradio()
+    set_up_cpu(config.threads)
+    device = pick_device(config.device)
+    models = {source: load(source).bundle for source in (config.base, config.model) if source is not None}
+    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold)
+    names = config.classes or models[config.model].classes
+    with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
+        yield serve(demo, names, config.host, config.port, folder), is_loopback(config.host)
+
+
+def known_models() -> dict[str, dict[str, Any]]:
+    """Return the built-in and the published models by name: parameters, backbone, license, summary."""
+    from groundtune.model.bundle import presets, published
+
+    return presets() | published()
+
+
+def environment() -> dict[str, str]:
+    """Return versions and the machine."""
+    from groundtune.environment import describe
+
+    return describe()
+
+
+def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:
+    """Return the options of a call: `config`, or keywords that are checked like a command line."""
+    return config if config is not None else resolve(kind, [(where, _given(kind, **given))])
+
+
+def _given(kind: type, **given: Any) -> dict[str, Any]:
+    """Return the options that are not None; a loaded model gives its source, device and precision."""
+    given = {name: value for name, value in given.items() if value is not None}
+    model = given.get("model")
+    if isinstance(model, Model):
+        defaults = {"model": model.bundle.source or "model"}
+        defaults |= {"device": model.device} if model.device != "auto" else {}
+        defaults |= {"precision": model.precision} if issubclass(kind, DetectOptions) else {}
+        names = {field.name for field in fields(kind)}
+        del given["model"]
+        given = {name: value for name, value in defaults.items() if name in names} | given
+    return given
+
+
+def _loaded(model: Any, source: str) -> "ModelBundle":
+    return (model if isinstance(model, Model) else load(source)).bundle
+
+
+def _with_weights(model: Model, use: str) -> "ModelBundle":
+    """Return the bundle of a model that is not an exported file; `use` is a participle for the message."""
+    from groundtune.export.runtime import is_exported
+
+    if is_exported(model.bundle.network):
+        problem = f"{model.bundle.source} is an exported file, which cannot be {use}, only predict and be evaluated."
+        raise CheckpointError(f"{problem} Use the model that it was exported from.")
+    return model.bundle
+
+
+def _predictor(
+    bundle: "ModelBundle",
+    options: DetectOptions,
+    classes: Sequence[str],
+    thresholds: Mapping[str, float] | None = None,
+) -> "Predictor":
+    from groundtune.predict.run import build_predictor
+    from groundtune.report.run_data import run_thresholds
+
+    best = run_thresholds(Path(options.thresholds)) if options.thresholds else {}
+    return build_predictor(bundle, options, classes, thresholds or best)
+
+
+def _as_list(images: Any) -> list[Any]:
+    return list(images) if isinstance(images, list | tuple) else [images]

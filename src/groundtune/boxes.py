@@ -1,11 +1,12 @@
-"""Box formats, IoU and GIoU.
+"""Convert box formats, and compute IoU and GIoU (Rezatofighi et al., 2019).
 
-`xyxy` is (left, top, right, bottom), `xywh` (left, top, width, height), `cxcywh` (center x, center y, width, height).
-All functions take any leading dimensions and any unit, pixels or shares of the image, and work for no boxes.
+`xyxy` is (left, top, right, bottom), `xywh` (left, top, width, height), `cxcywh` (center x, center
+y, width, height). All functions take any leading dimensions, any unit, and also no boxes.
 
-GIoU: Rezatofighi et al. 2019. Deviation from torchvision and transformers: union and enclosing area are at least
-`AREA_EPS`, so that two equal boxes without area give 0 with a finite gradient instead of 0 / 0. MMDetection does the
-same at 1e-6 square pixels; ours is for boxes in [0, 1] and lies below a twentieth of a pixel in an image of 1333.
+Deviation from torchvision and transformers: union and enclosing area are at least `AREA_EPS`, so
+that two equal boxes without area give 0 with a finite gradient instead of 0 / 0. MMDetection does
+the same at 1e-6 square pixels. Boxes are in [0, 1] here, where `AREA_EPS` is less than a twentieth
+of a pixel in an image of 1333 pixels.
 """
 
 import torch
@@ -39,24 +40,24 @@ def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
 
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
-    """Give the areas (...) of (..., 4) boxes, 0 where a side is negative."""
+    """Return the areas (...) of (..., 4) boxes, 0 where a side is negative."""
     width_height = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
     return width_height[..., 0] * width_height[..., 1]
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Give the IoU (..., N, M), in [0, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
+    """Return the IoU (..., N, M), in [0, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
     overlap, union = _overlap_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
     return overlap / union
 
 
 def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Give the GIoU (..., N, M), in [-1, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
+    """Return the GIoU (..., N, M), in [-1, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
     return paired_giou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
 
 
 def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Give the GIoU (...), in [-1, 1], of boxes (..., 4) with the boxes at the same place, by broadcasting."""
+    """Return the GIoU (...), in [-1, 1], of (..., 4) boxes with the boxes at the same index, by broadcasting."""
     overlap, union = _overlap_and_union(a_xyxy, b_xyxy)
     left_top = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     right_bottom = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])

@@ -1,30 +1,47 @@
-"""The `groundtune` command: its parsers and exit codes. What the verbs do is in `verbs`, their options in `config`.
+"""The `groundtune` command: a parser in front of `api`, and a printer behind it.
 
-The parsers are made from the dataclasses, and values stay strings until `options.resolve`, so that every mistake of a
-command line is reported at once. `--help` does not import torch.
+Results go to stdout, messages and progress to stderr. The parsers are made from the dataclasses in
+`config`. Values stay strings until `options.resolve`, so that all mistakes of a command line are
+reported at once. `--help` does not import torch.
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, redirect_stdout, suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, config, verbs
-from groundtune.errors import ConfigError, GroundtuneError, Interrupted, suggestion
-from groundtune.options import flag_of, leaf_fields
+from groundtune import __version__, api, printing
+from groundtune import config as configs
+from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
+from groundtune.options import (
+    COMMAND_LINE,
+    Field,
+    flag_of,
+    help_text,
+    is_required,
+    leaf_fields,
+    resolve,
+    unknown_option,
+)
+from groundtune.progress import format_metric
 
-
-class _Verb(NamedTuple):
-    run: Callable[[dict[str, Any]], int | None]  # an exit code, None is 0
-    options: type | None
-    help: str
+_METAVARS = {"dict": "NAME=PHRASE", "list": "A,B", "int": "N", "float": "X"}
+_VALUES = {
+    **{"output_dir": "DIR", "output": "PATH", "data": "PATH", "captions": "FILE", "base": "MODEL"},
+    **{"resume": "RUN", "thresholds": "RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
+}
+_ORDER = ("", "run", "training", "loss", "images", "prompts", "compute")  # of the groups in the help text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, the process's own where `argv` is None, and give the exit code.
+    """Run a command line (by default that of the process), and return the exit code.
 
-    Errors of the user have been printed in words; anything else is a fault of ours and is raised.
+    Errors of the user are printed; other errors are bugs, and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("GROUNDTUNE_DEBUG"))
@@ -40,34 +57,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("groundtune: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has gone
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _run(arguments: list[str]) -> int:
-    parser, parsers = _parsers()
+    parser, parsers = build_parsers()
     if not arguments:
         parser.print_help(sys.stderr)
         return ConfigError.exit_code
     try:
-        verb, values = _parse(arguments, parser, parsers)
+        name, values = _parse(arguments, parser, parsers)
     except SystemExit as finished:  # --help and --version
         return int(finished.code or 0)
-    code = _VERBS[verb].run(values)
+    verb = _VERBS[name]
+    if verb.options is configs.TrainConfig:
+        config: Any = api.training_options(values, values.pop("config", None), COMMAND_LINE)
+    else:
+        config = resolve(verb.options, [(COMMAND_LINE, values)])
+    code = verb.run(config)
     sys.stdout.flush()
     return code or 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line per mistake, instead of a usage of forty options (pitfall 32)."""
+    """A parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
-def _parse(arguments: list[str], parser: _Parser, parsers: dict[str, _Parser]) -> tuple[str, dict[str, Any]]:
-    """The verb, and the values that were given, by the names of the options."""
+def _parse(
+    arguments: list[str], parser: _Parser, parsers: Mapping[str, _Parser]
+) -> tuple[str, dict[str, Any]]:
+    """Return the verb and its values by the names of the options."""
     verb = arguments[0]
     if verb.startswith("-"):
         parser.parse_args(arguments)
@@ -75,107 +99,228 @@ def _parse(arguments: list[str], parser: _Parser, parsers: dict[str, _Parser]) -
         raise ConfigError(f"there is no command {verb!r}.{suggestion(verb, parsers)} See groundtune --help.")
     # The verb's parser is called directly, and "intermixed": otherwise options before an optional DATA would hide it.
     values, unknown = parsers[verb].parse_known_intermixed_args(arguments[1:])
-    options = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
-    if options:
-        near = suggestion(options[0], parsers[verb]._option_string_actions)
-        raise ConfigError(f"there is no option {options[0]}.{near} See groundtune {verb} --help.")
+    see = f"See groundtune {verb} --help."
+    if flags := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
+        raise ConfigError(f"{unknown_option(flags[0], _VERBS[verb].options, COMMAND_LINE)} {see}")
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is one argument too many. See groundtune {verb} --help.")
+        raise ConfigError(f"unexpected argument {unknown[0]!r}. {see}")
     return verb, vars(values)
 
 
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+def build_parsers() -> "tuple[_Parser, dict[str, _Parser]]":
+    """Return the parser of the program, and those of its verbs by name."""
     parser = _Parser(
         prog="groundtune",
         description="Fine-tune Grounding DINO on your own boxes.",
-        epilog="Exit codes: 0 ok, 2 options, 3 data, 4 model, 5 training diverged, 6 out of memory, 130 interrupted, "
-        "143 stopped by SIGTERM or SIGUSR1. "
-        "Every command takes --debug, which shows the traceback of an error.",
+        epilog="Exit codes: 0 success, 2 options, 3 data, 4 model, 5 training diverged, 6 out of memory, "
+        "130 interrupted, 143 interrupted by SIGTERM or SIGUSR1. "
+        "With --debug, every command shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"groundtune {__version__}")
-    places = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     parsers = {}
     for name, verb in _VERBS.items():
-        usage = f"groundtune {name}{_USAGES.get(name, '')}"
-        parsers[name] = places.add_parser(
-            name, usage=usage, help=verb.help, description=verb.help, allow_abbrev=False
+        text = (verb.options.__doc__ or "").strip()
+        parsers[name] = subparsers.add_parser(
+            name,
+            usage=_usage(name, verb.options),
+            help=text[0].lower() + text[1:].rstrip("."),
+            description=text,
+            allow_abbrev=False,
         )
-        if verb.options is not None:
-            _add_options(parsers[name], verb.options)
-    told = "YAML file of options, param_groups too"
-    parsers["train"].add_argument("--config", metavar="FILE", help=told, default=argparse.SUPPRESS)
-    parsers[
-        "train"
-    ].epilog = "The model's recipe may have other defaults. It < the YAML file < the command line."
+        _add_options(parsers[name], verb.options)
+    train = parsers["train"]
+    train.add_argument(
+        "--config", metavar="FILE", help="YAML file of options, also param_groups", default=argparse.SUPPRESS
+    )
+    train.epilog = (
+        "A model's recipe may have other defaults. The YAML file overrides it, the command line both."
+    )
     return parser, parsers
 
 
-def _add_options(parser: _Parser, options: type) -> None:
-    """Add an options class's fields; values stay strings, and those that are not given stay away."""
+def _usage(name: str, options: type) -> str:
+    """Return the usage with what is required: "groundtune convert DATA OUTPUT_DIR --format coco|yolo [options]"."""
+    words = ["groundtune", name]
+    leaves = leaf_fields(options)
+    for key, field in sorted(leaves.items(), key=lambda item: not item[1].metadata.get("positional")):
+        word = flag_of(key, field)
+        if field.metadata.get("positional"):
+            word = "|".join(field.metadata["choices"]) or word
+            word += "..." if "list" in str(field.type) else ""
+            words.append(word if is_required(field) else f"[{word}]")
+        elif is_required(field):
+            words.append(f"{word} {_metavar(key, field)}")
+    return " ".join([*words, *(["[options]"] if leaves else [])])
+
+
+def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
+    """Add the fields of an options class. Values stay strings, and those that are not given are absent."""
     groups: dict[str, Any] = {"": parser}
-    for name, field in leaf_fields(options).items():
+    shown = [item for item in leaf_fields(options).items() if item[1].metadata.get("flag")]
+    for name, field in sorted(shown, key=lambda item: _ORDER.index(item[1].metadata["group"])):
         known = field.metadata
-        if not known or not known["flag"]:
-            continue
         if known["group"] not in groups:
             groups[known["group"]] = parser.add_argument_group(known["group"])
-        kind = str(field.type)
-        settings = {"help": known["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
-        if isinstance(field.default, bool):
-            settings["help"] += f" (default: {'on' if field.default else 'off'})"
-        elif isinstance(field.default, int | float | str):
-            settings["help"] += f" (default: {field.default})"
-        if known["positional"]:  # never required here: `resolve` says what is missing
-            settings |= {"metavar": name.upper(), "nargs": "*" if "list" in kind else "?"}
-        elif isinstance(field.default, bool):
+        settings: dict[str, Any] = {"help": help_text(field).replace("%", "%%"), "default": argparse.SUPPRESS}
+        flags = [flag_of(name, field), *([known["short"]] if known["short"] else [])]
+        if known["positional"]:  # never required here: `resolve` reports what is missing
+            flags = [name]
+            settings |= {"metavar": name.upper(), "nargs": "*" if "list" in str(field.type) else "?"}
+        elif field.type is bool:
             settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
-            settings |= {
-                "dest": name,
-                "metavar": next((m for word, m in _METAVARS.items() if word in kind), "VALUE"),
-            }
-            settings |= {"metavar": "TEXT"} if known["repeat"] else {}
-        if "dict" in kind or known["repeat"]:
-            settings["action"] = "append"  # one pair, or text, for each use of the option
-        groups[known["group"]].add_argument(flag_of(name, field), **settings)
+            settings |= {"dest": name, "metavar": _metavar(name, field)}
+        if "dict" in str(field.type) or known["repeat"]:
+            settings["action"] = "append"  # each use of the option adds one
+        groups[known["group"]].add_argument(*flags, **settings)
 
 
-_METAVARS = {"dict": "NAME=OTHER", "list": "A,B", "int": "N", "float": "X"}
+def _metavar(name: str, field: Field) -> str:
+    """Return what the help text shows as the value of an option."""
+    choices, kind = field.metadata["choices"], str(field.type)
+    if choices and field.type is str:
+        return "|".join(choices)
+    if field.metadata["repeat"]:
+        return "TEXT"
+    by_type = next((text for word, text in _METAVARS.items() if word in kind), name.upper())
+    return _VALUES.get(name, by_type)
+
+
+def _train(config: configs.TrainConfig) -> int | None:
+    result = api.train_in_processes(config)
+    if result is not None and not isinstance(result, int):
+        printing.print_run(result, api.retention_rows(result))
+        return None
+    return result
+
+
+def _evaluate(config: configs.EvaluateConfig) -> None:
+    result = api.evaluate(config=config, quiet=False)
+    if config.json:
+        content = {"split": config.split, "metrics": result.metrics, "per_class": result.per_class}
+        print(json.dumps(content, indent=2))
+        return
+    print(
+        printing.table(
+            [[config.split, ""], *([name, format_metric(v)] for name, v in result.metrics.items())]
+        )
+    )
+    if result.per_class:
+        print(f"\n{printing.class_scores(result.per_class)}")
+
+
+def _predict(config: configs.PredictConfig) -> int:
+    with closing(api.predict(config=config, quiet=False)) as predictions:
+        unreadable = printing.print_predictions(predictions, as_json=config.json)
+    if config.output_dir is not None:
+        print(f"The results are in {config.output_dir}.", file=sys.stderr)
+    return printing.print_skipped(unreadable)
+
+
+def _label(config: configs.LabelConfig) -> int:
+    result = api.label(config=config, images=(), quiet=False)
+    printing.print_written(result.written, config.format, config.output_dir)
+    return printing.print_skipped(list(result.unreadable))
+
+
+def _blend(config: configs.BlendConfig) -> None:
+    points, best = api.blend(config=config, quiet=False)
+    print(printing.table(api.blend_rows(points, best)))
+    print(f"\nThe chosen model is in {config.output_dir}, with blend.json and blend.html.")
+
+
+def _check(config: configs.CheckConfig) -> int:
+    report = api.check(config=config, quiet=False)
+    if config.json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        printing.print_report(report)
+    failed = report.count("error") or (config.strict and report.count("warning"))
+    return DataError.exit_code if failed else 0
+
+
+def _convert(config: configs.ConvertConfig) -> None:
+    printing.print_written(api.convert_data(config), config.format, config.output_dir)
+
+
+def _init(config: configs.InitConfig) -> None:
+    api.generate_scenes(config)
+    print(config.output_dir)
+
+
+def _export(config: configs.ExportConfig) -> None:
+    model = api.load(config.model)
+    if config.output is not None:
+        for note in api.export(model, config=replace(config, push_to_hub=None), quiet=False):
+            print(f"Note: {note}", file=sys.stderr)
+        print(config.output)
+    if config.push_to_hub is not None:
+        print(api.push_to_hub(model, config.push_to_hub, private=config.private))
+
+
+def _review(config: configs.ReviewConfig) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), api.review_server(config) as server:
+        if not server.is_loopback:
+            warning = "other machines that know the address can change the boxes."
+            print(f"Warning: {warning}", file=sys.stderr)
+        print(server.url, flush=True)
+        print("Press Ctrl-C to stop; decisions are saved.", file=sys.stderr)
+        server.serve_forever()
+
+
+def _demo(config: configs.DemoConfig) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with api.demo_page(config) as (page, is_loopback):
+        if not is_loopback:
+            print("Warning: other machines can use the page without a password.", file=sys.stderr)
+        print(page.local_url, flush=True)
+        print("Press Ctrl-C to stop.", file=sys.stderr)
+        with redirect_stdout(sys.stderr):  # Gradio prints that it stops
+            page.block_thread()
+
+
+def _report(config: configs.ReportConfig) -> None:
+    if len(config.runs) == 1:
+        print(api.write_report(config=config))
+        return
+    for warning in api.compare_runs(config.runs, config.output):
+        print(f"Warning: {warning}", file=sys.stderr)
+    print(config.output)
+
+
+def _models(config: configs.ModelsConfig) -> None:
+    rows = [["name", "parameters", "backbone", "license", "description"]]
+    for name, row in api.known_models().items():
+        rows.append([name, f"{row['parameters']} M", row["backbone"], row["license"], row["summary"]])
+    print(printing.table(rows))
+
+
+def _env(config: configs.EnvConfig) -> None:
+    print(printing.table(list(api.environment().items())))
+
+
+class _Verb(NamedTuple):
+    options: type
+    run: Callable[[Any], int | None]  # returns an exit code, None for 0
+
+
 _VERBS = {
-    "train": _Verb(verbs.train, config.TrainConfig, "fine-tune a model on a folder of images with boxes"),
-    "evaluate": _Verb(
-        verbs.evaluate, config.EvaluateConfig, "measure a model on a data set: AP, or recall of phrases"
-    ),
-    "blend": _Verb(
-        verbs.blend, config.BlendConfig, "find the best model between a base and its fine-tuned child"
-    ),
-    "check": _Verb(verbs.check, config.CheckConfig, "look for what is wrong with a data set"),
-    "convert": _Verb(verbs.convert, config.ConvertConfig, "write a data set in another format"),
-    "init": _Verb(verbs.init, config.InitConfig, "write a generated data set"),
-    "predict": _Verb(verbs.predict, config.PredictConfig, "find objects by name in images"),
-    "label": _Verb(verbs.label, config.LabelConfig, "draw the boxes of images by a model, as a data set"),
-    "review": _Verb(
-        verbs.review, config.ReviewConfig, "accept, rename and reject the boxes of a model in the browser"
-    ),
-    "demo": _Verb(verbs.demo, config.DemoConfig, "find objects by name on a page in the browser"),
-    "export": _Verb(verbs.export, config.ExportConfig, "write a model for other tools"),
-    "report": _Verb(verbs.report, config.ReportConfig, "write report.html of a run, or compare runs"),
-    "models": _Verb(verbs.models, None, "list the built-in models"),
-    "env": _Verb(verbs.env, None, "show versions and the machine, for results and bug reports"),
-}
-_USAGES = {
-    "train": " DATA [--model MODEL] [options]",
-    "evaluate": " MODEL DATA [options]",
-    "blend": " BASE TUNED --output-dir FOLDER [options]",
-    "check": " DATA [options]",
-    "convert": " DATA OUT --format coco|yolo|voc|odvg [--link]",
-    "init": " scenes OUT [options]",
-    "predict": " MODEL IMAGES... [options]",
-    "label": " MODEL [IMAGES...] --output-dir FOLDER [--data DATA] [options]",
-    "review": " DATA [options]",
-    "demo": " MODEL [--base MODEL] [options]",
-    "export": " MODEL --format hf|onnx|openvino|idea --output-dir PATH [options]",
-    "report": " RUN... [options]",
+    "train": _Verb(configs.TrainConfig, _train),
+    "evaluate": _Verb(configs.EvaluateConfig, _evaluate),
+    "blend": _Verb(configs.BlendConfig, _blend),
+    "check": _Verb(configs.CheckConfig, _check),
+    "convert": _Verb(configs.ConvertConfig, _convert),
+    "init": _Verb(configs.InitConfig, _init),
+    "predict": _Verb(configs.PredictConfig, _predict),
+    "label": _Verb(configs.LabelConfig, _label),
+    "review": _Verb(configs.ReviewConfig, _review),
+    "demo": _Verb(configs.DemoConfig, _demo),
+    "export": _Verb(configs.ExportConfig, _export),
+    "report": _Verb(configs.ReportConfig, _report),
+    "models": _Verb(configs.ModelsConfig, _models),
+    "env": _Verb(configs.EnvConfig, _env),
 }
 
 if __name__ == "__main__":

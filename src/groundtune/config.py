@@ -1,18 +1,19 @@
 """The options of every command: one dataclass each. Command line, YAML file, keyword arguments and help come from the fields.
 
-A training run is resolved as defaults < the model's recipe < YAML file < command line; `options` reads and checks the values.
-An option's default, unit and range stand here and nowhere else. Nothing here imports torch.
+A training run is resolved as defaults < the model's recipe < YAML file < command line; `options`
+reads and checks the values. An option's default, unit and range stand here and nowhere else.
+Nothing here imports torch.
 """
 
-import dataclasses
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from groundtune.errors import suggestion
-from groundtune.options import COMMAND_LINE, check, fail, option, read_yaml, resolve
+from groundtune.errors import ConfigError, suggestion
+from groundtune.options import COMMAND_LINE, Layer, check, fail, option, read_yaml, resolve
 
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
 """Module names that `param_groups` accepts: those of MMDetection. Paths may go deeper, such as encoder.layers.0."""
@@ -29,65 +30,83 @@ _PATHS = ("data", "model", "extra_data", "output_dir", "resume", "report_to", "r
 _NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
 
 _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
-_DATA = "data set: a directory of images with boxes, or an annotation file"
+_DATA = "data set (a directory of images with boxes, or an annotation file)"
+_NEW_DIR = "directory to write, new or empty"
+_CLASSES = "class names to detect, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
 _RENAME = "phrase that the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
+_SIDES = (
+    "short side of an image in pixels; default: the model's",
+    "maximum long side in pixels; default: the model's",
+)
+_PRECISION = "auto uses bf16 where the device supports it"
+_BATCH = "images per batch"
+_JSON = "print JSON"
+_HOST = "address to listen on; 0.0.0.0 admits other machines"
+
+# The groups of the help text.
+_run, _training, _loss = (partial(option, group=group) for group in ("run", "training", "loss"))
+_images, _prompts, _compute = (partial(option, group=group) for group in ("images", "prompts", "compute"))
 
 
 @dataclass(kw_only=True)
 class ComputeOptions:
     """Where a command computes."""
 
-    device: str = option(
-        "auto", "auto, cpu, cuda, cuda:1 or mps; auto uses the accelerator if there is one", group="compute"
+    device: str = _compute(
+        "auto", "auto, cpu, cuda, cuda:1 or mps; auto uses the accelerator if there is one"
     )
-    threads: int = option(0, "CPU threads of PyTorch; 0 keeps PyTorch's own number", low=0, group="compute")
+    threads: int = _compute(0, "CPU threads of PyTorch; 0 keeps PyTorch's own number", low=0)
 
 
 @dataclass(kw_only=True)
 class RayOptions:
     """How a command shares its images among Ray workers."""
 
-    ray: str | None = option(
-        None,
-        "distribute the images over Ray workers: local, auto, or a cluster's HOST:PORT or ray://HOST:PORT",
-        group="compute",
+    ray: str | None = _compute(
+        None, "use Ray workers: local, auto, or a cluster as HOST:PORT or ray://HOST:PORT"
     )
-    ray_workers: int = option(
-        0, "number of Ray workers; 0 means one per GPU, or per CPU core without a GPU", low=0, group="compute"
-    )
+    ray_workers: int = _compute(0, "Ray workers; 0 means one per GPU, or per CPU core without a GPU", low=0)
 
 
 @dataclass(kw_only=True)
 class DetectOptions(ComputeOptions):
     """How a model detects objects in images."""
 
-    classes: list[str] = option(
-        [],
-        "class names to detect, as 'cat, remote control', or a .txt file with one per line; default: the classes of the "
-        "fine-tuning",
-    )
+    classes: list[str] = option([], _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
     thresholds: str | None = option(
-        None,
-        "run directory whose best-F1 threshold of each class is used; --threshold applies to other classes",
+        None, "run directory whose best-F1 thresholds by class are used; other classes use --threshold"
     )
-    recursive: bool = option(False, "search directories recursively")
-    batch_size: int = option(4, "images (or tiles) per batch", low=1, group="compute")
-    precision: str = option(
-        "auto",
-        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
-        choices=PRECISIONS,
-        group="compute",
-    )
+    batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
+    precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
 
 
 @dataclass(kw_only=True)
+class PredictorOptions(DetectOptions):
+    """How `Model.predict` detects objects."""
+
+    phrase: list[str] = option(
+        [],
+        "sentence to detect instead of classes, as 'the cat on the left' or 'a [cat] on the [sofa]'; repeatable",
+        repeat=True,
+    )
+    tiles: int | None = option(
+        None, "also detect in overlapping tiles of N pixels, for small objects", low=64
+    )
+    tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
+
+    def __post_init__(self) -> None:
+        if self.phrase and self.classes:
+            raise ConfigError("phrase, classes: a model detects sentences or classes; remove one of them.")
+
+
+@dataclass
 class OptimizerConfig:
     """The optimizer."""
 
     type: str = option("AdamW", "optimizer", choices=("AdamW",), flag=False)
-    lr: float = option(1e-4, "learning rate of modules with lr_mult 1", low=0, above=True, group="training")
-    weight_decay: float = option(1e-4, "weight decay of AdamW", low=0, group="training")
+    lr: float = _training(1e-4, "learning rate of modules with lr_mult 1", low=0, above=True)
+    weight_decay: float = _training(1e-4, "weight decay of AdamW", low=0)
 
 
 @dataclass
@@ -108,176 +127,110 @@ class TrainConfig(ComputeOptions):
     """Fine-tune a model on a data set."""
 
     data: str = option(help=_DATA, positional=True)
-    model: str = option("nano", _MODEL, group="run")
-    extra_data: list[str] = option(
-        [],
-        "additional training data, as PATH or PATH=WEIGHT,PATH=WEIGHT; WEIGHT is how often an image is shown per epoch",
-        group="run",
+    model: str = _run("nano", _MODEL)
+    extra_data: list[str] = _run(
+        [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown per epoch"
     )
-    output_dir: str | None = option(
-        None, "run directory; default: runs/DATA-MODEL with the first free number", short="-o", group="run"
+    output_dir: str | None = _run(
+        None, "run directory, new or empty; default: runs/DATA-MODEL, numbered", short="-o"
     )
-    resume: str | None = option(
-        None, "run directory of an interrupted run to resume, with its own options", group="run"
-    )
-    seed: int = option(0, "random seed", low=0, high=2**32 - 1, group="run")
-    report_to: list[str] = option(
+    resume: str | None = _run(None, "run directory of an interrupted run to resume, with its own options")
+    seed: int = _run(0, "random seed", low=0, high=2**32 - 1)
+    report_to: list[str] = _run(
         ["auto"],
-        "loggers, as tensorboard,wandb,mlflow, or none; auto uses TensorBoard if it is installed",
+        "loggers: auto (TensorBoard if installed), none, tensorboard, wandb, mlflow",
         choices=("auto", "none", *_LOGGERS),
-        group="run",
     )
-    retention_data: list[str] = option(
+    retention_data: list[str] = _run(
         ["self"],
-        "data sets that measure forgetting, as PATH,PATH: evaluated before and after training; self measures whether the model "
+        "data sets that measure forgetting, evaluated before and after training; self measures whether the model "
         "still detects the common objects that it detected before; none skips it",
-        group="run",
     )
-    rehearsal: list[str] = option(
-        [],
-        "data sets to rehearse against forgetting, as PATH=SHARE,PATH=SHARE; SHARE of an epoch's images (default: 0.2)",
-        group="run",
+    rehearsal: list[str] = _run(
+        [], "data sets to rehearse against forgetting, as PATH=SHARE; SHARE (0.2) of an epoch's images"
     )
-    self_distillation: bool = option(
-        False,
-        "train on the model's own detections of unlabeled objects too, so that it does not unlearn them",
-        group="run",
-    )
-    max_train_images: int | None = option(None, "use only the first N training images", low=1, group="run")
-    max_valid_images: int | None = option(None, "use only the first N validation images", low=1, group="run")
+    self_distillation: bool = _run(False, "also train on the model's own detections of unlabeled objects")
+    max_train_images: int | None = _run(None, "use only the first N training images", low=1)
+    max_valid_images: int | None = _run(None, "use only the first N validation images", low=1)
 
-    epochs: int = option(20, "passes over the training images", low=1, group="training")
-    min_steps: int = option(
-        0,
-        "minimum number of steps: a small data set gets more epochs; 0 if epochs are given",
-        low=0,
-        group="training",
+    epochs: int = _training(20, "passes over the training images", low=1)
+    min_steps: int = _training(
+        0, "minimum number of steps, for small data sets; 0 if epochs are given", low=0
     )
-    batch_size: int = option(4, "images per optimizer step, over all devices", low=1, group="training")
-    micro_batch_size: int = option(
-        0,
-        "images that a device computes at a time, to save memory; the losses stay the same; 0 means all",
-        low=0,
-        group="training",
+    batch_size: int = _training(4, "images per optimizer step, over all devices", low=1)
+    micro_batch_size: int = _training(
+        0, "images that a device computes at a time, to save memory; 0 means all", low=0
     )
-    eval_epochs: int = option(1, "epochs between evaluations", low=1, group="training")
-    save_steps: int = option(
-        500,
-        "steps between checkpoints within an epoch; 0 saves only at the end of an epoch",
-        low=0,
-        group="training",
-    )
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    param_groups: list[ParamGroup] = dataclasses.field(default_factory=_default_groups)
-    tune: str = option(
+    eval_epochs: int = _training(1, "epochs between evaluations", low=1)
+    save_steps: int = _training(500, "steps between checkpoints; 0 saves only at the end of an epoch", low=0)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    param_groups: list[ParamGroup] = field(default_factory=_default_groups)
+    tune: str = _training(
         "full",
-        "which weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, or "
-        "prompt (only the class-name embeddings; other classes are unaffected)",
+        "weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, "
+        "or prompt (only the class-name embeddings; other classes are unaffected)",
         choices=TUNE_MODES,
-        group="training",
     )
-    lora_rank: int = option(8, "rank of --tune lora", low=1, group="training")
-    lora_alpha: float = option(
-        16.0, "alpha of --tune lora; the scale is alpha / rank", low=0, above=True, group="training"
-    )
-    blend: float | None = option(
+    lora_rank: int = _training(8, "rank of --tune lora", low=1)
+    lora_alpha: float = _training(16.0, "alpha of --tune lora; the scale is alpha / rank", low=0, above=True)
+    blend: float | None = _training(
         None,
-        "interpolate the final weights between the base model (0) and the trained one (1); see groundtune blend",
+        "final weights between the base model (0) and the trained one (1); see groundtune blend",
         low=0,
         high=1,
-        group="training",
     )
-    keep_base: bool = option(
-        False,
-        "keep the base model's weights beside the trained ones and use them for all other class names",
-        group="training",
+    keep_base: bool = _training(
+        False, "save the base model's weights too, and use them for all other class names"
     )
-    max_grad_norm: float = option(0.1, "gradient clipping norm; 0 disables clipping", low=0, group="training")
-    warmup_steps: int = option(50, "steps of linear learning rate warm-up", low=0, group="training")
-    lr_drop_at: float = option(
-        0.7, "share of training after which the learning rate drops", low=0, high=1, group="training"
+    max_grad_norm: float = _training(0.1, "gradient clipping norm; 0 disables clipping", low=0)
+    warmup_steps: int = _training(50, "steps of linear learning rate warm-up", low=0)
+    lr_drop_at: float = _training(0.7, "share of training after which the learning rate drops", low=0, high=1)
+    lr_drop_factor: float = _training(0.1, "factor of that drop", low=0, high=1)
+    ema_decay: float = _training(
+        0.0, "decay of the EMA of the weights; 0 disables it", low=0, high=1, below=True
     )
-    lr_drop_factor: float = option(0.1, "factor of that drop", low=0, high=1, group="training")
-    ema_decay: float = option(
-        0.0,
-        "decay of the exponential moving average of the weights; 0 disables it",
-        low=0,
-        high=1,
-        below=True,
-        group="training",
-    )
-    denoising: bool = option(True, "contrastive denoising queries", group="training")
+    denoising: bool = _training(True, "contrastive denoising queries")
 
-    loss_cls: float = option(2.0, "weight of the classification loss", low=0, group="loss")
-    loss_bbox: float = option(5.0, "weight of the L1 box loss", low=0, group="loss")
-    loss_giou: float = option(2.0, "weight of the GIoU box loss", low=0, group="loss")
-    focal_alpha: float = option(
-        0.25, "alpha of the focal loss: weight of positive tokens", low=0, high=1, group="loss"
-    )
-    focal_gamma: float = option(2.0, "gamma of the focal loss", low=0, group="loss")
+    loss_cls: float = _loss(2.0, "weight of the classification loss", low=0)
+    loss_bbox: float = _loss(5.0, "weight of the L1 box loss", low=0)
+    loss_giou: float = _loss(2.0, "weight of the GIoU box loss", low=0)
+    focal_alpha: float = _loss(0.25, "alpha of the focal loss: weight of positive tokens", low=0, high=1)
+    focal_gamma: float = _loss(2.0, "gamma of the focal loss", low=0)
 
-    short_side: int | None = option(
-        None, "short side of an image in pixels; default: the model's", low=32, group="images"
+    short_side: int | None = _images(None, _SIDES[0], low=32)
+    max_side: int | None = _images(None, _SIDES[1], low=32)
+    flip: float = _images(0.5, "probability of a horizontal flip", low=0, high=1)
+    multi_scale: list[float] = _images(
+        [], "factors of the short side to choose from, as 0.8,1,1.2", low=0.1, high=10
     )
-    max_side: int | None = option(
-        None, "maximum long side in pixels; default: the model's", low=32, group="images"
-    )
-    flip: float = option(0.5, "probability of a horizontal flip", low=0, high=1, group="images")
-    multi_scale: list[float] = option(
-        [], "factors of the short side to choose from, as 0.8,1,1.2", low=0.1, high=10, group="images"
-    )
-    crop: float = option(0.0, "probability of a random crop", low=0, high=1, group="images")
-    cache_features: bool = option(
-        False, "compute the features of a frozen backbone once and cache them", group="images"
-    )
-    cache_views: int = option(2, "augmented views of each image in the feature cache", low=1, group="images")
+    crop: float = _images(0.0, "probability of a random crop", low=0, high=1)
+    cache_features: bool = _images(False, "compute the features of a frozen backbone once and cache them")
+    cache_views: int = _images(2, "augmented views of each image in the feature cache", low=1)
 
-    shuffle_classes: bool = option(True, "shuffle the class names in every prompt", group="prompts")
-    rename: dict[str, str] = option({}, _RENAME, group="prompts")
-    negative_probability: float = option(
-        0.5,
-        "probability that a prompt has only a sample of the absent classes",
-        low=0,
-        high=1,
-        group="prompts",
+    shuffle_classes: bool = _prompts(True, "shuffle the class names in every prompt")
+    rename: dict[str, str] = _prompts({}, _RENAME)
+    negative_probability: float = _prompts(
+        0.5, "probability that a prompt has only a sample of the absent classes", low=0, high=1
     )
 
-    devices: int = option(
-        1,
-        "processes to start on this machine, one per GPU; torchrun, accelerate and srun start their own",
-        low=1,
-        group="compute",
+    devices: int = _compute(
+        1, "processes to start, one per GPU; torchrun, accelerate and srun start their own", low=1
     )
-    precision: str = option(
-        "auto",
-        "auto, fp32 or bf16 (losses stay fp32); auto uses bf16 where the device supports it",
-        choices=PRECISIONS,
-        group="compute",
+    precision: str = _compute("auto", f"{_PRECISION}; losses are always fp32", choices=PRECISIONS)
+    compile: bool = _compute(
+        False, "compile the deformable sampling: half a minute per image size, then faster steps"
     )
-    compile: bool = option(
-        False,
-        "compile the deformable sampling: faster steps after half a minute per image size",
-        group="compute",
+    gradient_checkpointing: bool = _compute(
+        False, "recompute the encoder's activations: less memory, more time"
     )
-    gradient_checkpointing: bool = option(
-        False,
-        "recompute the encoder's activations in the backward pass: less memory, more time",
-        group="compute",
+    workers: int = _compute(0, "threads that load images ahead; 0 loads them in the training thread", low=0)
+    max_nonfinite_steps: int = _compute(
+        5, "consecutive steps with a non-finite loss before training stops", low=1
     )
-    workers: int = option(
-        0, "threads that load images ahead; 0 loads them in the training thread", low=0, group="compute"
+    max_unreadable_share: float = _compute(
+        0.01, "share of unreadable images (at least one) before training stops; 0 allows none", low=0, high=1
     )
-    max_nonfinite_steps: int = option(
-        5, "consecutive steps with a non-finite loss before training stops", low=1, group="compute"
-    )
-    max_unreadable_share: float = option(
-        0.01,
-        "share of a split's images (at least one image) that may be unreadable before training stops; 0 allows none",
-        low=0,
-        high=1,
-        group="compute",
-    )
-    log_steps: int = option(10, "steps between lines of metrics.jsonl", low=1, group="compute")
+    log_steps: int = _compute(10, "steps between lines of metrics.jsonl", low=1)
 
 
 @dataclass(kw_only=True)
@@ -287,17 +240,12 @@ class EvaluateConfig(ComputeOptions, RayOptions):
     model: str = option(help=_MODEL, positional=True)
     data: str = option(help=_DATA, positional=True)
     split: str = option("valid", "train, valid or test")
-    classes: list[str] = option([], "class names to detect and to evaluate, as A,B; default: all")
+    classes: list[str] = option([], "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
     output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
-    json: bool = option(False, "print JSON")
-    batch_size: int = option(8, "images per batch", low=1, group="compute")
-    precision: str = option(
-        "fp32",
-        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
-        choices=PRECISIONS,
-        group="compute",
-    )
+    json: bool = option(False, _JSON)
+    batch_size: int = _compute(8, _BATCH, low=1)
+    precision: str = _compute("fp32", _PRECISION, choices=PRECISIONS)
 
 
 @dataclass(kw_only=True)
@@ -306,54 +254,52 @@ class BlendConfig(ComputeOptions):
 
     base: str = option(help=_MODEL, positional=True)
     tuned: str = option(help="run directory or model that was fine-tuned from BASE", positional=True)
-    output_dir: str = option(help="directory for the chosen model, blend.json and blend.html", short="-o")
+    output_dir: str = option(help="directory for the best model, blend.json and blend.html", short="-o")
     alphas: list[float] = option(
         [0.3, 0.5, 0.7],
-        "interpolation points to evaluate; 0 is BASE, 1 is TUNED, and both are always evaluated",
+        "points to evaluate between BASE (0) and TUNED (1), which are evaluated too",
         low=0,
         high=1,
     )
     data: str | None = option(None, "data set of the fine-tuning; default: that of the run")
-    retention_data: list[str] = option(
-        [], "data sets that measure forgetting, as PATH,PATH; default: those of the run"
-    )
-    batch_size: int = option(8, "images per batch", low=1, group="compute")
+    retention_data: list[str] = option([], "data sets that measure forgetting; default: those of the run")
+    batch_size: int = _compute(8, _BATCH, low=1)
 
 
 @dataclass(kw_only=True)
 class CheckConfig:
-    """Find errors in a data set."""
+    """Check a data set for errors."""
 
     data: str = option(help=_DATA, positional=True)
-    model: str = option("nano", _MODEL + ", whose limits apply")
+    model: str = option("nano", f"{_MODEL}; its limits apply")
     rename: dict[str, str] = option({}, _RENAME)
     ignore: list[str] = option([], "checks to skip, as near-duplicate,object-tiny")
     fast: bool = option(False, "skip the checks that open images")
-    json: bool = option(False, "print JSON")
+    json: bool = option(False, _JSON)
     strict: bool = option(False, "exit with code 3 on warnings too")
-    short_side: int | None = option(None, "short side of an image in pixels; default: the model's", low=32)
-    max_side: int | None = option(None, "maximum long side in pixels; default: the model's", low=32)
-    workers: int = option(0, "threads that decode images; 0 means one per core", low=0)
+    short_side: int | None = option(None, _SIDES[0], low=32)
+    max_side: int | None = option(None, _SIDES[1], low=32)
+    workers: int = option(0, "threads that decode images; 0 means one per core, at most 8", low=0)
 
 
 @dataclass(kw_only=True)
 class ConvertConfig:
-    """Write a data set in another format."""
+    """Convert a data set to another format."""
 
     data: str = option(help=_DATA, positional=True)
-    output_dir: str = option(help="directory to write, new or empty", positional=True)
+    output_dir: str = option(help=_NEW_DIR, positional=True)
     format: str = option(help="format to write", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
 
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """Write a generated data set to try things on."""
+    """Generate a data set to try things on."""
 
     what: str = option(
         help="scenes: images of shapes, silhouettes, letters and digits", positional=True, choices=("scenes",)
     )
-    output_dir: str = option(help="directory to write, new or empty", positional=True)
+    output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
     classes: list[str] = option([], "classes to draw, as 'red ring, striped star'; default: six classes")
     train_images: int = option(160, "number of training images", low=1)
@@ -361,9 +307,13 @@ class InitConfig:
     image_size: int = option(320, "long side of an image in pixels", low=32)
     seed: int = option(0, "random seed", low=0)
 
+    def __post_init__(self) -> None:
+        if self.captions and self.classes:
+            raise ConfigError("captions, classes: captioned scenes have all classes; remove one of them.")
+
 
 @dataclass(kw_only=True)
-class PredictConfig(DetectOptions):
+class PredictConfig(PredictorOptions):
     """Detect objects by name in images and videos."""
 
     model: str = option(help=_MODEL, positional=True)
@@ -371,22 +321,13 @@ class PredictConfig(DetectOptions):
         help="images, videos, directories, glob patterns, a camera number, or - to read paths from stdin",
         positional=True,
     )
-    phrase: list[str] = option(
-        [],
-        "sentence to detect instead of classes, as 'the cat on the left'; brackets mark several phrases, as 'a [cat] on the "
-        "[sofa]'; repeatable",
-        repeat=True,
-    )
-    tiles: int | None = option(
-        None, "also detect in overlapping square tiles of N pixels, for small objects in large images", low=64
-    )
-    tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
+    recursive: bool = option(False, "search directories recursively")
     frame_stride: int = option(1, "process every N-th frame of a video", low=1)
     output_dir: str | None = option(None, "directory for the results", short="-o")
     save_as: list[str] = option(
-        ["annotated", "json"], "what to save, as A,B of " + ", ".join(SAVE_FORMATS), choices=SAVE_FORMATS
+        ["annotated", "json"], f"what to save: {', '.join(SAVE_FORMATS)}", choices=SAVE_FORMATS
     )
-    json: bool = option(False, "print JSON")
+    json: bool = option(False, _JSON)
 
 
 @dataclass(kw_only=True)
@@ -395,14 +336,15 @@ class LabelConfig(DetectOptions, RayOptions):
 
     model: str = option(help=_MODEL, positional=True)
     images: list[str] = option([], "images, directories or glob patterns", positional=True)
-    output_dir: str = option(help="directory to write, new or empty", short="-o")
+    output_dir: str = option(help=_NEW_DIR, short="-o")
+    recursive: bool = option(False, "search directories recursively")
     data: str | None = option(
         None, "data set whose training images without boxes are labeled; it is written as a whole"
     )
     captions: str | None = option(
         None,
-        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}: detects the phrases in brackets and writes '
-        "a data set with captions",
+        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}; the phrases in brackets are detected '
+        "and written as a data set with captions",
     )
     format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
@@ -414,12 +356,10 @@ class ReviewConfig:
     """Review the boxes of a labeled data set in the browser."""
 
     data: str = option(
-        help="COCO data set, such as `groundtune label` writes, or its .json file", positional=True
+        help="COCO data set, as `groundtune label` writes it, or its .json file", positional=True
     )
     split: str = option("train", "split to review")
-    host: str = option(
-        "127.0.0.1", "address to listen on; 0.0.0.0 admits other machines that know the page's address"
-    )
+    host: str = option("127.0.0.1", f"{_HOST} that know the page's address")
     port: int = option(0, "port to listen on; 0 means a free one", low=0, high=65535)
 
 
@@ -430,19 +370,14 @@ class DemoConfig(ComputeOptions):
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
     classes: list[str] = option(
-        [], "initial class names, as 'cat, remote control'; default: the classes of the fine-tuning"
+        [], "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
     )
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 admits other machines, without a password")
+    host: str = option("127.0.0.1", f"{_HOST}, without a password")
     port: int | None = option(
         None, "port to listen on; default: the first free one from 7860", low=1, high=65535
     )
-    precision: str = option(
-        "auto",
-        "auto, fp32 or bf16; auto uses bf16 where the device supports it",
-        choices=PRECISIONS,
-        group="compute",
-    )
+    precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
 
 
 @dataclass(kw_only=True)
@@ -455,23 +390,29 @@ class ExportConfig:
         "hf: Hugging Face directory; onnx, openvino: file for that runtime; idea: .pth for IDEA's code",
         choices=EXPORT_FORMATS,
     )
-    output: str | None = option(
-        None, "directory (hf) or file (NAME.onnx, NAME.xml, NAME.pth) to write", short="-o"
-    )
+    output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
     classes: list[str] = option(
-        [], "onnx, openvino: class names to build in, as A,B; the file then has no language model"
+        [], "onnx, openvino: classes to build in; the file has no language model then"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)
     data: str | None = option(
-        None,
-        "data set to compare the file with the model on (split valid) and to calibrate int8 with (split train)",
+        None, "onnx, openvino: data set to compare with the model on (valid) and to calibrate int8 on (train)"
     )
     max_ap_drop: float = option(1.0, "points of AP that int8 may lose; otherwise nothing is written", low=0)
-    push_to_hub: str | None = option(
-        None, "owner/name of a model on the Hugging Face Hub to upload the directory to"
-    )
+    push_to_hub: str | None = option(None, "OWNER/NAME on the Hugging Face Hub to upload the directory to")
     private: bool = option(False, "make the model on the Hub private")
+
+    def __post_init__(self) -> None:
+        if self.output is None and self.push_to_hub is None:
+            fix = "give a directory or file to write, or a model on the Hub with push_to_hub."
+            raise ConfigError(f"output: missing; {fix}")
+        if self.push_to_hub is not None and self.format != "hf":
+            raise ConfigError(f"push_to_hub: expected format hf, got {self.format!r}.")
+        graph_only = self.classes or self.fixed_classes or self.data is not None or self.precision != "fp32"
+        if graph_only and self.format in ("hf", "idea"):
+            names = "classes, fixed_classes, precision, data"
+            raise ConfigError(f"{names}: only for the formats onnx and openvino, not for {self.format}.")
 
 
 @dataclass(kw_only=True)
@@ -480,36 +421,62 @@ class ReportConfig:
 
     runs: list[str] = option(help="run directory, or several to compare", positional=True)
     output: str = option(
-        "comparison.html", "file of the comparison; the report of one run is RUN/report.html", short="-o"
+        "comparison.html", "file of the comparison; a run's report is RUN/report.html", short="-o"
     )
     data: str | None = option(None, "current location of the data set; default: where the run read it")
     max_images: int = option(500, "maximum number of images in the gallery, the worst ones first", low=0)
 
 
+@dataclass(kw_only=True)
+class ModelsConfig:
+    """List the built-in and the published models."""
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    """Show versions and the machine, for results and bug reports."""
+
+
 def train_config(
-    given: Mapping[str, Any], yaml_path: Path | None, recipe: Mapping[str, Any], *, where: str = COMMAND_LINE
+    given: Mapping[str, Any],
+    yaml_path: Path | None,
+    recipe: Mapping[str, Any] | Callable[[str], Mapping[str, Any]],
+    *,
+    where: str = COMMAND_LINE,
 ) -> TrainConfig:
     """Resolve the options of a training run: defaults < recipe < YAML file < given.
 
     Args:
-        given: options by name; those of the optimizer with or without the prefix "optimizer.". Strings are converted.
-        yaml_path: a YAML file, or None.
-        recipe: training defaults of the model.
+        given: options by name; those of the optimizer with or without the prefix "optimizer.".
+            Strings are converted.
+        yaml_path: a YAML file, or None, which means config.yaml of the run to resume, if any.
+        recipe: training defaults of the model. A function receives the name of the model, and is
+            called when all options are valid.
         where: name of the source of `given` in messages.
 
     Raises:
         ConfigError: the file cannot be read, or options are unknown or invalid; all of them are listed.
     """
+    if given.get("resume") and yaml_path is None:
+        yaml_path = Path(given["resume"]) / "config.yaml"
+        if not yaml_path.is_file():
+            raise ConfigError(f"resume: {given['resume']} is not a run directory (no config.yaml).")
+        given = {"output_dir": given["resume"], **given}
     file = read_yaml(yaml_path) if yaml_path else {}
-    optimizer = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    optimizer = {item.name for item in fields(OptimizerConfig)}
     given = {f"optimizer.{name}" if name in optimizer else name: value for name, value in given.items()}
-    own = {**file, **given}
-    if "epochs" in own and "min_steps" not in own:  # an explicit number of epochs is meant
-        recipe = {name: value for name, value in recipe.items() if name != "min_steps"}
-    # A recipe may come from a stranger's model.
-    paths = [name for name, value in recipe.items() if name in _PATHS and value not in _NOT_A_PATH]
-    fail([f"the model's recipe: {name}: a recipe may not set paths; remove this key." for name in paths])
-    config = resolve(TrainConfig, [("the model's recipe", recipe), (str(yaml_path), file), (where, given)])
+
+    def training_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        defaults = recipe(values.get("model", TrainConfig.model)) if callable(recipe) else recipe
+        # A recipe may come from a stranger's model.
+        paths = [name for name, value in defaults.items() if name in _PATHS and value not in _NOT_A_PATH]
+        fail([f"the model's recipe: {name}: a recipe may not set paths; remove this key." for name in paths])
+        if "epochs" in values:  # an explicit number of epochs is meant
+            return {name: value for name, value in defaults.items() if name != "min_steps"}
+        return defaults
+
+    layers: list[Layer] = [(where, given), (str(yaml_path), file), ("the model's recipe", training_defaults)]
+    config = resolve(TrainConfig, layers)
     validate(config)
     return config
 
@@ -541,7 +508,7 @@ def to_yaml(config: TrainConfig) -> str:
     """Return all options as YAML, which `train --config` reads back to the same configuration."""
     import yaml
 
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def _group_problems(groups: list[ParamGroup]) -> list[str]:
@@ -552,13 +519,12 @@ def _group_problems(groups: list[ParamGroup]) -> list[str]:
         for index, group in enumerate(groups)
         if not group.modules
     ]
+    expected = f"expected {', '.join(MODULES)}, or a path inside them."
     for path in dict.fromkeys(paths):
         top = path.split(".")[0]
         if top not in MODULES:
-            problems.append(
-                f"param_groups: unknown module {path!r}; expected {', '.join(MODULES)}, or a path inside them."
-                + suggestion(top, MODULES)
-            )
+            hint = suggestion(top, MODULES)
+            problems.append(f"param_groups: unknown module {path!r}; {expected}{hint}")
         if paths.count(path) > 1:
             problems.append(f"param_groups: {path!r} is in more than one group; keep one of them.")
     return problems

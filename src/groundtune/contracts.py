@@ -1,9 +1,9 @@
-"""The data structures that data, model and loss share, so that these need not know each other."""
+"""The data that rooms exchange: a training target, the images of a model, the output of the network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,16 +11,17 @@ from torch import Tensor
 
 @dataclass
 class Target:
-    """Ground truth of one image with N boxes, in the frame of the predictions.
+    """Ground truth of one image.
 
     Attributes:
         boxes_cxcywh: (N, 4) float32 in [0, 1], relative to the resized, unpadded image.
-        labels: (N,) int64, index of each box's phrase in the image's prompt.
-        class_ids: (N,) int64, index of each box's class in the data set (or of its phrase in a caption), for denoising.
-        positive_map: (N, max_text_len) bool, True on the tokens of the box's phrase.
-        noise_seed: seed of this image's denoising noise.
-        confidence: (N,) float32 in (0, 1], class target and box loss weight of each box: 1 for annotated boxes, less for
-            the model's own detections. None if all are 1.
+        labels: (N,) int64, index of each box's phrase in the prompt.
+        class_ids: (N,) int64, index of each box's class in the data set, or of its phrase in a
+            caption; the denoising queries take their labels from it.
+        positive_map: (N, max_text_len) bool, the tokens of each box's phrase.
+        noise_seed: random seed of the denoising queries.
+        confidence: (N,) float32 in (0, 1], the class target and the weight of the box loss: below 1
+            for detections of a model that serve as labels. None means 1.
     """
 
     boxes_cxcywh: Tensor
@@ -31,7 +32,7 @@ class Target:
     confidence: Tensor | None = None
 
     def to(self, device: torch.device) -> Target:
-        """Return the target with its tensors on `device`."""
+        """Return the same target with its tensors on a device."""
         return Target(
             self.boxes_cxcywh.to(device),
             self.labels.to(device),
@@ -44,13 +45,13 @@ class Target:
 
 @dataclass
 class ImageFormat:
-    """Input format of a model; stored with the model.
+    """Size and normalization of a model's images; saved with the model.
 
     Attributes:
-        mean: of each RGB channel, where white is 1.
-        std: of each RGB channel.
-        short_side: length of the short side in pixels after resizing,
-        max_side: unless the long side would become longer than this.
+        mean: mean of each RGB channel, where white is 1.
+        std: standard deviation of each RGB channel.
+        short_side: short side in pixels.
+        max_side: maximum long side in pixels; it wins over `short_side`.
     """
 
     mean: tuple[float, ...]
@@ -60,18 +61,19 @@ class ImageFormat:
 
 
 class LayerOutput(TypedDict):
-    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4) as in `Output`."""
+    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in `Output`."""
 
     pred_logits: Tensor
     pred_boxes: Tensor
 
 
 class Output(LayerOutput):
-    """Prediction of the network.
+    """Prediction of the network for B images, Q queries and a prompt of T tokens.
 
-    `pred_logits` (B, Q, 256) float, −inf outside the text mask; `pred_boxes` (B, Q, 4) cxcywh in [0, 1] relative to the
-    resized, unpadded image; `text_token_mask` (B, T) bool; `aux_outputs` of the L − 1 earlier decoder layers;
-    `enc_outputs` of the selected encoder proposals, with gradient. In training with denoising and at least one box:
+    `pred_logits` is (B, Q, 256) float, −inf outside the text mask. `pred_boxes` is (B, Q, 4) cxcywh
+    in [0, 1], relative to the resized, unpadded image. `text_token_mask` is (B, T) bool.
+    `aux_outputs` are those of the earlier decoder layers. `enc_outputs` are those of the selected
+    encoder proposals, with gradient. Training with denoising and at least one box adds
     `dn_outputs`, one per decoder layer, and `dn_meta` with `num_groups` and `group_size`.
     """
 
@@ -80,3 +82,11 @@ class Output(LayerOutput):
     enc_outputs: LayerOutput
     dn_outputs: NotRequired[list[LayerOutput]]
     dn_meta: NotRequired[dict[str, int]]
+
+
+class Network(Protocol):
+    """What prediction and evaluation use of a network; `GroundingDINO` and `ExportedNetwork` have it."""
+
+    def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]: ...
+
+    def forward_features(self, features: list[list[Tensor]], text: Any) -> Output: ...

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, on how many threads."""
+"""Choose device, precision and threads, and measure memory."""
 
 import ctypes
 import platform
@@ -9,19 +9,15 @@ import torch
 
 from groundtune.errors import ConfigError
 
-_NO_MEMORY = [
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "cannot allocate memory",
-    "alloc_failed",
+_OUT_OF_MEMORY = [
+    *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
+    *("alloc_failed", "could not create a primitive"),  # oneDNN reports the latter only
 ]
-_NO_MEMORY += ["could not create a primitive"]  # of oneDNN, which says no more
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name as users write it: "auto" is the accelerator that is there, otherwise the CPU.
+    """Return the device of a name; "auto" is the accelerator, or the CPU if there is none.
 
     Raises:
         ConfigError: torch does not know the name, or the machine does not have the device.
@@ -32,44 +28,35 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(
-            f"device: {name!r} is not a device; expected auto, cpu, cuda, cuda:1 or mps."
-        ) from error
-    available = (
-        torch.accelerator.device_count() if accelerator is not None and device.type == accelerator.type else 0
-    )
-    if device.type != "cpu" and (device.index or 0) >= available:
-        here = (
-            f"{accelerator.type} ({torch.accelerator.device_count()})"
-            if accelerator is not None
-            else "only the CPU"
-        )
-        raise ConfigError(f"device: {name!r} is not available here; torch sees {here}. Use --device auto.")
+        message = f"device: {name!r} is not a device; expected auto, cpu, cuda, cuda:1 or mps."
+        raise ConfigError(message) from error
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    usable = count if accelerator is not None and device.type == accelerator.type else 0
+    if device.type != "cpu" and (device.index or 0) >= usable:
+        seen = "only the CPU" if accelerator is None else f"{accelerator.type} ({count})"
+        raise ConfigError(f"device: {name!r} is not available here; torch sees {seen}. Use --device auto.")
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "bf16" or "fp32": "auto" is bf16 on devices with arithmetic of their own for it."""
+    """Return "bf16" or "fp32"; "auto" is bf16 where the device supports it."""
     return ("bf16" if bf16_arithmetic(device) else "fp32") if name == "auto" else name
 
 
 def bf16_arithmetic(device: torch.device) -> str:
-    """What computes in bfloat16 on a device, in words; "" where it would be emulated."""
+    """Return the name of the hardware that computes in bfloat16, or "" if it would be emulated."""
     if device.type == "cuda":
-        return "its tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
     return next((name for key, name in names.items() if capabilities.get(key)), "")
 
 
 def set_up_cpu(threads: int) -> None:
-    """Prepare this process for long work on a CPU.
+    """Set the number of torch's threads (0 keeps it), and let this process keep the memory that it frees.
 
-    glibc hands blocks of more than 32 MB back to the system when they are freed, and the next step takes them again page by
-    page; keeping them saves up to a third of a step. Freed memory then stays with the process.
-
-    Args:
-        threads: of torch; 0 leaves its own number.
+    glibc returns blocks over 32 MB to the system when they are freed, and the next step has to
+    fault them in again, page by page. Keeping them saves up to a third of a step.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -80,7 +67,7 @@ def set_up_cpu(threads: int) -> None:
 
 
 def release_memory() -> None:
-    """Give back what is kept for later: to the accelerator, and to the system what `set_up_cpu` keeps."""
+    """Return cached memory to the accelerator, and to the system what `set_up_cpu` keeps."""
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
@@ -89,15 +76,14 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that the host or an accelerator had no memory left; torch has no one type for it."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in told for words in _NO_MEMORY)
-    )
+    """Return whether an error means that the host or an accelerator has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes so far: of a GPU what torch gave out, otherwise the process's resident memory."""
+    """Return the peak memory in bytes: what torch allocated on a GPU, or the resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

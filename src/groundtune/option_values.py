@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def _convert_pairs(value: Any) -> dict[str, str]:
         value = {name.strip(): text.strip() for name, _, text in parts}
     if not isinstance(value, Mapping):
         as_list = isinstance(value, list)
-        raise Unfit("NAME=OTHER NAME" if as_list else "a mapping of names such as {rbc: red blood cell}")
+        raise Unfit("NAME=PHRASE" if as_list else "a mapping of names such as {rbc: red blood cell}")
     pairs = {_read(name, str): _read(text, str) for name, text in value.items()}
     if None in pairs or None in pairs.values():
         raise Unfit("text for every name, such as {rbc: red blood cell}")
@@ -91,9 +91,8 @@ def value_problem(value: Any, known: Mapping[str, Any]) -> str:
     for item in value if isinstance(value, list) else [value]:
         choices = known["choices"]
         if choices and item not in choices:
-            *first, last = choices
-            expected = f"{', '.join(first)} or {last}" if first else last
-            return f"expected {expected}, got {shown(item)}.{suggestion(str(item), choices)}"
+            hint = suggestion(str(item), choices)
+            return f"expected {one_of(choices)}, got {shown(item)}.{hint}"
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
         too_low = item <= known["low"] if known["above"] else item < known["low"]
@@ -102,6 +101,12 @@ def value_problem(value: Any, known: Mapping[str, Any]) -> str:
             expected = ("of " if range_text(known).startswith("at") else "") + range_text(known)
             return f"expected {_EXPECTED[type(item)]} {expected}, got {plain(item)}."
     return ""
+
+
+def one_of(choices: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    *first, last = choices
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def range_text(known: Mapping[str, Any]) -> str:

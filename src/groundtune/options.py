@@ -13,17 +13,21 @@ import difflib
 import math
 import operator
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from groundtune.errors import ConfigError
-from groundtune.option_values import Unfit, convert, plain, range_text, shown, value_problem
+from groundtune.option_aliases import RENAMED
+from groundtune.option_values import Unfit, convert, one_of, plain, range_text, shown, value_problem
 
 COMMAND_LINE = "command line"
 
-Layer = tuple[str, Mapping[str, Any]]
-"""The name of a source in messages (`COMMAND_LINE`, a file, or "train()"), and its values."""
+Field = dataclasses.Field[Any]
+Values = Mapping[str, Any]
+Layer = tuple[str, Values | Callable[[Values], Values]]
+"""Name of a source in messages (`COMMAND_LINE`, a file, or "train()"), and its values. A function
+receives the values of the stronger layers, and is only called if they are complete and right."""
 
 _T = TypeVar("_T")
 
@@ -38,7 +42,7 @@ def option(
     below: bool = False,
     choices: Sequence[str] = (),
     positional: bool = False,
-    flag: bool | str = True,
+    flag: bool = True,
     repeat: bool = False,
     group: str = "",
     short: str = "",
@@ -46,34 +50,28 @@ def option(
     """Declare a dataclass field as an option.
 
     Args:
-        default: Default value. A list or dict is copied. An option without one is required.
-        help: One line with the unit. `help_text` adds the default and the range.
-        low: Smallest number; `above` excludes it.
-        high: Largest number; `below` excludes it.
-        choices: Allowed strings; empty allows all.
-        positional: Whether the command line takes it as a positional argument.
-        flag: False hides it from the command line. A string such as "--rename" replaces its flag.
-        repeat: Whether each use of the flag adds one item to a list. The items may contain commas.
-        short: Short flag, such as "-o".
-        group: Heading in the help text; empty puts it under the general one.
+        default: default value; a list or dict is copied. An option without one is required.
+        help: one line with the unit. `help_text` adds default, range and choices.
+        low: smallest number; `above` excludes it.
+        high: largest number; `below` excludes it.
+        choices: allowed strings; empty allows all.
+        positional: whether the command line takes it without a flag.
+        flag: whether the command line has it.
+        repeat: whether each use of the flag adds one item to a list. The items may contain commas.
+        group: heading in the help text; empty puts it under the general one.
+        short: short flag, such as "-o".
     """
-    known = {
-        "help": help,
-        "group": group,
-        "choices": choices,
-        "positional": positional,
-        "flag": flag,
-        "short": short,
-    }
-    known |= {"low": low, "high": high, "above": above, "below": below, "repeat": repeat}
+    metadata: dict[str, Any] = {"help": help, "choices": choices, "group": group, "short": short}
+    metadata |= {"low": low, "high": high, "above": above, "below": below}
+    metadata |= {"positional": positional, "flag": flag, "repeat": repeat}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=default.copy, metadata=known)
-    return dataclasses.field(default=default, metadata=known)
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def leaf_fields(options: type) -> dict[str, dataclasses.Field[Any]]:
+def leaf_fields(options: type) -> dict[str, Field]:
     """Return the fields by name, those of a nested class by dotted name ("optimizer.lr")."""
-    leaves: dict[str, dataclasses.Field[Any]] = {}
+    leaves: dict[str, Field] = {}
     for field in dataclasses.fields(options):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             leaves |= {f"{field.name}.{name}": leaf for name, leaf in leaf_fields(field.type).items()}
@@ -82,15 +80,18 @@ def leaf_fields(options: type) -> dict[str, dataclasses.Field[Any]]:
     return leaves
 
 
-def flag_of(name: str, field: dataclasses.Field[Any]) -> str:
-    """Return the flag of an option ("--weight-decay"), or the name of a positional one."""
-    flag = field.metadata.get("flag")
-    if field.metadata.get("positional"):
-        return name
-    return flag if isinstance(flag, str) else "--" + name.rpartition(".")[2].replace("_", "-")
+def is_required(field: Field) -> bool:
+    """Return whether an option has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def help_text(field: dataclasses.Field[Any]) -> str:
+def flag_of(name: str, field: Field) -> str:
+    """Return an option as the command line has it: "--weight-decay", or "DATA" if it is positional."""
+    key = name.rpartition(".")[2]
+    return key.upper() if field.metadata.get("positional") else "--" + key.replace("_", "-")
+
+
+def help_text(field: Field) -> str:
     """Return the help line with default and range: "images per step (default: 4; at least 1)"."""
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
@@ -102,19 +103,19 @@ def help_text(field: dataclasses.Field[Any]) -> str:
     return field.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def resolve(options: type[_T], layers: Sequence[Layer], renamed: Mapping[str, str] = {}) -> _T:
-    """Merge layers of values into an instance. Later layers override earlier ones.
+def resolve(options: type[_T], layers: Sequence[Layer]) -> _T:
+    """Merge layers of values into an instance.
 
     Args:
-        options: A dataclass whose fields were declared by `option`.
-        layers: Sources and their values. Strings are converted to the type of the field.
-        renamed: Other names of options, for the suggestions; see `unknown_option`.
+        options: a dataclass whose fields were declared by `option`.
+        layers: sources and their values, the strongest first. Strings are converted to the type of
+            the field.
 
     Raises:
-        ConfigError: Options are unknown, missing, of a wrong type or out of range; lists all.
+        ConfigError: options are unknown, missing, of a wrong type or out of range; lists all.
     """
     problems: list[str] = []
-    values = _merge(options, layers, renamed, problems)
+    values = _merge(options, layers, problems)
     fail(problems)
     return _build(options, values)
 
@@ -138,7 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of options. An empty file gives {}.
 
     Raises:
-        ConfigError: The file does not exist, is not YAML, or is not a mapping.
+        ConfigError: the file does not exist, is not YAML, or is not a mapping.
     """
     from groundtune.files import parse_yaml  # here, because --help does without PyYAML
 
@@ -157,87 +158,94 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def unknown_option(name: str, options: type, where: str, renamed: Mapping[str, str] = {}) -> str:
+def unknown_option(name: str, options: type, where: str) -> str:
     """Return the message about an option that does not exist, with a suggestion where possible.
 
     Args:
-        name: The name as the user wrote it, with dashes or underscores.
-        options: The options class.
-        where: The name of the layer.
-        renamed: Our names, or sentences with our names in braces, and the other names that users
-            type for each of them, separated by spaces. An entry whose names `options` lacks is
-            skipped.
+        name: the name as the user wrote it, such as "--learning_rate".
+        options: the options class.
+        where: the name of the layer.
     """
     inside = [leaf.partition(".")[2] for leaf in leaf_fields(options) if leaf.startswith(f"{name}.")]
     if inside:
         return f"{where}: {name}: expected a mapping with {', '.join(inside)}."
-    known: dict[str, str] = {}  # what the user may have meant, and how it is written in this layer
-    for leaf, field in leaf_fields(options).items():
-        key = leaf.rpartition(".")[2]
-        if where != COMMAND_LINE:
-            known |= {leaf.partition(".")[0]: leaf.partition(".")[0], key: _name_in(where, leaf)}
-        elif field.metadata.get("positional"):
-            known[key] = key.upper()
-        elif field.metadata.get("flag"):
-            flag = flag_of(leaf, field)
-            known[_key(flag)] = flag
-            if field.type is bool:
-                known["no_" + _key(flag)] = "--no-" + flag[2:]
-    flag = name if name.startswith("-") else "--" + name.replace("_", "-")
-    message = f"{flag if where == COMMAND_LINE else f'{where}: {name}'}: there is no such option."
-    targets = [ours for ours, others in renamed.items() if _key(name) in others.split()]
-    for target in targets:
-        with contextlib.suppress(KeyError):
+    known = _spellings(options, where)
+    place = name if where == COMMAND_LINE else f"{where}: {name}"
+    message, key = f"{place}: there is no such option.", _key(name)
+    aliases = [target for target, others in RENAMED.items() if key in others.split()]
+    for target in aliases:
+        with contextlib.suppress(KeyError):  # a sentence about options that this class does not have
             if " " in target:
                 return f"{message} {target.format_map(known)}"
-    near = [target for target in (*targets, _key(name)) if target in known]
-    near += difflib.get_close_matches(_key(name), known, n=1)
+    near = [target for target in (*aliases, key) if target in known]
+    near += difflib.get_close_matches(key, known, n=1)
     if near and known[near[0]].isupper():
         return f"{message} Give {known[near[0]]} without a flag."
     return f"{message} Did you mean {known[near[0]]}?" if near else message
 
 
-def _merge(
-    options: type, layers: Sequence[Layer], renamed: Mapping[str, str], problems: list[str]
-) -> dict[str, Any]:
+def _spellings(options: type, where: str) -> dict[str, str]:
+    """Return what a user may have meant, and how it is written in this layer."""
+    known: dict[str, str] = {}
+    for leaf, field in leaf_fields(options).items():
+        key = leaf.rpartition(".")[2]
+        if where != COMMAND_LINE:
+            known |= {leaf.partition(".")[0]: leaf.partition(".")[0], key: _name_in(where, leaf)}
+        elif field.metadata.get("flag"):
+            known[key] = flag_of(leaf, field)
+            if field.type is bool:
+                known[f"no_{key}"] = f"--no-{known[key][2:]}"
+    return known
+
+
+def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[str, Any]:
     """Return the converted values by dotted name, and append what is wrong to `problems`."""
     leaves = leaf_fields(options)
     values: dict[str, Any] = {}
-    given: set[str] = set()
     for where, layer in layers:
+        if callable(layer):
+            fail(problems + _missing(leaves, values, layers[0][0]))
+            layer = layer(values)
         for name, value in _flatten(options, layer):
-            given.add(name)
             if name not in leaves:
-                problems.append(unknown_option(name, options, where, renamed))
+                problems.append(unknown_option(name, options, where))
                 continue
             place = _place(name, leaves[name], where)
+            converted = None
             try:
-                values[name] = _convert(value, leaves[name].type, place, problems)
-                problem = value_problem(values[name], leaves[name].metadata)
+                converted = _convert(value, leaves[name].type, place, problems)
+                problem = value_problem(converted, leaves[name].metadata)
             except Unfit as expected:
                 problem = f"expected {expected}, got {shown(value)}."
+            values.setdefault(name, converted)
             problems += [f"{place}: {problem}"] if problem else []
-    for name, field in leaves.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in given:
-            place = _place(name, field, layers[-1][0])  # the layer nearest to the user
-            problems.append(f"{place}: missing; expected {field.metadata['help']}.")
+    problems += _missing(leaves, values, layers[0][0])
     return values
+
+
+def _missing(leaves: Mapping[str, Field], values: Values, where: str) -> list[str]:
+    """Return the problems of required options without a value. `where` is the layer nearest to the user."""
+    names = [name for name, field in leaves.items() if is_required(field) and name not in values]
+    problems = []
+    for name in names:
+        choices, expected = leaves[name].metadata["choices"], leaves[name].metadata["help"]
+        expected = f"{expected}: {one_of(choices)}" if choices else expected
+        problems.append(f"{_place(name, leaves[name], where)}: missing; expected: {expected}.")
+    return problems
 
 
 def _convert(value: Any, hint: Any, place: str, problems: list[str]) -> Any:
     """Convert a value. Mistakes in a list of nested options go to `problems` with their places."""
     item = next(iter(typing.get_args(hint)), None)
-    if not dataclasses.is_dataclass(item):
+    if not (isinstance(item, type) and dataclasses.is_dataclass(item)):
         return convert(value, hint)
-    kind = typing.cast(type, item)
     parts: list[Any] = list(value) if isinstance(value, list) else [None]
-    parts = [dataclasses.asdict(part) if isinstance(part, kind) else part for part in parts]  # type: ignore[call-overload]
+    parts = [vars(part) if isinstance(part, item) else part for part in parts]
     if not all(isinstance(part, Mapping) for part in parts):
-        raise Unfit("a list, each item a mapping with " + ", ".join(leaf_fields(kind)))
+        raise Unfit("a list, each item a mapping with " + ", ".join(leaf_fields(item)))
     before = len(problems)
-    merged = [_merge(kind, [(f"{place}[{n}]", part)], {}, problems) for n, part in enumerate(parts)]
-    return [_build(kind, values) for values in merged] if len(problems) == before else []
+    merged = [_merge(item, [(f"{place}[{n}]", part)], problems) for n, part in enumerate(parts)]
+    return [_build(item, values) for values in merged] if len(problems) == before else []
 
 
 def _key(name: str) -> str:
@@ -249,29 +257,29 @@ def _name_in(where: str, name: str) -> str:
     return name.rpartition(".")[2] if where.endswith("()") else name
 
 
-def _place(name: str, field: dataclasses.Field[Any], where: str) -> str:
+def _place(name: str, field: Field, where: str) -> str:
     return flag_of(name, field) if where == COMMAND_LINE else f"{where}: {_name_in(where, name)}"
 
 
-def _flatten(options: type, layer: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(options: type, layer: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values of a layer, unknown ones included."""
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(options)}
     for key, value in layer.items():
         name = str(key)  # YAML allows numbers
         nested = dataclasses.is_dataclass(kinds.get(name))
         if nested and isinstance(value, kinds[name]):
-            value = dataclasses.asdict(value)
+            value = vars(value)
         if nested and isinstance(value, Mapping):
             yield from _flatten(kinds[name], value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _build(options: type[_T], values: Mapping[str, Any]) -> _T:
+def _build(options: type[_T], values: Values) -> _T:
     """Create an instance from values by dotted name."""
     arguments = {name: value for name, value in values.items() if "." not in name}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         inside = {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{field.name}.")}
-        if inside:
-            arguments[field.name] = _build(typing.cast(type, field.type), inside)
+        if inside and isinstance(field.type, type):
+            arguments[field.name] = _build(field.type, inside)
     return options(**arguments)

@@ -1,116 +1,42 @@
-"""What the verbs print as results: tables in plain text, whose names cannot command the terminal.
+"""Print the results of commands: tables in plain text, with control characters escaped.
 
-A report for people: the classes as the model reads them, findings with examples and what to do, and a verdict.
-
-Everything fits the width of the terminal; long file names are shortened in the middle (JSON has them whole).
+Lines of a report are wrapped to the terminal. Long file names are shortened in the middle.
 """
 
+import json
 import re
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-from rich.text import Text
-
-from groundtune.data.check.run import SEVERITIES, Report, SplitFinding
-from groundtune.errors import escape_control_chars
-from groundtune.metrics.grounding import retention
+from groundtune.errors import DataError, escape_control_chars
+from groundtune.progress import format_metric
 
 if TYPE_CHECKING:
-    from groundtune.data.check.run import Report
-    from groundtune.data.formats.convert import Converted
-    from groundtune.engine.train import RunResult
-    from groundtune.predict.sources import Frame
-
-
-_MAIN_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "recall@1", "recall@5", "recall@10")
-
-
-def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
-    """The classes as the model will read them: id and name in the data set, name in the prompt, tokens, boxes."""
-    from groundtune.printing import class_rows, prompt_line
-
-    return (
-        f"{table(list(class_rows(classes)))}\n{prompt_line(classes)}"
-        if classes
-        else "No classes, but captions."
-    )
-
-
-def print_written(done: "Converted", format: str, out: str) -> None:
-    """Images and boxes of a data set that was written, by split, and where it is."""
-    rows = [[split, str(count), str(done.boxes[split])] for split, count in done.images.items()]
-    print(table([[format, "images", "boxes"], *rows]))
-    print(out)
-
-
-def print_report(report: "Report") -> None:
-    """What `check` found."""
     from rich.console import Console
 
-    from groundtune.printing import class_rows, print_findings, print_prompt, print_summary, verdict
+    from groundtune.data.check.run import Report, SplitFinding
+    from groundtune.data.formats.convert import Converted
+    from groundtune.engine.train import RunResult
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    if report.images:
-        print_summary(report, console)
-    if report.classes:
-        print(f"\n{table(list(class_rows(report.classes)))}")
-        print_prompt(report, console)
-    print_findings(report, console)
-    print(verdict(report))
+Severity = Literal["error", "warning", "note"]
 
-
-def print_run(run: "RunResult") -> None:
-    """A training run before and after, by metric and by class, and what was retained."""
-    rows = [["valid", "zero-shot", "best", "gain"]]
-    for name in _MAIN_METRICS:
-        before, after = run.zero_shot.get(f"valid/{name}"), run.metrics.get(f"valid/{name}")
-        if f"valid/{name}" in run.metrics:
-            gain = "-" if before is None or after is None else f"{after - before:+.3f}"
-            rows.append([name, share(before), share(after), gain])
-    print(table(rows))
-    if run.per_class:
-        print(f"\n{per_class(run.per_class)}")
-    if run.retention:
-        print("\n" + "\n".join(_retained(name, numbers) for name, numbers in run.retention.items()))
-    print(
-        f"\n{run.seconds:.0f} s. The best weights are in {run.folder / 'model'}, everything else in {run.folder}."
-    )
-
-
-def _retained(name: str, numbers: Mapping[str, Mapping[str, float | None]]) -> str:
-    metric, before, after, kept = retention(numbers)
-    told = "" if kept is None else f" ({100 * kept:.0f} % kept)"
-    return f"retained {name}: {metric} {share(before)} -> {share(after)}{told}"
-
-
-def print_found(frame: "Frame", found: Sequence[Mapping[str, Any]]) -> None:
-    """What was found in an image: class, score, box xyxy in its pixels."""
-    place = (
-        f"{frame.path} frame {frame.index} at {float(frame.time):.3f} s" if frame.video else str(frame.path)
-    )
-    print(f"{escape_control_chars(place.encode(errors='replace').decode())}: {len(found)} found")
-    for one in found:
-        print(f"  {one['class']}  {one['score']:.3f}  {' '.join(f'{x:.1f}' for x in one['box_xyxy'])}")
-
-
-def per_class(scores_of: dict[str, dict[str, float | None]]) -> str:
-    """AP and AP50 of each class."""
-    rows = [[name, share(scores.get("AP")), share(scores.get("AP50"))] for name, scores in scores_of.items()]
-    return table([["class", "AP", "AP50"], *rows])
-
-
-def share(value: float | None) -> str:
-    """A number between 0 and 1; "-" where there is none."""
-    return "-" if value is None else f"{value:.3f}"
+_MAIN_METRICS = ("AP", "AP50", "AP75", "APr", "APc", "APf", "recall@1", "recall@5", "recall@10")
+_COLORS: dict[Severity, str] = {"error": "red", "warning": "yellow", "note": "cyan"}
+_EXAMPLES = {"error": 5, "warning": 3, "note": 2}  # lines of a finding
+_MIN_WIDTH, _MAX_WIDTH = 50, 110  # characters; longer lines are hard to read
+_MAX_CLASSES = 30
+_MAX_PROMPT = 600  # characters
+_LONG_WORD = re.compile(r"([^\s/]{24})[^\s/]{6,}([^\s/]{14})")  # of file names
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: text to the left, numbers (and the headings over them) to the right."""
+    """Align columns: text to the left, numbers and their headings to the right."""
     rows = [[escape_control_chars(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    numeric = [all(_is_number(cell) for cell in column[1:]) for column in zip(*rows, strict=True)]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(map(_is_number, column[1:])) for column in columns]
     lines = []
     for row in rows:
         cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
@@ -122,30 +48,119 @@ def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.replace(".", "", 1).lstrip("+-").isdigit()
 
 
-_COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
-_NARROWEST, _WIDEST = 50, 110  # characters; longer lines are hard to read
-_EXAMPLES = {"error": 5, "warning": 3, "note": 2}  # lines of a finding
-_LONG_WORD = re.compile(r"([^\s/]{24})[^\s/]{6,}([^\s/]{14})")  # of file names
-_MOST_CLASSES = 30
-_LONGEST_PROMPT = 600  # characters
+def class_scores(per_class: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return the table of AP and AP50 by class."""
+    names = ("AP", "AP50")
+    rows = [[name, *(format_metric(scores.get(n)) for n in names)] for name, scores in per_class.items()]
+    return table([["class", *names], *rows])
 
 
-def print_summary(report: Report, console: Console) -> None:
-    """Print in a line what was checked."""
-    splits = ", ".join(f"{count:,} {name}" for name, count in report.images.items())
+def print_run(
+    run: "RunResult", retained: Sequence[tuple[str, str, float | None, float | None, float | None]]
+) -> None:
+    """Print a training run: metrics before and after, by class, and retention."""
+    rows = [["valid", "zero-shot", "best", "gain"]]
+    for name in _MAIN_METRICS:
+        if f"valid/{name}" in run.metrics:
+            before, after = run.zero_shot.get(f"valid/{name}"), run.metrics[f"valid/{name}"]
+            gain = "-" if before is None or after is None else f"{after - before:+.3f}"
+            rows.append([name, format_metric(before), format_metric(after), gain])
+    print(table(rows))
+    if run.per_class:
+        print(f"\n{class_scores(run.per_class)}")
+    lines = []
+    for name, metric, before, after, share in retained:
+        percent = "" if share is None else f" ({100 * share:.0f} %)"
+        lines.append(f"retention {name}: {metric} {format_metric(before)} -> {format_metric(after)}{percent}")
+    if lines:
+        print("\n" + "\n".join(lines))
+    print(f"\n{run.seconds:.0f} s. Best weights: {run.folder / 'model'}. Run directory: {run.folder}.")
+
+
+def print_predictions(predictions: Iterable[Mapping[str, Any]], as_json: bool) -> list[str]:
+    """Print predictions as they come, and return the paths of the files that cannot be read."""
+    unreadable, separator = [], "[\n"
+    try:
+        for prediction in predictions:
+            if "error" in prediction:
+                unreadable.append(prediction["image"])
+            elif as_json:
+                sys.stdout.write(separator + json.dumps(prediction))
+                separator = ",\n"
+            else:
+                _print_detections(prediction)
+    finally:
+        if as_json:
+            print("\n]" if separator == ",\n" else "[\n\n]")
+    return unreadable
+
+
+def _print_detections(prediction: Mapping[str, Any]) -> None:
+    """Print the detections of an image: class, score, and box xyxy in pixels."""
+    detections = prediction["detections"]
+    frame = f" frame {prediction['frame']} at {prediction['seconds']:.3f} s" if "frame" in prediction else ""
+    name = f"{prediction['image']}{frame}".encode(errors="replace").decode()
+    print(f"{escape_control_chars(name)}: {len(detections)} found")
+    for found in detections:
+        print(f"  {found['class']}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
+
+
+def print_skipped(paths: Sequence[str]) -> int:
+    """Print which files could not be read, and return the exit code."""
+    if not paths:
+        return 0
+    text = "\n  ".join([f"{len(paths)} file(s) could not be read or are truncated:", *paths])
+    print(f"groundtune: {escape_control_chars(text)}", file=sys.stderr)
+    return DataError.exit_code
+
+
+def print_written(written: "Converted", format: str, folder: str) -> None:
+    """Print the messages about a data set that was written, its images and boxes by split, and its directory."""
+    for message in written.messages:
+        print(message, file=sys.stderr)
+    rows = [[split, str(count), str(written.boxes[split])] for split, count in written.images.items()]
+    print(table([[format, "images", "boxes"], *rows]))
+    print(folder)
+
+
+def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first 30 classes as the model reads them (id, name, prompt, tokens, boxes), and the prompt."""
+    if not classes:
+        return "No classes, but captions."
+    first, *others = classes[0]["boxes"]
+    rows = [["id", "name", "in the prompt", "tokens", f"boxes in {first}", *others]]
+    for row in classes[:_MAX_CLASSES]:
+        pieces = " ".join(row["tokens"])
+        tokens = f"{len(row['tokens'])}" + (f": {pieces}" if pieces != row["prompt"] else "")
+        texts = [textwrap.shorten(text, 40) for text in (row["name"], row["prompt"], tokens)]
+        rows.append([str(row["id"]), *texts, *map(str, row["boxes"].values())])
+    more = len(classes) - _MAX_CLASSES
+    lines = [table(rows), f"… and {more:,} more classes"] if more > 0 else [table(rows)]
+    return "\n".join([*lines, _prompt_line(classes)])
+
+
+def _prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
+    prompt = " ".join(f"{row['prompt']}." for row in classes)
+    if len(prompt) > _MAX_PROMPT:
+        prompt = prompt[:_MAX_PROMPT].rpartition(" ")[0] + " …"
+    tokens = sum(len(row["tokens"]) + 1 for row in classes) + 2
+    return f"Prompt: {prompt} ({tokens:,} tokens)"
+
+
+def print_report(report: "Report") -> None:
+    """Print the report of a data set: a summary, the classes, the findings with examples and fixes, a verdict."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
     images, boxes = sum(report.images.values()), sum(report.boxes.values())
-    classes = f"{len(report.classes):,} classes" if report.classes else "captions in place of classes"
-    _print(console, f"{report.data}: {images:,} images ({splits}), {boxes:,} boxes, {classes}", "bold")
-
-
-def print_prompt(report: Report, console: Console) -> None:
-    """Print the prompt, wrapped to the terminal."""
-    for line in prompt_line(report.classes).splitlines():
-        _print(console, line)
-
-
-def print_findings(report: Report, console: Console) -> None:
-    """Print the findings, errors first. Lines are wrapped to the terminal, at most 110 characters."""
+    if report.images:
+        splits = ", ".join(f"{count:,} {name}" for name, count in report.images.items())
+        classes = f"{len(report.classes):,} classes" if report.classes else "captions instead of classes"
+        _print(console, f"{report.data}: {images:,} images ({splits}), {boxes:,} boxes, {classes}", "bold")
+    if report.classes:
+        *lines, prompt = class_table(report.classes).splitlines()
+        print("\n" + "\n".join(lines))
+        _print(console, prompt)
     for severity, color in _COLORS.items():
         found = [located for located in report.findings if located.finding.severity == severity]
         if found:
@@ -154,64 +169,46 @@ def print_findings(report: Report, console: Console) -> None:
         for check in dict.fromkeys(located.finding.check for located in found):
             _print_check([located for located in found if located.finding.check == check], console)
     console.print()
+    print(_verdict({severity: report.count(severity) for severity in _COLORS}, images))
 
 
-def verdict(report: Report) -> str:
-    """Say in a line what the report comes to."""
-    counts = {severity: report.count(severity) for severity in SEVERITIES}
-    told = ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n)
+def _verdict(counts: Mapping[Severity, int], images: int) -> str:
+    """Summarize the findings in a line."""
+    summary = ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n)
     if counts["error"]:
-        return f"{told}. Training would stop on the error{'s' if counts['error'] > 1 else ''}."
+        return f"{summary}. Training would stop on the error{'s' if counts['error'] > 1 else ''}."
     if counts["warning"]:
-        return f"{told}. Training would run; look at the warning{'s' if counts['warning'] > 1 else ''} first."
-    return f"No problems found in {sum(report.images.values()):,} images{f' ({told})' if told else ''}."
+        return (
+            f"{summary}. Training would run; look at the warning{'s' if counts['warning'] > 1 else ''} first."
+        )
+    return f"No problems found in {images:,} images{f' ({summary})' if summary else ''}."
 
 
-def class_rows(classes: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Rows of the table of classes, the first 30: id, name in the data set, name in the prompt, tokens, boxes."""
-    first, *others = classes[0]["boxes"]
-    yield ["id", "name", "in the prompt", "tokens", f"boxes in {first}", *others]
-    for row in classes[:_MOST_CLASSES]:
-        pieces = " ".join(row["tokens"])
-        tokens = f"{len(row['tokens'])}" + (f": {pieces}" if pieces != row["prompt"] else "")
-        texts = [textwrap.shorten(text, 40) for text in (row["name"], row["prompt"], tokens)]
-        yield [str(row["id"]), *texts, *map(str, row["boxes"].values())]
+def _print_check(group: Sequence["SplitFinding"], console: "Console") -> None:
+    """Print the findings of one check, which share the lines of examples among the splits."""
+    from rich.text import Text
 
-
-def prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
-    """What stands below that table: how many classes there are beyond it, and the prompt."""
-    tokens = sum(len(row["tokens"]) + 1 for row in classes) + 2
-    more = f"… and {len(classes) - _MOST_CLASSES:,} more classes\n" if len(classes) > _MOST_CLASSES else ""
-    caption = " ".join(f"{row['prompt']}." for row in classes)
-    if len(caption) > _LONGEST_PROMPT:
-        caption = caption[:_LONGEST_PROMPT].rpartition(" ")[0] + " …"
-    return f"{more}Prompt: {caption} ({tokens:,} tokens)"
-
-
-def _print_check(group: Sequence[SplitFinding], console: Console) -> None:
-    """Print what one check found in one or several splits: each split has its share of the examples."""
     first = group[0].finding
-    counts = [
-        f"{located.finding.count:,}{f' in {located.split}' if located.split else ''}" for located in group
-    ]
+    counts = [f"{part.finding.count:,}{f' in {part.split}' if part.split else ''}" for part in group]
     head = Text.assemble("  ", (first.check, f"bold {_COLORS[first.severity]}"), f"  {', '.join(counts)}")
     console.print(head, soft_wrap=True)
     _print(console, first.message[:1].upper() + first.message[1:], indent=4)
     share = max(1, _EXAMPLES[first.severity] // len(group))
-    shown = [(located.split, example) for located in group for example in located.finding.examples[:share]]
-    for split, example in shown:
+    examples = [(part.split, example) for part in group for example in part.finding.examples[:share]]
+    for split, example in examples:
         text = f"{split}/{example}" if len(group) > 1 else example
         _print(console, _LONG_WORD.sub(r"\1…\2", text), "dim", indent=6, hang=2)
-    more = sum(located.finding.count for located in group) - len(shown)
-    if shown and more > 0:
+    more = sum(part.finding.count for part in group) - len(examples)
+    if examples and more > 0:
         _print(console, f"… and {more:,} more", "dim", indent=6)
     _print(console, f"→ {first.fix}", "green", indent=4, hang=2)
 
 
-def _print(console: Console, text: str, style: str = "", indent: int = 0, hang: int = 0) -> None:
-    width = min(max(console.width, _NARROWEST), _WIDEST)
+def _print(console: "Console", text: str, style: str = "", indent: int = 0, hang: int = 0) -> None:
+    from rich.text import Text
+
+    width = min(max(console.width, _MIN_WIDTH), _MAX_WIDTH)
     begin, later = " " * indent, " " * (indent + hang)
-    for line in textwrap.wrap(
-        text, width, initial_indent=begin, subsequent_indent=later, break_on_hyphens=False
-    ):
+    lines = textwrap.wrap(text, width, initial_indent=begin, subsequent_indent=later, break_on_hyphens=False)
+    for line in lines:
         console.print(Text(line, style=style), soft_wrap=True)

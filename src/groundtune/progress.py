@@ -1,8 +1,8 @@
-"""What a run shows while it works, on stderr: a live view in a terminal, a line now and then elsewhere.
+"""Show the progress of a run on stderr.
 
-The engine knows only the methods; it never prints. A terminal gets bars and, below them, the running means of the losses,
-AP now and best, the learning rate, the share of the time that training waits for data, and memory; on wide terminals the
-terms of the loss too. A file or a pipe gets the same as a plain line every 15 seconds or so.
+A terminal gets live bars and below them the running means of the losses, the current and the best
+AP, the learning rate, the share of time that training waits for data, and memory. Wide terminals
+also get the terms of the loss. A file or a pipe gets the same as a plain line every 15 seconds.
 """
 
 import sys
@@ -17,20 +17,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-
-_LINE_EVERY = 15.0  # seconds between plain lines
-_TERMS_FROM = 100  # columns of a terminal from which the terms of the loss are shown
+_LINE_INTERVAL = 15.0  # seconds between plain lines
+_WIDE = 100  # columns of a terminal that has room for the terms of the loss
 
 _T = TypeVar("_T")
 
 
-class Progress:
-    """Shows the steps of a run.
+def format_metric(value: float | None) -> str:
+    """Return a metric between 0 and 1 as text, "-" for None."""
+    return "-" if value is None else f"{value:.3f}"
 
-    Args:
-        quiet: show nothing, messages neither.
-        stream: where to; None takes stderr.
-    """
+
+class Progress:
+    """Shows the steps of a run on a stream (None means stderr); `quiet` hides everything, also messages."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
@@ -40,55 +39,48 @@ class Progress:
         self._training: TaskID | None = None
         self._evaluating: TaskID | None = None
         self._total = 0
-        self._begin: tuple[float, int] | None = None  # when and where the first step of this process was
-        self._waited = self._worked = 0.0  # seconds in which training waited for a batch, and used one
+        self._first_step: tuple[float, int] | None = None  # time and number of this process's first step
+        self._wait_seconds = self._work_seconds = 0.0  # training waits for a batch, and uses it
         self._last_line = time.monotonic()
         self._scores = self._state = ""
 
     def start(self, total_steps: int) -> None:
-        """Training begins; steps that an earlier process did are in `total_steps`."""
+        """Begin training; `total_steps` includes those before a resume."""
         self._total = total_steps
         bars = self._live_bars()
         if bars is not None:
             self._training = bars.add_task("training", total=total_steps, left="")
 
     def batches(self, batches: Iterable[_T]) -> Iterator[_T]:
-        """Give the batches on, and take the time that training waits for them."""
+        """Iterate over batches, and measure how long training waits for them."""
         done = time.monotonic()
         for batch in batches:
             begin = time.monotonic()
-            self._waited += begin - done
+            self._wait_seconds += begin - done
             yield batch
             done = time.monotonic()
-            self._worked += done - begin
+            self._work_seconds += done - begin
 
     def step(self, done: int, losses: Mapping[str, float], lr: float, memory_bytes: int) -> None:
-        """A step is over.
-
-        Args:
-            done: steps so far, with those before a resume.
-            losses: running means: "loss" and its main terms.
-            lr: largest learning rate of the step.
-            memory_bytes: the most that the run has needed so far.
-        """
+        """Show a step: their number so far, running means of the losses, largest learning rate, peak memory."""
         now = time.monotonic()
-        if self._begin is None:
-            self._begin = (now, done)
+        if self._first_step is None:
+            self._first_step = (now, done)
         left = self._time_left(now, done)
         terms = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-        narrow = self._live is not None and self._live.console.width < _TERMS_FROM
-        shown = [f"loss {losses['loss']:.3f}" if narrow else terms, self._scores, f"lr {lr:.1e}"]
-        if self._worked:
-            shown.append(f"data {self._waited / (self._waited + self._worked):.0%}")
-        state = "  ".join([*filter(None, shown), f"{memory_bytes / 2**20:,.0f} MB"])
+        narrow = self._live is not None and self._live.console.width < _WIDE
+        parts = [f"loss {losses['loss']:.3f}" if narrow else terms, self._scores, f"lr {lr:.1e}"]
+        if self._work_seconds:
+            parts.append(f"data {self._wait_seconds / (self._wait_seconds + self._work_seconds):.0%}")
+        state = "  ".join([*filter(None, parts), f"{memory_bytes / 2**20:,.0f} MB"])
         if self._bars is not None and self._training is not None:
             self._state = state
             self._bars.update(self._training, completed=done, left=left)
-        elif now - self._last_line >= _LINE_EVERY or done == self._total:
+        elif now - self._last_line >= _LINE_INTERVAL or done == self._total:
             self._line(f"step {done}/{self._total}  {state}  {left}".rstrip())
 
     def evaluation(self, done: int, total: int, doing: str = "evaluating") -> None:
-        """So many images of an evaluation, or of something else that is called `doing`, are done."""
+        """Show that `done` of `total` images are processed; `doing` is the name of the work."""
         bars = self._live_bars()
         if bars is not None:
             if self._evaluating is None:
@@ -97,17 +89,17 @@ class Progress:
             if done == total:
                 bars.remove_task(self._evaluating)
                 self._evaluating = None
-        elif time.monotonic() - self._last_line >= _LINE_EVERY:
+        elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self._line(f"{doing} {done}/{total} images")
 
     def metrics(self, ap: float | None, best: float | None) -> None:
-        """An evaluation has given the AP, a share between 0 and 1; None where there was nothing to count."""
-        self._scores = f"AP {_score(ap)} (best {_score(best)})"
+        """Show the AP of an evaluation, between 0 and 1, and the best one so far."""
+        self._scores = f"AP {format_metric(ap)} (best {format_metric(best)})"
         if self._live_bars() is None:
             self._line(f"evaluation  {self._scores}")
 
     def message(self, text: str) -> None:
-        """Say something that stays."""
+        """Print a message that stays on the screen."""
         if self._quiet:
             return
         if self._live is not None:
@@ -116,25 +108,24 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Take the view away; may be called twice."""
+        """Remove the live view; may be called twice."""
         if self._live is not None:
             self._live.stop()
         self._live = self._bars = self._training = self._evaluating = None
 
     def _live_bars(self) -> "Bars | None":
-        """The bars, shown from their first use on; None where there is no terminal."""
+        """Return the bars, which appear at their first use, or None without a terminal."""
         if self._bars is None and not self._quiet and self._stream.isatty():
-            from rich.console import Console
-            from rich.live import Live
+            from rich import console, live
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bars
 
-            console = Console(file=self._stream)
-            words = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[left]}")]
-            self._bars = Bars(
-                words[0], BarColumn(bar_width=24), MofNCompleteColumn(), words[1], console=console
+            terminal = console.Console(file=self._stream)
+            name, left = (
+                TextColumn(f"{{task.{text}}}", markup=False) for text in ("description", "fields[left]")
             )
-            self._live = Live(get_renderable=self._view, console=console, transient=True)
+            self._bars = Bars(name, BarColumn(bar_width=24), MofNCompleteColumn(), left, console=terminal)
+            self._live = live.Live(get_renderable=self._view, console=terminal, transient=True)
             self._live.start()
         return self._bars
 
@@ -143,22 +134,17 @@ class Progress:
         from rich.text import Text
 
         assert self._bars is not None
-        return Group(
-            self._bars, *([Text(self._state, no_wrap=True, overflow="ellipsis")] if self._state else [])
-        )
+        state = [Text(self._state, no_wrap=True, overflow="ellipsis")] if self._state else []
+        return Group(self._bars, *state)
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
         self.message(text)
 
     def _time_left(self, now: float, done: int) -> str:
-        """From the mean time of a step since the first one, evaluations between them included."""
-        assert self._begin is not None
-        begin, first = self._begin
+        """Estimate from the mean time of a step so far, evaluations included."""
+        assert self._first_step is not None
+        begin, first = self._first_step
         if done == first:
             return ""
         return f"{timedelta(seconds=round((now - begin) / (done - first) * (self._total - done)))} left"
-
-
-def _score(share: float | None) -> str:
-    return "-" if share is None else f"{share:.3f}"

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import dataset_of, loader_of, sample
 
-from groundtune.commands import read_data
 from groundtune.data.combine import add_extra_data, parse_weighted_paths, with_rehearsal
 from groundtune.data.formats.detect import load_splits
+from groundtune.data.reading import read_data
 from groundtune.data.sample import Grounding
 from groundtune.errors import ConfigError, DataError
 from groundtune.text.prompt import caption_prompt, mirror_caption

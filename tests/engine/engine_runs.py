@@ -10,8 +10,8 @@ import torch
 from tiny_models import BERT, SIZES, SWIN, tiny_bundle  # noqa: F401
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from groundtune.commands import read_data, read_retention_data
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
+from groundtune.data.reading import read_data, read_retention_data
 from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_scenes
 from groundtune.engine.evaluate import Evaluation, eval_task, run_task

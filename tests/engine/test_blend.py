@@ -207,7 +207,7 @@ def test_the_command_says_what_it_needs(base, tuned, data, tmp_path, monkeypatch
         assert main(["blend", *arguments]) in (2, 3, 4)
         return capsys.readouterr().err
 
-    assert "name the data set that it was fine-tuned on" in refused(
+    assert "the data set that it was fine-tuned on" in refused(
         str(base), str(tuned / "model"), "--output-dir", "x"
     )
     assert "--alphas: expected a number between 0 and 1, got 1.5" in refused(

@@ -13,12 +13,10 @@ from engine_runs import scenes, tiny_bundle
 
 from groundtune import api
 from groundtune.cli import main
-from groundtune.commands import run_training
 from groundtune.config import TrainConfig
 from groundtune.engine import distributed as launching
 from groundtune.engine.distributed import init_distributed_env, launch, slurm_variables
 from groundtune.errors import ConfigError, DataError
-from groundtune.progress import Progress
 
 # Scripts that stand for `groundtune train`; "rank" is this process's number, a file of that name is its own.
 BEGIN = """
@@ -199,37 +197,32 @@ def test_more_devices_than_there_are(monkeypatch, count: int, device: str, messa
 def test_from_python_nothing_is_started(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2 SCRIPT"):
-        run_training(TrainConfig(data="anywhere", devices=2), Progress(quiet=True))
+        api.train(config=TrainConfig(data="anywhere", devices=2), quiet=True)
 
 
-@pytest.mark.parametrize(("rank", "printed"), [("0", "the best"), ("1", "")])
+@pytest.mark.parametrize(("rank", "printed"), [("0", "2 devices"), ("1", "")])
 def test_of_processes_that_others_start_one_prints(
     tmp_path: Path, tokenizer, monkeypatch, capsys, rank: str, printed: str
 ) -> None:
     """And none starts more."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("groundtune.verbs.print_run", print)
-
-    def run_training(config: TrainConfig, progress: Progress, announce: object) -> str:
-        progress.message(f"so many devices: {config.devices}")
-        return "the best"
-
-    monkeypatch.setattr("groundtune.commands.run_training", run_training)
+    monkeypatch.setattr("groundtune.printing.print_run", lambda run, retained: print(run))
+    monkeypatch.setattr(api, "retention_rows", lambda run: [])
+    monkeypatch.setattr(api, "train", lambda config: f"{config.devices} devices")
     api.Model(tiny_bundle(tokenizer)).save(tmp_path)
     assert main(["train", "data", "--model", str(tmp_path), "--devices", "2"]) == 0
-    output = capsys.readouterr()
-    assert output.out.strip() == printed and (output.err == "so many devices: 2\n") == bool(printed)
+    assert capsys.readouterr().out.strip() == printed
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_a_model_in_parts_is_refused(monkeypatch, name: str) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     with pytest.raises(DataError):  # goes on, to the data
-        run_training(TrainConfig(data="nowhere"), Progress(quiet=True))
+        api.train(config=TrainConfig(data="nowhere"), quiet=True)
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(ConfigError, match=f"accelerate launch asks for {name}"):
-        run_training(TrainConfig(data="nowhere"), Progress(quiet=True))
+        api.train(config=TrainConfig(data="nowhere"), quiet=True)
 
 
 def command(*arguments: str, **variables: str) -> subprocess.Popen[str]:

@@ -9,7 +9,8 @@ import torch
 from coco_files import coco, image, write
 from engine_runs import CLASSES, RUN_TASK, Recorder, differing, options, run, scenes, tiny_bundle, weights
 
-from groundtune.commands import read_retention_data, resolve_training, run_training
+from groundtune import api
+from groundtune.data.reading import read_retention_data
 from groundtune.data.sample import Dataset
 from groundtune.engine.evaluate import EvalTask, Evaluation, run_task
 from groundtune.errors import DataError
@@ -124,7 +125,7 @@ def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
     nothing = str(one_class(tmp_path / "nothing", "valid", boxes=False))
     for path, message in (
         (str(tmp_path / "gone"), "gone does not exist"),
-        (nothing, "retain: .*'valid' of .*no boxes"),
+        (nothing, "retention_data: .*'valid' of .*no boxes"),
     ):
         given = {
             "data": str(data),
@@ -134,9 +135,7 @@ def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
         }
         bundle = tiny_bundle(tokenizer)
         with pytest.raises(DataError, match=message):
-            run_training(
-                resolve_training(given, None, where="test", bundle=bundle), Recorder(), bundle=bundle
-            )
+            api.train(api.Model(bundle), quiet=True, **given)
         assert not (tmp_path / "run").exists()
 
 

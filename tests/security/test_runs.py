@@ -24,7 +24,7 @@ from groundtune.config import TrainConfig
 from groundtune.data.formats.detect import load_splits
 from groundtune.engine import resume, train
 from groundtune.engine.checkpoint import load_state, save_state
-from groundtune.engine.setup import TrainState, TrainSetup
+from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.report.build import build_report
 from groundtune.report.compare import build_comparison
@@ -186,10 +186,10 @@ def test_code_in_a_checkpoint_would_have_run(resuming: Resuming, tmp_path: Path)
 def test_a_recipe_has_no_say_in_where_a_run_reads_and_writes() -> None:
     from groundtune.config import train_config
 
-    wild = {"out": "/tmp/x", "report_to": ["wandb"], "data": "y", "epochs": 3}
+    wild = {"output_dir": "/tmp/x", "report_to": ["wandb"], "data": "y", "epochs": 3}
     with pytest.raises(ConfigError) as error:
         train_config({"data": "d"}, None, wild)
-    assert [f"recipe: {name}: a model has no say" in str(error.value) for name in wild] == [
+    assert [f"recipe: {name}: a recipe may not set paths" in str(error.value) for name in wild] == [
         True,
         True,
         True,

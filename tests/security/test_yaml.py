@@ -1,4 +1,4 @@
-"""Options in YAML that were made to hurt: one message with the place, no traceback, no memory, no code."""
+"""Hostile YAML: one message with the position, no traceback, little memory, no code."""
 
 import random
 from pathlib import Path
@@ -11,7 +11,6 @@ from groundtune.config import TrainConfig, to_yaml, train_config
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import ConfigError, DataError, GroundtuneError
 from groundtune.files import parse_yaml
-from groundtune.options import read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -49,7 +48,7 @@ def test_plain_options_are_read_as_yaml_reads_them() -> None:
     assert parse_yaml(to_yaml(TrainConfig(data="d")))["data"] == "d"
 
 
-def test_a_bomb_in_a_data_yaml_is_told(tmp_path: Path) -> None:
+def test_a_bomb_in_a_data_yaml_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for text in (
         f"{BOMB}names: *i\ntrain: images\n",
@@ -78,7 +77,7 @@ def fuzz(count: int, folder: Path) -> tuple[int, int]:
     return read, refused
 
 
-def test_corrupted_options_are_read_or_refused(tmp_path: Path) -> None:
+def test_corrupted_options_are_read_or_rejected(tmp_path: Path) -> None:
     read, refused = fuzz(40, tmp_path)
     assert read and refused
 
@@ -87,8 +86,3 @@ def test_corrupted_options_are_read_or_refused(tmp_path: Path) -> None:
 def test_5000_corrupted_options(tmp_path: Path) -> None:
     read, refused = fuzz(5000, tmp_path)
     assert read > 100 and refused > 1000
-
-
-def test_an_empty_file_has_no_options(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("# nothing\n")
-    assert read_yaml(tmp_path / "config.yaml") == {}

@@ -7,13 +7,16 @@ knowledge is lost, so a model between the ends can have both. LoRA blends by its
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from groundtune.engine.evaluate import Evaluation, Metrics
+from groundtune.data.sample import Dataset
+from groundtune.engine.evaluate import Evaluation, Metrics, evaluate
 from groundtune.errors import CheckpointError
 from groundtune.metrics.grounding import retention
+from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.convert import LABELS
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.prompt_tuning import VECTORS
@@ -127,3 +130,34 @@ def best_point(points: Sequence[BlendPoint]) -> BlendPoint:
 
 def _harmonic_mean(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def best_blend(
+    base: ModelBundle,
+    tuned: ModelBundle,
+    alphas: Sequence[float],
+    dataset: Dataset,
+    retained: Mapping[str, Dataset],
+    **settings: Any,
+) -> tuple[list[BlendPoint], BlendPoint]:
+    """Evaluate the points between two models, and give `tuned` the weights of the best one.
+
+    Args:
+        dataset: the data set of the fine-tuning.
+        retained: the data sets that measure forgetting, by name.
+        settings: `batch_size`, `device`, `precision` and `progress` of `evaluate`.
+
+    Returns:
+        All points in order, and the best one.
+    """
+
+    def measure() -> tuple[Evaluation, dict[str, Evaluation]]:
+        target = evaluate(tuned, dataset, **settings)
+        return target, {name: evaluate(tuned, other, **settings) for name, other in retained.items()}
+
+    networks = base.detector.to(settings["device"]), tuned.detector.to(settings["device"])
+    points = measure_line(*networks, alphas, measure)
+    best = best_point(points)
+    weights = base.detector.state_dict(), tuned.detector.state_dict()
+    tuned.detector.load_state_dict(blended(*weights, best.at))
+    return points, best

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from groundtune.data.reading import read_run_data
 from groundtune.errors import DataError
 from groundtune.files import parse_yaml
+from groundtune.metrics.errors import best_thresholds, collect
 
 Metrics = dict[str, float | None]
 _SCORES = ("valid/AP", "valid/recall@1")
@@ -123,3 +125,21 @@ def _lines(text: str) -> list[dict[str, Any]]:
 def score(numbers: Mapping[str, Any]) -> float:
     """Return the metric that selects the best weights: AP, or recall@1 of captions, or 0."""
     return float(next((numbers[name] for name in _SCORES if numbers.get(name)), 0.0))
+
+
+def run_thresholds(folder: Path) -> dict[str, float]:
+    """Return the confidence threshold with the best F1 of each class on the validation split of a run.
+
+    Classes without a right detection are absent.
+
+    Raises:
+        DataError: it is not a run directory, it has no detections of classes yet, or its data cannot be read.
+    """
+    run = read_run(folder)
+    splits = read_run_data(run.config)
+    if "valid" not in splits or splits["valid"].is_grounding or not run.predictions:
+        problem = f"{folder} has no thresholds, because it has no detections of classes."
+        raise DataError(f"{problem} Choose a run that was evaluated.")
+    names = splits["valid"].class_names
+    best = best_thresholds(collect(splits["valid"], run.predictions), len(names))
+    return {name: result.threshold for name, result in zip(names, best, strict=True) if result.f1}

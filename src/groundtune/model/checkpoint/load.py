@@ -104,6 +104,12 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     return bundle
 
 
+def model_source(source: str | Path) -> str:
+    """Return the model to load: that of a run directory, or the source itself."""
+    inside = Path(source) / "model"
+    return str(inside) if (inside / "groundtune.json").is_file() else str(source)
+
+
 def load_recipe(source: str | Path) -> dict[str, Any]:
     """Return the training defaults of a preset or a folder of ours, or else {}."""
     known = presets()
