@@ -1,9 +1,10 @@
-"""Groundtune's loss in a training loop of your own, on transformers' Grounding DINO.
+"""Fine-tune transformers' Grounding DINO in your own training loop, with Groundtune's loss.
 
-    python examples/own_training_loop.py DATA.json IMAGES --model IDEA-Research/grounding-dino-tiny --steps 200
+    python examples/own_training_loop.py DATA.json IMAGES --model IDEA-Research/grounding-dino-tiny
 
-DATA.json is a COCO file. The loop uses three things of Groundtune: prompts with character spans (`class_prompt`), the map
-from spans to tokens (`create_positive_map`), and the criterion, which matches queries with boxes and computes the losses.
+DATA.json is a COCO file. The loop uses three parts of Groundtune: prompts with character spans
+(`class_prompt`), the map from spans to tokens (`create_positive_map`), and the criterion, which matches
+queries with boxes and computes the losses.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def make_target(boxes_xywh: Tensor, labels: list[int], size: tuple[int, int], ph
 def prediction_heads(model: nn.Module, outputs, text_token_mask: Tensor) -> dict[str, object]:
     """Return the outputs of all decoder layers in the form that the criterion reads.
 
-    The encoder's proposals are left out: transformers computes them from detached boxes (docs/semantics.md, rule 9).
+    The encoder's proposals are not included: transformers computes them from detached boxes
+    (docs/semantics.md, rule 9).
     """
     layers = []
     references = [outputs.init_reference_points, *outputs.intermediate_reference_points.unbind(1)]
@@ -59,11 +61,15 @@ def prediction_heads(model: nn.Module, outputs, text_token_mask: Tensor) -> dict
     return {**layers[-1], "aux_outputs": layers[:-1], "text_token_mask": text_token_mask}
 
 
-def train(model, processor, samples, class_names: list[str], *, steps: int, batch_size: int, lr: float) -> list[float]:
+def train(
+    model, processor, samples, class_names: list[str], *, steps: int, batch_size: int, lr: float
+) -> list[float]:
     """Fine-tune all but the backbone and the language model; return the loss of each step."""
     model.model.backbone.requires_grad_(False)
     model.model.text_backbone.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=1e-4
+    )
     criterion = GroundingDINOCriterion()
     prompt = class_prompt(class_names)
     phrase_map = create_positive_map(processor.tokenizer([prompt.caption]), prompt.spans)
@@ -72,7 +78,9 @@ def train(model, processor, samples, class_names: list[str], *, steps: int, batc
     for step in range(steps):
         batch = [samples[(step * batch_size + i) % len(samples)] for i in range(batch_size)]
         images = [Image.open(path).convert("RGB") for path, _, _ in batch]
-        inputs = processor(images=images, text=[prompt.caption] * len(images), return_tensors="pt").to(model.device)
+        inputs = processor(images=images, text=[prompt.caption] * len(images), return_tensors="pt").to(
+            model.device
+        )
         targets = [
             make_target(boxes, labels, image.size, phrase_map).to(model.device)
             for image, (_, boxes, labels) in zip(images, batch, strict=True)
@@ -88,7 +96,9 @@ def train(model, processor, samples, class_names: list[str], *, steps: int, batc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fine-tune transformers' Grounding DINO with Groundtune's loss.")
+    parser = argparse.ArgumentParser(
+        description="Fine-tune transformers' Grounding DINO with Groundtune's loss."
+    )
     parser.add_argument("data", type=Path, help="COCO file")
     parser.add_argument("images", type=Path, help="directory of its images")
     parser.add_argument("--model", default="IDEA-Research/grounding-dino-tiny")
@@ -101,7 +111,13 @@ def main() -> None:
     model = AutoModelForZeroShotObjectDetection.from_pretrained(options.model)
     processor = AutoProcessor.from_pretrained(options.model)
     losses = train(
-        model, processor, samples, class_names, steps=options.steps, batch_size=options.batch_size, lr=options.lr
+        model,
+        processor,
+        samples,
+        class_names,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
     )
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     model.save_pretrained(options.output_dir)
