@@ -71,7 +71,7 @@ audit: $(TOOLS)
 
 docs: $(READY)
 	@$(PIP) -e ".[docs]"
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "==> The site is in build/site/index.html"
 
 bench: $(READY)
