@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 WAYS: dict[str, list[str]] = {
-    "full": ["--rehearsal", "none"],
-    "blend 0.5": ["--rehearsal", "none", "--blend", "0.5"],
+    "full": ["--no-self-distillation"],
+    "blend 0.5": ["--no-self-distillation", "--blend", "0.5"],
     "default": [],
     "lora": ["--tune", "lora"],
     "heads": ["--tune", "heads"],
@@ -40,8 +40,8 @@ def main() -> None:
     found = {}
     for way in (way for way in WAYS if way in given.ways.split(",")):
         for seed in seeds:
-            out = given.out / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
-            options = [*WAYS[way], "--retention-data", given.retain, "--seed", seed, *given.options]
+            out = given.output_dir / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
+            options = [*WAYS[way], "--retention-data", given.retention_data, "--seed", seed, *given.options]
             if not (out / "metrics.json").is_file():
                 command = [
                     sys.executable,

@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of the titles")
     parser.add_argument("--no-scaling", action="store_true")
-    parser.add_argument("--output-dir", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
     chosen = [c for c in comparisons(args.peers.resolve()) if args.only in c.title]
     lines = [
@@ -220,8 +220,8 @@ def main() -> None:
         lines += ["", "## How our step grows (bf16, one number changed, the others as above)", ""]
         lines += ["| what | number | CPU s | peak MB |", "|---|---|---|---|", *scaling()]
     lines += nano()
-    args.out.write_text("\n".join([*lines, NOT_MEASURED]), encoding="utf-8")
-    print(args.out.read_text(encoding="utf-8"))
+    args.output.write_text("\n".join([*lines, NOT_MEASURED]), encoding="utf-8")
+    print(args.output.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -30,20 +30,20 @@ def main() -> None:
     without = {clean_name(name) for name in given.without.split(",")}
     names: dict[str, None] = {}
     for split in ("train", "valid"):
-        names |= take_out(given.data / split, given.out / "data" / split, without)
+        names |= take_out(given.data / split, given.output_dir / "data" / split, without)
     groundtune = [sys.executable, "-m", "groundtune.cli"]
     run = [
         *groundtune,
         "train",
-        str(given.out / "data"),
+        str(given.output_dir / "data"),
         "--output-dir",
-        str(given.out / "run"),
+        str(given.output_dir / "run"),
         *given.options,
     ]
     subprocess.run(run, check=True)
     asked = ",".join(names)
     subprocess.run(
-        [*groundtune, "evaluate", str(given.out / "run"), str(given.data), "--classes", asked], check=True
+        [*groundtune, "evaluate", str(given.output_dir / "run"), str(given.data), "--classes", asked], check=True
     )
 
 
