@@ -43,7 +43,8 @@ def main() -> None:
     subprocess.run(run, check=True)
     asked = ",".join(names)
     subprocess.run(
-        [*groundtune, "evaluate", str(given.output_dir / "run"), str(given.data), "--classes", asked], check=True
+        [*groundtune, "evaluate", str(given.output_dir / "run"), str(given.data), "--classes", asked],
+        check=True,
     )
 
 

@@ -56,5 +56,7 @@ def test_targets_are_relative_to_the_image_and_mark_the_tokens_of_the_phrase(exa
     prompt = class_prompt(["cat", "red dog"])
     phrase_map = create_positive_map(tokenizer([prompt.caption]), prompt.spans)
     target = example.make_target(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), [1], (100, 200), phrase_map)
-    assert target.boxes_cxcywh.tolist() == [[0.25, pytest.approx(0.2), pytest.approx(0.3), pytest.approx(0.2)]]
+    assert target.boxes_cxcywh.tolist() == [
+        [0.25, pytest.approx(0.2), pytest.approx(0.3), pytest.approx(0.2)]
+    ]
     assert target.positive_map.nonzero()[:, 1].tolist() == [3, 4]  # [CLS] cat . red dog .
