@@ -1,4 +1,4 @@
-"""The rules of the house: imports point down, files and functions stay readable, an option has one default, words are the field's.
+"""The rules of the house: floors of imports, sizes, one default per option, and the words of the field.
 
 CONTRIBUTING.md explains them. A rule that is in the way is discussed, not worked around.
 """
@@ -23,9 +23,8 @@ FLOORS = [  # from the ground to the roof; rooms of one floor may not import eac
     ["model", "data"],
     ["predict", "metrics"],
     ["engine", "web"],
-    ["export", "report"],
+    ["export", "report", "printing"],
     ["api"],
-    ["printing"],
     ["cli", "__init__"],
 ]  # fmt: skip
 MAX_LINES, MAX_CHARACTERS = 15_000, 680_000
@@ -118,6 +117,10 @@ def test_files_and_functions_can_be_read() -> None:
     assert wrong == []
 
 
+NOT_OPTIONS = set("type modules images data model format json split what base host port seed classes".split())
+"""Fields whose names are common words: a parameter of that name is not the option."""
+
+
 def options() -> set[str]:
     """Return the names of all options."""
     names = set()
@@ -128,20 +131,7 @@ def options() -> set[str]:
             and hasattr(value, "__dataclass_fields__")
         ):
             names |= set(value.__dataclass_fields__)
-    return names - {
-        "type",
-        "modules",
-        "images",
-        "data",
-        "model",
-        "format",
-        "json",
-        "split",
-        "what",
-        "base",
-        "host",
-        "port",
-    }
+    return names - NOT_OPTIONS
 
 
 def test_an_option_has_its_default_in_config_only() -> None:
@@ -169,6 +159,7 @@ def test_an_option_has_its_default_in_config_only() -> None:
     assert wrong == []
 
 
+SPOKEN = [path for path in FILES if path.name != "option_aliases.py"]  # which lists removed names
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 DIALECT = [
     line
@@ -183,7 +174,7 @@ def test_words_of_the_old_dialect_do_not_come_back(word: str) -> None:
     places = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:90]}"
         for path in [
-            *FILES,
+            *SPOKEN,
             *PACKAGE.rglob("*.jinja"),
             *PACKAGE.rglob("*.html"),
             *PACKAGE.rglob("*.js"),

@@ -15,8 +15,9 @@ from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, api, printing
+from groundtune import api, printing
 from groundtune import config as configs
+from groundtune._version import __version__
 from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
 from groundtune.options import (
     COMMAND_LINE,
@@ -97,7 +98,8 @@ def _parse(
         parser.parse_args(arguments)
     if verb not in parsers:
         raise ConfigError(f"there is no command {verb!r}.{suggestion(verb, parsers)} See groundtune --help.")
-    # The verb's parser is called directly, and "intermixed": otherwise options before an optional DATA would hide it.
+    # The verb's parser is called directly, and "intermixed": otherwise options before an optional
+    # DATA would hide it.
     values, unknown = parsers[verb].parse_known_intermixed_args(arguments[1:])
     see = f"See groundtune {verb} --help."
     if flags := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
@@ -140,7 +142,9 @@ def build_parsers() -> "tuple[_Parser, dict[str, _Parser]]":
 
 
 def _usage(name: str, options: type) -> str:
-    """Return the usage with what is required: "groundtune convert DATA OUTPUT_DIR --format coco|yolo [options]"."""
+    """Return the usage with what is required: "groundtune convert DATA OUTPUT_DIR --format
+    coco|yolo [options]".
+    """
     words = ["groundtune", name]
     leaves = leaf_fields(options)
     for key, field in sorted(leaves.items(), key=lambda item: not item[1].metadata.get("positional")):
@@ -155,7 +159,9 @@ def _usage(name: str, options: type) -> str:
 
 
 def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Add the fields of an options class. Values stay strings, and those that are not given are absent."""
+    """Add the fields of an options class. Values stay strings, and those that are not given are
+    absent.
+    """
     groups: dict[str, Any] = {"": parser}
     shown = [item for item in leaf_fields(options).items() if item[1].metadata.get("flag")]
     for name, field in sorted(shown, key=lambda item: _ORDER.index(item[1].metadata["group"])):

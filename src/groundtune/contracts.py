@@ -1,4 +1,6 @@
-"""The data that rooms exchange: a training target, the images of a model, the output of the network."""
+"""The data that rooms exchange: a training target, the images of a model, the output of the
+network.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class ImageFormat:
 
 
 class LayerOutput(TypedDict):
-    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in `Output`."""
+    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in
+    `Output`.
+    """
 
     pred_logits: Tensor
     pred_boxes: Tensor
@@ -85,7 +89,9 @@ class Output(LayerOutput):
 
 
 class Network(Protocol):
-    """What prediction and evaluation use of a network; `GroundingDINO` and `ExportedNetwork` have it."""
+    """What prediction and evaluation use of a network; `GroundingDINO` and `ExportedNetwork` have
+    it.
+    """
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]: ...
 

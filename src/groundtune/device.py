@@ -53,7 +53,8 @@ def bf16_arithmetic(device: torch.device) -> str:
 
 
 def set_up_cpu(threads: int) -> None:
-    """Set the number of torch's threads (0 keeps it), and let this process keep the memory that it frees.
+    """Set the number of torch's threads (0 keeps it), and let this process keep the memory that it
+    frees.
 
     glibc returns blocks over 32 MB to the system when they are freed, and the next step has to
     fault them in again, page by page. Keeping them saves up to a third of a step.
@@ -83,7 +84,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: what torch allocated on a GPU, or the resident memory of the process."""
+    """Return the peak memory in bytes: what torch allocated on a GPU, or the resident memory of the
+    process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

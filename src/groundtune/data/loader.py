@@ -111,7 +111,7 @@ class TrainLoader:
         return plan
 
     def _images_of(self, epoch: int) -> list[int]:
-        """Return the images of an epoch, unordered. The fraction of a weight is drawn anew."""
+        """Return the images of an epoch, unordered. The fraction of a weight is drawn every time."""
         images = []
         for weight, indices in self._by_weight.items():
             whole, rest = divmod(max(1, round(weight * len(indices))), len(indices))

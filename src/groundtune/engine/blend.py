@@ -91,8 +91,9 @@ def measure_line(
 ) -> list[BlendPoint]:
     """Evaluate the models at some positions, in order and always with the ends.
 
-    `measure` evaluates `tuned`, which receives each point's weights, its own last, on the target and
-    on the other data sets by name. Both networks are on one device. Errors are those of `blended`.
+    `measure` evaluates `tuned`, which receives each point's weights, its own last, on the target
+    and on the other data sets by name. Both networks are on one device. Errors are those of
+    `blended`.
     """
     ends = base.state_dict(), {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     points: list[BlendPoint] = []

@@ -157,9 +157,10 @@ def iter_maps(
 ) -> Iterator[tuple[EvalBatch, FeatureMaps]]:
     """Iterate over batches and the backbone's maps of each image, which may be cached."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
-    for batch in evaluation_images(
-        dataset, bundle.image_format, batch_size, needs_pixels, DECODE_THREADS, unreadable
-    ):
+    images = evaluation_images(
+        dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
+    )
+    for batch in images:
         if features is not None:
             yield batch, features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
         else:

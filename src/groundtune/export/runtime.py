@@ -32,7 +32,8 @@ from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, ph
 
 METADATA, VOCABULARY = "groundtune", "vocabulary"  # keys in the file
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
-# OpenVINO runs a graph of fixed size a fifth faster, but compiling it costs as much as 100 images gain.
+# OpenVINO runs a graph of fixed size a fifth faster, but compiling it costs as much as 100 images
+# gain.
 _IMAGES_UNTIL_COMPILED, _MAX_COMPILED = 100, 2
 
 Feed = dict[str, np.ndarray]  # the graph's inputs by name

@@ -190,7 +190,7 @@ def recombined_names(names: Sequence[str]) -> list[str]:
     """Combine the first words that several class names share with every last word of such names.
 
     "white king" and "black queen" show the model what white, black, king and queen mean, so it may
-    detect a "white queen" that nobody labeled.
+    detect a "white queen" without a label.
 
     Args:
         names: cleaned class names.

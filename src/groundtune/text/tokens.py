@@ -102,8 +102,8 @@ def tokenize(
 
     Args:
         tokenizer: result of `build_tokenizer`.
-        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives `[CLS] [SEP]`
-            and a (0, 256) map.
+        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives `[CLS]
+            [SEP]` and a (0, 256) map.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:

@@ -40,7 +40,7 @@ _PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file
 
 
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the adapters of a network, all or nothing, in place of an older adapter.
+    """Write the adapters of a network, all or nothing, replacing an older adapter.
 
     Args:
         bundle: its `source` becomes the base model of the adapter.

@@ -50,8 +50,8 @@ def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)"))
 
 
-def _under(theirs: str, ours: str, words: str) -> Rows:
-    return [(theirs + pair[0], ours + pair[-1]) for pair in (word.split("=") for word in words.split())]
+def _under(theirs: str, ours: str, names: str) -> Rows:
+    return [(theirs + pair[0], ours + pair[-1]) for pair in (name.split("=") for name in names.split())]
 
 
 _BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_position_bias_table"
