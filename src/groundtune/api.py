@@ -114,7 +114,7 @@ class Model:
         return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model directory for `load`. It appears when it is complete, and replaces an existing one."""
+        """Write a model directory for `load`; it appears when it is complete, and replaces an old one."""
         from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(_with_weights(self, "saved"), Path(folder))
@@ -229,7 +229,7 @@ def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
 
 
 def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float | None, float | None]]:
-    """Return name, metric, values before and after training, and their quotient of each retention data set."""
+    """Return of each retention data set name, metric, value before and after, and their quotient."""
     from groundtune.metrics.grounding import retention
 
     return [(name, *retention(numbers)) for name, numbers in run.retained.items()]
@@ -639,8 +639,10 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
     from groundtune.export.runtime import is_exported
 
     if is_exported(model.bundle.network):
-        problem = f"{model.bundle.source} is an exported file, which cannot be {use}, only predict and be evaluated."
-        raise CheckpointError(f"{problem} Use the model that it was exported from.")
+        raise CheckpointError(
+            f"{model.bundle.source} is an exported file, which can predict and be evaluated, but cannot be "
+            f"{use}. Use the model that it was exported from."
+        )
     return model.bundle
 
 

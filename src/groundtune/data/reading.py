@@ -62,8 +62,8 @@ def read_retention_data(paths: Sequence[str]) -> dict[str, Dataset]:
         dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
         if all(sample.crowd.all() for sample in dataset.samples):
             raise DataError(
-                f"retention_data: the split {dataset.name!r} of {path} has no boxes, so it cannot be evaluated. "
-                "Choose another data set."
+                f"retention_data: the split {dataset.name!r} of {path} has no boxes, so it cannot be "
+                "evaluated. Choose another data set."
             )
         name = Path(path).resolve().name
         datasets[path if name in datasets else name] = dataset
