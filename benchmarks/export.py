@@ -60,7 +60,7 @@ def _network(asked: api.Model, names: list[str]) -> Callable[[], object]:
     image = torch.randn(1, 3, *size_hw, generator=torch.Generator().manual_seed(0))
 
     def run() -> None:
-        with inference_mode(bundle.network):
+        with inference_mode(bundle.network, "fp32"):
             bundle.network.forward_features(bundle.network.extract_features(image, [size_hw]), text)
 
     return run

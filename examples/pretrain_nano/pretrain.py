@@ -1,11 +1,12 @@
-"""Pretrain the transformer of `nano`: grounding over generated scenes, with the real images of your own sets mixed in.
+"""Pretrain the transformer of `nano` on generated scenes and on real images of your own sets.
 
-    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3 [--mix-last CHESS,CELLS=2] [--threads 2]
+    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3
+        [--extra-last CHESS,CELLS=2] [--threads 2]
 
-WORK gets the scenes (about 300 MB), a run folder for each stage, and at the end `nano.safetensors`. After an interruption
-give the same command again: stages that are complete are kept. The weights that ship came from these stages, with seed 0
-throughout. Sets of --mix-last join in the last stage only: `WORK/second/model` has never seen them, and is what "a set that
-was left out of pretraining" was measured on.
+WORK gets the scenes (about 300 MB), a run directory for each stage, and `nano.safetensors` at the
+end. After an interruption, repeat the command: complete stages are kept. The published weights come
+from these stages with seed 0. Sets of --extra-last join in the last stage only: `WORK/second/model`
+has never seen them, so it shows the quality on a set that pretraining did not use.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from groundtune.data.scenes import write_captioned_scenes
 from groundtune.model.bundle import packaged_towers
 from groundtune.model.checkpoint.convert import LABELS
 
-# Small images and a high learning rate while the transformer learns to find things; then the images' own size.
+# First small images and a high learning rate, to learn to detect at all; then the full image size.
 STAGES = {
     "first": {"lr": 1e-3, "lr_drop_at": 1.0, "warmup_steps": 200, "short_side": 256, "max_side": 256},
     "second": {
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("--extra-data", default="", help="data sets of real images, PATH or PATH=WEIGHT")
-    parser.add_argument("--mix-last", default="", help="more of them, for the last stage")
+    parser.add_argument("--extra-last", default="", help="more of them, for the last stage only")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     scenes = args.work / "scenes"
@@ -47,11 +48,11 @@ def main() -> None:
         write_captioned_scenes(scenes, train=16000, valid=200, seed=1)
     model: str | Path = "nano-untrained"
     for name, options in STAGES.items():
-        mix = {"first": [args.mix], "last": [args.mix, args.mix_last]}.get(name, [])
-        options["extra_data"] = [source for sources in mix for source in sources.split(",") if source]
+        extra = {"first": args.extra_data, "last": f"{args.extra_data},{args.extra_last}"}.get(name, "")
+        options["extra_data"] = [source for source in extra.split(",") if source]
         run = args.work / name
         if not (run / "metrics.json").exists():
-            shutil.rmtree(run, ignore_errors=True)  # a stage is one epoch, and begins anew
+            shutil.rmtree(run, ignore_errors=True)  # start the epoch over
             groundtune.train(
                 model,
                 scenes,
@@ -67,13 +68,13 @@ def main() -> None:
 
 
 def save_half(model: Path, out: Path) -> None:
-    """Write the trained part as float16; the towers are installed packages, the labels of denoising belong to a data set."""
+    """Write the trained part as float16, without the packaged towers and the denoising labels."""
     bundle = groundtune.load(model).bundle
-    apart = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
+    skipped = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
     trained = {
         k: v.to(torch.float16).clone()
         for k, v in bundle.network.state_dict().items()
-        if not k.startswith(apart)
+        if not k.startswith(skipped)
     }
     save_file(trained, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

@@ -189,7 +189,7 @@ def train(
         names = ", ".join(dict.fromkeys(run.warnings))
         progress.message(f"Warnings about the data: {names}. For details: groundtune check {config.data}")
     config = replace(config, output_dir=str(run.folder))
-    result = run_training(config, run.bundle, run.training_splits, run.folder, progress, run.retained)
+    result = run_training(config, run.bundle, run.training_splits, run.folder, progress, run.retention_data)
     if is_main():
         try:
             build_report(run.folder, run.splits, ReportConfig.max_images)
@@ -219,9 +219,9 @@ def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
     Returns:
         The exit code of the started processes; or the run, None in other than the main process.
     """
-    from groundtune.engine.distributed import is_main, join, launch, launched
+    from groundtune.engine.distributed import init_distributed_env, is_main, launch, launched
 
-    join()
+    init_distributed_env()
     if config.devices > 1 and not launched():
         return launch(config.devices, config.device, config.threads)
     result = train(config=config)
@@ -232,7 +232,7 @@ def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float
     """Return of each retention data set name, metric, value before and after, and their quotient."""
     from groundtune.metrics.grounding import retention
 
-    return [(name, *retention(numbers)) for name, numbers in run.retained.items()]
+    return [(name, *retention(numbers)) for name, numbers in run.retention.items()]
 
 
 def evaluate(
@@ -256,7 +256,7 @@ def evaluate(
     from groundtune.data.reading import read_data
     from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
-    from groundtune.engine.evaluate import evaluate as evaluate_here
+    from groundtune.engine.evaluate import eval_task, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
 
@@ -268,16 +268,16 @@ def evaluate(
     indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
     bundle = _loaded(model, config.model)
     with closing(Progress(quiet=quiet)) as progress:
-        settings: dict[str, Any] = {"class_indices": indices, "batch_size": config.batch_size}
-        settings |= {"device": config.device, "precision": config.precision, "progress": progress}
         if config.ray is not None:
+            task = eval_task(bundle, dataset, indices, config.precision)
             pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
-            result = evaluate_on_ray(bundle, dataset, pool, **settings)
+            settings: dict[str, Any] = {"batch_size": config.batch_size, "device": config.device}
+            result = evaluate_on_ray(task, dataset, pool, progress=progress, **settings)
         else:
             set_up_cpu(config.threads)
             device = pick_device(config.device)
-            settings |= {"device": device, "precision": pick_precision(config.precision, device)}
-            result = evaluate_here(bundle, dataset, **settings)
+            task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
+            result = run_task(task, dataset, config.batch_size, device, progress)
     if output is not None:
         output.write_text(json.dumps(result.predictions), encoding="utf-8")
     return result
@@ -435,7 +435,7 @@ def check(
 
         settings: dict[str, Any] = {"files": not config.fast, "workers": config.workers, "progress": show}
         report = check_data(config.data, splits, limits, **settings)
-    report.leave_out(config.ignore)
+    report.ignore(config.ignore)
     return report
 
 

@@ -15,8 +15,9 @@ from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
-from groundtune import __version__, api, printing
+from groundtune import api, printing
 from groundtune import config as configs
+from groundtune._version import __version__
 from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
 from groundtune.options import (
     COMMAND_LINE,

@@ -34,7 +34,7 @@ def coco(
 
 
 def write(path: Path, content: Any, image_dir: Path | None = None) -> Path:
-    """Write the JSON and, where a folder is given, an image for every entry."""
+    """Write the JSON, and with a folder an image for each entry."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     if image_dir is not None:

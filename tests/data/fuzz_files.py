@@ -1,7 +1,8 @@
-"""Small data sets of every format, and ways to spoil their annotation files."""
+"""Small data sets of every format, and ways to corrupt their annotation files."""
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,7 @@ SETS: dict[str, Callable[[Path], list[Path]]] = {
 
 
 def make_set(kind: str, folder: Path) -> list[Path]:
-    """Write a sound data set; gives its annotation files."""
+    """Write a valid data set; return its annotation files."""
     folder.mkdir(parents=True)
     for name in NAMES if kind not in ("yolo", "voc") else ():
         image(folder / name)
@@ -126,7 +127,7 @@ _BOMB = b'<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;"><!ENTITY s SYST
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Spoil a file in one to four ways."""
+    """Corrupt a file in one to four ways."""
     for _ in range(rng.randint(1, 4)):
         content = rng.choice(_WAYS)(content, rng)
     return content
@@ -166,8 +167,6 @@ def _encode(content: bytes, rng: random.Random) -> bytes:
 
 def _token(content: bytes, rng: random.Random) -> bytes:
     """Replace one number, word or text by a value of another kind."""
-    import re
-
     found = list(re.finditer(rb'"[^"]*"|-?\d+\.?\d*|\w+', content))
     if not found:
         return content

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from groundtune.config import TrainConfig
 from groundtune.contracts import ImageFormat
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset, Sample
 
 FORMAT = ImageFormat(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), short_side=48, max_side=96)
@@ -42,7 +43,9 @@ def seven_images(folder: Path) -> Dataset:
     return dataset_of(sample(folder, i, b, [i % 6, (i + 2) % 6][: len(b)]) for i, b in enumerate(boxes))
 
 
-def loader_of(dataset, tokenizer, needs_pixels=None, **options) -> TrainLoader:
-    return TrainLoader(
-        dataset, tokenizer, FORMAT, options=LoaderOptions(**options), needs_pixels=needs_pixels
-    )
+def loader_of(dataset, tokenizer, needs_pixels=None, rank=0, processes=1, **options) -> TrainLoader:
+    """A loader with options of `TrainConfig`; `cache_views` turns the feature cache on."""
+    config = TrainConfig(data="", cache_features="cache_views" in options, **options)
+    loader = TrainLoader(dataset, tokenizer, FORMAT, config, 256, rank, processes)
+    loader.needs_pixels = needs_pixels
+    return loader

@@ -1,4 +1,4 @@
-"""A clean data set, and for each check of `groundtune check` a way to plant the fault that it looks for."""
+"""A clean data set, and for each check of `groundtune check` a way to plant its fault."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ class Copy:
         return {"train": self.train, "valid": self.valid}[split]["images"]
 
     def name(self, *names: str) -> None:
-        """Give the classes other names, and add classes for those beyond them, with boxes of the first class."""
+        """Rename the classes, and add classes without boxes for additional names."""
         for content in (self.train, self.valid):
             categories = content["categories"]
             for number, name in enumerate(names, 1):
@@ -44,18 +44,18 @@ class Copy:
         rows.append({**row, "bbox": bbox, "iscrowd": 0, **more})
 
     def rows(self, index: int) -> list[dict[str, Any]]:
-        """The boxes of an image of train."""
+        """Annotations of a training image."""
         image_id = self.train["images"][index]["id"]
         return [row for row in self.train["annotations"] if row["image_id"] == image_id]
 
     def with_boxes(self, least: int = 1) -> int:
-        """The first image of train that has so many boxes."""
+        """The first training image with at least so many boxes."""
         return next(i for i in range(len(self.train["images"])) if len(self.rows(i)) >= least)
 
     def replace(
         self, index: int, suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any
     ) -> None:
-        """Save an image of train in another form."""
+        """Save a training image in another form."""
         old = self.path(index)
         with Image.open(old) as image:
             changed = change(image)
@@ -70,7 +70,7 @@ class Copy:
 
 
 def write_clean(folder: Path) -> Path:
-    """A data set in which no check finds an error or a warning."""
+    """Write a data set without errors and warnings."""
     write_scenes(folder, train=24, valid=12, classes=CLASSES, size=96, seed=1)
     return folder
 
@@ -158,7 +158,7 @@ def _few_valid(copy: Copy) -> None:
 
 
 def _only(split: str, least: int) -> Callable[[Copy], None]:
-    """A fourth class with so many boxes in one split."""
+    """Add a fourth class with so many boxes in one split."""
 
     def plant(copy: Copy) -> None:
         copy.name(*CLASSES, "pink cross")
@@ -204,7 +204,7 @@ def _two_classes(copy: Copy) -> None:
 
 
 def _captions(regions: list[dict[str, Any]]) -> Callable[[Copy], None]:
-    """ODVG grounding data in place of the COCO files."""
+    """Replace the COCO files by ODVG grounding data."""
 
     def plant(copy: Copy) -> None:
         for split in ("train", "valid"):
@@ -302,7 +302,7 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     "leak-exact": lambda copy: _copy_over(copy, 0, "valid", None),
     "leak-near": lambda copy: _copy_over(copy, 0, "valid", 60),
     "data-unreadable": _unread,
-    # what the readers find
+    # problems of reading
     "image-missing": _change(lambda copy: copy.path(0).unlink()),
     "image-unreadable": _change(
         lambda copy: (copy.path(0).write_bytes(b"x"), copy.train["images"][0].pop("width"))

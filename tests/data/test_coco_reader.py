@@ -1,7 +1,5 @@
-"""One COCO file: what is kept, what is dropped and said, and what is refused."""
+"""One COCO file: what is kept, what is dropped and reported, and what is an error."""
 
-import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +23,12 @@ def test_boxes_become_xyxy_in_stated_pixels(tmp_path):
     dataset = read(tmp_path, coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, [0.5, 0, 1.25, 30])]))
     (sample,) = dataset.samples
     assert sample.boxes_xyxy.tolist() == [[2, 3, 12, 15], [0.5, 0, 1.75, 30]]
-    assert (sample.boxes_xyxy.dtype, sample.class_ids.dtype, sample.crowd.dtype) == (
-        np.float32,
-        np.int64,
-        bool,
-    )
+    arrays = sample.boxes_xyxy, sample.class_ids, sample.crowd
+    assert [array.dtype for array in arrays] == [np.float32, np.int64, bool]
     assert sample.size_hw == (30, 40) and sample.image_path == tmp_path / "a.png" and not dataset.messages
 
 
-def test_pitfall_25_28_category_ids_with_gaps_in_any_order_are_mapped_by_name(tmp_path):
+def test_category_ids_with_gaps_in_any_order_are_mapped_by_name(tmp_path):
     content = coco(
         names=["a.png", "b.png"],
         boxes=[(1, 90, [0, 0, 5, 5]), (2, 7, [0, 0, 5, 5]), (2, 0, [1, 1, 5, 5])],
@@ -53,14 +48,11 @@ def test_placeholder_root_is_ignored_but_a_used_category_0_stays(tmp_path):
     assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [
         1,
         2,
-    ]  # dog has no box and stays
+    ]  # dog, without boxes, stays
     assert "'animals'" in dataset.messages[0]
     content["annotations"][0]["category_id"] = 0
     assert read(tmp_path, content).class_names == ["animals", "cat", "dog"]
-
-
-def test_placeholder_of_the_same_name_as_a_class(tmp_path):
-    content = coco(categories=[(0, "cat"), (1, "cat")])
+    content = coco(categories=[(0, "cat"), (1, "cat")])  # of the same name as a class
     content["categories"][0]["supercategory"], content["categories"][1]["supercategory"] = "none", "cat"
     dataset = read(tmp_path, content)
     assert dataset.class_names == ["cat"] and dataset.category_ids == [1]
@@ -88,48 +80,47 @@ def test_crowd_boxes_are_marked_and_empty_images_kept(tmp_path):
         ([5, 5, 0, 9], "no area"),
         ([5, 5, 9, 0.0], "no area"),
         ([5, 5, -3, 9], "negative"),
-        ([5, 5, float("nan"), 9], "finite"),
-        ([float("-inf"), 5, 5, 9], "finite"),
-        ([5, 10**400, 5, 9], "finite"),
+        ([5, 5, float("nan"), 9], "four finite numbers"),
+        ([float("-inf"), 5, 5, 9], "four finite numbers"),
+        ([5, 10**400, 5, 9], "four finite numbers"),
         ([41, 5, 5, 5], "outside"),
         ([40 - 1e-7, 5, 5, 5], "outside"),  # nothing of it is left in float32
         ([-9, -9, 9, 9], "outside"),
-        ([1, 2, 3], "four numbers"),
-        ([1, 2, 3, "4"], "four numbers"),
-        ([1, 2, 3, True], "four numbers"),
-        (None, "four numbers"),
+        ([1, 2, 3], "four finite numbers"),
+        ([1, 2, 3, "4"], "four finite numbers"),
+        ([1, 2, 3, True], "four finite numbers"),
+        (None, "four finite numbers"),
     ],
 )
-def test_pitfall_31_a_bad_box_costs_that_box_only(tmp_path, bbox, reason):
+def test_a_bad_box_costs_only_that_box(tmp_path, bbox, reason):
     dataset = read(tmp_path, coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, bbox)]))
     assert dataset.samples[0].boxes_xyxy.tolist() == [[2, 3, 12, 15]]
     (message,) = dataset.messages
     assert message.startswith("train: 1 boxes dropped") and reason in message and "annotations[1]" in message
 
 
-def test_pitfall_31_rows_of_unknown_images_and_categories_are_counted(tmp_path):
+def test_rows_of_unknown_images_and_categories_are_counted(tmp_path):
     content = coco(
         boxes=[(1, 1, [2, 3, 10, 12]), (1, 5, [0, 0, 1, 1]), (9, 1, [0, 0, 1, 1]), (8, 1, [0, 0, 1, 1])]
     )
     content["annotations"].append("text")
     dataset = read(tmp_path, content)
     assert len(dataset.samples[0].boxes_xyxy) == 1
-    text = "\n".join(dataset.messages)
-    assert (
-        "1 boxes dropped, its category" in text
-        and "2 boxes dropped, its image" in text
-        and "not an object" in text
-    )
+    assert {finding.check: finding.count for finding in dataset.findings} == {
+        "annotation-unknown-category": 1,
+        "annotation-unknown-image": 2,
+        "annotation-broken": 1,
+    }
 
 
-def test_a_box_beyond_the_edge_is_clipped_and_said(tmp_path):
+def test_a_box_beyond_the_edge_is_clipped_and_reported(tmp_path):
     dataset = read(tmp_path, coco(boxes=[(1, 1, [-4, 20, 10, 30]), (1, 1, [30, 20, 10.2, 10])]))
     assert dataset.samples[0].boxes_xyxy.tolist() == [[0, 20, 6, 30], [30, 20, 40, 30]]
     assert "1 boxes reached beyond" in dataset.messages[0]  # the second by rounding only
 
 
 def test_no_usable_box_at_all_is_an_error_but_no_boxes_are_legal(tmp_path):
-    with pytest.raises(DataError, match="none of its boxes can be used.*2 boxes dropped, no area"):
+    with pytest.raises(DataError, match="none of its boxes can be used.*2 boxes dropped.*no area"):
         read(tmp_path, coco(boxes=[(1, 1, [2, 3, 0, 0])] * 2))
     assert len(read(tmp_path, coco(boxes=[])).samples) == 1
 
@@ -183,7 +174,7 @@ def test_ambiguous_or_broken_entries_are_refused(tmp_path, key, value, message):
         read_coco(write(tmp_path / "a.json", {**coco(), key: value}))
 
 
-def test_text_ids_are_numbered(tmp_path):
+def test_text_ids_are_numbered_and_a_number_equals_its_text(tmp_path):
     content = coco(
         names=["a.png", "b.png"], boxes=[("left", "c1", [0, 0, 5, 5]), ("right", "c2", [0, 0, 6, 6])]
     )
@@ -193,9 +184,6 @@ def test_text_ids_are_numbered(tmp_path):
     assert [s.image_id for s in dataset.samples] == [1, 2] and dataset.category_ids == [1, 2]
     assert [s.class_ids.tolist() for s in dataset.samples] == [[1], [0]]
     assert len(dataset.messages) == 2
-
-
-def test_number_and_text_of_a_number_are_the_same_id(tmp_path):
     content = coco(boxes=[("1", 1.0, [0, 0, 5, 5])])
     assert len(read(tmp_path, content).samples[0].boxes_xyxy) == 1
 
@@ -205,7 +193,9 @@ def test_missing_images_are_listed_with_their_number(tmp_path):
     write(tmp_path / "a.json", content, tmp_path)
     for i in range(1, 9):
         (tmp_path / f"{i}.png").unlink()
-    with pytest.raises(DataError, match=r"8 of 9 images .* missing: '1.png', .*'5.png', … \(8 in all\)"):
+    with pytest.raises(
+        DataError, match=r"8 images .* missing.* '1.png', .*'5.png', … \(8 in all\).* 9 images"
+    ):
         read_coco(tmp_path / "a.json")
 
 
@@ -220,8 +210,8 @@ def test_paths_that_leave_the_data_folder_are_refused(tmp_path, name):
 
 
 def test_paths_that_stay_inside_may_have_dots(tmp_path):
+    (tmp_path / "sub").mkdir()
     for name in ("sub/../a..b.png", "sub\\c.png"):
-        (tmp_path / "sub").mkdir(exist_ok=True)
         content = coco(names=[name])
         image(tmp_path / name.replace("\\", "/"))
         assert read_coco(write(tmp_path / "a.json", content)).samples[0].image_path.is_file()
@@ -234,18 +224,6 @@ def test_a_size_that_is_not_stated_is_read_from_the_image(tmp_path, side):
     content["images"][0]["width"] = side
     dataset = read_coco(write(tmp_path / "a.json", content))
     assert dataset.samples[0].size_hw == (20, 50) and "taken from the images" in dataset.messages[0]
-
-
-def test_reads_many_annotations_quickly(tmp_path):
-    names = [f"{i}.png" for i in range(2000)]
-    content = coco(names=names, boxes=[(1 + i % 2000, 1, [i // 2000, 1, 5, 5]) for i in range(50_000)])
-    for name in names:
-        (tmp_path / name).touch()
-    path = write(tmp_path / "a.json", json.dumps(content))
-    begin = time.perf_counter()
-    dataset = read_coco(path)
-    assert sum(len(s.boxes_xyxy) for s in dataset.samples) == 50_000
-    assert time.perf_counter() - begin < 5
 
 
 def test_stored_size_ignores_exif(tmp_path):

@@ -1,4 +1,4 @@
-"""Every format that is written reads back the same; and folders that appear whole or not at all."""
+"""Every format reads back as it was written; folders appear whole or not at all."""
 
 import string
 import xml.etree.ElementTree as ElementTree
@@ -15,14 +15,20 @@ from loader_files import FORMAT
 from PIL import Image
 
 from groundtune.cli import main
+from groundtune.config import TrainConfig
 from groundtune.data.formats import convert as convert_module
 from groundtune.data.formats.coco import write_coco
-from groundtune.data.formats.convert import FORMATS, convert
+from groundtune.data.formats.convert import FORMATS, Converted
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.formats.odvg import write_odvg
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.data.images import load_image
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
+
+
+def convert(data: Path, out: Path, format: str, link: bool = False) -> Converted:
+    return convert_module.convert(data, out, format, link=link)
 
 
 def assert_same(before: dict[str, Dataset], after: dict[str, Dataset], ids: bool = False) -> None:
@@ -88,7 +94,7 @@ def as_datasets(folder: Path, names: list[str], found: dict) -> dict[str, Datase
 @pytest.mark.parametrize("format", FORMATS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=splits())
-def test_what_is_written_reads_back_the_same(format, data, tmp_path_factory, monkeypatch):
+def test_classes_read_back_as_written(format, data, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("set")
     datasets = as_datasets(folder, *data)
     monkeypatch.setattr(convert_module, "read_splits", lambda path: datasets)
@@ -122,7 +128,7 @@ def captioned(draw):
 @pytest.mark.parametrize("format", ["coco", "odvg"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=st.lists(captioned(), min_size=1, max_size=3))
-def test_captions_read_back_the_same(format, found, tmp_path_factory):
+def test_captions_read_back_as_written(format, found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     samples = []
     for number, (grounding, boxes) in enumerate(found):
@@ -149,7 +155,7 @@ def test_real_folders_give_identical_batches_in_every_format(shared, tmp_path, t
         dataset = load_splits(folder)["train"]
         dataset.samples.sort(key=lambda sample: sample.image_path.name)
         dataset.samples = dataset.samples[:24]
-        loader = TrainLoader(dataset, tokenizer, FORMAT, options=LoaderOptions(batch_size=4, crop=0.3))
+        loader = TrainLoader(dataset, tokenizer, FORMAT, TrainConfig(data="", batch_size=4, crop=0.3), 256)
         return list(loader.epoch(1))
 
     wanted = batches(shared / "data" / name)
@@ -171,7 +177,7 @@ def test_real_captions_convert(shared, tmp_path):
     for format in ("coco", "odvg"):
         convert(shared / "data/refs", tmp_path / format, format, link=True)
         assert_same(before, read_splits(tmp_path / format))
-    with pytest.raises(DataError, match="captions, which YOLO cannot express"):
+    with pytest.raises(DataError, match="YOLO cannot express captions"):
         convert(shared / "data/refs", tmp_path / "yolo", "yolo")
 
 
@@ -180,32 +186,24 @@ def small(folder: Path, **kwargs) -> Path:
     return folder
 
 
-def test_what_other_tools_expect_to_find(tmp_path):
-    """The files by hand, not by our own readers: 40 x 30 pixels, one box [2, 3, 10, 12] as x, y, width, height."""
+def test_files_are_what_other_tools_expect(tmp_path):
+    """Read without our readers: 40 x 30 pixels, one box [2, 3, 10, 12] as x, y, width, height."""
     data = small(tmp_path / "in", categories=[(5, "Red_Dog"), (7, "cat")], boxes=[(1, 5, [2, 3, 10, 12])])
     for format in FORMATS:
         convert(data, tmp_path / format, format)
     assert (tmp_path / "yolo/train/labels/a.txt").read_text().split() == ["0", "0.175", "0.3", "0.25", "0.4"]
     content = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
-    assert (
-        content["names"] == {0: "red dog", 1: "cat"}
-        and content["train"] == "train/images"
-        and content["nc"] == 2
-    )
+    assert content == {"train": "train/images", "nc": 2, "names": {0: "red dog", 1: "cat"}}
     xml = ElementTree.parse(tmp_path / "voc/Annotations/a.xml").getroot()
-    assert [xml.findtext(f"object/bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")] == [
-        "2",
-        "3",
-        "12",
-        "15",
-    ]
+    corners = [xml.findtext(f"object/bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    assert corners == ["2", "3", "12", "15"]
     assert (tmp_path / "voc/ImageSets/Main/train.txt").read_text() == "a\n"
     line = (tmp_path / "odvg/train/annotations.odvg.jsonl").read_text()
     assert '"bbox": [2.0, 3.0, 12.0, 15.0], "label": 0, "category": "red dog"' in line
     assert (tmp_path / "odvg/label_map.json").read_text() == '{"0": "red dog", "1": "cat"}'
 
 
-def test_names_that_would_meet_are_kept_apart(tmp_path):
+def test_equal_file_names_get_different_names(tmp_path):
     names = ["x/a.png", "y/a.png", "y/A.png", "y/a.bmp"]
     content = coco(names=names, boxes=[(i, 1, [i, 1, 5, 5]) for i in (1, 2, 3, 4)])
     write(tmp_path / "in/train/_annotations.coco.json", content, tmp_path / "in/train")
@@ -216,7 +214,7 @@ def test_names_that_would_meet_are_kept_apart(tmp_path):
         assert sorted(float(sample.boxes_xyxy[0, 0]) for sample in samples) == [1, 2, 3, 4]
 
 
-def test_crowd_boxes_become_difficult_or_are_left_out_and_told(tmp_path):
+def test_crowd_boxes_become_difficult_or_are_skipped_with_a_message(tmp_path):
     content = coco(boxes=[(1, 1, [2, 3, 10, 12]), (1, 1, [0, 0, 30, 30])])
     content["annotations"][1]["iscrowd"] = 1
     write(tmp_path / "in/train/_annotations.coco.json", content, tmp_path / "in/train")
@@ -226,13 +224,13 @@ def test_crowd_boxes_become_difficult_or_are_left_out_and_told(tmp_path):
         if format in ("coco", "voc"):
             assert sample.crowd.tolist() == [False, True]
         else:
-            assert sample.crowd.tolist() == [False] and "1 boxes of groups were left out" in done.messages[-1]
+            assert sample.crowd.tolist() == [False] and "1 boxes of groups skipped" in done.messages[-1]
 
 
 @pytest.mark.parametrize(
     ("stated", "frame"), [((50, 20), "stored"), ((20, 50), "turned"), ((100, 40), "scaled")]
 )
-def test_pitfall_30_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_path, stated, frame):
+def test_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_path, stated, frame):
     """A white square under the box, stored pixels 50 x 20 with EXIF orientation 6 (viewers show 20 x 50)."""
     box = {"stored": [5, 5, 10, 10], "turned": [5, 5, 10, 10], "scaled": [10, 10, 20, 20]}[frame]
     pixels = np.zeros((20, 50, 3), dtype=np.uint8)
@@ -242,8 +240,6 @@ def test_pitfall_30_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels).save(tmp_path / "in/a.png", exif=exif)
     write(tmp_path / "in/a.json", coco(boxes=[(1, 1, box)], size=stated))
-    from groundtune.data.images import load_image
-
     for format in FORMATS:
         convert(tmp_path / "in", tmp_path / format, format)
         (sample,) = read_splits(tmp_path / format)["train"].samples
@@ -252,14 +248,14 @@ def test_pitfall_30_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_
         assert np.asarray(load_image(sample.image_path, sample.size_hw))[y0:y1, x0:x1].mean() > 240
 
 
+def full_disk(source: Path, target: Path) -> None:
+    raise OSError(28, "No space left")
+
+
 def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     data = small(tmp_path / "in", names=["a.png", "b.png"])
     with monkeypatch.context() as patch:
-        patch.setattr(
-            convert_module.shutil,
-            "copyfile",
-            lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left")),
-        )
+        patch.setattr(convert_module.shutil, "copyfile", full_disk)
         with pytest.raises(DataError, match="Cannot write .*No space left"):
             convert(data, tmp_path / "out", "coco")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -271,7 +267,7 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         convert(data, tmp_path / "new", "kitti")
 
 
-def test_no_split_is_made_and_links_are_links(tmp_path, capsys):
+def test_the_command_makes_no_split_and_links_images(tmp_path, capsys):
     data = small(
         tmp_path / "in",
         names=[f"{i}.png" for i in range(9)],
@@ -280,16 +276,15 @@ def test_no_split_is_made_and_links_are_links(tmp_path, capsys):
     assert main(["convert", str(data), str(tmp_path / "out"), "--format", "yolo", "--link"]) == 0
     output = capsys.readouterr()
     assert output.out.split() == ["yolo", "images", "boxes", "train", "9", "1", str(tmp_path / "out")]
-    assert "1 boxes dropped, no area" in output.err
-    assert (tmp_path / "out/train/images/3.png").is_symlink() and list(read_splits(tmp_path / "out")) == [
-        "train"
-    ]
+    assert "1 boxes dropped: no area" in output.err
+    assert (tmp_path / "out/train/images/3.png").is_symlink()
+    assert list(read_splits(tmp_path / "out")) == ["train"]
     assert main(["convert", str(data), str(tmp_path / "out"), "--format", "yolo"]) == 3
     assert main(["convert", str(data), str(tmp_path / "new"), "--format", "kitti"]) == 2
 
 
-def test_a_class_name_that_xml_cannot_hold_is_told(tmp_path):
+def test_a_class_name_that_xml_cannot_hold_is_an_error(tmp_path):
     data = small(tmp_path / "in", categories=[(1, "cat\ufffe")])
-    with pytest.raises(DataError, match="XML cannot hold: 'cat.*'"):
+    with pytest.raises(DataError, match="XML cannot hold .*'cat.*'"):
         convert(data, tmp_path / "out", "voc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

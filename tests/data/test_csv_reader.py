@@ -28,7 +28,7 @@ def read(tmp_path, text, name="boxes.csv", images=("a.png", "b.png")):
         '\ufeff"path","class","x1","y1","x2","y2"\r\n"a.png","red_dog","2","3","12","15"\r\na.png,cat,0,0,5,5\r\nb.png,,,,,\r\n',
     ],
 )
-def test_headers(tmp_path, text):
+def test_all_headers_give_the_same_records(tmp_path, text):
     dataset = read(tmp_path, text)
     assert dataset.class_names == ["cat", "red dog"]
     full, empty = dataset.samples
@@ -36,7 +36,7 @@ def test_headers(tmp_path, text):
     assert full.size_hw == (30, 40) and len(empty.boxes_xyxy) == 0 and not dataset.messages
 
 
-def test_pitfall_31_bad_rows(tmp_path):
+def test_bad_rows_cost_only_themselves(tmp_path):
     rows = [
         "a.png,cat,2,3,12,15",
         "a.png,cat,x,3,12,15",
@@ -65,10 +65,8 @@ def test_files_named_after_splits_and_roboflows_folders(tmp_path):
         image(tmp_path / "two/images/a.png")
         (tmp_path / "two" / f"{split}.csv").write_text(rows)
     for folder in ("one", "two"):
-        assert {n: len(d.samples) for n, d in load_splits(tmp_path / folder).items()} == {
-            "train": 1,
-            "valid": 1,
-        }
+        splits = load_splits(tmp_path / folder)
+        assert {name: len(dataset.samples) for name, dataset in splits.items()} == {"train": 1, "valid": 1}
 
 
 @pytest.mark.parametrize(
@@ -79,12 +77,12 @@ def test_files_named_after_splits_and_roboflows_folders(tmp_path):
         ("a\n", "not those of boxes"),
     ],
 )
-def test_what_is_not_boxes(tmp_path, text, message):
+def test_other_columns_are_an_error(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read(tmp_path, text)
 
 
-def test_corners_that_are_widths_are_told_not_guessed(tmp_path):
+def test_corners_that_are_widths_are_an_error_not_a_guess(tmp_path):
     rows = "".join(f"a.png,{20 + i},{10 + i},5,{4 + i},cat\n" for i in range(6))
-    with pytest.raises(DataError, match="boxes look like x, y, width, height: .* 6 of them"):
+    with pytest.raises(DataError, match="look like x, y, width, height.* 6 of them"):
         read(tmp_path, rows)

@@ -1,10 +1,10 @@
-"""Boxes in a wrong form, told by the whole set; and findings as such."""
+"""Boxes in a wrong form, by evidence over the whole set; findings; and LVIS."""
 
 import pytest
 from coco_files import coco, write
 
 from groundtune.data.formats.detect import load_splits, read_splits
-from groundtune.data.problems import Collector, CheckSpec
+from groundtune.data.problems import CheckSpec, Collector
 from groundtune.data.sample import LvisRules
 from groundtune.errors import DataError
 
@@ -43,7 +43,7 @@ def test_shares_in_a_coco_file(tmp_path):
     assert "boxes-look-normalized" not in checks(tmp_path, [[0.1, 0.2, 0.5, 0.5], [0, 0, 30, 1]])
 
 
-def test_a_box_that_is_there_twice_is_dropped_once(tmp_path):
+def test_a_duplicate_box_is_dropped(tmp_path):
     found = checks(tmp_path, [[1, 1, 9, 9], [1, 1, 9, 9], [1, 1, 9, 9.5]])
     assert (
         found["box-duplicate"].count == 1
@@ -51,7 +51,7 @@ def test_a_box_that_is_there_twice_is_dropped_once(tmp_path):
     )
 
 
-def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
+def test_keep_going_skips_and_reports_what_cannot_be_used(tmp_path):
     content = coco(
         names=["a.png", "b.png", "../c.png", "d.png"], boxes=[(i, 1, [1, 1, 5, 5]) for i in (1, 2, 3, 4)]
     )
@@ -66,7 +66,7 @@ def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
         "repeats the id 1",
         "lead out of the data folder",
         "'../c.png'",
-        "1 of 4 images",
+        "1 images of the annotations are missing",
         "'b.png'",
         "d.png",
     ):
@@ -78,7 +78,7 @@ def test_going_on_leaves_out_what_cannot_be_used_and_tells_it(tmp_path):
         assert found[check] == ("error", 1)
 
 
-def test_a_collector_counts_all_and_keeps_the_first_places():
+def test_a_collector_counts_all_and_keeps_the_first_examples():
     collector = Collector({"x": CheckSpec("warning", "{n} things.", "Do."), "y": CheckSpec("note", "Y.", "")})
     for i in range(9):
         collector.add("x", str(i))
@@ -90,8 +90,8 @@ def test_a_collector_counts_all_and_keeps_the_first_places():
     assert collector.count("x") == 9 and collector.count("z") == 0
 
 
-def test_lvis(tmp_path):
-    """Images by URL, and lists of classes that were not looked for."""
+def test_lvis_images_are_found_by_their_url(tmp_path):
+    """Images by URL, and lists of classes that were not searched."""
     content = coco(
         names=["x"] * 1,
         categories=[(3, "baby_buggy"), (9, "Ferris_wheel (big)")],
@@ -132,7 +132,7 @@ def test_lvis(tmp_path):
     ],
 )
 def test_lvis_rules(tmp_path, frequencies, negative, expected):
-    """By the ids of the file; ids that are none are left out, as are the rules where a class has no frequency."""
+    """Ids are those of the file, others are ignored; without a frequency of each class there are no rules."""
     content = coco(
         names=["a.png", "b.png"], categories=[(10, "cat"), (30, "dog")], boxes=[(1, 10, [1, 1, 5, 5])]
     )

@@ -1,4 +1,4 @@
-"""Folders as people have them, found by looking, and the real ones beside the checkout."""
+"""Layouts of folders as people have them, and real data sets."""
 
 import pytest
 from coco_files import coco, image, write
@@ -59,11 +59,8 @@ def test_held_out_also_where_only_valid_is_missing(tmp_path):
     for folder in ("train", "test"):
         names = [f"{folder}{i}.png" for i in range(5)]
         write(tmp_path / folder / "_annotations.coco.json", coco(names=names), tmp_path / folder)
-    assert {k: len(v) for k, v in names_of(load_splits(tmp_path)).items()} == {
-        "train": 4,
-        "valid": 1,
-        "test": 5,
-    }
+    counts = {split: len(names) for split, names in names_of(load_splits(tmp_path)).items()}
+    assert counts == {"train": 4, "valid": 1, "test": 5}
 
 
 def test_a_single_image_cannot_be_split(tmp_path):
@@ -71,7 +68,7 @@ def test_a_single_image_cannot_be_split(tmp_path):
     assert names_of(load_splits(tmp_path)) == {"train": ["a.png"]}
 
 
-def test_pitfall_17_classes_are_unified_by_name_over_splits(tmp_path):
+def test_classes_are_unified_by_name_over_splits(tmp_path):
     train = coco(boxes=[(1, 1, [0, 0, 5, 5]), (1, 2, [0, 0, 6, 6])], categories=[(1, "cat"), (2, "dog")])
     valid = coco(
         boxes=[(1, 1, [0, 0, 7, 7]), (1, 3, [0, 0, 8, 8])], categories=[(1, "dog"), (3, "bird")]
@@ -88,12 +85,12 @@ def test_pitfall_17_classes_are_unified_by_name_over_splits(tmp_path):
     assert any("'cat'" in message for message in splits["valid"].messages)
 
 
-def test_says_what_was_looked_for_and_found(tmp_path):
+def test_errors_list_the_expected_layouts_and_the_entries(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_splits(tmp_path / "absent")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="Looked for train/_annotations.*Found: notes.txt, images/"):
+    with pytest.raises(DataError, match="Expected train/_annotations.*Found: images/, notes.txt"):
         load_splits(tmp_path)
     with pytest.raises(DataError, match="Expected a folder"):
         load_splits(tmp_path / "notes.txt")
@@ -125,4 +122,4 @@ def test_real_folders(shared, name, images, boxes, classes):
     assert [len(d.samples) for d in splits.values()] == images
     assert [sum(len(s.boxes_xyxy) for s in d.samples) for d in splits.values()] == boxes
     assert all(len(d.class_names) == classes for d in splits.values())
-    assert all(len(d.messages) == 1 and "placeholder" in d.messages[0] for d in splits.values())
+    assert all([f.check for f in d.findings] == ["category-placeholder"] for d in splits.values())

@@ -1,4 +1,4 @@
-"""Work done ahead: in order, errors where they are due, and no thread left over."""
+"""Work that is done ahead: in order, with errors where they are due, and no thread left over."""
 
 import random
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from groundtune.data.prefetch import prefetch
+from groundtune.data.prefetch import THREAD_NAME, prefetch
 
 GROUPS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -19,44 +19,42 @@ def doubled(job):
     return work
 
 
-@pytest.mark.parametrize("workers", [-1, 0, 1, 2, 9])
-def test_results_come_in_order(workers):
-    assert list(prefetch(doubled, GROUPS, workers)) == [[2, 4, 6], [], [8], [10, 12]]
-    assert list(prefetch(doubled, [], workers)) == []
+def running():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_where_there_is_no_work_there_is_none(workers):
-    found = prefetch(lambda job: doubled(job) if job % 2 else None, GROUPS, workers)
-    assert list(found) == [[2, None, 6], [], [None], [10, None]]
+@pytest.mark.parametrize("threads", [-1, 0, 1, 2, 9])
+def test_results_are_in_order(threads):
+    assert list(prefetch(doubled, GROUPS, threads)) == [[2, 4, 6], [], [8], [10, 12]]
+    assert list(prefetch(doubled, [], threads)) == []
+    odd = prefetch(lambda job: doubled(job) if job % 2 else None, GROUPS, threads)
+    assert list(odd) == [[2, None, 6], [], [None], [10, None]]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_an_error_is_raised_where_its_group_is_due(workers):
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_error_is_raised_where_its_group_is_due(threads):
     def prepare(job):
         return (lambda: 1 / (job - 4)) if job == 4 else doubled(job)
 
-    before = threading.active_count()
-    found = prefetch(prepare, GROUPS, workers)
-    assert [next(found), next(found)] == [[2, 4, 6], []]
+    results = prefetch(prepare, GROUPS, threads)
+    assert [next(results), next(results)] == [[2, 4, 6], []]
     with pytest.raises(ZeroDivisionError):
-        next(found)
-    assert list(found) == [] and threading.active_count() == before
+        next(results)
+    assert list(results) == [] and not running()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_of_the_jobs_themselves_leaves_no_threads(workers):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_of_the_jobs_themselves_leaves_no_threads(threads):
     def jobs():
         yield [1]
         raise OSError("gone")
 
-    before = threading.active_count()
     with pytest.raises(OSError, match="gone"):
-        list(prefetch(doubled, jobs(), workers))
-    assert threading.active_count() == before
+        list(prefetch(doubled, jobs(), threads))
+    assert not running()
 
 
-def test_stopping_early_cancels_what_waits_and_leaves_no_threads():
+def test_stopping_early_cancels_waiting_work_and_leaves_no_threads():
     started = []
 
     def prepare(job):
@@ -66,31 +64,30 @@ def test_stopping_early_cancels_what_waits_and_leaves_no_threads():
 
         return work
 
-    before = threading.active_count()
-    found = prefetch(prepare, ([job] * 50 for job in range(100)), 2)
-    next(found)
-    assert threading.active_count() > before
-    found.close()
-    assert threading.active_count() == before and len(started) < 2 * 50
+    results = prefetch(prepare, ([job] * 50 for job in range(100)), 2)
+    next(results)
+    assert running()
+    results.close()
+    assert not running() and len(started) < 2 * 50
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_no_more_groups_are_prepared_than_there_are_workers_ahead(workers):
-    prepared, threads = [], set()
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_as_many_groups_are_prepared_ahead_as_there_are_threads(threads):
+    prepared, callers = [], set()
 
     def prepare(job):
         prepared.append(job)
-        threads.add(threading.current_thread())
+        callers.add(threading.current_thread())
         return doubled(job)
 
-    found = prefetch(prepare, ([job] for job in range(100)), workers)
-    next(found)
-    assert len(prepared) == workers + 1
-    next(found)
-    assert len(prepared) == workers + 2 and threads == {threading.current_thread()}
-    found.close()
+    results = prefetch(prepare, ([job] for job in range(100)), threads)
+    next(results)
+    assert len(prepared) == threads + 1
+    next(results)
+    assert len(prepared) == threads + 2 and callers == {threading.current_thread()}
+    results.close()
 
 
-def test_the_work_is_done_by_as_many_threads_as_were_asked_for():
+def test_the_work_is_done_by_the_given_number_of_threads():
     together = threading.Barrier(3, timeout=10)  # broken unless three wait at the same time
     assert list(prefetch(lambda job: lambda: together.wait() >= 0, [[1, 2, 3]], 3)) == [[True] * 3]

@@ -1,4 +1,4 @@
-"""Class names asked for by a user."""
+"""Class names that a user writes."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_names_are_found_by_their_cleaned_form_and_once():
     assert match_class_names([], NAMES) == []
 
 
-def test_pitfall_17_a_misspelt_class_is_an_error_with_a_suggestion():
+def test_a_misspelled_class_is_an_error_with_a_suggestion():
     with pytest.raises(DataError) as caught:
         match_class_names(["platlet", "platelet", "zebra"], NAMES)
     text = str(caught.value)

@@ -22,14 +22,11 @@ def roboflow(root, yaml, splits=("train", "valid")):
     return root
 
 
-def test_a_row_is_the_center_and_size_in_shares(tmp_path):
+def test_a_row_is_a_normalized_center_and_size(tmp_path):
     roboflow(tmp_path, "train: train/images\nval: valid/images\nnames: [cat, red dog]\n")
     splits = load_splits(tmp_path)
     (sample,) = splits["train"].samples
-    assert sample.boxes_xyxy.tolist() == [[15, 5, 25, 15]] and sample.size_hw == (
-        20,
-        40,
-    )  # by hand: 40 x 20 pixels
+    assert sample.boxes_xyxy.tolist() == [[15, 5, 25, 15]] and sample.size_hw == (20, 40)
     assert splits["train"].class_names == ["cat", "red dog"] and sample.class_ids.tolist() == [1]
     assert splits["train"].category_ids == [0, 1] and splits["valid"].samples[0].image_path.name == "v.png"
     assert not splits["train"].messages
@@ -47,10 +44,8 @@ def test_a_row_is_the_center_and_size_in_shares(tmp_path):
 )
 def test_paths_of_other_machines_are_found_inside_the_folder(tmp_path, paths):
     splits = load_splits(roboflow(tmp_path, paths + "names: {1: dog, 0: cat}\n"))
-    assert {name: [s.image_path.name for s in d.samples] for name, d in splits.items()} == {
-        "train": ["t.png"],
-        "valid": ["v.png"],
-    }
+    names = {name: [s.image_path.name for s in dataset.samples] for name, dataset in splits.items()}
+    assert names == {"train": ["t.png"], "valid": ["v.png"]}
     assert splits["train"].class_names == ["cat", "dog"] and len(splits["valid"].samples[0].boxes_xyxy) == 1
 
 
@@ -86,10 +81,8 @@ def test_folders_without_yaml_need_a_names_file(tmp_path, split):
         load_splits(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\nred dog\n")
     splits = load_splits(tmp_path)
-    assert splits["valid"].samples[0].class_ids.tolist() == [1] and splits["train"].class_names == [
-        "cat",
-        "red dog",
-    ]
+    assert splits["valid"].samples[0].class_ids.tolist() == [1]
+    assert splits["train"].class_names == ["cat", "red dog"]
     assert len(splits["train"].samples) == len(splits["valid"].samples) == 1
 
 
@@ -101,7 +94,7 @@ def test_darknet_images_and_labels_in_one_folder(tmp_path):
     assert sum(len(d.samples[0].boxes_xyxy) for d in load_splits(tmp_path).values()) == 2
 
 
-def test_outlines_become_boxes_and_key_points_are_left_out(tmp_path):
+def test_outlines_become_boxes_and_key_points_are_ignored(tmp_path):
     rows = "0 0.25 0.5 0.75 0.25 0.5 1.0\n0 0.5 0.5 0.5 0.5 0.9\n"  # a triangle; a box with a confidence
     label(tmp_path, "a", rows)
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
@@ -113,7 +106,7 @@ def test_outlines_become_boxes_and_key_points_are_left_out(tmp_path):
     assert read_splits(tmp_path)["train"].samples[0].boxes_xyxy.tolist() == [[10, 5, 30, 15]]
 
 
-def test_pitfall_31_bad_rows_cost_themselves_and_not_the_image(tmp_path):
+def test_bad_rows_cost_only_themselves_and_not_the_image(tmp_path):
     """Two bad rows in twelve images cost Ultralytics two images."""
     for number in range(12):
         bad = {
@@ -125,16 +118,12 @@ def test_pitfall_31_bad_rows_cost_themselves_and_not_the_image(tmp_path):
     dataset = read_splits(tmp_path)["train"]
     assert [len(s.boxes_xyxy) for s in dataset.samples] == [1] * 12
     found = {f.check: (f.count, f.examples[0]) for f in dataset.findings}
-    assert found.keys() == {
-        "annotation-broken",
-        "annotation-unknown-category",
-        "box-not-numbers",
-        "box-outside",
-    }
+    checks = {"annotation-broken", "annotation-unknown-category", "box-not-numbers", "box-outside"}
+    assert found.keys() == checks
     assert found["annotation-broken"][1].startswith("03.txt line 2") and found["box-not-numbers"][0] == 2
 
 
-def test_images_without_a_label_file_have_no_objects_and_pixels_are_told(tmp_path):
+def test_images_without_a_label_file_have_no_objects_and_pixels_are_reported(tmp_path):
     label(tmp_path, "a", "0 20 10 10 10\n0 12 10 10 10\n0 0.5 0.5 0.5 0.5\n")
     image(tmp_path / "images/b.png")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
@@ -144,7 +133,7 @@ def test_images_without_a_label_file_have_no_objects_and_pixels_are_told(tmp_pat
     assert found["label-file-missing"] == "note" and found["boxes-look-pixels"] == "error"
 
 
-def test_pitfall_30_the_frame_is_the_image_as_viewers_show_it(tmp_path):
+def test_the_frame_is_the_image_as_viewers_show_it(tmp_path):
     """YOLO states no size, and its tools draw on turned images: a stored 50 x 20 with orientation 6 is 20 wide."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -162,9 +151,9 @@ def test_pitfall_30_the_frame_is_the_image_as_viewers_show_it(tmp_path):
     [
         ("train: images\nnames: 3\n", "'names' is not usable"),
         ("train: images\nnames: {a: cat}\n", "'names' is not usable"),
-        ("train: nowhere\nnames: [cat]\n", "train 'nowhere', which is not there"),
-        ("train: ../..\nnames: [cat]\n", "not there"),
-        ("train: /etc\nnames: [cat]\n", "not there"),
+        ("train: nowhere\nnames: [cat]\n", "train 'nowhere', which does not exist"),
+        ("train: ../..\nnames: [cat]\n", "does not exist"),
+        ("train: /etc\nnames: [cat]\n", "does not exist"),
         ("train: images\nnames: [cat\n", "not YAML at line"),
         ("[" * 5000, "not YAML"),
         ("#" * (2**20 + 1), "over 1 MB"),

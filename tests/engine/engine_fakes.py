@@ -15,9 +15,7 @@ GRID = 4  # queries are the cells of a 4 x 4 grid over the image
 class FakeLanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Embedding(
-            30522, WIDTH
-        )  # named so that substring matching would confuse it (pitfall 20)
+        self.backbone = nn.Embedding(30522, WIDTH)  # named so that substring matching would confuse it
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, text: TextInput) -> Tensor:
@@ -42,7 +40,7 @@ class FakeNetwork(GroundingDINO):
         self.decoder = nn.Linear(WIDTH, WIDTH)
         self.bbox_head = nn.ModuleDict({"reg": nn.Linear(WIDTH, 4), "cls": nn.Linear(WIDTH, WIDTH)})
         self.frozen: set[str] = set()
-        self.denoising, self.exact_padding, self.max_text_len = True, True, 256
+        self.exact_padding, self.max_text_len = True, 256
         self.passes: list[tuple[int, int]] = []  # (images, tokens) of every call
         self.extracted = 0
 

@@ -1,10 +1,14 @@
-"""Training commands in processes of their own, which end before their time. They are forked from one that knows torch."""
+"""Training commands that are killed, and runs of two processes.
+
+The commands are forked from a process that has imported torch.
+"""
 
 import io
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,3 +127,30 @@ def _half_written(blow: Blow, save: Callable[..., None]) -> Callable[..., None]:
         file.write(content[len(content) // 2 :])
 
     return half
+
+
+def in_two_processes(work: Callable[[int], dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What `work(rank)` returns in each of the two processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    context = torch.multiprocessing.start_processes(
+        _of_two, (port, work, folder), nprocs=2, join=False, start_method="spawn"
+    )
+    try:
+        for _ in range(30):
+            if context.join(timeout=10):
+                return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+        raise AssertionError("the processes wait for each other")
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def _of_two(rank: int, port: int, work: Callable[[int], dict[str, Any]], folder: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    torch.save(work(rank), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()

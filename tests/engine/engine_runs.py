@@ -7,40 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_models import BERT, SIZES, SWIN, tiny_bundle  # noqa: F401
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from groundtune.config import OptimizerConfig, ParamGroup, TrainConfig
-from groundtune.contracts import ImageFormat
 from groundtune.data.reading import read_data, read_retention_data
+from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_scenes
+from groundtune.engine.evaluate import Evaluation, eval_task, run_task
 from groundtune.engine.train import RunResult, train
-from groundtune.model.bundle import ModelBundle, build_network
-from groundtune.model.config import ModelConfig
+from groundtune.model.bundle import ModelBundle
 
 CPU = torch.device("cpu")
 CLASSES = ["red circle", "blue star", "green triangle"]
 TOWERS = [ParamGroup(["backbone"], 0.0), ParamGroup(["language_model"], 0.0)]
-SWIN = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES: dict[str, Any] = {
-    "d_model": 64,
-    "num_heads": 2,
-    "encoder_points": 2,
-    "decoder_points": 2,
-    "num_queries": 20,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "ffn_dim": 64,
-    "fusion_dim": 32,
-    "fusion_heads": 2,
-    "fusion_droppath": 0.0,
-    "fusion_gamma": 0.1,
-    "text_ffn_dim": 32,
-    "query_content": "selected",
-    "contrastive_scale": "auto",
-    "contrastive_bias": True,
-    "num_labels": 1,
-}
 
 
 class Recorder:
@@ -72,12 +52,6 @@ class Recorder:
 
     def close(self) -> None:
         self.events.append(("close", None))
-
-
-def tiny_bundle(tokenizer, **sizes: Any) -> ModelBundle:
-    config = ModelConfig(backbone_config=SWIN, language_config=BERT, **(SIZES | sizes))
-    image = ImageFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
-    return ModelBundle(build_network(config), tokenizer, config, image)
 
 
 def steady_bundle(tokenizer) -> ModelBundle:
@@ -147,6 +121,37 @@ def options(data: Path, **changed: Any) -> TrainConfig:
         "retention_data": [],
     } | changed
     return TrainConfig(data=str(data), optimizer=OptimizerConfig(lr=lr), **values)
+
+
+def evaluated(
+    bundle: ModelBundle,
+    dataset: Dataset,
+    *,
+    classes: list[int] | None = None,
+    batch_size: int = 8,
+    progress: Any = None,
+    features: Any = None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """The evaluation in float32 on the CPU."""
+    task = eval_task(bundle, dataset, classes, "fp32")
+    return run_task(task, dataset, batch_size, CPU, progress, features, skip_unreadable)
+
+
+RUN_TASK = "groundtune.engine.validate.run_task"  # every evaluation of a training run
+
+
+def skip_evaluation(patch: Any) -> None:
+    """Training runs evaluate nothing; each AP is 0."""
+    patch.setattr(RUN_TASK, lambda *_: Evaluation({"AP": 0.0}, {}, []))
+
+
+def messages(watcher: Recorder) -> list[str]:
+    return [value for name, value in watcher.events if name == "message"]
+
+
+def steps(watcher: Recorder) -> list[int]:
+    return [value for name, value in watcher.events if name == "step"]
 
 
 def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:

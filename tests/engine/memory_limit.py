@@ -28,7 +28,7 @@ class Limit(Recorder):
 
 
 torch.set_num_threads(1)
-measure.evaluate = lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, [])
+measure.run_task = lambda *_: measure.Evaluation({"AP": 0.0}, {}, [])
 bundle = tiny_bundle(bert_tokenizer())
 bundle.image_format = dataclasses.replace(bundle.image_format, short_side=640, max_side=640)
 data, watcher = scenes(Path(sys.argv[1]) / "data", train=16, valid=1, size=320), Limit()

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CLASSES, CPU, TOWERS, Recorder, differing, options, run, tiny_bundle, weights
+from engine_runs import CLASSES, TOWERS, Recorder, differing, evaluated, options, run, tiny_bundle, weights
 
 from groundtune.config import ParamGroup, TrainConfig, train_config, validate
 from groundtune.data.formats.detect import load_splits
-from groundtune.engine.evaluate import evaluate
-from groundtune.engine.optim import adapt, build_optimizer, freeze, groups_of
+from groundtune.engine.optim import add_tuned_parameters, build_optimizer, freeze, param_groups
 from groundtune.errors import ConfigError
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.load import load_bundle
@@ -55,8 +54,8 @@ def test_prompt_trains_the_offsets_only(data, base, tmp_path) -> None:
     assert offsets.names == CLASSES and offsets.vectors.any(-1).all()
     shipped = load_bundle(tmp_path / "run" / "model")
     assert torch.equal(shipped.network.encoder.phrase_offsets.vectors, offsets.vectors)
-    assert "backbone" not in shipped.own_towers
-    found = evaluate(shipped, load_splits(data)["valid"], batch_size=2, device=CPU)
+    assert "backbone" not in shipped.tuned_towers
+    found = evaluated(shipped, load_splits(data)["valid"], batch_size=2)
     assert found.metrics["AP"] == result.metrics["valid/AP"]
 
 
@@ -81,7 +80,7 @@ def test_lora_trains_adapters_and_heads_and_leaves_a_plain_network(data, base, t
     assert differing(weights(whole), weights(bundle)) == differing(weights(opened), weights(bundle)) == []
     assert opened.classes == CLASSES
     assert (
-        evaluate(opened, load_splits(data)["valid"], batch_size=2, device=CPU).metrics["AP"]
+        evaluated(opened, load_splits(data)["valid"], batch_size=2).metrics["AP"]
         == result.metrics["valid/AP"]
     )
     size = sum(path.stat().st_size for path in (tmp_path / "run" / "adapter").iterdir())
@@ -105,34 +104,34 @@ def test_resume_equals_uninterrupted(way, data, base, tmp_path) -> None:
 
 
 def test_captions_have_no_names_to_learn(tokenizer) -> None:
-    with pytest.raises(ConfigError, match="captions have none"):
-        adapt(tiny_bundle(tokenizer).network, TrainConfig(data="x", tune="prompt"), [], tokenizer)
+    with pytest.raises(ConfigError, match="data set has captions"):
+        add_tuned_parameters(
+            tiny_bundle(tokenizer).network, TrainConfig(data="x", tune="prompt"), [], tokenizer
+        )
 
 
 def test_one_thing_decides_what_trains(tmp_path) -> None:
     groups = [*TOWERS, ParamGroup(["neck"], 0.5)]
-    with pytest.raises(
-        ConfigError, match="adapt, param_groups: --tune lora decides what trains, and so do param_groups"
-    ):
+    with pytest.raises(ConfigError, match="^tune, param_groups: --tune lora and param_groups"):
         validate(TrainConfig(data="x", tune="lora", param_groups=groups))
     validate(TrainConfig(data="x", tune="full", param_groups=groups))
     validate(TrainConfig(data="x", tune="lora"))
-    with pytest.raises(ConfigError, match="--tune: expected full or lora or prompt or heads"):
+    with pytest.raises(ConfigError, match="^--tune: expected full, lora, .*got 'adapters'"):
         train_config({"data": "x", "tune": "adapters"}, None, {})
 
 
 def cost(bundle: ModelBundle, config: TrainConfig) -> int:
     """Bytes of the gradients and of AdamW's state."""
     network = bundle.network
-    adapt(network, config, CLASSES, bundle.tokenizer)
-    groups = groups_of(config)
+    add_tuned_parameters(network, config, CLASSES, bundle.tokenizer)
+    groups = param_groups(config)
     freeze(network, groups)
-    optimizer, parameters = build_optimizer(network, config.optimizer, groups)
+    optimizer = build_optimizer(network, config.optimizer, groups)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert len(optimizer.state) == len(parameters)
+    assert len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups)
     held = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     held += [value for state in optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)

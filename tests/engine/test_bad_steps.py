@@ -1,4 +1,4 @@
-"""Steps that are not finite (semantics 17): skipped, explained in train.log, and the end of the run after too many."""
+"""Steps that are not finite: skipped, explained in train.log, and too many of them end the run."""
 
 import dataclasses
 from pathlib import Path
@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
+from engine_runs import (
+    Recorder,
+    differing,
+    messages,
+    options,
+    run,
+    skip_evaluation,
+    steps,
+    tiny_bundle,
+    weights,
+)
 from torch import Tensor
 
 from groundtune.engine import train as engine
-from groundtune.engine import validate as measure
 from groundtune.errors import TrainingDiverged
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle
@@ -65,10 +74,9 @@ def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: Mode
     break_loss(monkeypatch, {1, 2, 4, 5, 7, 8})
     watcher = Recorder()
     run(options(data, epochs=3, max_nonfinite_steps=3), bundle, tmp_path / "run", watcher)
-    assert [value for name, value in watcher.events if name == "step"] == [3, 6, 9]
+    assert steps(watcher) == [3, 6, 9]
     assert len(bad_lines(tmp_path / "run")) == 6
-    said = [value for name, value in watcher.events if name == "message" and "Step skipped" in value]
-    assert len(said) == 6
+    assert sum("Step skipped" in text for text in messages(watcher)) == 6
     assert all(tensor.isfinite().all() for tensor in weights(bundle).values() if tensor.is_floating_point())
 
 
@@ -88,12 +96,12 @@ def test_names_the_images_and_the_first_module(
     seen: list[list[str]] = []
     step = engine.optimizer_step
 
-    def watched(run: Any, batch: Any, place: Any) -> Any:
+    def watched(setup: Any, state: Any, batch: Any) -> Any:
         seen.append([str(sample.image_path) for sample in batch.samples])
-        return step(run, batch, place)
+        return step(setup, state, batch)
 
     monkeypatch.setattr(engine, "optimizer_step", watched)
-    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
+    skip_evaluation(monkeypatch)
     with pytest.raises(TrainingDiverged):
         run(options(data, max_nonfinite_steps=2), bundle, tmp_path / "run", Breaker())
     found = bad_lines(tmp_path / "run")

@@ -190,7 +190,7 @@ def test_the_command(base, tuned, tmp_path, monkeypatch, capsys) -> None:
     metrics = json.loads((tuned / "metrics.json").read_text())
     assert told["points"][0]["metrics"]["AP"] == metrics["zero_shot"]["valid/AP"]
     assert told["points"][2]["metrics"]["AP"] == metrics["best"]["valid/AP"]
-    assert told["points"][2]["retained"]["other"]["after"] == metrics["retained"]["other"]["after"]
+    assert told["points"][2]["retained"]["other"]["after"] == metrics["retention"]["other"]["after"]
     marked = [line.split()[0] for line in table[1:4] if line.endswith("chosen")]
     assert marked == [f"{told['chosen']:g}"]
     chosen, ends = load_bundle("chosen"), [weights(load_bundle(folder)) for folder in (base, tuned / "model")]
@@ -210,10 +210,10 @@ def test_the_command_says_what_it_needs(base, tuned, data, tmp_path, monkeypatch
     assert "the data set that it was fine-tuned on" in refused(
         str(base), str(tuned / "model"), "--output-dir", "x"
     )
-    assert "of at least 0 and of at most 1" in refused(
+    assert "--alphas: expected a number between 0 and 1, got 1.5" in refused(
         str(base), str(tuned), "--output-dir", "x", "--alphas", "0.5,1.5"
     )
-    assert "out: missing" in refused(str(base), str(tuned))
+    assert "--output-dir: missing" in refused(str(base), str(tuned))
     Path("full").mkdir()
     Path("full/mine.txt").touch()
     assert "is not empty and no model" in refused(str(base), str(tuned), "--output-dir", "full")

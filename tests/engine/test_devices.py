@@ -1,11 +1,10 @@
-"""`--devices N`: the processes that it starts, how they end, and what of it the terminal shows."""
+"""`--devices N`: the processes that it launches, how they end, and what the terminal shows."""
 
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,9 +15,8 @@ from groundtune import api
 from groundtune.cli import main
 from groundtune.config import TrainConfig
 from groundtune.engine import distributed as launching
-from groundtune.engine.distributed import join, launch, slurm_variables
+from groundtune.engine.distributed import init_distributed_env, launch, slurm_variables
 from groundtune.errors import ConfigError, DataError
-from groundtune.progress import Progress
 
 # Scripts that stand for `groundtune train`; "rank" is this process's number, a file of that name is its own.
 BEGIN = """
@@ -35,7 +33,7 @@ def wait():
     file.write_text("")
     while not all(Path(str(other)).exists() for other in range(2)):
         pass
-def say(text):
+def fail(text):
     print("groundtune: error:", text, file=sys.stderr)
 """
 
@@ -58,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(0, "2"), (5, "5")])
-def test_each_process_knows_its_place(run, tmp_path: Path, monkeypatch, threads: int, expected: str) -> None:
+def test_each_process_knows_its_rank(run, tmp_path: Path, monkeypatch, threads: int, expected: str) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     names = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS MASTER_PORT"
@@ -68,25 +66,23 @@ def test_each_process_knows_its_place(run, tmp_path: Path, monkeypatch, threads:
     assert len({line[5] for line in lines}) == 1
 
 
-def test_only_the_main_process_prints_and_nothing_is_said_of_a_good_end(run, capfd) -> None:
+def test_only_the_main_process_prints_and_a_good_end_is_silent(run, capfd) -> None:
     assert run("print('result', rank); print('progress', rank, file=sys.stderr)") == 0
     assert capfd.readouterr() == ("result 0\n", "progress 0\n")
 
 
-TRACEBACK = (
-    "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"  # as `join` does
-)
+TRACEBACK = "Path(os.environ['GROUNDTUNE_ERRORS']).write_text(f'Traceback of {rank}'); sys.exit(1)"
 WAITS = "\nsignal.pause()"  # the other one waits for it, and would never end
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "said"),
+    ("script", "code", "errors"),
     [
-        ("say('of all'); sys.exit(3)", 3, "groundtune: error: of all\n"),
-        ("if not rank: say('of the main one'); sys.exit(5)", 5, "groundtune: error: of the main one\n"),
-        ("if not rank: say('of one'); sys.exit(4)" + WAITS, 4, "groundtune: error: of one\n"),
+        ("fail('of all'); sys.exit(3)", 3, "groundtune: error: of all\n"),
+        ("if not rank: fail('of the main one'); sys.exit(5)", 5, "groundtune: error: of the main one\n"),
+        ("if not rank: fail('of one'); sys.exit(4)" + WAITS, 4, "groundtune: error: of one\n"),
         (
-            "if rank: print('noise', file=sys.stderr); say('of one'); sys.exit(3)" + WAITS,
+            "if rank: print('noise', file=sys.stderr); fail('of one'); sys.exit(3)" + WAITS,
             3,
             "groundtune: error: of one\n",
         ),
@@ -100,9 +96,9 @@ WAITS = "\nsignal.pause()"  # the other one waits for it, and would never end
         ),
     ],
 )
-def test_one_failure_ends_all_and_is_told_once(run, capfd, script: str, code: int, said: str) -> None:
+def test_one_failure_ends_all_and_is_reported_once(run, capfd, script: str, code: int, errors: str) -> None:
     assert run(script) == code
-    assert capfd.readouterr() == ("", said)
+    assert capfd.readouterr() == ("", errors)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 143)])
@@ -129,8 +125,8 @@ def test_no_process_is_in_the_group_that_gets_ctrl_c(run, tmp_path: Path) -> Non
     assert len(groups) == 2 and os.getpgid(0) not in groups
 
 
-def test_who_still_saves_is_waited_for(run, tmp_path: Path) -> None:
-    """The other has stopped; the main process ends when the other is long gone, far beyond the grace of a failure."""
+def test_a_process_that_still_saves_may_finish(run, tmp_path: Path) -> None:
+    """Also long after the other has ended, far beyond the grace after a failure."""
     script = "wait()\nif rank: sys.exit(143)\ntime.sleep(1.0)\nfile.write_text('saved')\nsys.exit(143)"
     assert run(script) == 143 and (tmp_path / "0").read_text() == "saved"
 
@@ -138,12 +134,12 @@ def test_who_still_saves_is_waited_for(run, tmp_path: Path) -> None:
 def test_a_started_process_keeps_its_traceback_for_the_one_that_waits(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("GROUNDTUNE_ERRORS", str(tmp_path / "errors"))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(launching, "sys", SimpleNamespace(platform="none", excepthook=None))
-    join()
+    monkeypatch.setattr(sys, "platform", "none")  # else this process would end with its parent
+    init_distributed_env()
     try:
         raise ZeroDivisionError("by hand")
     except ZeroDivisionError as error:
-        launching.sys.excepthook(type(error), error, error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
     assert "ZeroDivisionError: by hand" in (tmp_path / "errors").read_text()
 
 
@@ -184,18 +180,18 @@ def test_slurm_variables_that_are_set_stay_and_a_batch_script_is_no_task() -> No
 
 
 @pytest.mark.parametrize(
-    ("count", "device", "said"),
+    ("count", "device", "message"),
     [
-        (4, "cuda", "4 were asked for, and torch sees 2 (cuda)"),
+        (4, "cuda", "expected at most 2 (cuda, seen by torch), got 4"),
         (2, "cuda:1", "2 processes cannot share cuda:1"),
     ],
 )
-def test_more_devices_than_there_are(monkeypatch, count: int, device: str, said: str) -> None:
+def test_more_devices_than_there_are(monkeypatch, count: int, device: str, message: str) -> None:
     monkeypatch.setattr(launching, "pick_device", lambda name: torch.device(name))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     with pytest.raises(ConfigError) as error:
         launch(count, device, 0)
-    assert str(error.value).startswith(f"devices: {said}")
+    assert str(error.value).startswith(f"devices: {message}")
 
 
 def test_from_python_nothing_is_started(monkeypatch) -> None:
@@ -236,72 +232,41 @@ def command(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
-def test_two_processes_train_from_the_command_line(tmp_path: Path, tokenizer) -> None:
-    """One table, one report; then an image that both see broken, and one mistake told once."""
+@pytest.fixture
+def train(tmp_path: Path, tokenizer) -> list[str]:
+    """The command line of a run of two processes in `tmp_path/run`, without its length."""
     data = scenes(tmp_path / "data", train=4, valid=3)
     api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
-    options = [
-        "--devices",
-        "2",
-        "--device",
-        "cpu",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "2",
-        "--report-to",
-        "none",
-    ]
-    line = ["train", str(data), "--model", str(tmp_path / "model"), *options, "--output-dir"]
-    run = command(*line, str(tmp_path / "run"))
-    printed, said = run.communicate(timeout=300)
-    assert run.returncode == 0, said
+    options = ["--devices", "2", "--device", "cpu", "--batch-size", "2", "--report-to", "none"]
+    paths = ["--model", str(tmp_path / "model"), "--output-dir", str(tmp_path / "run")]
+    return ["train", str(data), *paths, *options]
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_the_command_line(tmp_path: Path, train: list[str]) -> None:
+    """One table and one report; then a mistake that both processes meet, reported once."""
+    run = command(*train, "--epochs", "1")
+    printed, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
     assert printed.count("zero-shot") == 1 and printed.count("The best weights are in") == 1
-    assert said.count("Run folder") == 1 and "Traceback" not in said and "arning:" not in said
+    assert errors.count("Run folder") == 1 and "Traceback" not in errors and "arning:" not in errors
     assert (tmp_path / "run/report.html").is_file()
 
-    annotations = data / "train/_annotations.coco.json"
-    annotations.write_text("{")
-    run = command(*line, str(tmp_path / "other"))
-    _, said = run.communicate(timeout=300)
-    assert run.returncode == 3 and said.count("groundtune: error:") == 1 and "Traceback" not in said
+    (tmp_path / "data/train/_annotations.coco.json").write_text("{")
+    run = command(*train, "--epochs", "1")
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 3 and errors.count("groundtune: error:") == 1 and "Traceback" not in errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
-def test_nobody_is_left_behind(tmp_path: Path, tokenizer, name: str, code: int) -> None:
-    """The starting process is asked to end, or killed; the run is resumed afterwards."""
-    data = scenes(tmp_path / "data", train=4, valid=3)
-    api.Model(tiny_bundle(tokenizer)).save(tmp_path / "model")
-    options = [
-        "--devices",
-        "2",
-        "--device",
-        "cpu",
-        "--epochs",
-        "3000",
-        "--batch-size",
-        "2",
-        "--eval-epochs",
-        "3000",
-    ]
-    line = [
-        "train",
-        str(data),
-        "--model",
-        str(tmp_path / "model"),
-        *options,
-        "--report-to",
-        "none",
-        "--log-steps",
-        "1",
-    ]
-    run = command(*line, "--output-dir", str(tmp_path / "run"))
+def test_no_process_is_left_behind(tmp_path: Path, train: list[str], name: str, code: int) -> None:
+    """The launching process is asked to end, or killed; the run can be resumed."""
+    run = command(*train, *["--epochs", "3000", "--eval-epochs", "3000", "--log-steps", "1"])
     assert run.stderr is not None
     try:
-        numbers = tmp_path / "run/metrics.jsonl"
-        while not (numbers.is_file() and '"loss"' in numbers.read_text()):
+        metrics = tmp_path / "run/metrics.jsonl"
+        while not (metrics.is_file() and '"loss"' in metrics.read_text()):
             assert run.poll() is None, run.stderr.read()
         started = psutil.Process(run.pid).children(recursive=True)
     except BaseException:
@@ -309,8 +274,9 @@ def test_nobody_is_left_behind(tmp_path: Path, tokenizer, name: str, code: int) 
         raise
     assert len(started) == 2
     run.send_signal(getattr(signal, name))
-    said = run.stderr.read()
+    errors = run.stderr.read()
     assert run.wait(timeout=120) == code
     _, alive = psutil.wait_procs(started, timeout=120)
-    assert alive == [] and "Traceback" not in said and said.count("Go on with: groundtune train") == 1
+    assert alive == [] and "Traceback" not in errors
+    assert errors.count("Resume with: groundtune train") == 1
     assert (tmp_path / "run/checkpoints/last.pt").is_file()

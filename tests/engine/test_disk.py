@@ -89,7 +89,7 @@ def test_a_full_disk(
     with pytest.raises(CheckpointError, match="(?s)cannot be written.*whole") as error:
         run(config, tiny_bundle(tokenizer), out, Fills(disk, event, number))
     assert error.value.exit_code == 4 and str(out) in str(error.value) and "No space left" in str(error.value)
-    assert checkpoint.load_state(out / "checkpoints/last.pt")["place"]["step"] in (2, 3, 4, 6)
+    assert checkpoint.load_state(out / "checkpoints/last.pt")["state"]["step"] in (2, 3, 4, 6)
     (disk / "filler").unlink()
     config.resume = str(out)
     run(config, bundle, out)
@@ -98,7 +98,7 @@ def test_a_full_disk(
     assert (out / "metrics.jsonl").read_text().splitlines() == expected
 
 
-@pytest.mark.parametrize("what", ["set_up", "write_samples", "save_bundle"])
+@pytest.mark.parametrize("what", ["build_setup", "write_samples", "save_bundle"])
 def test_a_disk_that_is_full_before_or_after_training(
     tmp_path: Path, data: Path, tokenizer, disk: Path, monkeypatch, what: str
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_before_or_after_training(
     assert error.value.exit_code == 4 and "\n" not in str(error.value)
     monkeypatch.undo()
     (disk / "filler").unlink()
-    if what != "set_up":  # which has not even written its options
+    if what != "build_setup":  # which has not even written its options
         run(options(data, resume=str(disk / "run")), tiny_bundle(tokenizer), disk / "run")
         assert (disk / "run/model/groundtune.json").is_file()
 
@@ -131,9 +131,9 @@ def test_a_disk_that_becomes_read_only(data: Path, tokenizer, disk: Path) -> Non
                 remount(disk, "ro")
 
     config = options(data, save_steps=2)
-    with pytest.raises(CheckpointError, match="Read-only file system.*go on with: groundtune train"):
+    with pytest.raises(CheckpointError, match="Read-only file system.*resume with: groundtune train"):
         run(config, tiny_bundle(tokenizer), disk / "run", Remounts())
-    assert checkpoint.load_state(disk / "run/checkpoints/last.pt")["place"]["step"] == 4
+    assert checkpoint.load_state(disk / "run/checkpoints/last.pt")["state"]["step"] == 4
     config.resume = str(disk / "run")
     with pytest.raises(CheckpointError, match="Read-only file system") as error:
         run(config, tiny_bundle(tokenizer), disk / "run")

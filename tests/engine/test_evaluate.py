@@ -8,13 +8,12 @@ import pytest
 import torch
 from coco_files import coco, write
 from engine_fakes import FakeNetwork
-from engine_runs import CLASSES, CPU, TOWERS, Recorder, scenes, tiny_bundle
+from engine_runs import CLASSES, TOWERS, Recorder, evaluated, scenes, tiny_bundle
 from PIL import Image
 
 from groundtune.contracts import ImageFormat
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import evaluate
 from groundtune.engine.optim import freeze
 from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
@@ -75,11 +74,11 @@ def dataset(folder: Path, ids: dict[str, int], order: list[str]) -> Dataset:
         ({"cat": 0, "dog": 10**6, "bird": 7}, ["bird", "cat", "dog"]),
     ],
 )
-def test_pitfall_25_and_28_any_category_ids_give_the_same_ap(
+def test_any_category_ids_give_the_same_ap(
     tmp_path: Path, oracle: ModelBundle, ids: dict[str, int], order: list[str]
 ) -> None:
     """By hand: cat and bird are perfect. The false dog ranks above the true one: precision 1/2 at every recall."""
-    found = evaluate(oracle, dataset(tmp_path, ids, order), device=CPU)
+    found = evaluated(oracle, dataset(tmp_path, ids, order))
     assert {name: found.per_class[name]["AP"] for name in ids} == pytest.approx(
         {"cat": 1.0, "dog": 0.5, "bird": 1.0}
     )
@@ -101,7 +100,7 @@ def test_some_classes(tmp_path: Path, oracle: ModelBundle, classes: list[str], a
     """The others are not asked for and not counted, also where the indices come in another order."""
     data = dataset(tmp_path, {"cat": 9, "dog": 4, "bird": 6}, ["cat", "dog", "bird"])
     indices = [data.class_names.index(name) for name in classes]
-    found = evaluate(oracle, data, class_indices=indices, device=CPU)
+    found = evaluated(oracle, data, classes=indices)
     assert found.per_class.keys() == set(classes) and found.metrics["AP"] == pytest.approx(ap)
     assert {p["category_id"] for p in found.predictions} == {data.category_ids[index] for index in indices}
     assert len(found.predictions) == 2 * 2 * len(classes)
@@ -119,7 +118,7 @@ def test_a_data_set_with_frequencies_is_measured_by_lvis_rules(
     for category, frequency in zip(content["categories"], "rcf", strict=True):
         category["frequency"] = frequency
     path.write_text(json.dumps(content))
-    found = evaluate(oracle, load_splits(tmp_path)["valid"], device=CPU)
+    found = evaluated(oracle, load_splits(tmp_path)["valid"])
     assert {name: found.metrics[name] for name in ("APr", "APc", "APf")} == pytest.approx(
         {"APr": 1.0, "APc": dog, "APf": 1.0}
     )
@@ -132,10 +131,8 @@ def test_nothing_to_evaluate_on(
 ) -> None:
     data = dataset(tmp_path, {"cat": 1, "dog": 2, "bird": 3}, ["cat", "dog", "bird"])
     data.samples = data.samples[:samples]
-    with pytest.raises(
-        DataError, match=f"nothing to evaluate on, {samples} images, {3 if classes is None else 0} cla"
-    ):
-        evaluate(oracle, data, class_indices=classes, device=CPU)
+    with pytest.raises(DataError, match=f"got {samples} images and {3 if classes is None else 0} classes"):
+        evaluated(oracle, data, classes=classes)
 
 
 def key(prediction: dict[str, Any]) -> tuple[int, int, float]:
@@ -149,14 +146,14 @@ def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
         assert one["score"] == pytest.approx(other["score"], abs=2e-5)
 
 
-def test_pitfall_23_batch_size_changes_nothing(tmp_path: Path, tokenizer) -> None:
+def test_batch_size_changes_nothing(tmp_path: Path, tokenizer) -> None:
     """Real network, images of several shapes, prompts that hold one class each."""
     data = load_splits(scenes(tmp_path / "data", valid=7))["valid"]
     assert len({sample.size_hw for sample in data.samples}) > 1
     bundle, watcher = tiny_bundle(tokenizer, max_text_len=6), Recorder()
     bundle.network.train()
-    alone = evaluate(bundle, data, batch_size=1, device=CPU)
-    batched = evaluate(bundle, data, batch_size=3, device=CPU, progress=watcher)
+    alone = evaluated(bundle, data, batch_size=1)
+    batched = evaluated(bundle, data, batch_size=3, progress=watcher)
     assert bundle.network.training and watcher.events == [
         ("evaluation", 3),
         ("evaluation", 6),
@@ -173,13 +170,13 @@ def test_features_are_computed_once_and_images_not_opened_again(tmp_path: Path, 
     freeze(network, TOWERS)
     image = ImageFormat(mean=(0.5,) * 3, std=(0.25,) * 3, short_side=64, max_side=64)
     bundle = ModelBundle(network.eval(), tokenizer, ModelConfig(), image)
-    without = evaluate(bundle, data, batch_size=2, device=CPU)
+    without = evaluated(bundle, data, batch_size=2)
     network.extracted = 0
     cache = FeatureCache(network, torch.float32)
-    first = evaluate(bundle, data, batch_size=2, device=CPU, features=cache)
+    first = evaluated(bundle, data, batch_size=2, features=cache)
     assert_same(first.predictions, without.predictions)
     for sample in data.samples:
         sample.image_path.unlink()
-    again = evaluate(bundle, data, batch_size=3, device=CPU, features=cache)
+    again = evaluated(bundle, data, batch_size=3, features=cache)
     assert network.extracted == 4
     assert_same(again.predictions, first.predictions)

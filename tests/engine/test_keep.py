@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import CLASSES, CPU, options, run, scenes, tiny_bundle
+from engine_runs import CLASSES, options, run, scenes, tiny_bundle
+from predict_fakes import make_predictor
 
 from groundtune import api
 from groundtune.config import ParamGroup, TrainConfig, validate
@@ -14,7 +15,6 @@ from groundtune.model.bundle import ModelBundle, companion
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.model.checkpoint.save import save_bundle
 from groundtune.predict.detect import class_prompts
-from groundtune.predict.predictor import Predictor
 
 OTHERS = ["cat", "green leaf"]
 
@@ -29,7 +29,7 @@ def kept(data, base, tmp_path_factory) -> Path:
 
 def found(bundle: ModelBundle, names: list[str], data: Path) -> list:
     images = sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png"))[:3]
-    return list(Predictor(bundle, names, CPU, threshold=0.0).each(images))
+    return list(make_predictor(bundle, names, threshold=0.0).each(images))
 
 
 def of_classes(found: list, names: list[str]) -> list:
@@ -51,22 +51,22 @@ def test_other_names_are_answered_by_the_base_bit_for_bit(kept, base, data) -> N
 
 def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None:
     alone = load_bundle(kept / "model")
-    assert alone.own_names == frozenset(CLASSES)
+    assert alone.tuned_names == frozenset(CLASSES)
     answers = found(alone, CLASSES, data)
-    alone.kept = None
+    alone.base_network = None
     expected = found(alone, CLASSES, data)
     assert of_classes(answers, CLASSES) == of_classes(expected, CLASSES)
     assert of_classes(answers, CLASSES) != of_classes(found(load_bundle(base), CLASSES, data), CLASSES)
 
 
 def test_names_of_both_kinds_do_not_meet_in_a_prompt(kept, tokenizer) -> None:
-    own = load_bundle(kept / "model").own_names
+    own = load_bundle(kept / "model").tuned_names
     names = [OTHERS[0], *CLASSES, OTHERS[1]]
-    prompts = class_prompts(tokenizer, names, own=own)
+    prompts = class_prompts(tokenizer, names, tuned_names=own)
     assert prompts.class_indices == [list(range(1, len(CLASSES) + 1)), [0, len(CLASSES) + 1]]
-    assert prompts.foreign == [False, True]
+    assert prompts.use_base == [False, True]
     assert class_prompts(tokenizer, names).class_indices == [list(range(len(names)))]
-    assert class_prompts(tokenizer, OTHERS, own=own).foreign == [True]
+    assert class_prompts(tokenizer, OTHERS, tuned_names=own).use_base == [True]
 
 
 def test_a_question_of_both_kinds_has_the_answers_of_both(kept, data) -> None:
@@ -86,7 +86,7 @@ def test_a_question_of_both_kinds_has_the_answers_of_both(kept, data) -> None:
 def test_what_is_retained_is_the_same_number_before_and_after(data, base, tmp_path) -> None:
     other = scenes(tmp_path / "other", classes=["red ring", "white heart"])
     run(options(data, keep_base=True, retention_data=[str(other)]), load_bundle(base), tmp_path / "run")
-    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())["retained"]["other"]
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())["retention"]["other"]
     assert numbers["before"] == numbers["after"]
 
 
@@ -94,11 +94,11 @@ def test_training_goes_on_with_the_first_base_or_without_it(kept, base, data, tm
     again = load_bundle(kept / "model")
     run(options(data, keep_base=True, seed=1), again, tmp_path / "again")
     first, second = load_bundle(base), load_bundle(tmp_path / "again" / "model")
-    assert torch.equal(second.kept.encoder.level_embed, first.network.encoder.level_embed)
+    assert torch.equal(second.base_network.encoder.level_embed, first.network.encoder.level_embed)
     assert not torch.equal(second.network.encoder.level_embed, first.network.encoder.level_embed)
     plain = load_bundle(kept / "model")
     run(options(data), plain, tmp_path / "plain")
-    assert load_bundle(tmp_path / "plain" / "model").kept is None
+    assert load_bundle(tmp_path / "plain" / "model").base_network is None
 
 
 def test_the_card_and_other_formats_say_what_cannot_be(kept, tmp_path) -> None:
@@ -109,10 +109,11 @@ def test_the_card_and_other_formats_say_what_cannot_be(kept, tmp_path) -> None:
 
 def test_damaged_weights_are_told(kept, tmp_path) -> None:
     bundle = load_bundle(kept / "model")
-    bundle.kept.decoder.label_embedding = torch.nn.Embedding(2, 3)
+    bundle.base_network.decoder.label_embedding = torch.nn.Embedding(2, 3)
     save_bundle(bundle, tmp_path / "odd")
     with pytest.raises(
-        CheckpointError, match=r"kept.safetensors do not fit .* 1 are .*, for example decoder.label_emb"
+        CheckpointError,
+        match=r"kept.safetensors do not fit .* 1 of another shape, for example decoder.label_emb",
     ):
         load_bundle(tmp_path / "odd")
 
@@ -133,13 +134,11 @@ def test_the_copy_shares_the_towers_only(tokenizer) -> None:
 
 @pytest.mark.parametrize("changed", [{"tune": "lora"}, {"blend": 0.5}])
 def test_other_ways_to_keep_are_not_mixed_with_it(changed, data) -> None:
-    with pytest.raises(ConfigError, match="keep: it is for --tune full without --blend"):
+    with pytest.raises(ConfigError, match="^keep_base: requires --tune full"):
         validate(TrainConfig(data=str(data), keep_base=True, **changed))
 
 
 def test_towers_that_train_are_refused(data, base, tmp_path) -> None:
     groups = [ParamGroup(["backbone"], 0.1), ParamGroup(["language_model"], 0.0)]
-    with pytest.raises(
-        ConfigError, match="keep: both sets of weights share the towers, and backbone would train"
-    ):
+    with pytest.raises(ConfigError, match="^keep_base: .*backbone would train"):
         run(options(data, keep_base=True, param_groups=groups), load_bundle(base), tmp_path / "run")

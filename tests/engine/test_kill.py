@@ -108,5 +108,5 @@ def test_stopped_by_sigterm_at_random_moments(train: list[str], whole, tmp_path:
         codes.append(process.exitcode)
     assert set(codes) <= {-signal.SIGTERM, 143, 0}
     said = (tmp_path / "err").read_text()
-    assert said.count("stopped after step") == said.count(f"--resume {out}\n") == codes.count(143)
+    assert said.count("Interrupted after step") == said.count(f"--resume {out}\n") == codes.count(143)
     assert_ends_equal(train, out, whole[0])

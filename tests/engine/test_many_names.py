@@ -1,4 +1,4 @@
-"""1203 class names, as many as LVIS has: training samples them, evaluation asks for them in chunks of one ranking."""
+"""1203 class names, as many as LVIS has: training samples them, evaluation ranks their chunks together."""
 
 import itertools
 from dataclasses import replace
@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_runs import CPU, Recorder, options, scenes, tiny_bundle
+from engine_runs import Recorder, evaluated, options, scenes, tiny_bundle
 
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.images import load_image
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
-from groundtune.engine.evaluate import evaluate
 from groundtune.engine.train import train
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import tokenize
@@ -94,9 +93,7 @@ def by_hand(bundle, dataset: Dataset, index: int) -> list[tuple[float, int, list
     return sorted(found, key=lambda entry: -entry[0])[:300]
 
 
-def test_pitfall_18_and_23_chunks_by_hand_give_the_same_ranking_and_names_are_encoded_once(
-    splits, tokenizer, monkeypatch
-):
+def test_chunks_by_hand_give_the_same_ranking_and_names_are_encoded_once(splits, tokenizer, monkeypatch):
     bundle = tiny_bundle(tokenizer)
     encoded: list[int] = []
     encode = type(bundle.network.language_model)._encode
@@ -107,9 +104,9 @@ def test_pitfall_18_and_23_chunks_by_hand_give_the_same_ranking_and_names_are_en
 
     monkeypatch.setattr(type(bundle.network.language_model), "_encode", counting)
     valid = splits["valid"]
-    predictions = evaluate(bundle, valid, device=CPU).predictions
+    predictions = evaluated(bundle, valid).predictions
     assert len(encoded) == len(set(encoded)) == 1203 + 2  # and the two special tokens
-    evaluate(bundle, valid, device=CPU)
+    evaluated(bundle, valid)
     assert len(encoded) == 1205
     for index, sample in enumerate(valid.samples):
         own = [p for p in predictions if p["image_id"] == sample.image_id]
@@ -121,9 +118,9 @@ def test_pitfall_18_and_23_chunks_by_hand_give_the_same_ranking_and_names_are_en
         assert len(scores & hand) > 290  # equal scores at the end of the list may fall either way
 
 
-def test_training_samples_the_names_and_keeps_the_ones_that_are_there(splits, tokenizer, tmp_path: Path):
+def test_training_samples_the_names_and_keeps_all_classes(splits, tokenizer, tmp_path: Path):
     bundle = tiny_bundle(tokenizer)
     config = options(Path("unused"), epochs=1)
-    result = train(config, bundle, splits, tmp_path / "run", Recorder())
+    result = train(config, bundle, splits, tmp_path / "run", Recorder(), {})
     assert result.metrics["valid/AP"] is not None and len(bundle.classes) == 1203
     assert bundle.network.decoder.label_embedding.num_embeddings == 1203

@@ -15,7 +15,7 @@ def trainable(network: torch.nn.Module) -> set[str]:
     return {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
 
 
-def test_pitfall_19_frozen_means_no_gradient_no_dropout_not_in_the_optimizer_nor_in_the_clip() -> None:
+def test_frozen_means_no_gradient_no_dropout_not_in_the_optimizer_nor_in_the_clip() -> None:
     network = FakeNetwork()
     groups = [*TOWERS, ParamGroup(["neck", "encoder"], 0.5)]
     assert freeze(network, groups) == ["backbone", "language_model"]
@@ -24,17 +24,13 @@ def test_pitfall_19_frozen_means_no_gradient_no_dropout_not_in_the_optimizer_nor
     for tower in (network.backbone, network.language_model):
         assert not any(module.training for module in tower.modules())
         assert not any(p.requires_grad for p in tower.parameters())
-    optimizer, parameters = build_optimizer(network, OptimizerConfig(), groups)
+    optimizer = build_optimizer(network, OptimizerConfig(), groups)
     in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert (
-        in_optimizer
-        == {id(p) for p in parameters}
-        == {id(p) for p in network.parameters() if p.requires_grad}
-    )
+    assert in_optimizer == {id(p) for p in network.parameters() if p.requires_grad}
     assert trainable(network) == {"neck", "encoder", "decoder", "bbox_head"}
 
 
-def test_pitfall_20_paths_match_at_dots_and_the_longest_wins() -> None:
+def test_paths_match_at_dots_and_the_longest_wins() -> None:
     network = FakeNetwork()
     found = lr_multipliers(
         network, [ParamGroup(["backbone"], 0.1), ParamGroup(["encoder"], 0.5), ParamGroup(["encoder.0"], 2.0)]
@@ -57,7 +53,7 @@ def test_a_part_of_a_frozen_module_can_train() -> None:
 def test_weight_decay_spares_only_the_absolute_position_embedding() -> None:
     network = FakeNetwork()
     freeze(network, TOWERS)
-    optimizer, _ = build_optimizer(
+    optimizer = build_optimizer(
         network, OptimizerConfig(lr=1e-3, weight_decay=0.01), [*TOWERS, ParamGroup(["encoder"], 0.5)]
     )
     by_name = {group["name"]: group for group in optimizer.param_groups}
@@ -76,18 +72,14 @@ def test_unknown_modules_are_one_message_with_a_suggestion() -> None:
         freeze(FakeNetwork(), [ParamGroup(["bakbone", "transformer"], 0.0)])
     lines = str(error.value).splitlines()
     assert len(lines) == 2
-    assert "'bakbone'" in lines[0] and "Did you mean 'backbone'?" in lines[0]
+    assert "'bakbone'" in lines[0] and "Did you mean backbone?" in lines[0]
     assert "backbone, bbox_head, decoder, encoder, language_model, neck" in lines[1]
 
 
-def test_refuses_a_module_in_two_groups_and_nothing_to_train() -> None:
-    with pytest.raises(ConfigError, match="more than one group"):
-        freeze(FakeNetwork(), [ParamGroup(["neck"], 0.0), ParamGroup(["neck"], 1.0)])
+def test_refuses_nothing_to_train() -> None:
     everything = [ParamGroup(["backbone", "language_model", "neck", "encoder", "decoder", "bbox_head"], 0.0)]
-    with pytest.raises(ConfigError, match="nothing is left to train"):
+    with pytest.raises(ConfigError, match="every module has lr_mult 0"):
         freeze(FakeNetwork(), everything)
-    with pytest.raises(ConfigError, match="AdamW"):
-        build_optimizer(FakeNetwork(), OptimizerConfig(type="SGD"), [])
 
 
 def test_schedule_warms_up_and_drops_once() -> None:

@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Recorder, differing, logged, options, run, scenes, tiny_bundle, weights
+from engine_runs import (
+    Recorder,
+    differing,
+    logged,
+    messages,
+    options,
+    run,
+    scenes,
+    skip_evaluation,
+    tiny_bundle,
+    weights,
+)
 
 from groundtune.device import is_out_of_memory
-from groundtune.engine import validate as measure
-from groundtune.engine.setup import _Forward
 from groundtune.errors import OutOfMemory
 from groundtune.model.bundle import ModelBundle
+from groundtune.model.detector import GroundingDINO
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -49,22 +59,22 @@ def short_of_memory(monkeypatch, most: int, error: Exception = ERRORS[0], late: 
         The numbers of images of the passes, also those to come.
     """
     seen: list[int] = []
-    forward = _Forward.forward
+    forward = GroundingDINO.forward
 
-    def limited(self: Any, batch: Any, *args: Any) -> Any:
-        seen.append(len(batch.targets))
-        output = forward(self, batch, *args)  # dice are thrown, also where it fails
-        if len(batch.targets) > most and not (late and len(seen) % 2):
+    def limited(self: Any, images: Any, *args: Any) -> Any:
+        seen.append(len(images))
+        output = forward(self, images, *args)  # draws random numbers, also where it fails
+        if len(images) > most and not (late and len(seen) % 2):
             raise error
         return output
 
-    monkeypatch.setattr(_Forward, "forward", limited)
-    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: measure.Evaluation({"AP": 0.0}, {}, []))
+    monkeypatch.setattr(GroundingDINO, "forward", limited)
+    skip_evaluation(monkeypatch)
     return seen
 
 
 def said(watcher: Recorder) -> list[str]:
-    return [value for name, value in watcher.events if name == "message" and "memory" in str(value)]
+    return [text for text in messages(watcher) if "memory" in text]
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -167,7 +177,7 @@ def test_a_real_limit_of_the_address_space(tmp_path: Path) -> None:
     """In a process of its own: a step of eight images does not fit into what is left, one of fewer does."""
     here = Path(__file__).parent
     command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "550"]
-    paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}"}
+    paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}:{here.parent}"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths)
     assert found.returncode == 0, found.stderr[-3000:]
     assert "Out of memory in step 1, images at a time: 8 (" in found.stdout

@@ -12,7 +12,7 @@ from groundtune.files import replacing
 
 
 def test_writes_lines_and_whole_files(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "run", resume=False)
+    folder = RunFolder(tmp_path / "a" / "run", False, True)
     folder.log("Äpfel")
     folder.log("zwei")
     folder.metrics({"step": 1, "loss": None})
@@ -35,20 +35,20 @@ def test_writes_lines_and_whole_files(tmp_path: Path) -> None:
     }
 
 
-def test_pitfall_25_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty.*--resume") as error:
-        RunFolder(tmp_path, resume=False)
+        RunFolder(tmp_path, False, True)
     assert error.value.exit_code == 2 and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-    RunFolder(tmp_path, resume=True).log("on")
+    RunFolder(tmp_path, True, True).log("on")
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/groundtune-run"])
 def test_a_place_that_cannot_be_a_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"^out: "):
-        RunFolder(tmp_path / place, resume=False)
+    with pytest.raises(ConfigError, match=r"^output_dir: "):
+        RunFolder(tmp_path / place, False, True)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -58,11 +58,11 @@ def test_a_place_without_permission(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ConfigError, match="cannot be created: Permission denied"):
-        RunFolder(tmp_path / "run", resume=False)
+        RunFolder(tmp_path / "run", False, True)
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", resume=False, writes=False)
+    folder = RunFolder(tmp_path / "run", False, False)
     folder.log("x")
     folder.metrics({"step": 1})
     folder.json("metrics.json", {})
@@ -77,7 +77,7 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 )
 def test_forget_after(tmp_path: Path, place: tuple[int, int], kept: int) -> None:
     """Two steps an epoch, the evaluation after it has the next one's number. The line that a crash cut off goes."""
-    folder = RunFolder(tmp_path, resume=False)
+    folder = RunFolder(tmp_path, False, True)
     lines = [
         {"step": step, "epoch": epoch} for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (2, 3))
     ]
@@ -93,7 +93,7 @@ def test_forget_after(tmp_path: Path, place: tuple[int, int], kept: int) -> None
 
 
 def test_forget_after_without_a_file(tmp_path: Path) -> None:
-    RunFolder(tmp_path, resume=False).forget_after(0, 3)
+    RunFolder(tmp_path, False, True).forget_after(0, 3)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -109,9 +109,9 @@ def test_leftovers_of_a_killed_run_go_when_it_goes_on_and_nothing_else(tmp_path:
         ".mine",
     ):
         (tmp_path / left).write_text("")
-    RunFolder(tmp_path, resume=True, writes=False)
+    RunFolder(tmp_path, True, False)
     assert (tmp_path / ".metrics.json.tmp").exists()
-    RunFolder(tmp_path, resume=True)
+    RunFolder(tmp_path, True, True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"checkpoints", "checkpoints/last.pt", "model", "model/y", ".mine"}
 
@@ -138,7 +138,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
 
 
 def test_finished_is_what_the_summary_says(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path, resume=False)
+    folder = RunFolder(tmp_path, False, True)
     assert folder.finished() is None
     folder.json("metrics.json", {"a": 1})
     assert folder.finished() == {"a": 1}

@@ -8,11 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CLASSES, Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import (
+    CLASSES,
+    RUN_TASK,
+    Recorder,
+    differing,
+    messages,
+    options,
+    run,
+    scenes,
+    steps,
+    tiny_bundle,
+    weights,
+)
 
 from groundtune.config import TrainConfig
 from groundtune.engine import checkpoint
-from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.evaluate import Evaluation, run_task
 from groundtune.errors import CheckpointError, ConfigError
 
 FILES = ["metrics.jsonl", "predictions_valid.json"]
@@ -36,9 +48,9 @@ class StopsAtMetrics(Recorder):
             raise KeyboardInterrupt
 
 
-def evaluate_arbitrarily(*args: Any, **kwargs: Any) -> Evaluation:
+def evaluate_arbitrarily(*args: Any) -> Evaluation:
     """The real predictions, with an AP that jumps up and down with them, so that any epoch may be the best."""
-    found = evaluate(*args, **kwargs)
+    found = run_task(*args)
     found.metrics["AP"] = 1e4 * sum(prediction["score"] for prediction in found.predictions) % 1
     return found
 
@@ -67,7 +79,7 @@ def test_resume_equals_uninterrupted(
     tmp_path: Path, data: Path, tokenizer, changed: dict[str, Any], stop, first: int, monkeypatch
 ) -> None:
     """Bit for bit, with dropout on."""
-    monkeypatch.setattr("groundtune.engine.validate.evaluate", evaluate_arbitrarily)
+    monkeypatch.setattr(RUN_TASK, evaluate_arbitrarily)
     config = options(data, epochs=3, **changed)
     sizes = {"dropout": 0.1, "fusion_droppath": 0.1}
     whole, parts = tiny_bundle(tokenizer, **sizes), tiny_bundle(tokenizer, **sizes)
@@ -80,9 +92,7 @@ def test_resume_equals_uninterrupted(
     watcher = Recorder()
     result = run(config, parts, tmp_path / "parts", watcher)
 
-    assert (
-        next(value for name, value in watcher.events if name == "step") == first
-    )  # the ones before were not run again
+    assert steps(watcher)[0] == first  # the ones before were not run again
     assert differing(weights(parts), weights(whole)) == []
     last = [torch.load(tmp_path / name / "checkpoints/last.pt")["network"] for name in ("whole", "parts")]
     assert differing(*last) == []
@@ -120,9 +130,9 @@ def test_a_finished_run_without_its_states_is_not_finished(tmp_path: Path, data:
     run(config, tiny_bundle(tokenizer), out)
     for name in ("last", "previous", "best"):
         (out / f"checkpoints/{name}.pt").unlink(missing_ok=True)
-    (out / "metrics.json").write_text('{"retained": {"of": {"another": 1}}}')
+    (out / "metrics.json").write_text('{"retention": {"of": {"another": 1}}}')
     result = run(options(data, epochs=1, resume=str(out)), tiny_bundle(tokenizer), out)
-    assert result.retained == {} and json.loads((out / "metrics.json").read_text())["best"] == result.metrics
+    assert result.retention == {} and json.loads((out / "metrics.json").read_text())["best"] == result.metrics
 
 
 def test_changed_options_are_all_listed_and_nothing_is_written(stopped: Path, data: Path, tokenizer) -> None:
@@ -156,7 +166,7 @@ def test_changed_data_are_refused(tmp_path: Path, stopped: Path, tokenizer) -> N
         run(config, tiny_bundle(tokenizer), stopped)
 
 
-def test_pitfall_25_a_run_is_only_resumed_when_asked_to(stopped: Path, data: Path, tokenizer) -> None:
+def test_a_run_is_only_resumed_when_asked_to(stopped: Path, data: Path, tokenizer) -> None:
     before, bundle = snapshot(stopped), tiny_bundle(tokenizer)
     with pytest.raises(ConfigError, match="not empty.*--resume"):
         run(options(data), bundle, stopped)
@@ -172,7 +182,7 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path, stopped: Path, data: Pa
 def test_free_options_may_change_and_are_listed(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
     out, watcher = shutil.copytree(stopped, tmp_path / "run"), Recorder()
     run(options(data, resume=str(out), workers=1, log_steps=7), tiny_bundle(tokenizer), out, watcher)
-    line = "Taken from now: workers 1 (was 0), log_steps 7 (was 1); all else is kept from the run."
+    line = "Changed options: workers 1 (was 0), log_steps 7 (was 1); all others are those of the run."
     assert ("message", line) in watcher.events and line in (out / "train.log").read_text()
 
 
@@ -237,10 +247,10 @@ def test_a_damaged_checkpoint_falls_back(
     for name, how in faults.items():
         damage(out / f"checkpoints/{name}.pt", how)
     run(replace(config, resume=str(out)), tiny_bundle(tokenizer), out, watcher)
-    said = "\n".join(str(value) for name, value in watcher.events if name == "message")
-    assert next(value for name, value in watcher.events if name == "step") == first
+    said = "\n".join(messages(watcher))
+    assert steps(watcher)[0] == first
     assert all(f"{name}.pt" in said for name in faults.keys() - {"best"})
-    assert ("begins again" in said) == (first == 1)
+    assert ("starts again" in said) == (first == 1)
     for name in [*FILES, "model/model.safetensors"]:
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
@@ -253,46 +263,40 @@ def test_what_was_damaged_does_not_come_back_as_the_one_before(tmp_path: Path, t
         watcher = Recorder(stop_at=6)
         with pytest.raises(KeyboardInterrupt):
             run(config, tiny_bundle(tokenizer), out, watcher)
-        assert next(value for name, value in watcher.events if name == "step") == 5
+        assert steps(watcher)[0] == 5
+
+
+class Damager(Recorder):
+    """Damages best.pt after the second validation, that is, before the best weights are loaded."""
+
+    def __init__(self, file: Path, fault: str) -> None:
+        super().__init__()
+        self.file, self.fault, self.validations = file, fault, 0
+
+    def metrics(self, ap: float | None, best: float | None) -> None:
+        super().metrics(ap, best)
+        self.validations += 1
+        if self.validations != 2:
+            return
+        if self.fault == "other step":
+            checkpoint.save_state(checkpoint.load_state(self.file) | {"step": 1}, self.file)
+        else:
+            damage(self.file, self.fault)
 
 
 @pytest.mark.parametrize("fault", ["bit", "gone", "other step"])
-def test_a_damaged_best_file_gives_way_to_the_newest_average(
+def test_a_corrupted_best_file_gives_way_to_the_newest_average(
     tmp_path: Path, data: Path, tokenizer, monkeypatch, fault: str
 ) -> None:
-    """The first epoch was the best; its weights are lost, and the second's are measured and kept in its place."""
+    """The first epoch was the best; its weights are lost, so the second's are evaluated and kept."""
     aps = iter([0.1, 0.9, 0.4, 0.4])
-    monkeypatch.setattr(
-        "groundtune.engine.validate.evaluate",
-        lambda *args, **kwargs: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}]),
-    )
+    monkeypatch.setattr(RUN_TASK, lambda *_: Evaluation({"AP": next(aps)}, {}, [{"score": 1.0}]))
     bundle, out = tiny_bundle(tokenizer), tmp_path / "run"
-
-    class Damager(Recorder):
-        def metrics(self, ap: float | None, best: float | None) -> None:
-            super().metrics(ap, best)
-            best_file = out / "checkpoints/best.pt"
-            if ap == 0.4 and fault == "other step":
-                checkpoint.save_state(checkpoint.load_state(best_file) | {"step": 1}, best_file)
-            elif ap == 0.4 and [name for name, _ in self.events].count("metrics") == 2:
-                damage(best_file, fault)
-
-    watcher = Damager()
-    if fault == "other step":
-        aps = iter([0.1, 0.9, 0.4])
-        with pytest.raises(
-            StopIteration
-        ):  # the file that replaces it was tampered with again: only the message counts
-            run(options(data, ema_decay=0.5), bundle, out, watcher)
-        return
+    watcher = Damager(out / "checkpoints/best.pt", fault)
     result = run(options(data, ema_decay=0.5), bundle, out, watcher)
-    assert any(
-        "Taking the newest weights" in str(value) for name, value in watcher.events if name == "message"
-    )
-    assert (
-        result.metrics == {"valid/AP": 0.4}
-        and json.loads((out / "metrics.json").read_text())["best_step"] == 6
-    )
+    assert any("Using the newest weights" in text for text in messages(watcher))
+    assert result.metrics == {"valid/AP": 0.4} and watcher.validations == 3
+    assert json.loads((out / "metrics.json").read_text())["best_step"] == 6
     average = torch.load(out / "checkpoints/last.pt", weights_only=True)["average"]
     found = weights(bundle)
     assert average and all(torch.equal(found[name], value) for name, value in average.items())

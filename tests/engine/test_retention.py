@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 from coco_files import coco, image, write
-from engine_runs import CLASSES, Recorder, differing, options, run, scenes, tiny_bundle, weights
+from engine_runs import CLASSES, RUN_TASK, Recorder, differing, options, run, scenes, tiny_bundle, weights
 
 from groundtune import api
 from groundtune.data.reading import read_retention_data
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.evaluate import EvalTask, Evaluation, run_task
 from groundtune.errors import DataError
 from groundtune.metrics.grounding import retention
-from groundtune.model.bundle import ModelBundle
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +32,11 @@ class Watched:
         self.asked: list[tuple[str, list[str]]] = []
         self.weights: list[dict[str, torch.Tensor]] = []
 
-    def __call__(self, bundle: ModelBundle, dataset: Dataset, **options: Any) -> Evaluation:
-        found = evaluate(bundle, dataset, **options)
+    def __call__(self, task: EvalTask, dataset: Dataset, *options: Any) -> Evaluation:
+        found = run_task(task, dataset, *options)
         found.metrics["AP"] = self.aps[len(self.asked)]
         self.asked.append((dataset.root.name, dataset.class_names))
-        self.weights.append(weights(bundle))
+        self.weights.append(weights(task.bundle))
         return found
 
 
@@ -47,7 +46,7 @@ def test_before_the_first_step_and_with_the_best_weights(
     """The first of two epochs is the best."""
     watched, bundle = Watched([0.5, 0.1, 0.4, 0.3, 0.2]), tiny_bundle(tokenizer)
     before = weights(bundle)
-    monkeypatch.setattr("groundtune.engine.validate.evaluate", watched)
+    monkeypatch.setattr(RUN_TASK, watched)
     result = run(options(data, retention_data=[str(other)]), bundle, tmp_path / "run")
     assert [name for name, _ in watched.asked] == ["other", "data", "data", "data", "other"]
     assert "purple cross" in watched.asked[0][1] and watched.asked[0] == watched.asked[4]
@@ -55,13 +54,14 @@ def test_before_the_first_step_and_with_the_best_weights(
     assert differing(watched.weights[4], watched.weights[2]) == [] and differing(
         watched.weights[4], watched.weights[3]
     )
-    numbers = json.loads((tmp_path / "run/metrics.json").read_text())["retained"]
-    assert numbers == result.retained and list(numbers) == ["other"]
+    numbers = json.loads((tmp_path / "run/metrics.json").read_text())["retention"]
+    assert numbers == result.retention and list(numbers) == ["other"]
     assert numbers["other"]["before"]["AP"] == 0.5 and numbers["other"]["after"]["AP"] == 0.2
     assert numbers["other"]["after"].keys() == numbers["other"]["before"].keys() > {"AP50", "AR100"}
     log = (tmp_path / "run/train.log").read_text()
     assert (
-        "retained other, before training: AP 0.5," in log and "retained other, after training: AP 0.2," in log
+        "retention on other, before training: AP 0.5," in log
+        and "retention on other, after training: AP 0.2," in log
     )
 
 
@@ -69,7 +69,7 @@ def test_retaining_changes_nothing_of_the_training(
     tmp_path: Path, data: Path, other: Path, tokenizer
 ) -> None:
     without, retaining = tiny_bundle(tokenizer, dropout=0.1), tiny_bundle(tokenizer, dropout=0.1)
-    assert run(options(data), without, tmp_path / "without").retained == {}
+    assert run(options(data), without, tmp_path / "without").retention == {}
     run(options(data, retention_data=[str(other)]), retaining, tmp_path / "retaining")
     assert differing(weights(without), weights(retaining)) == []
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("without", "retaining")]
@@ -85,13 +85,13 @@ def test_a_resumed_run_does_not_measure_the_start_again(
         run(config, tiny_bundle(tokenizer), out, Recorder(stop_at=5))
     asked: list[str] = []
 
-    def watched(bundle: ModelBundle, dataset: Dataset, **options: Any) -> Evaluation:
+    def watched(task: EvalTask, dataset: Dataset, *options: Any) -> Evaluation:
         asked.append(dataset.root.name)
-        return evaluate(bundle, dataset, **options)
+        return run_task(task, dataset, *options)
 
-    monkeypatch.setattr("groundtune.engine.validate.evaluate", watched)
+    monkeypatch.setattr(RUN_TASK, watched)
     config.resume = str(out)
-    assert run(config, tiny_bundle(tokenizer), out).retained == whole.retained
+    assert run(config, tiny_bundle(tokenizer), out).retention == whole.retention
     assert asked == ["data", "other"]
 
 

@@ -8,8 +8,9 @@ import pytest
 from engine_runs import Recorder, options, run, scenes, tiny_bundle
 from PIL import Image
 
+from groundtune.config import TrainConfig
 from groundtune.contracts import ImageFormat
-from groundtune.data.loader import LoaderOptions, TrainLoader
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset, Sample
 from groundtune.engine.run_folder import write_samples
 
@@ -35,8 +36,8 @@ def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokeniz
         category_ids=[1, 2],
     )
     fmt = ImageFormat(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), short_side=100, max_side=200)
-    plain = LoaderOptions(batch_size=2, flip=1.0, shuffle_classes=False, negative_probability=0.0)
-    write_samples(TrainLoader(dataset, tokenizer, fmt, options=plain), tmp_path / "samples", most=3)
+    plain = TrainConfig(data="", batch_size=2, flip=1.0, shuffle_classes=False, negative_probability=0.0)
+    write_samples(TrainLoader(dataset, tokenizer, fmt, plain, 256), tmp_path / "samples", limit=3)
     records = json.loads((tmp_path / "samples" / "samples.json").read_text())
     assert [record["file"] for record in records] == ["01.jpg", "02.jpg", "03.jpg"]
     assert records[0] == records[2] | {"file": "01.jpg"} == {

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import CPU, TOWERS, Recorder, scenes, tiny_bundle
+from engine_runs import TOWERS, Recorder, evaluated, scenes, tiny_bundle
 
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
 from groundtune.data.scenes import write_captioned_scenes
 from groundtune.engine.distributed import from_main, gather
-from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.evaluate import Evaluation
 from groundtune.engine.optim import freeze
 from groundtune.errors import DataError, GroundtuneError
 from groundtune.model.bundle import ModelBundle
@@ -95,9 +95,9 @@ def test_processes_evaluate_to_the_same_bits(request, tmp_path: Path, bundle, ki
     data = request.getfixturevalue(kind)
 
     def work(rank: int) -> list[Evaluation]:
-        return [evaluate(bundle, data, batch_size=size, device=CPU) for size in (2, 4)]
+        return [evaluated(bundle, data, batch_size=size) for size in (2, 4)]
 
-    bundle.network.language_model.forget()  # the processes are copies of this one
+    bundle.network.forget_phrases()  # the processes are copies of this one
     main, *others = in_processes(count, work, tmp_path / "processes")
     alone = work(0)
     for expected, found in zip(alone, main, strict=True):
@@ -110,17 +110,17 @@ def test_processes_evaluate_to_the_same_bits(request, tmp_path: Path, bundle, ki
 
 def test_phrases_are_met_in_the_company_of_their_batch_only(bundle, captions) -> None:
     """Those that another batch or another process met earlier are encoded again: seen here by weights that change."""
-    evaluate(bundle, captions, device=CPU)
+    evaluated(bundle, captions)
     words = bundle.network.language_model.bert.embeddings.word_embeddings.weight
     before = words.detach().clone()
     with torch.no_grad():
         words.add_(torch.randn_like(words))
-    changed = evaluate(bundle, captions, device=CPU)
-    bundle.network.language_model.forget()
-    assert changed == evaluate(bundle, captions, device=CPU)
+    changed = evaluated(bundle, captions)
+    bundle.network.forget_phrases()
+    assert changed == evaluated(bundle, captions)
     with torch.no_grad():
         words.copy_(before)
-    assert changed != evaluate(bundle, captions, device=CPU)
+    assert changed != evaluated(bundle, captions)
 
 
 def test_each_image_is_computed_once_and_its_features_are_kept(tmp_path: Path, tokenizer, classes) -> None:
@@ -131,10 +131,7 @@ def test_each_image_is_computed_once_and_its_features_are_kept(tmp_path: Path, t
         cache, watcher, computed = FeatureCache(bundle.network), Recorder(), []
         extract = bundle.network.extract_features
         bundle.network.extract_features = lambda *given: computed.append(len(given[0])) or extract(*given)
-        found = [
-            evaluate(bundle, classes, batch_size=2, device=CPU, features=cache, progress=watcher)
-            for _ in range(2)
-        ]
+        found = [evaluated(bundle, classes, batch_size=2, features=cache, progress=watcher) for _ in range(2)]
         return found, computed, [done for _, done in watcher.events]
 
     one, _, _ = work(0)
@@ -148,14 +145,14 @@ def test_an_image_that_one_process_cannot_read(tmp_path: Path, tokenizer, broken
     """An error of all, or told to all and counted as one without detections."""
     data = load_splits(scenes(tmp_path / "data", train=1, valid=4))["valid"]
     bundle = tiny_bundle(tokenizer)
-    whole = evaluate(bundle, data, batch_size=2, device=CPU)
+    whole = evaluated(bundle, data, batch_size=2)
     lost = data.samples[broken]
     lost.image_path.write_bytes(b"no image")
 
     def work(rank: int) -> tuple[str, Evaluation]:
         with pytest.raises(DataError) as error:
-            evaluate(bundle, data, batch_size=2, device=CPU)
-        return str(error.value), evaluate(bundle, data, batch_size=2, device=CPU, keep_going=True)
+            evaluated(bundle, data, batch_size=2)
+        return str(error.value), evaluated(bundle, data, batch_size=2, skip_unreadable=True)
 
     (told, main), (also_told, other) = in_processes(2, work, tmp_path / "processes")
     assert told == also_told and lost.image_path.name in told
@@ -172,7 +169,7 @@ def test_unreadable_images_with_captions_count_as_phrases_that_are_not_found(tmp
     data = load_splits(tmp_path / "data")["valid"]
     for sample in data.samples:
         sample.image_path.write_bytes(b"no image")
-    found = evaluate(bundle, data, device=CPU, keep_going=True)
+    found = evaluated(bundle, data, skip_unreadable=True)
     assert found.predictions == [] and len(found.unreadable) == 2
     assert found.metrics["recall@1"] == found.metrics["recall@10"] == found.metrics["T-acc"] == 0.0
 

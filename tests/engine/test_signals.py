@@ -3,15 +3,15 @@
 import os
 import shlex
 import signal
-import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_processes import prepare
+from engine_processes import in_two_processes, prepare
 from engine_runs import Recorder, differing, options, run, tiny_bundle, weights
 
 from groundtune.cli import main
@@ -71,8 +71,8 @@ class Sends(Recorder):
         self.note("evaluation")
 
 
-def place_of(out: Path) -> tuple[int, int, int]:
-    place = checkpoint.load_state(out / "checkpoints/last.pt")["place"]
+def position_of(out: Path) -> tuple[int, int, int]:
+    place = checkpoint.load_state(out / "checkpoints/last.pt")["state"]
     return place["epoch"], place["batch"], place["step"]
 
 
@@ -98,12 +98,12 @@ def test_the_state_is_that_after_the_last_step(
     handlers = [signal.getsignal(each) for each in NUMBERS]
     bundle, out = tiny_bundle(tokenizer, **SIZES), tmp_path / "run"
     with pytest.raises(
-        Interrupted, match=f"after step {place[2]}. Go on with: groundtune train .* --resume {out}$"
+        Interrupted, match=f"after step {place[2]}. Resume with: groundtune train .* --resume {out}$"
     ) as error:
         run(config, tiny_bundle(tokenizer, **SIZES), out, sends)
     assert error.value.exit_code == NUMBERS[number]
     assert [signal.getsignal(each) for each in NUMBERS] == handlers
-    assert place_of(out) == place
+    assert position_of(out) == place
     steps = [value for name, value in sends.events if name == "step"]
     config.resume, watcher = str(out), Recorder()
     run(config, bundle, out, watcher)
@@ -140,7 +140,7 @@ def test_a_second_sigint_ends_at_once(tmp_path: Path, data: Path, tokenizer, mon
     with pytest.raises(KeyboardInterrupt):
         run(options(data), tiny_bundle(tokenizer), tmp_path / "run")
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
-    assert capfd.readouterr().err.count("Ctrl-C again ends at once") == 1
+    assert capfd.readouterr().err.count("press Ctrl-C again to stop now") == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -185,42 +185,31 @@ def test_the_command_says_how_to_go_on(tmp_path: Path, tokenizer, monkeypatch, c
     monkeypatch.setattr(engine, "optimizer_step", stopping)
     assert main([*train, "--output-dir", str(out)]) == 143
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith("groundtune: stopped after step 1. Go on with: groundtune train ")
+    assert said.startswith("groundtune: Interrupted after step 1. Resume with: groundtune train ")
     monkeypatch.setattr(engine, "optimizer_step", step)
-    assert main(shlex.split(said.partition("Go on with: groundtune ")[2])) == 0
+    assert main(shlex.split(said.partition("Resume with: groundtune ")[2])) == 0
     assert (out / "metrics.json").is_file()
 
 
-def _worker(rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: Path, stop_at: int) -> None:
-    """One of two processes; the second gets the signal."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
+def interrupted_run(
+    rank: int, config: TrainConfig, tokenizer: Any, out: Path, stop_at: int
+) -> dict[str, Any]:
+    """A process of a run; the second gets the signal."""
     step, seen, code = engine.optimizer_step, [], 0
 
-    def watched(own: Any, batch: Any, place: Any) -> Any:
-        seen.append((place.step, torch.get_rng_state().tolist()))
-        if rank == 1 and place.step + 1 == stop_at:
+    def watched(setup: Any, state: Any, batch: Any) -> Any:
+        seen.append((state.step, torch.get_rng_state().tolist()))
+        if rank == 1 and state.step + 1 == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(own, batch, place)
+        return step(setup, state, batch)
 
     engine.optimizer_step = watched
     bundle = tiny_bundle(tokenizer, **SIZES)
     try:
-        run(config, bundle, folder / "run")
+        run(config, bundle, out)
     except Interrupted as error:
         code = error.exit_code
-    torch.save({"code": code, "seen": seen, "weights": weights(bundle)}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _in_two(config: TrainConfig, tokenizer: Any, folder: Path, stop_at: int = 0) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder.mkdir(exist_ok=True)
-    torch.multiprocessing.spawn(_worker, (port, config, tokenizer, folder, stop_at), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return {"code": code, "seen": seen, "weights": weights(bundle)}
 
 
 @pytest.mark.slow
@@ -228,13 +217,22 @@ def test_two_processes_stop_at_the_same_step_and_each_goes_on_with_its_own_gener
     tmp_path: Path, data: Path, tokenizer
 ) -> None:
     config = options(data, ema_decay=0.9)
-    whole = _in_two(config, tokenizer, tmp_path / "whole")
+
+    def both(folder: Path, stop_at: int = 0) -> list[dict[str, Any]]:
+        given = {"config": config, "tokenizer": tokenizer, "out": folder / "run", "stop_at": stop_at}
+        return in_two_processes(partial(interrupted_run, **given), folder)
+
+    whole = both(tmp_path / "whole")
     assert whole[0]["seen"][3] != whole[1]["seen"][3]  # their generators differ
-    stopped = _in_two(config, tokenizer, tmp_path / "parts", stop_at=4)
+    stopped = both(tmp_path / "parts", stop_at=4)
     assert [part["code"] for part in stopped] == [143, 143]
-    assert [len(part["seen"]) for part in stopped] == [4, 4] and place_of(tmp_path / "parts/run") == (1, 1, 4)
+    assert [len(part["seen"]) for part in stopped] == [4, 4] and position_of(tmp_path / "parts/run") == (
+        1,
+        1,
+        4,
+    )
     config.resume = str(tmp_path / "parts/run")
-    resumed = _in_two(config, tokenizer, tmp_path / "parts")
+    resumed = both(tmp_path / "parts")
     for rank in range(2):
         assert stopped[rank]["seen"] + resumed[rank]["seen"] == whole[rank]["seen"]
         assert differing(resumed[rank]["weights"], whole[rank]["weights"]) == []

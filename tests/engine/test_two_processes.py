@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import os
-import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine_processes import in_two_processes
 from engine_runs import (
     Recorder,
     gradients_of,
@@ -25,26 +25,22 @@ from engine_runs import (
 )
 
 from groundtune.config import TrainConfig
+from groundtune.data.batch import Batch
 from groundtune.data.loader import TrainLoader
-from groundtune.engine.setup import _Forward
 from groundtune.errors import GroundtuneError
+from groundtune.model.detector import GroundingDINO
 
 pytestmark = pytest.mark.slow
 
 
-def worker(
-    rank: int, port: int, config: TrainConfig, tokenizer: Any, folder: Path, trouble: Callable[[int], None]
-) -> None:
-    """One process of a run in `folder/run`; what it saw goes to `folder/RANK.pt`."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
+def one_of_two(
+    rank: int, config: TrainConfig, tokenizer: Any, out: Path, trouble: Callable[[int], None]
+) -> dict[str, Any]:
+    """What a process of a run saw and wrote."""
     written: list[str] = []
-    sys.addaudithook(lambda event, args: _note_write(written, folder / "run", event, args))
+    sys.addaudithook(lambda event, args: _note_write(written, out, event, args))
     trouble(rank)
-    seen = observe(config, tokenizer, folder / "run")
-    torch.save(seen | {"written": written}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return observe(config, tokenizer, out) | {"written": written}
 
 
 def _note_write(written: list[str], folder: Path, event: str, args: tuple[Any, ...]) -> None:
@@ -72,48 +68,35 @@ def no_trouble(rank: int) -> None: ...
 
 def poison(name: str, rank: int) -> None:
     """The image of that name makes its process's predictions NaN."""
-    collate = TrainLoader._collate
+    epoch = TrainLoader.epoch
 
-    def poisoned(self: Any, *args: Any) -> Any:
-        batch = collate(self, *args)
-        for image, sample in zip(batch.images, batch.samples, strict=True):
-            if sample.image_path.name == name:
-                image.fill_(float("nan"))
-        return batch
+    def poisoned(self: TrainLoader, *args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for batch in epoch(self, *args, **kwargs):
+            for image, sample in zip(batch.images, batch.samples, strict=True):
+                if sample.image_path.name == name:
+                    image.fill_(float("nan"))
+            yield batch
 
-    TrainLoader._collate = poisoned
+    TrainLoader.epoch = poisoned
 
 
 def short_of_memory(rank: int) -> None:
     """The second process has no room for two images."""
-    forward = _Forward.forward
+    forward = GroundingDINO.forward
 
-    def limited(self: Any, batch: Any, *args: Any) -> Any:
-        if rank == 1 and len(batch.targets) > 1:
+    def limited(self: Any, images: Any, *args: Any) -> Any:
+        if rank == 1 and len(images) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, batch, *args)
+        return forward(self, images, *args)
 
-    _Forward.forward = limited
+    GroundingDINO.forward = limited
 
 
-def in_two_processes(
+def observe_two(
     config: TrainConfig, tokenizer: Any, folder: Path, trouble: Callable[[int], None] = no_trouble
 ) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder.mkdir()
-    context = torch.multiprocessing.start_processes(
-        worker, (port, config, tokenizer, folder, trouble), nprocs=2, join=False, start_method="spawn"
-    )
-    try:
-        for _ in range(30):
-            if context.join(timeout=10):
-                return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-        pytest.fail("the processes wait for each other")
-    finally:
-        for process in context.processes:
-            process.kill()
+    given = {"config": config, "tokenizer": tokenizer, "out": folder / "run", "trouble": trouble}
+    return in_two_processes(partial(one_of_two, **given), folder)
 
 
 def same_numbers(folder: Path) -> None:
@@ -130,7 +113,7 @@ def same_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     "changed", [{"epochs": 5}, {"epochs": 4, "cache_features": True, "ema_decay": 0.9, "batch_size": 3}]
 )
-def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
+def test_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
     """20 steps with denoising; images with none to six boxes, so that the processes' own numbers differ.
 
     Batches of three are split into 2 and 1. The last batch of an epoch has one image, and the second process none.
@@ -140,7 +123,7 @@ def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: 
     config = dataclasses.replace(config, retention_data=[str(scenes(tmp_path / "other", train=1, valid=2))])
     config = dataclasses.replace(config, **changed)
     expected = observe(config, tokenizer, tmp_path / "one")
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two")
+    main, other = observe_two(config, tokenizer, tmp_path / "two")
     assert len(main["gradients"]) == 20
     same_gradients(main["gradients"][:1], expected["gradients"][:1])
     same_numbers(tmp_path)
@@ -153,8 +136,8 @@ def test_pitfall_08_two_processes_equal_one(tmp_path: Path, tokenizer, changed: 
     of_one, of_two = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two/run")
     )
-    assert of_one["retained"]["other"]["before"] == pytest.approx(of_two["retained"]["other"]["before"])
-    assert of_two["retained"]["other"].keys() == {"before", "after"}
+    assert of_one["retention"]["other"]["before"] == pytest.approx(of_two["retention"]["other"]["before"])
+    assert of_two["retention"]["other"].keys() == {"before", "after"}
 
 
 @pytest.mark.parametrize("image", ["train_00000.jpg", "train_00005.jpg"])
@@ -163,7 +146,7 @@ def test_a_bad_image_of_one_process_is_skipped_by_both_and_reported(
 ) -> None:
     data = scenes(tmp_path / "data", train=8, valid=2)
     config = options(data, epochs=2, batch_size=4, max_nonfinite_steps=2)
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two", partial(poison, image))
+    main, other = observe_two(config, tokenizer, tmp_path / "two", partial(poison, image))
     assert not main["error"] and not other["error"]
     assert len(main["gradients"]) == len(other["gradients"]) == 2  # one of two steps in each epoch
     for name, tensor in main["weights"].items():
@@ -179,7 +162,7 @@ def test_one_process_that_is_short_of_memory_halves_the_parts_of_both(tmp_path: 
     data = scenes(tmp_path / "data", train=8, valid=2)
     config = options(data, epochs=1, batch_size=4, max_grad_norm=0.0)
     expected = observe(config, tokenizer, tmp_path / "one")
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two", short_of_memory)
+    main, other = observe_two(config, tokenizer, tmp_path / "two", short_of_memory)
     assert not main["error"] and not other["error"]
     same_gradients(main["gradients"][:1], expected["gradients"][:1])
     same_numbers(tmp_path)
@@ -194,11 +177,11 @@ def test_an_unreadable_image_of_one_process_is_told_by_the_main_one(tmp_path: Pa
     config = options(data, epochs=1, batch_size=2, max_grad_norm=0.0)
     next(data.rglob("train_00001.jpg")).write_text("hello")
     expected = observe(config, tokenizer, tmp_path / "one")
-    main, other = in_two_processes(config, tokenizer, tmp_path / "two")
+    main, other = observe_two(config, tokenizer, tmp_path / "two")
     assert not main["error"] and not other["error"]
     same_gradients(main["gradients"][:1], expected["gradients"][:1])
     same_numbers(tmp_path)
-    assert (tmp_path / "two/run/train.log").read_text().count("is left out") == 1
+    assert (tmp_path / "two/run/train.log").read_text().count("is skipped") == 1
     next(data.rglob("train_00003.jpg")).write_text("hello")
-    main, other = in_two_processes(config, tokenizer, tmp_path / "three")
+    main, other = observe_two(config, tokenizer, tmp_path / "three")
     assert main["error"] == other["error"] and main["error"].startswith("DataError: 2 of 5 images of train")

@@ -63,7 +63,7 @@ def _heads(outputs):
     queries=st.integers(1, 6),
 )
 def test_always_finite_with_finite_gradients(seed, counts, queries):
-    """Also pitfall 22: fewer queries than boxes, in the decoder or in the encoder alone."""
+    """Also: fewer queries than boxes, in the decoder or in the encoder alone."""
     outputs, targets = _batch(seed, counts, queries)
     terms = criterion(outputs, targets)
     loss = total(terms)
@@ -105,7 +105,7 @@ def _one_query(logits_of_tokens, box=(0.5, 0.5, 0.2, 0.2), padded=0):
 
 
 @pytest.mark.parametrize("padded", [0, 5])
-def test_pitfall_01_infinite_logits_are_filtered_before_the_loss(padded):
+def test_infinite_logits_are_filtered_before_the_loss(padded):
     outputs, targets = _one_query([[0.0, 0.0, 0.0]], padded=padded)
     terms = criterion(outputs, targets)
     ln2 = math.log(2)
@@ -132,7 +132,7 @@ def test_class_error_counts_valid_positions_only():
     assert criterion(outputs, targets)["class_error"].item() == pytest.approx(100 / 8)
 
 
-def test_pitfall_02_unmatched_queries_and_images_without_boxes_are_pushed_down():
+def test_unmatched_queries_and_images_without_boxes_are_pushed_down():
     outputs, targets = _batch(5, [2, 0], queries=6)
     total(criterion(outputs, targets)).backward()
     for head in _heads(outputs):
@@ -184,7 +184,7 @@ def _train_one_query(tokenizer, names, make_map):
     return logits.detach().sigmoid()[0, 0, phrase]
 
 
-def test_pitfall_03_a_name_of_any_length_reaches_a_high_probability(tokenizer):
+def test_a_name_of_any_length_reaches_a_high_probability(tokenizer):
     """With soft 1/n targets the optimum of these names is 1, .5, .16, .08."""
     for name, tokens in [("cat", 1), ("hair dryer", 3), ("red blood cell count", 4)]:
         reached = _train_one_query(tokenizer, [name, "dog"], lambda p: tokenize(tokenizer, [p])[1][0])
@@ -203,7 +203,7 @@ def _detached(outputs, image=None):
     return head
 
 
-def test_pitfall_06_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone():
+def test_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone():
     counts = [3, 0, 1, 2]
     outputs, targets = _batch(8, counts)
     together = criterion(outputs, targets)
@@ -222,7 +222,7 @@ def test_pitfall_06_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone(
         assert value / sum(counts) == pytest.approx(together[name].item(), rel=1e-4)
 
 
-def test_pitfall_26_every_layer_is_compared_with_the_original_targets():
+def test_every_layer_is_compared_with_the_original_targets():
     outputs, targets = _batch(9, [3, 2], layers=4)
     terms = criterion(outputs, targets)
     prefixes = ["d0.", "d1.", "d2.", "enc_"]
@@ -233,7 +233,7 @@ def test_pitfall_26_every_layer_is_compared_with_the_original_targets():
 
 
 @pytest.mark.parametrize("extra", [0.0, 0.2])
-def test_pitfall_11_a_zero_area_box_is_finite_even_where_the_prediction_equals_it(extra):
+def test_a_zero_area_box_is_finite_even_where_the_prediction_equals_it(extra):
     outputs, targets = _one_query([[0.0, 1.0, 0.0]])
     boxes = torch.tensor([[[0.5, 0.5, 0.0, extra]]], requires_grad=True)
     outputs["pred_boxes"] = boxes
@@ -243,7 +243,7 @@ def test_pitfall_11_a_zero_area_box_is_finite_even_where_the_prediction_equals_i
     assert torch.isfinite(loss) and torch.isfinite(boxes.grad).all()
 
 
-def test_pitfall_08_the_terms_of_parts_of_a_batch_add_up_to_its_own():
+def test_the_terms_of_parts_of_a_batch_add_up_to_its_own():
     """Parts of processes or of micro-batches. Of seven boxes in one image five find a query, of the encoder's four."""
     outputs, targets = _batch(10, [7, 1, 0, 2])
     whole = criterion(outputs, targets)

@@ -1,4 +1,4 @@
-"""Every loss term and every gradient of MMDetection 3.3.0's head, from its own run (shared/golden)."""
+"""Every loss term and every gradient of MMDetection 3.3.0's head, from its own run (tests/golden)."""
 
 import json
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from groundtune.loss.criterion import GroundingDINOCriterion, total
 IMAGES = 4
 
 
-def _golden(shared, seed):
-    stored = np.load(shared / "golden" / f"mmdet_head_seed{seed}.npz")
+def _golden(golden_files, seed):
+    stored = np.load(golden_files / f"mmdet_head_seed{seed}.npz")
     arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "meta_json"}
     return arrays, json.loads(str(stored["meta_json"]))
 
@@ -62,9 +62,9 @@ def _focal(meta):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_golden_terms_of_every_head(shared, seed):
+def test_golden_terms_of_every_head(golden_files, seed):
     """Also pitfalls 4 (sign of the cost), 6 (prompts that differ) and 26 (targets of auxiliary layers)."""
-    arrays, meta = _golden(shared, seed)
+    arrays, meta = _golden(golden_files, seed)
     terms = _criterion(meta)(_outputs(arrays, meta), _targets(arrays, meta))
     ours = {
         name.replace("loss_giou", "loss_iou"): value.item()
@@ -76,8 +76,8 @@ def test_golden_terms_of_every_head(shared, seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_golden_gradients_of_logits_and_boxes(shared, seed):
-    arrays, meta = _golden(shared, seed)
+def test_golden_gradients_of_logits_and_boxes(golden_files, seed):
+    arrays, meta = _golden(golden_files, seed)
     names = ["cls", "box", "enc_cls", "enc_box"]
     for name in names:
         arrays[name].requires_grad_()
@@ -92,8 +92,8 @@ def test_golden_gradients_of_logits_and_boxes(shared, seed):
             assert (ours[~torch.isfinite(arrays[name])] == 0).all()
 
 
-def test_default_class_weight_doubles_the_reference_term(shared):
-    arrays, meta = _golden(shared, 0)
+def test_default_class_weight_doubles_the_reference_term(golden_files):
+    arrays, meta = _golden(golden_files, 0)
     terms = GroundingDINOCriterion()(_outputs(arrays, meta), _targets(arrays, meta))
     assert terms["loss_cls"].item() == pytest.approx(2 * meta["losses"]["loss_cls"], rel=1e-4)
     assert terms["loss_bbox"].item() == pytest.approx(meta["losses"]["loss_bbox"], rel=1e-4)

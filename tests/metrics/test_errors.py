@@ -27,7 +27,7 @@ def dataset(boxes: list[tuple[int, list[float]]], crowd: tuple[int, ...] = ()) -
     return Dataset("valid", Path("."), ["cat", "dog"], [sample], [7, 3])
 
 
-def said(class_id: int, xyxy: list[float], score: float) -> dict:
+def detection(class_id: int, xyxy: list[float], score: float) -> dict:
     x0, y0, x1, y1 = xyxy
     return {
         "image_id": 5,
@@ -44,30 +44,32 @@ BOX, FAR = [10, 10, 30, 30], [60, 60, 80, 80]
     ("class_id", "box", "kind"),
     [
         (CAT, [10, 10, 30, 29], "matched"),  # IoU 0.95
-        (DOG, [10, 10, 30, 29], "class"),
-        (CAT, [20, 10, 40, 30], "location"),  # half of each: IoU 1/3
+        (DOG, [10, 10, 30, 29], "classification"),
+        (CAT, [20, 10, 40, 30], "localization"),  # half of each: IoU 1/3
         (DOG, [20, 10, 40, 30], "both"),
         (CAT, [28, 10, 48, 30], "background"),  # IoU 40 / 760 = 0.05
         (CAT, FAR, "background"),
     ],
 )
 def test_each_kind_of_a_single_detection(class_id: int, box: list[float], kind: str) -> None:
-    result = collect(dataset([(CAT, BOX)]), [said(class_id, box, 0.9)])[0]
-    assert result.kinds == [kind]
+    result = collect(dataset([(CAT, BOX)]), [detection(class_id, box, 0.9)])[0]
+    assert result.types == [kind]
     assert list(result.missed(np.zeros(2))) == ([] if kind == "matched" else [0])
 
 
 def test_the_better_of_two_is_matched_and_the_other_a_duplicate() -> None:
-    result = collect(dataset([(CAT, BOX)]), [said(CAT, BOX, 0.4), said(CAT, [10, 10, 30, 28], 0.8)])[0]
-    assert result.kinds == ["matched", "duplicate"]
+    result = collect(
+        dataset([(CAT, BOX)]), [detection(CAT, BOX, 0.4), detection(CAT, [10, 10, 30, 28], 0.8)]
+    )[0]
+    assert result.types == ["matched", "duplicate"]
     assert list(result.scores) == [0.8, 0.4]
     assert result.ious[0] == pytest.approx(0.9)
 
 
 def test_crowds_are_neither_found_nor_missed() -> None:
     data = dataset([(CAT, BOX), (CAT, [50, 50, 100, 100])], crowd=(1,))
-    results = collect(data, [said(CAT, BOX, 0.9), said(CAT, FAR, 0.8), said(DOG, FAR, 0.7)])
-    assert results[0].kinds == ["matched", "crowd", "background"]
+    results = collect(data, [detection(CAT, BOX, 0.9), detection(CAT, FAR, 0.8), detection(DOG, FAR, 0.7)])
+    assert results[0].types == ["matched", "crowd", "background"]
     assert list(results[0].missed(np.zeros(2))) == []
     assert best_thresholds(results, 2)[CAT].f1 == 1.0
 
@@ -84,10 +86,10 @@ def test_best_threshold_by_hand() -> None:
     results = collect(
         data,
         [
-            said(CAT, BOX, 0.9),
-            said(CAT, [0, 90, 9, 99], 0.8),
-            said(CAT, FAR, 0.7),
-            said(CAT, [90, 0, 99, 9], 0.1),
+            detection(CAT, BOX, 0.9),
+            detection(CAT, [0, 90, 9, 99], 0.8),
+            detection(CAT, FAR, 0.7),
+            detection(CAT, [90, 0, 99, 9], 0.1),
         ],
     )
     cat, dog = best_thresholds(results, 2)
@@ -96,7 +98,7 @@ def test_best_threshold_by_hand() -> None:
 
 
 def test_a_threshold_does_not_cut_between_equal_scores() -> None:
-    results = collect(dataset([(CAT, BOX)]), [said(CAT, BOX, 0.5), said(CAT, FAR, 0.5)])
+    results = collect(dataset([(CAT, BOX)]), [detection(CAT, BOX, 0.5), detection(CAT, FAR, 0.5)])
     assert best_thresholds(results, 2)[CAT].f1 == pytest.approx(2 / 3)
 
 
@@ -105,16 +107,16 @@ def test_counts_add_up_over_an_image_with_everything() -> None:
     results = collect(
         data,
         [
-            said(CAT, BOX, 0.9),
-            said(CAT, FAR, 0.8),  # a dog called a cat
-            said(DOG, [40, 0, 50, 10], 0.7),  # nothing there
-            said(DOG, [0, 80, 10, 90], 0.2),  # right, but below the threshold
+            detection(CAT, BOX, 0.9),
+            detection(CAT, FAR, 0.8),  # a dog called a cat
+            detection(DOG, [40, 0, 50, 10], 0.7),  # nothing there
+            detection(DOG, [0, 80, 10, 90], 0.2),  # right, but below the threshold
         ],
     )
     counts = error_counts(results, np.array([0.5, 0.5]), 2)
     assert {name: row.tolist() for name, row in counts.items() if row.any()} == {
         "matched": [1, 0],
-        "class": [1, 0],
+        "classification": [1, 0],
         "background": [0, 1],
         "missed": [0, 2],
     }
@@ -124,9 +126,11 @@ def test_counts_add_up_over_an_image_with_everything() -> None:
 def test_calibration_by_hand() -> None:
     """In the bin of .9: one right of one. In the bin of .5: one right of two. Gap (|.95 − 1| + 2 · |.55 − .5|) / 3."""
     data = dataset([(CAT, BOX), (CAT, FAR)])
-    found = collect(data, [said(CAT, BOX, 0.95), said(CAT, FAR, 0.55), said(CAT, [0, 90, 9, 99], 0.55)])
+    found = collect(
+        data, [detection(CAT, BOX, 0.95), detection(CAT, FAR, 0.55), detection(CAT, [0, 90, 9, 99], 0.55)]
+    )
     rows, gap = calibration(found)
-    assert [(round(r["score"], 2), r["right"], r["count"]) for r in rows] == [
+    assert [(round(r["score"], 2), r["precision"], r["count"]) for r in rows] == [
         (0.55, 0.5, 2.0),
         (0.95, 1.0, 1.0),
     ]
@@ -158,4 +162,4 @@ def test_what_is_matched_is_what_pycocotools_matches(seed: int) -> None:
         for entry in evaluation.evalImgs
         if entry is not None
     )
-    assert sum(result.kinds.count("matched") for result in collect(data, predictions)) == theirs > 0
+    assert sum(result.types.count("matched") for result in collect(data, predictions)) == theirs > 0

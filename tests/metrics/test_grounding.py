@@ -7,12 +7,11 @@ import pytest
 import torch
 from coco_files import image
 from engine_fakes import FakeNetwork
-from engine_runs import CPU, Recorder, options, run, tiny_bundle
+from engine_runs import Recorder, evaluated, options, run, tiny_bundle
 
 from groundtune.api import evaluate as evaluate_by_path
 from groundtune.contracts import ImageFormat
 from groundtune.data.formats.detect import load_splits
-from groundtune.engine.evaluate import evaluate
 from groundtune.errors import DataError
 from groundtune.metrics.grounding import PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
@@ -130,14 +129,14 @@ def captions(folder: Path, *rows: str) -> Path:
 
 
 def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
-    """By the maximum (semantics 23) query 0, the left half, wins; by the mean of two tokens query 1 would."""
+    """By the maximum query 0, the left half, wins; by the mean of two tokens query 1 would."""
     left = '{"bbox": [0, 0, 20, 30], "phrase": "left cup"}'
     right = '{"bbox": [20, 0, 40, 30], "phrase": "left cup"}, {"bbox": [], "phrase": "a plate"}'
     data = load_splits(captions(tmp_path / "data", left, right))["valid"]
     image_format_of = ImageFormat(mean=(0.0,) * 3, std=(1.0,) * 3, short_side=48, max_side=64)
     bundle = ModelBundle(Reader(tokenizer).eval(), tokenizer, ModelConfig(), image_format_of)
     watcher = Recorder()
-    found = evaluate(bundle, data, device=CPU, batch_size=1, progress=watcher)
+    found = evaluated(bundle, data, batch_size=1, progress=watcher)
     assert found.metrics == {
         "recall@1": 0.5,
         "recall@5": 1.0,
@@ -156,7 +155,7 @@ def test_a_phrase_scores_by_its_best_token(tmp_path, tokenizer):
     assert watcher.events == [("evaluation", 1), ("evaluation", 2)]
     data.samples[0] = data.samples[0].__class__(**{**vars(data.samples[0]), "grounding": None})
     with pytest.raises(DataError, match="some images have captions"):
-        evaluate(bundle, data, device=CPU)
+        evaluated(bundle, data)
 
 
 @pytest.mark.slow
@@ -164,7 +163,7 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
     config = options(shared / "data/refs", epochs=2, max_train_images=12, max_valid_images=6, flip=1.0)
     bundle = tiny_bundle(tokenizer)
     before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
-    result = run(config, bundle, tmp_path / "run", Recorder())
+    result = run(config, bundle, tmp_path / "run", Recorder(), {})
     assert (
         result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])}
         and result.per_class == {}
@@ -177,12 +176,12 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
 
 @pytest.mark.slow
 def test_classes_and_captions_train_in_one_run(shared, tmp_path, tokenizer):
-    from groundtune.data.combine import mix_in
+    from groundtune.data.combine import add_extra_data
     from groundtune.engine.train import train
 
     config = options(shared / "data/tinycoco", epochs=1, max_valid_images=3)
     splits = load_splits(shared / "data/tinycoco")
     splits["train"].samples = splits["train"].samples[:6]
-    mix_in(splits, [(shared / "data/refs", 0.03)])
-    result = train(config, tiny_bundle(tokenizer), splits, tmp_path / "run", Recorder())
+    add_extra_data(splits, [(shared / "data/refs", 0.03)])
+    result = train(config, tiny_bundle(tokenizer), splits, tmp_path / "run", Recorder(), {})
     assert "valid/AP" in result.metrics and len(result.per_class) == 43

@@ -74,7 +74,7 @@ def test_the_limit_is_of_a_class_in_all_images(monkeypatch: pytest.MonkeyPatch) 
     data = animals([image(1, 0), image(2, 0), image(3, 1)], {}, {})
     found = [said(2, CAT, BOX, 0.1), said(1, CAT, BOX, 0.9), said(1, CAT, FAR, 0.2), said(3, DOG, BOX, 0.05)]
     assert lvis_metrics(data, found).metrics["APr"] == pytest.approx((51 + 50 * 2 / 3) / 101)
-    monkeypatch.setattr(lvis, "_MOST_OF_CLASS", 2)
+    monkeypatch.setattr(lvis, "_MAX_PER_CLASS", 2)
     metrics = lvis_metrics(data, found).metrics
     assert metrics["APr"] == pytest.approx(51 / 101)  # precision 1 up to recall .5, then 0
     assert metrics["APf"] == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import WIDER_BERT, WIDER_SWIN
 from transformers import (
     BertConfig,
     GroundingDinoConfig,
@@ -11,49 +12,25 @@ from transformers import (
     SwinConfig,
 )
 
-SWIN = {
-    "image_size": 64,
-    "embed_dim": 16,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 2, 2, 4],
-    "window_size": 4,
-}
-BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 FAMILIES = {
     "grounding-dino": (GroundingDinoConfig, GroundingDinoForObjectDetection),
     "mm-grounding-dino": (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection),
 }
+_BOX, _CLASS = "decoder_bbox_embed_share", "decoder_cls_embed_share"
 CASES = [
-    pytest.param("grounding-dino", {"decoder_bbox_embed_share": True}, [2, 3, 4], id="dino-shared"),
-    pytest.param(
-        "grounding-dino", {"decoder_bbox_embed_share": False}, [1, 2, 3, 4], id="dino-separate-4-stages"
-    ),
-    pytest.param(
-        "mm-grounding-dino",
-        {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False},
-        [1, 2, 3, 4],
-        id="mm-separate-4-stages",
-    ),
-    pytest.param(
-        "mm-grounding-dino",
-        {"decoder_bbox_embed_share": True, "decoder_cls_embed_share": True},
-        [2, 3, 4],
-        id="mm-shared",
-    ),
-    pytest.param(
-        "mm-grounding-dino",
-        {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": True},
-        [2, 3, 4],
-        id="mm-boxes-separate",
-    ),
+    pytest.param("grounding-dino", {_BOX: True}, [2, 3, 4], id="dino-shared"),
+    pytest.param("grounding-dino", {_BOX: False}, [1, 2, 3, 4], id="dino-separate-4-stages"),
+    pytest.param("mm-grounding-dino", {_BOX: False, _CLASS: False}, [1, 2, 3, 4], id="mm-separate-4-stages"),
+    pytest.param("mm-grounding-dino", {_BOX: True, _CLASS: True}, [2, 3, 4], id="mm-shared"),
+    pytest.param("mm-grounding-dino", {_BOX: False, _CLASS: True}, [2, 3, 4], id="mm-boxes-separate"),
 ]
 
 
 def oracle(family, heads, stages, queries=20):
     config_class, model_class = FAMILIES[family]
     config = config_class(
-        backbone_config=SwinConfig(**SWIN, out_indices=stages),
-        text_config=BertConfig(**BERT),
+        backbone_config=SwinConfig(**WIDER_SWIN | {"image_size": 64}, out_indices=stages),
+        text_config=BertConfig(**WIDER_BERT),
         d_model=64,
         encoder_layers=2,
         decoder_layers=3,
@@ -69,10 +46,8 @@ def oracle(family, heads, stages, queries=20):
     torch.manual_seed(0)
     model = model_class(config).eval()
     with torch.no_grad():
-        for (
-            name,
-            parameter,
-        ) in model.named_parameters():  # zeros and tiny scales at initialization would hide mistakes
+        # zeros and tiny scales at initialization would hide mistakes
+        for name, parameter in model.named_parameters():
             if "fusion_layer" in name and name.endswith("param"):
                 parameter.fill_(0.3)
             elif "backbone" not in name and (parameter.numel() == 1 or parameter.std() < 0.2):

@@ -70,16 +70,12 @@ def in_a_process(tmp_path):
     """`in_a_process(address, code or verb, *arguments, **environment)`: what a user's process says and returns."""
 
     def start(address, code, *arguments, **environment):
-        command = (
-            [sys.executable, "-c", code, *arguments]
-            if "\n" in code
-            else [sys.executable, "-m", code, *arguments]
-        )
+        start_with = ["-c", code] if "\n" in code else ["-m", code]
+        command = [sys.executable, *start_with, *arguments]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         hub_settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(SOURCE)}
-        settings = (
-            kept | hub_settings | {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"} | environment
-        )
+        hub_settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        settings = kept | hub_settings | environment
         return subprocess.run(
             command, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path
         )
@@ -111,18 +107,14 @@ def test_a_cut_connection_is_resumed_where_it_broke(server, models, in_a_process
     server.cut = {"model.safetensors"}
     found = in_a_process(server.address, LOAD, MODEL)
     assert found.returncode == 0, found.stderr
-    wanted = [
-        wanted
-        for method, path, wanted in server.requests
-        if method == "GET" and path.endswith("model.safetensors")
-    ]
+    gets = [(path, wanted) for method, path, wanted in server.requests if method == "GET"]
+    wanted = [wanted for path, wanted in gets if path.endswith("model.safetensors")]
     assert wanted[0] is None and len(wanted) == 2
     assert wanted[1] is not None and wanted[1].startswith("bytes=")
     begin = int(wanted[1].removeprefix("bytes=").split("-")[0])
     assert 10 << 20 <= begin <= size // 2
-    assert (cached(tmp_path) / "model.safetensors").read_bytes() == (
-        models / MODEL / "model.safetensors"
-    ).read_bytes()
+    weights = (models / MODEL / "model.safetensors").read_bytes()
+    assert (cached(tmp_path) / "model.safetensors").read_bytes() == weights
 
 
 def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, in_this_process):
@@ -141,59 +133,51 @@ def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, 
         (
             "owner/nothing",
             0,
-            "Cannot download the model 'owner/nothing': it does not exist on the Hub. A local folder",
+            "Cannot download the model 'owner/nothing': it does not exist on the Hub. No local folder",
         ),
         (MODEL, 401, "it does not exist, or needs a token; set HF_TOKEN"),
-        (MODEL, 403, "access is not granted; ask for it on the model's page, and set HF_TOKEN"),
-        (MODEL, 500, "the Hub answered 500; try again later"),
+        (MODEL, 403, "access is not granted; request it on the model's page, and set HF_TOKEN"),
+        (MODEL, 500, "the Hub returned 500; try again later"),
     ],
 )
-def test_an_answer_of_the_hub_is_told_by_the_command_line(
-    model, status, message, server, in_this_process, capsys
-):
+def test_the_command_line_reports_a_refusal(model, status, message, server, in_this_process, capsys):
     server.status = status
     in_this_process(server.address)
-    assert main(["export", model, "--output-dir", "here"]) == 4
+    assert main(["export", model, "--output", "here"]) == 4
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     assert not Path("here").exists()
 
 
 NOTHING_CACHED = (
-    f"groundtune: error: The model {MODEL!r} is not in the cache, or not wholly, and the Hub cannot be reached (or "
-    "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and name its path, or use the built-in --model nano.\n"
+    f"groundtune: error: The model {MODEL!r} is not completely in the cache, and the Hub cannot be reached (or "
+    "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and give its path, or use the built-in --model nano.\n"
 )
 
 
 def test_offline_with_nothing_cached_says_what_to_do(in_a_process):
     found = in_a_process(
-        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output-dir", "here", HF_HUB_OFFLINE="1"
+        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output", "here", HF_HUB_OFFLINE="1"
     )
     assert (found.returncode, found.stdout, found.stderr) == (4, "", NOTHING_CACHED)
 
 
 def test_no_hub_and_nothing_cached_says_the_same(in_this_process, capsys):
     in_this_process("http://127.0.0.1:9")
-    assert main(["export", MODEL, "--output-dir", "here"]) == 4
+    assert main(["export", MODEL, "--output", "here"]) == 4
     assert capsys.readouterr().err == NOTHING_CACHED
 
 
+@pytest.mark.parametrize("name", ["IDEA-Research/grounding-dino-tiny", "owner/model.v2"])
+def test_hub_ids(name):
+    assert hub.looks_like_hub_id(name)
+
+
 @pytest.mark.parametrize(
-    ("name", "is_id"),
-    [
-        ("IDEA-Research/grounding-dino-tiny", True),
-        ("owner/model.v2", True),
-        ("nano", False),
-        ("./owner/model", False),
-        ("/owner/model", False),
-        ("a/b/c", False),
-        ("weights/model.pth", False),
-        ("owner/", False),
-        ("", False),
-    ],
+    "name", ["nano", "./owner/model", "/owner/model", "a/b/c", "weights/model.pth", "owner/", ""]
 )
-def test_what_looks_like_a_hub_id(name, is_id):
-    assert hub.looks_like_hub_id(name) is is_id
+def test_other_names_are_no_hub_ids(name):
+    assert not hub.looks_like_hub_id(name)
 
 
 def test_upload_creates_the_model_and_sends_the_folder(monkeypatch, tmp_path):

@@ -30,7 +30,7 @@ def text(tokenizer):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("trainable", [False, True], ids=["cached", "plain"])
-def test_pitfall_12_a_phrase_in_a_prompt_equals_the_phrase_alone(trainable, attention, text):
+def test_a_phrase_in_a_prompt_equals_the_phrase_alone(trainable, attention, text):
     """Alone means transformers' own forward on the block's tokens: no mask, positions 0, 1, 2 …"""
     model = language_model(trainable=trainable, attention=attention)
     features = model(text)
@@ -42,7 +42,7 @@ def test_pitfall_12_a_phrase_in_a_prompt_equals_the_phrase_alone(trainable, atte
             assert (features[row, tokens] - expected).abs().max() <= 1e-5
 
 
-def test_pitfall_12_cached_equals_plain_on_every_real_token(text):
+def test_cached_equals_plain_on_every_real_token(text):
     frozen, trained = language_model(trainable=False), language_model(trainable=True)
     real = text.text_token_mask
     torch.testing.assert_close(frozen(text)[real], trained(text)[real].detach(), rtol=1e-4, atol=1e-5)
@@ -59,13 +59,13 @@ def test_each_phrase_runs_once(text):
 
 
 def test_the_cache_has_an_end(text, monkeypatch):
-    monkeypatch.setattr(language, "MOST_CACHED", 5)
+    monkeypatch.setattr(language, "MAX_CACHED", 5)
     model = language_model()
     expected = model(text)
     assert (
         torch.equal(model(text), expected) and len(model._phrase_features) == 6
     )  # emptied, and filled again
-    monkeypatch.setattr(language, "MOST_CACHED", 6)
+    monkeypatch.setattr(language, "MAX_CACHED", 6)
     rows = []
     model.bert.register_forward_hook(lambda module, args, output: rows.append(output))
     assert torch.equal(model(text), expected) and rows == []

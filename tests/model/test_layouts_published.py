@@ -10,44 +10,29 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    MMGroundingDinoConfig,
-    MMGroundingDinoForObjectDetection,
-    SwinConfig,
-)
+from oracle_models import CASES, FAMILIES, oracle
+from safetensors.torch import load_file
+from tiny_models import WIDER_SWIN, tiny_config
+from transformers import BertConfig, SwinConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from groundtune.model.bundle import build_network, unique_state
-from groundtune.model.checkpoint import names
 from groundtune.model.checkpoint.convert import (
     LABELS,
     config_of_pth,
-    to_layout,
     layout_of,
     pth_layout,
     same_branches,
     to_groundtune,
+    to_layout,
 )
 from groundtune.model.checkpoint.hf import config_of_transformers, transformers_config
+from groundtune.model.checkpoint.names import LAYOUTS
 
 TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
-BASE = {
-    "embed_dim": 128,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [4, 8, 16, 32],
-    "window_size": 12,
-    "image_size": 384,
-}
-LARGE = {
-    "embed_dim": 192,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "window_size": 12,
-    "image_size": 384,
-}
+BASE = TINY | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+BASE |= {"window_size": 12, "image_size": 384}
+LARGE = BASE | {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
 SEPARATE = {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
 PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMDet are one architecture
     "grounding-dino-tiny": (TINY, [2, 3, 4], False),
@@ -71,7 +56,8 @@ def their_config(name):
         "text_config": BertConfig(),
         "num_feature_levels": len(stages) + 1,
     }
-    return MMGroundingDinoConfig(**common, **SEPARATE) if mm else GroundingDinoConfig(**common)
+    config_class, _ = FAMILIES["mm-grounding-dino" if mm else "grounding-dino"]
+    return config_class(**common, **(SEPARATE if mm else {}))
 
 
 def shapes_in_file(model):
@@ -79,8 +65,9 @@ def shapes_in_file(model):
     model._weight_conversions = None
     state = revert_weight_conversion(model, dict(model.state_dict()))
     tied = {name for name in state if re.match(SECOND_NAMES, name)}
-    if model.config.decoder_bbox_embed_share:
-        tied |= {name for name in state if re.match(r"bbox_embed\.[1-9]", name)}
+    for flag, head in (("decoder_bbox_embed_share", "bbox"), ("decoder_cls_embed_share", "class")):
+        if getattr(model.config, flag, False):
+            tied |= {name for name in state if re.match(rf"{head}_embed\.[1-9]", name)}
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in tied}
 
 
@@ -121,7 +108,7 @@ def check_complete(state, ours, config, packed):
 def test_transformers_models_at_the_published_sizes(name):
     theirs = their_config(name)
     swin, stages, mm = PUBLISHED[name]
-    model_class = MMGroundingDinoForObjectDetection if mm else GroundingDinoForObjectDetection
+    _, model_class = FAMILIES["mm-grounding-dino" if mm else "grounding-dino"]
     with torch.device("meta"):
         shapes = shapes_in_file(model_class(theirs))
     config = config_of_transformers(theirs.to_dict(), name)
@@ -131,22 +118,16 @@ def test_transformers_models_at_the_published_sizes(name):
     check_complete(state, ours, config, packed="^$")
     assert config.backbone_config["out_indices"] == stages and config.num_levels == len(stages) + 1
     written = transformers_config(config)
-    kept = (
-        "d_model",
-        "num_feature_levels",
-        "encoder_ffn_dim",
-        "num_queries",
-        "decoder_bbox_embed_share",
-        "max_text_len",
-    )
-    assert [getattr(written, name) for name in kept] == [getattr(theirs, name) for name in kept]
+    for name in ("d_model", "num_feature_levels", "encoder_ffn_dim", "num_queries", "max_text_len"):
+        assert getattr(written, name) == getattr(theirs, name)
+    assert written.decoder_bbox_embed_share == theirs.decoder_bbox_embed_share
     assert written.backbone_config.to_dict() == theirs.backbone_config.to_dict()
 
 
 @pytest.mark.parametrize("name", KEY_LISTS)
-def test_the_originals_files_at_the_published_sizes(name, shared):
+def test_the_originals_files_at_the_published_sizes(name, golden_files):
     family = KEY_LISTS[name]
-    state = numbered(json.loads((shared / f"golden/{name}_keys.json").read_text()), shared=family == "idea")
+    state = numbered(json.loads((golden_files / f"{name}_keys.json").read_text()), shared=family == "idea")
     layout = pth_layout(state, family)
     ours = to_groundtune(state, layout, name)
     config = config_of_pth(ours, family)
@@ -168,36 +149,25 @@ def test_the_originals_files_at_the_published_sizes(name, shared):
     assert config.share_box_head is (family == "idea")
 
 
-LAYOUTS = {
-    "transformers": names.transformers_layout,
-    "idea": names.idea_layout,
-    "mmdetection": names.mmdetection_layout,
-}
-
-
 @pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_rename_table_is_one_to_one(name, stages):
-    """No prefix stands twice on either side; packed ones neither."""
-    layout = LAYOUTS[name](stages, len(stages) + 1, 6)
-    theirs = [row[0] for row in layout.rows] + [row[0] for row in layout.packed]
-    ours = [row[1] for row in layout.rows] + [part for _, parts in layout.packed for part in parts]
-    assert len(set(theirs)) == len(theirs) and len(set(ours)) == len(ours)
+    """No prefix occurs twice on either side; only packed ones of theirs have three of ours."""
+    whole, *parts = LAYOUTS[name](stages, len(stages) + 1, 6).columns
+    assert parts[0] or name == "transformers"
+    for part in parts:
+        theirs = [row[0] for row in whole + part]
+        assert len(set(theirs)) == len(theirs) and [row[0] for row in part] == [row[0] for row in parts[0]]
+    ours = [row[1] for rows in (whole, *parts) for row in rows]
+    assert len(set(ours)) == len(ours)
 
 
 @pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
+def test_all_our_names_go_out_and_come_back(name, stages):
     """For every parameter of a network, and with values: packing, reordering and tied heads are undone too."""
-    swin = {
-        "image_size": 32,
-        "embed_dim": 16,
-        "depths": [2, 1, 1, 1],
-        "num_heads": [1, 2, 2, 4],
-        "window_size": 4,
-    }
     config = tiny_config(
-        backbone_config=swin | {"out_indices": stages},
+        backbone_config=WIDER_SWIN | {"depths": [2, 1, 1, 1], "out_indices": stages},
         num_levels=len(stages) + 1,
         contrastive_scale="auto" if name != "idea" else "none",
         contrastive_bias=name != "idea",
@@ -215,22 +185,9 @@ def test_all_our_names_go_out_and_come_back(name, stages, tiny_config):
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
-def test_the_names_are_those_of_a_saved_file(tmp_path):
-    from safetensors.torch import load_file
-
-    swin = SwinConfig(
-        embed_dim=16, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, out_indices=[2, 3, 4]
-    )
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    for config_class, model_class, heads in (
-        (GroundingDinoConfig, GroundingDinoForObjectDetection, {}),
-        (MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SEPARATE),
-    ):
-        model = model_class(
-            config_class(backbone_config=swin, text_config=BertConfig(**sizes), d_model=32, **heads)
-        )
-        model.save_pretrained(tmp_path)
-        saved = {
-            name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "model.safetensors").items()
-        }
-        assert saved == shapes_in_file(model)
+@pytest.mark.parametrize(("family", "heads", "stages"), CASES)
+def test_the_names_are_those_of_a_saved_file(family, heads, stages, tmp_path):
+    model = oracle(family, heads, stages)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == shapes_in_file(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import tiny_bundle
+from tiny_models import tiny_bundle
 from torch import nn
 
 from groundtune.errors import CheckpointError
@@ -59,18 +59,15 @@ def test_new_adapters_stand_at_every_linear_layer_and_change_no_bit(kind, tiny, 
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_pitfall_29_every_adapter_matrix_gets_a_gradient(
-    kind, gradient_checkpointing, tiny, make_case
-) -> None:
+def test_every_adapter_matrix_gets_a_gradient(kind, gradient_checkpointing, tiny, make_case) -> None:
     network, case = tiny(kind), make_case(NAMES, SIZES_HW, [2, 0, 1])
     add_adapters(network, 4, 8.0)
     trained(network)  # at B = 0 the gradient of A is 0
     network.train()
-    network.encoder.gradient_checkpointing = gradient_checkpointing
+    network.configure_training(denoising=True, gradient_checkpointing=gradient_checkpointing, bucket=None)
     total(GroundingDINOCriterion()(case.run(network), case.targets)).backward()
-    silent = [
-        name for name, matrix in adapters(network).items() if matrix.grad is None or not matrix.grad.any()
-    ]
+    matrices = adapters(network).items()
+    silent = [name for name, matrix in matrices if matrix.grad is None or not matrix.grad.any()]
     assert len(adapters(network)) > 60 and silent == []
 
 
@@ -152,11 +149,8 @@ def test_peft_itself_reads_the_adapter(saved, tmp_path) -> None:
     from peft import PeftModel
 
     folder, merged = saved
-    theirs = (
-        PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder)
-        .merge_and_unload()
-        .state_dict()
-    )
+    theirs = PeftModel.from_pretrained(load_bundle(tmp_path / "base").network, folder)
+    theirs = theirs.merge_and_unload().state_dict()
     ours = merged.network.state_dict()
     layers = [f"{name}.weight" for name in linear_layers(merged.network)]
     assert layers and [name for name in layers if not torch.equal(theirs[name], ours[name])] == []
@@ -202,7 +196,7 @@ def test_an_adapter_without_its_base_says_where_it_looked(saved, tmp_path) -> No
     folder, _ = saved
     shutil.move(tmp_path / "base", tmp_path / "moved")
     with pytest.raises(
-        CheckpointError, match=r"stands on the model '.*base', which cannot be loaded.*adapter_config\.json"
+        CheckpointError, match=r"needs the model '.*base', which cannot be loaded.*adapter_config\.json"
     ):
         load_bundle(folder)
     rewrite(folder / "adapter_config.json", base_model_name_or_path=str(tmp_path / "moved"))
@@ -221,16 +215,16 @@ def test_an_adapter_that_names_itself_or_nothing_is_refused(base, saved) -> None
 @pytest.mark.parametrize(
     ("file", "changed", "told"),
     [
-        ("adapter_config.json", {"lora_alpha": "much"}, "not complete"),
-        ("groundtune.json", {"image": {}}, "not complete"),
-        ("groundtune.json", {"classes": None}, "not complete"),
-        ("heads.safetensors", {"bbox_head.reg_branches.0.layers.0.bias": None}, "does not fit"),
-        ("heads.safetensors", {"decoder.label_embedding.weight": None}, "not complete"),
-        ("heads.safetensors", {"bbox_head.reg_branches.0.layers.0.bias": torch.zeros(3)}, "does not fit"),
+        ("adapter_config.json", {"lora_alpha": "much"}, "is incomplete"),
+        ("groundtune.json", {"image_format": {}}, "is incomplete"),
+        ("groundtune.json", {"classes": None}, "is incomplete"),
+        ("heads.safetensors", {"bbox_head.reg_branches.0.layers.0.bias": None}, "do not fit"),
+        ("heads.safetensors", {"decoder.label_embedding.weight": None}, "is incomplete"),
+        ("heads.safetensors", {"bbox_head.reg_branches.0.layers.0.bias": torch.zeros(3)}, "do not fit"),
         (
             "adapter_model.safetensors",
             {"base_model.model.encoder.more.lora_A.weight": torch.zeros(4, 4)},
-            "does not fit",
+            "do not fit",
         ),
     ],
 )

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from held_out import held_out_classes
 
 import groundtune
-from groundtune.data.scenes import held_out_classes, write_scenes
+from groundtune.data.scenes import write_scenes
 
 
 @pytest.mark.slow

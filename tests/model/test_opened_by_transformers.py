@@ -7,13 +7,13 @@ import torch
 import yaml
 from engine_runs import CLASSES, options, run, scenes, tiny_bundle
 from PIL import Image
+from predict_fakes import make_predictor
 from safetensors.torch import load_file
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 
 from groundtune.contracts import ImageFormat
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.model.checkpoint.load import load_bundle
-from groundtune.predict.predictor import predict
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import tokenize
 
@@ -72,10 +72,8 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
     """One real image alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the configuration here."""
     folder = trained(variant)
     image = Image.open(next((shared / "data/cat144/valid").glob("*.jpg"))).convert("RGB")
-    model, processor = (
-        AutoModelForZeroShotObjectDetection.from_pretrained(folder),
-        AutoProcessor.from_pretrained(folder),
-    )
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     assert not [record for record in caplog.records if "newly initialized" in record.getMessage()]
     inputs = processor(images=image, text=[CLASSES], return_tensors="pt")
     with torch.no_grad():
@@ -84,10 +82,7 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
     assert processor.tokenizer(caption).input_ids == inputs.input_ids[0].tolist()
     encoding = processor.tokenizer([caption])
     expected = scores_and_boxes(output.logits[0], output.pred_boxes[0], encoding, caption, image.size)
-    cpu = torch.device("cpu")
-    (found,) = predict(
-        load_bundle(folder), [image], CLASSES, threshold=0.0, device=cpu, batch_size=1
-    )  # in float32
+    (found,) = make_predictor(load_bundle(folder), CLASSES, threshold=0.0, batch_size=1).each([image])
     assert len(found) == len(expected) == 20 * len(CLASSES)
     scores = torch.tensor([one[0] for one in expected])
     torch.testing.assert_close(torch.from_numpy(found.confidence), scores, rtol=0, atol=1e-5)
@@ -129,13 +124,9 @@ def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pitfall_13_the_flags_of_shared_heads_are_written_out(variant, trained):
+def test_the_flags_of_shared_heads_are_written_out(variant, trained):
     settings = json.loads((trained(variant) / "config.json").read_text())
-    flags = {
-        name: settings[name]
-        for name in settings
-        if name.endswith("embed_share") and name.startswith("decoder")
-    }
+    flags = {n: settings[n] for n in settings if n.startswith("decoder") and n.endswith("embed_share")}
     assert flags == VARIANTS[variant][1]
     assert settings["architectures"] == [
         type(AutoModelForZeroShotObjectDetection.from_pretrained(trained(variant))).__name__

@@ -71,9 +71,7 @@ def test_float64_parity(family, heads, stages, load_ours, tokenizer):
     assert logits <= 1e-8 and boxes <= 1e-8
 
 
-def test_pitfall_13_heads_that_differ_stay_apart_where_the_configuration_leaves_the_flags_out(
-    load_ours, tmp_path
-):
+def test_heads_that_differ_stay_apart_where_the_configuration_leaves_the_flags_out(load_ours, tmp_path):
     import json
 
     model = oracle(

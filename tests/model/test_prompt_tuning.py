@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from engine_runs import tiny_bundle
+from tiny_models import tiny_bundle
 from torch import Tensor
 
 from groundtune.api import Model, export

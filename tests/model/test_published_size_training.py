@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from groundtune.data.batch import pad_images
+from groundtune.contracts import ImageFormat, Target
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.targets import Target
-from groundtune.data.transforms import ImageFormat, load_image, resize_keep_ratio, to_tensor
+from groundtune.data.images import load_image
+from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model.bundle import build_network
 from groundtune.model.checkpoint.load import load_bundle
@@ -65,6 +65,6 @@ def test_one_step_at_the_published_size_fits_in_8_gb(shared):
     seen = json.loads(found.stdout.splitlines()[-1])
     assert max(seen["size"]) == 640 and seen["boxes"] > 0
     assert 170e6 < seen["parameters"] < 175e6  # the published model has 172 million
-    assert seen["without"] == [], "parameters without a gradient (pitfall 5)"
+    assert seen["without"] == [], "parameters without a gradient"
     assert 0 < seen["loss"] < float("inf") and seen["moved"] > 0
     assert seen["peak"] < 8, f"{seen['peak']:.1f} GiB"

@@ -60,7 +60,7 @@ def test_idea_to_ours_to_idea(shared, tmp_path):
     original, family = read_pth(shared / "golden/idea_tiny.pth")
     bundle = bundle_of_pth_state(original, family, "idea_tiny.pth", bert_heads=4)
     notes = save_idea(bundle, tmp_path / "deep/ours.pth")
-    assert notes == ["The denoising labels, which only training uses, are left out."]
+    assert notes == ["The denoising labels, which only training uses, are omitted."]
     raw = torch.load(tmp_path / "deep/ours.pth", weights_only=True)
     assert list(raw) == ["model"] and all(name.startswith("module.") for name in raw["model"])
     found, again = read_pth(tmp_path / "deep/ours.pth")
@@ -126,17 +126,11 @@ def test_shards_and_the_old_weights_file_load_alike(theirs, tmp_path):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
-    shards = {
-        "model-00001-of-00002.safetensors": names[:100],
-        "model-00002-of-00002.safetensors": names[100:],
-    }
+    shards = {"a.safetensors": names[:100], "b.safetensors": names[100:]}
     for shard, inside in shards.items():
         save_file({name: weights[name] for name in inside}, folder / shard)
-    index = {
-        "metadata": {},
-        "weight_map": {name: shard for shard, inside in shards.items() for name in inside},
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    places = {name: shard for shard, inside in shards.items() for name in inside}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     sharded = load_bundle(folder).network.state_dict()
     (folder / "model.safetensors.index.json").unlink()
     torch.save(weights, folder / "pytorch_model.bin")

@@ -16,20 +16,20 @@ _OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--enab
 _SCRIPT = """
 <script>{
 window.addEventListener("error", event => document.body.dataset.error = event.message);
-const said = {}, clicked = (table, head) => {
+const result = {}, clicked = (table, head) => {
   document.querySelectorAll(table + " th")[head].click();
   return [...document.querySelectorAll(table + " tbody tr")].map(row => row.cells[0].textContent);
 };
 %s
-said.hacked = window.hacked === 1; said.wide = document.documentElement.scrollWidth <= window.innerWidth;
-said.requests = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
-document.title = JSON.stringify(said);
+result.hacked = window.hacked === 1; result.wide = document.documentElement.scrollWidth <= window.innerWidth;
+result.requests = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
+document.title = JSON.stringify(result);
 }</script></body>
 """
 
 
 def opened(page: str, script: str, folder: Path, width: int) -> dict[str, Any]:
-    """What a script at the page's end found out and put into `said`; the page must be without errors, requests, overflow.
+    """What a script at the page's end found out and put into `result`; the page must be without errors, requests, overflow.
 
     The script has `clicked(table, head)`, which clicks a heading and gives the first column as it is sorted then.
     """
@@ -46,6 +46,6 @@ def opened(page: str, script: str, folder: Path, width: int) -> dict[str, Any]:
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.S)
     assert title is not None, done.stderr[-2000:]
     assert "data-error" not in done.stdout and "CONSOLE" not in done.stderr, done.stderr[-2000:]
-    said = json.loads(html.unescape(title.group(1)))
-    assert not said.pop("hacked") and said.pop("wide") and said.pop("requests") == []
-    return said
+    result = json.loads(html.unescape(title.group(1)))
+    assert not result.pop("hacked") and result.pop("wide") and result.pop("requests") == []
+    return result

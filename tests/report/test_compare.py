@@ -97,8 +97,8 @@ def test_other_images_or_classes_are_a_warning_on_the_page_and_on_stderr(
     shown = capsys.readouterr()
     assert shown.out == "comparison.html\n"
     assert shown.err.splitlines() == [
-        "Warning: The runs were measured on different numbers of images: plain on 8, slow & long on 9.",
-        f"Warning: The classes differ: beside plain, slow & long lacks {EVIL}, dog and has cow.",
+        "Warning: The runs were evaluated on different numbers of images: plain on 8, slow & long on 9.",
+        f"Warning: The classes differ: compared with plain, slow & long lacks {EVIL}, dog and adds cow.",
     ]
     page = Path("comparison.html").read_text()
     assert 'id="warnings"' in page and "plain on 8, slow &amp; long on 9" in page
@@ -109,7 +109,7 @@ def test_what_a_run_does_not_tell_is_no_difference() -> None:
     assert differing_validation({"a": known, "b": RunData(Path("b"))}) == []
     assert (
         changed_options(
-            {"a": known, "b": RunData(Path("b"), config={"out": "b", "resume": "b", "model": "m"})}
+            {"a": known, "b": RunData(Path("b"), config={"output_dir": "b", "resume": "b", "model": "m"})}
         )
         == []
     )
@@ -132,12 +132,12 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_or_written_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two or more run folders, found 1"):
+    with pytest.raises(ConfigError, match="two or more run directories to compare, got 1"):
         gt.compare_runs(runs[:1], tmp_path / "c.html")
     for place in (tmp_path, tmp_path / "nowhere" / "c.html"):
-        with pytest.raises(ConfigError, match="out: .* cannot be written"):
+        with pytest.raises(ConfigError, match="output: .* is not writable"):
             gt.compare_runs(runs, place)
-    with pytest.raises(DataError, match="not a run folder"):
+    with pytest.raises(DataError, match="not a run directory"):
         gt.compare_runs([*runs, tmp_path], tmp_path / "c.html")
     assert not (tmp_path / "c.html").exists()
 
@@ -147,11 +147,11 @@ def test_what_cannot_be_compared_or_written_is_refused(runs: list[Path], tmp_pat
 def test_the_comparison_works_in_a_browser(runs: list[Path], tmp_path: Path, width: int) -> None:
     gt.compare_runs(runs, tmp_path / "c.html")
     script = """
-    said.down = clicked("#headline", 1); said.up = clicked("#headline", 1);
-    said.first = clicked("#classes", 1); said.second = clicked("#classes", 2); said.again = clicked("#classes", 2);
+    result.down = clicked("#headline", 1); result.up = clicked("#headline", 1);
+    result.first = clicked("#classes", 1); result.second = clicked("#classes", 2); result.again = clicked("#classes", 2);
     """
-    said = opened((tmp_path / "c.html").read_text(), script, tmp_path, width)
-    assert said == {
+    result = opened((tmp_path / "c.html").read_text(), script, tmp_path, width)
+    assert result == {
         "down": ["slow & long", "plain"],
         "up": ["plain", "slow & long"],
         "first": ["cat", EVIL, "dog"],

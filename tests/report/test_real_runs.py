@@ -16,18 +16,18 @@ def test_the_pages_of_two_runs_on_blood_cells_work(shared: Path, tmp_path: Path)
     for seed, folder in enumerate(folders):
         gt.train("nano", shared / "data/bccd", output_dir=folder, seed=seed, **options)
     script = """
-    said.first = clicked("#classes", 0); said.second = clicked("#classes", 0);
+    result.first = clicked("#classes", 0); result.second = clicked("#classes", 0);
     const gallery = document.getElementById("gallery"), tag = document.getElementById("by-tag");
     const shown = () => [...gallery.children].filter(card => !card.hidden).length;
-    said.all = shown(); tag.value = "missed"; tag.dispatchEvent(new Event("change")); said.missed = shown();
-    said.loaded = [...document.images].every(i => i.loading = "eager") && [...document.images].every(i => i.naturalWidth > 0);
+    result.all = shown(); tag.value = "missed"; tag.dispatchEvent(new Event("change")); result.missed = shown();
+    result.loaded = [...document.images].every(i => i.loading = "eager") && [...document.images].every(i => i.naturalWidth > 0);
     """
-    said = opened((folders[0] / "report.html").read_text(), script, tmp_path, 1280)
-    assert said["first"] == said["second"][::-1]
-    assert sorted(said["first"]) == ["platelet", "red blood cell", "white blood cell"]
-    assert said["all"] == 12 >= said["missed"] > 0 and said["loaded"]
+    result = opened((folders[0] / "report.html").read_text(), script, tmp_path, 1280)
+    assert result["first"] == result["second"][::-1]
+    assert sorted(result["first"]) == ["platelet", "red blood cell", "white blood cell"]
+    assert result["all"] == 12 >= result["missed"] > 0 and result["loaded"]
     gt.compare_runs(folders, tmp_path / "comparison.html")
-    said = opened(
-        (tmp_path / "comparison.html").read_text(), 'said.rows = clicked("#headline", 0);', tmp_path, 390
+    result = opened(
+        (tmp_path / "comparison.html").read_text(), 'result.rows = clicked("#headline", 0);', tmp_path, 390
     )
-    assert sorted(said["rows"]) == ["seed0", "seed1"]
+    assert sorted(result["rows"]) == ["seed0", "seed1"]

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from engine_runs import BERT, SIZES, SWIN
+from tiny_models import BERT, tiny_bundle
 from transformers import BertTokenizer
 
-from groundtune.contracts import ImageFormat
-from groundtune.model.bundle import ModelBundle, build_network
+from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.save import save_bundle
-from groundtune.model.config import ModelConfig
 from groundtune.text.tokens import build_tokenizer
 
 WORDS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
@@ -29,11 +27,9 @@ def small_tokenizer(folder: Path) -> BertTokenizer:
 
 
 def small_bundle(folder: Path, **sizes: Any) -> ModelBundle:
-    config = ModelConfig(
-        backbone_config=dict(SWIN), language_config=BERT | {"vocab_size": 1032}, **(SIZES | sizes)
-    )
-    image = ImageFormat(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), short_side=64, max_side=64)
-    return ModelBundle(build_network(config), small_tokenizer(folder), config, image, classes=["cat", "dog"])
+    bundle = tiny_bundle(small_tokenizer(folder), language_config=BERT | {"vocab_size": 1032}, **sizes)
+    bundle.classes = ["cat", "dog"]
+    return bundle
 
 
 def save_small(folder: Path, kind: str) -> Path:

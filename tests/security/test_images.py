@@ -1,4 +1,4 @@
-"""Image files made to hurt: each is refused in words before it is decoded, in training, prediction and `check`."""
+"""Hostile image files: each is an error before it is decoded, in training, prediction and `check`."""
 
 import os
 import random
@@ -37,7 +37,7 @@ def png(path: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("width", "height"), [(9500, 9500), (40_000, 40_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)]
 )
-def test_a_huge_header_is_refused_with_size_limit_and_fix(tmp_path: Path, width: int, height: int) -> None:
+def test_a_huge_header_is_an_error_with_size_limit_and_fix(tmp_path: Path, width: int, height: int) -> None:
     path = png(tmp_path / "a.png", width, height)
     with pytest.raises(
         DataError, match=rf"a\.png would have .* pixels\. At most {MAX_PIXELS:,} are read .* make it smaller"
@@ -48,7 +48,7 @@ def test_a_huge_header_is_refused_with_size_limit_and_fix(tmp_path: Path, width:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("stated", [(10**12, 10**12), (MAX_PIXELS + 1, 1), (None, None)])
-def test_a_data_set_says_so_before_anything_is_trained(
+def test_a_data_set_with_huge_images_is_an_error_before_training(
     tmp_path: Path, stated: tuple[int | None, int | None]
 ) -> None:
     content = coco(boxes=[(1, 1, [1, 1, 2, 2])])
@@ -57,15 +57,14 @@ def test_a_data_set_says_so_before_anything_is_trained(
     png(tmp_path / "a.png", *((40, 30) if stated[0] else (9500, 9500)))
     with pytest.raises(DataError, match=rf"over {MAX_PIXELS:,} pixels|At most {MAX_PIXELS:,} are read"):
         load_splits(tmp_path)
-    told = {
-        finding.check: finding.severity
-        for finding in load_splits(tmp_path, keep_going=True)["train"].findings
-    }
-    assert told["image-bomb" if stated[0] else "image-unreadable"] == "error"
+    findings = load_splits(tmp_path, keep_going=True)["train"].findings
+    assert {finding.check: finding.severity for finding in findings}[
+        "image-bomb" if stated[0] else "image-unreadable"
+    ] == "error"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_no_other_program_is_started_whatever_a_file_is_called(
+def test_no_other_program_is_started_regardless_of_the_suffix(
     tmp_path: Path, monkeypatch, suffix: str
 ) -> None:
     """Pillow hands EPS to Ghostscript; this one would make a file, were there a `gs`."""
@@ -80,7 +79,7 @@ def test_no_other_program_is_started_whatever_a_file_is_called(
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("kind", ["image", "labels"])
-def test_a_pipe_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_a_pipe_is_an_error_at_once(tmp_path: Path, kind: str) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     (tmp_path / "classes.txt").write_text("cat\n")
@@ -112,7 +111,7 @@ def samples(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def spoil(content: bytes, rng: random.Random) -> bytes:
+def corrupted(content: bytes, rng: random.Random) -> bytes:
     data = bytearray(content)
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(min(len(data), rng.choice([64, 512, len(data)])))
@@ -123,12 +122,12 @@ def spoil(content: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(count: int, folder: Path) -> tuple[int, int]:
-    sound = {path.suffix: path.read_bytes() for path in samples(folder)}
-    rng, read, refused = random.Random(0), 0, 0
+    valid = {path.suffix: path.read_bytes() for path in samples(folder)}
+    rng, read, rejected = random.Random(0), 0, 0
     for _ in range(count):
-        suffix = rng.choice(list(sound))
+        suffix = rng.choice(list(valid))
         path = folder / f"corrupted{suffix}"
-        path.write_bytes(spoil(sound[suffix], rng))
+        path.write_bytes(corrupted(valid[suffix], rng))
         with watched() as seen, within(60):
             read_image(path)
             try:
@@ -136,20 +135,20 @@ def fuzz(count: int, folder: Path) -> tuple[int, int]:
                 assert image.mode == "RGB" and image.width * image.height <= MAX_PIXELS
                 read += 1
             except DataError as error:
-                refused += 1
+                rejected += 1
                 assert "corrupted" in str(error)
         assert seen == []
-    return read, refused
+    return read, rejected
 
 
-def test_corrupted_images_are_read_or_refused(tmp_path: Path) -> None:
-    read, refused = fuzz(100, tmp_path)
-    assert read and refused
+def test_corrupted_images_are_read_or_are_one_error(tmp_path: Path) -> None:
+    read, rejected = fuzz(100, tmp_path)
+    assert read and rejected
 
 
 @pytest.mark.slow
 def test_5000_corrupted_images(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    read, refused = fuzz(5000, tmp_path)
-    assert read > 500 and refused > 500
+    read, rejected = fuzz(5000, tmp_path)
+    assert read > 500 and rejected > 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KB

@@ -1,4 +1,4 @@
-"""What data sets and models name stays in their folders; what is written stays in the folder that the user named."""
+"""Paths in data sets and models stay in their folders; all output is in the folder that the user named."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from supervision import Detections
 from groundtune.data.formats.convert import FORMATS, convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
-from groundtune.predict.sources import VideoStream, Frame
+from groundtune.predict.sources import Frame, VideoStream
 from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]
@@ -86,10 +86,10 @@ def test_a_yolo_file_names_no_folder_outside_its_own(tmp_path: Path, text: str) 
 
 
 def test_links_of_the_user_are_followed_but_two_dots_do_not_leave_through_them(tmp_path: Path) -> None:
-    """`pics/..` is the data folder itself, whatever the link `pics` leads to; the system would go to the other parent."""
+    """`pics/..` is the data folder, although the system would go to the parent of the link's target."""
     image(tmp_path / "elsewhere/pics/a.png")
     image(tmp_path / "elsewhere/secret.png", 7, 7)
-    own = image(tmp_path / "data/secret.png", 9, 9)
+    target = image(tmp_path / "data/secret.png", 9, 9)
     (tmp_path / "data/pics").symlink_to(tmp_path / "elsewhere/pics")
     (tmp_path / "data/a.json").write_text(json.dumps(coco(["pics/a.png", "pics/../secret.png"])))
     linked, inside = (
@@ -97,7 +97,7 @@ def test_links_of_the_user_are_followed_but_two_dots_do_not_leave_through_them(t
     )
     found = {sample.image_path.name: sample.image_path for sample in (linked, inside)}
     assert found["a.png"].resolve() == tmp_path / "elsewhere/pics/a.png"
-    assert os.path.samefile(found["secret.png"], own)
+    assert os.path.samefile(found["secret.png"], target)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -139,10 +139,10 @@ def test_predictions_stay_in_their_folder(tmp_path: Path, videos: bool) -> None:
         class_id=ids,
         data={"class_name": np.array(classes, dtype=object)},
     )
-    results = Results(tmp_path / "a/out", ["drawn", "json", "coco", "yolo", "csv", "crops"], classes, [])
+    results = Results(tmp_path / "a/out", ["annotated", "json", "coco", "yolo", "csv", "crops"], classes, [])
     for name in names:
-        clip = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
-        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), clip), found)
+        video = VideoStream(Fraction(1), Fraction(1, 10), False) if videos else None
+        results.add(Frame(tmp_path / "a/in" / name, Image.new("RGB", (20, 20)), video), found)
     results.close({})
     assert len(everything(tmp_path / "a/out")) > 20
     assert {name for name in everything(tmp_path) if not name.startswith("a/out/")} == {"a", "a/out"}

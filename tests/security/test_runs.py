@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from engine_runs import Recorder, options, run, scenes
 from fuzz_files import mutate
 from small_models import small_bundle
@@ -25,7 +24,7 @@ from groundtune.config import TrainConfig
 from groundtune.data.formats.detect import load_splits
 from groundtune.engine import resume, train
 from groundtune.engine.checkpoint import load_state, save_state
-from groundtune.engine.setup import TrainState, TrainSetup
+from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.report.build import build_report
 from groundtune.report.compare import build_comparison
@@ -59,8 +58,7 @@ class Resuming:
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Ready):
             patch.setattr(train, "restore_state", stop)
-            train.train(self.config, bundle, self.splits, self.out, Recorder())
-        Accelerator(cpu=True)  # the end of training forgot where it runs
+            train.train(self.config, bundle, self.splits, self.out, Recorder(), {})
         return caught[0]
 
     def go_on(self) -> TrainState:

@@ -43,7 +43,7 @@ def test_clean_name_is_idempotent_and_has_no_separator(name):
     assert clean_name(cleaned) == cleaned
 
 
-def test_pitfall_27_capitals_and_duplicates_are_one_class_with_a_message():
+def test_capitals_and_duplicates_are_one_class_with_a_message():
     names, index, messages = unique_names(["Cat", "dog", "cat", "CAT (tabby)", "bird"])
     assert names == ["cat", "dog", "bird"]
     assert index == [0, 1, 0, 0, 2]
@@ -69,7 +69,7 @@ def test_class_prompt_by_hand():
     assert class_prompt([]).caption == ""
 
 
-def test_pitfall_24_car_does_not_land_in_carrot():
+def test_car_does_not_land_in_carrot():
     prompt = class_prompt(["carrot", "car", "oscar", "race car"])
     assert prompt.spans[1] == ((8, 11),)
     assert [prompt.caption[b:e] for ((b, e),) in prompt.spans] == ["carrot", "car", "oscar", "race car"]

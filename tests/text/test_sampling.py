@@ -8,11 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundtune.errors import DataError
+from groundtune.text import sampling
 from groundtune.text.prompt import class_prompt
-from groundtune.text.sampling import chunk_names, sample_prompt
+from groundtune.text.sampling import chunk_names
 from groundtune.text.tokens import count_tokens, tokenize
 
 NAMES = [f"name{i}" for i in range(40)]
+
+
+def sample_prompt(names, counts, positives, rng, **changed):
+    options = {"shuffle": True, "negative_probability": 0.5, "max_text_len": 256}
+    return sampling.sample_prompt(names, counts, positives, rng, **options | changed)
+
+
 counts_of_forty = st.lists(st.integers(2, 9), min_size=40, max_size=40)
 
 
@@ -27,9 +35,9 @@ def test_chunks_are_a_partition_in_order_and_each_fits(counts, limit):
         )
 
 
-def test_pitfall_18_more_than_256_tokens_are_chunked_and_every_class_keeps_its_tokens(tokenizer):
+def test_more_than_256_tokens_are_chunked_and_every_class_keeps_its_tokens(tokenizer):
     names = [f"red blood cell number {i}" for i in range(100)]
-    chunks = chunk_names(names, count_tokens(tokenizer, names))
+    chunks = chunk_names(names, count_tokens(tokenizer, names), 256)
     assert len(chunks) > 1
     text, maps = tokenize(tokenizer, [class_prompt([names[i] for i in chunk]) for chunk in chunks])
     assert text.input_ids.shape[1] <= 256
@@ -58,7 +66,7 @@ def test_a_name_over_the_budget_is_an_error_that_names_it():
     shuffle=st.booleans(),
     limit=st.integers(11, 256),
 )
-def test_pitfall_16_positives_once_and_never_among_the_negatives(counts, positives, seed, shuffle, limit):
+def test_positives_once_and_never_among_the_negatives(counts, positives, seed, shuffle, limit):
     prompts = sample_prompt(
         NAMES, counts, positives, random.Random(seed), shuffle=shuffle, max_text_len=limit
     )

@@ -56,7 +56,7 @@ def test_build_tokenizer_reads_words_and_refuses_other_files(tokenizer, tmp_path
         build_tokenizer(other)
 
 
-def test_pitfall_12_phrase_mask_by_hand(tokenizer):
+def test_phrase_mask_by_hand(tokenizer):
     # [CLS] cat . red cell . [SEP] [PAD] [PAD]
     ids = torch.tensor([[101, 4937, 1012, 2417, 3526, 1012, 102, 0, 0]])
     mask, positions = phrase_mask_and_positions(ids, ids != 0)
@@ -90,7 +90,7 @@ def test_phrase_mask_equals_transformers_for_repeated_separators(tokenizer, capt
     batches=st.lists(st.lists(st.sampled_from(NAMES), max_size=6, unique=True), min_size=1, max_size=4),
     final_separator=st.booleans(),
 )
-def test_pitfall_10_and_12_an_image_does_not_depend_on_the_batch(tokenizer, batches, final_separator):
+def test_and_12_an_image_does_not_depend_on_the_batch(tokenizer, batches, final_separator):
     """The last phrase, with or without a final ".", reads the same however the caption is padded; pads see nothing."""
     captions = [class_prompt(names).caption for names in batches]
     if not final_separator:
@@ -159,7 +159,7 @@ def test_positive_map_by_hand_with_words_of_several_pieces(tokenizer):
     ]
 
 
-def test_pitfall_03_the_training_map_is_binary_and_the_span_map_is_normalized(tokenizer):
+def test_the_training_map_is_binary_and_the_span_map_is_normalized(tokenizer):
     prompt = class_prompt(["cat", "red blood cell"])
     tokenized = tokenizer([prompt.caption])
     binary = create_positive_map(tokenized, prompt.spans)
@@ -180,7 +180,7 @@ def test_positive_map_shapes_and_several_spans_in_a_row(tokenizer):
         create_positive_map(tokenized, [[(15, 19)]], 5)  # the token lies past the last column: never cut
 
 
-def test_pitfall_27_char_to_token_uses_the_image_of_the_row(tokenizer):
+def test_char_to_token_uses_the_image_of_the_row(tokenizer):
     prompts = [class_prompt(["platelet", "dog"]), class_prompt(["hair drier", "platelet"])]
     text, maps = tokenize(tokenizer, prompts)
     for image, prompt in enumerate(prompts):
@@ -216,7 +216,7 @@ def test_invisible_characters_around_letters_are_stepped_over(tokenizer):
     assert [row.nonzero().flatten().tolist() for row in maps] == [[1], [3]]
 
 
-def test_pitfall_10_a_prompt_over_the_budget_is_an_error_and_never_cut(tokenizer):
+def test_a_prompt_over_the_budget_is_an_error_and_never_cut(tokenizer):
     fits = class_prompt([f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)])
     needed = sum(count_tokens(tokenizer, fits.phrases)) + 2
     text, (maps,) = tokenize(tokenizer, [fits], needed)

@@ -1,15 +1,12 @@
-"""Other names for classes: the model reads names, so `rbc` is better called "red blood cell".
+"""Combine data sets in one run, and rename classes.
 
-Names parted by `|` are synonyms, of which each training prompt draws one; `{}` in a name stands for the name that the class
-had ("a {} seen from above"). Only the prompt changes: category ids, and with them every file that is written, stay those of
-the data set.
-
-Training on several data sets in one run: class data and captions side by side, each with a weight (`--extra-data PATH=WEIGHT`).
-
-The training images of the other sets join those of DATA, which alone says what "valid" and "test" are. Classes are one by
-name. A class that a set does not know is never a negative in its images: nobody looked for it there. The classes of a set
-that is mixed in become the model's; those of one that is replayed (`--rehearsal PATH=SHARE`) are trained on and no more: the
-model is not measured on them and does not look for them unless asked.
+- `--extra-data PATH=WEIGHT` adds the training images of other data sets, and their classes, to the
+  run. `--rehearsal PATH=SHARE` adds only images: the model is not evaluated on their classes.
+  Classes are matched by name. The classes that a data set does not annotate are never negatives in
+  its images.
+- `--rename` gives the model better names, such as "red blood cell" for "rbc". Synonyms follow
+  after `|`, and each training prompt draws one; `{}` is the old name ("a {} from above"). Only
+  prompts change: category ids, and every file that is written, stay those of the data set.
 """
 
 import math
@@ -26,144 +23,124 @@ from groundtune.errors import ConfigError, DataError
 from groundtune.text.prompt import unique_names
 
 
-def parse_mix(
-    text: str, option: str = "extra_data", default: float = 1.0, most: float = math.inf
-) -> tuple[Path, float]:
-    """Read "PATH" or "PATH=NUMBER".
-
-    Args:
-        text: as written.
-        option: its name, for the message.
-        default: of the number.
-        most: the number must be below.
+def parse_weighted_paths(
+    texts: Sequence[str], option: str, default: float, below: float = math.inf
+) -> list[tuple[Path, float]]:
+    """Parse the values PATH or PATH=NUMBER of an option, with 0 < NUMBER < `below`.
 
     Raises:
-        ConfigError: it is no number above 0 and below `most`.
+        ConfigError: a number is invalid or out of range.
     """
-    path, equals, written = text.rpartition("=")
-    if not equals:
-        return Path(text), default
-    try:
-        number = float(written)
-    except ValueError:
-        number = math.nan
-    if not (path and 0 < number < most):
-        below = f" and below {most:g}" if math.isfinite(most) else ""
-        raise ConfigError(
-            f"{option}: expected PATH or PATH=NUMBER with a number above 0{below}, got {text!r}."
-        )
-    return Path(path), number
+    parsed = []
+    for text in texts:
+        path, equals, written = text.rpartition("=")
+        try:
+            number = float(written) if equals else default
+        except ValueError:
+            number = math.nan
+        if equals and not (path and 0 < number < below):
+            limits = "above 0" if math.isinf(below) else f"above 0 and below {below:g}"
+            raise ConfigError(f"{option}: expected PATH or PATH=NUMBER with a number {limits}, got {text!r}.")
+        parsed.append((Path(path if equals else text), number))
+    return parsed
 
 
-def mix_in(splits: dict[str, Dataset], others: Sequence[tuple[Path, float]]) -> None:
-    """Add the training images of other data sets to the split "train", in place; all splits get their classes.
+def add_extra_data(splits: dict[str, Dataset], extra: Sequence[tuple[Path, float]]) -> None:
+    """Add the training images of other data sets to "train", and their classes to all splits.
 
-    Args:
-        splits: of the main data set, with a split "train".
-        others: folders or annotation files, and how often each of their images is shown per epoch on average.
+    The numbers are how often an image of a data set is shown per epoch, on average.
 
     Raises:
-        DataError: one of them cannot be read or has no training images.
+        DataError: a data set cannot be read or has no training images.
     """
-    if not others:
+    if not extra:
         return
     if "train" not in splits:
-        raise DataError("There is no split 'train' that other data sets could be mixed into.")
-    _join(
-        list(splits.values()), splits["train"], [(_training_images(path), weight) for path, weight in others]
-    )
+        raise DataError("There is no split 'train' to add extra data to.")
+    added = [(_training_images(path), weight) for path, weight in extra]
+    _join(list(splits.values()), splits["train"], added)
 
 
-def with_replayed(train: Dataset, others: Sequence[tuple[Path, float]]) -> Dataset:
-    """Give the training images with those of other data sets, which make up a share of each epoch.
+def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> Dataset:
+    """Return the training images together with those of data sets to rehearse.
 
-    Args:
-        train: of the main data set. It is not changed.
-        others: folders or annotation files, and their shares of an epoch's images, together below 1.
-
-    Returns:
-        Images of all; the classes of `train` and after them those of the others.
+    The numbers are the shares of these data sets in an epoch. `train` does not change.
 
     Raises:
-        ConfigError: the shares leave nothing of an epoch.
-        DataError: one of them cannot be read or has no training images.
+        ConfigError: the shares add up to 1 or more.
+        DataError: a data set cannot be read or has no training images.
     """
-    if not others:
+    if not rehearsal:
         return train
-    rest = 1 - sum(share for _, share in others)
+    rest = 1 - sum(share for _, share in rehearsal)
     if rest <= 0:
-        raise ConfigError(f"replay: the shares add up to {1 - rest:g}; together they must be below 1.")
+        raise ConfigError(f"rehearsal: expected shares that add up to below 1, got {1 - rest:g}.")
     joined = replace(train, findings=[])
     images = sum(sample.weight for sample in train.samples) / rest  # of an epoch
-    read = [(_training_images(path), share) for path, share in others]
-    _join([joined], joined, [(dataset, share * images / len(dataset.samples)) for dataset, share in read])
+    added = [(_training_images(path), share) for path, share in rehearsal]
+    _join([joined], joined, [(dataset, share * images / len(dataset.samples)) for dataset, share in added])
     return joined
 
 
 def _training_images(path: Path) -> Dataset:
-    read = read_splits(path)
-    if "train" not in read or not read["train"].samples:
-        raise DataError(f"{path}: there is no split 'train' to mix in; found: {', '.join(read) or 'none'}.")
-    return read["train"]
+    splits = read_splits(path)
+    if "train" not in splits or not splits["train"].samples:
+        raise DataError(f"{path}: there is no split 'train' to add; found: {', '.join(splits) or 'none'}.")
+    return splits["train"]
 
 
-def _join(sets: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
-    """Give all `sets` the classes of what is added, and `train` its images."""
-    known = [set(dataset.class_names) for dataset in (train, *(dataset for dataset, _ in added))]
-    sets = [*sets, *(dataset for dataset, _ in added)]
-    findings = [list(dataset.findings) for dataset in sets]
-    unify_classes(sets)
-    for dataset, before in zip(sets, findings, strict=True):
-        dataset.findings = before  # that a set does not list the classes of another is no news here
+def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
+    """Give all `splits` the classes of the added data sets, and `train` their images."""
+    annotated = [set(dataset.class_names) for dataset in (train, *(dataset for dataset, _ in added))]
+    all_sets = [*splits, *(dataset for dataset, _ in added)]
+    findings = [list(dataset.findings) for dataset in all_sets]
+    unify_classes(all_sets)
+    for dataset, before in zip(all_sets, findings, strict=True):
+        dataset.findings = before  # classes that only another data set lists are not worth a finding
     names = train.class_names
-    annotated = [None if set(names) <= own else frozenset(names.index(name) for name in own) for own in known]
-    train.samples = [replace(sample, annotated=annotated[0]) for sample in train.samples]
-    free = max((sample.image_id for sample in train.samples), default=0) + 1
-    for (dataset, weight), own in zip(added, annotated[1:], strict=True):
+    ids = [
+        None if set(names) <= known else frozenset(names.index(name) for name in known) for known in annotated
+    ]
+    train.samples = [replace(sample, annotated=ids[0]) for sample in train.samples]
+    next_id = max((sample.image_id for sample in train.samples), default=0) + 1
+    for (dataset, weight), class_ids in zip(added, ids[1:], strict=True):
         train.samples += [
-            _joined(sample, free + place, weight, own) for place, sample in enumerate(dataset.samples)
+            replace(sample, image_id=next_id + index, weight=weight, annotated=class_ids)
+            for index, sample in enumerate(dataset.samples)
         ]
-        free += len(dataset.samples)
-        shown = max(1, round(weight * len(dataset.samples)))
-        message = f"{len(dataset.samples)} images of {dataset.root} join in, {shown} of them per epoch."
+        count = len(dataset.samples)
+        next_id += count
+        message = f"{count} images of {dataset.root} are added, {max(1, round(weight * count))} per epoch."
         train.findings += [
             *dataset.findings,
             Finding("data-mixed", "note", message, "Nothing has to be done."),
         ]
 
 
-def _joined(sample: Sample, image_id: int, weight: float, annotated: frozenset[int] | None) -> Sample:
-    return replace(sample, image_id=image_id, weight=weight, annotated=annotated)
-
-
 def rename_classes(datasets: Sequence[Dataset], renames: Mapping[str, str]) -> None:
-    """Rename classes in all splits of a data set, in place; those that get one name become one class, and are told.
-
-    Args:
-        datasets: splits with one class list. None changes nothing.
-        renames: a class's name, cleaned or as written, to the name that the model reads, its synonyms behind it.
+    """Rename classes in all splits of a data set. Classes that get equal names are merged.
 
     Raises:
-        DataError: classes do not exist (all of them are told), a new name has no text, or a synonym is another's name.
+        DataError: classes are unknown (all are listed), or new names are empty or ambiguous.
     """
     if not datasets or not renames:
         return
     old = datasets[0].class_names
     new = list(old)
-    match_class_names(list(renames), old)  # all that are not there are told at once
+    match_class_names(list(renames), old)  # lists all unknown names at once
     others: dict[int, list[str]] = {}
-    for name, other in renames.items():
+    for name, renamed in renames.items():
         index = match_class_names([name], old)[0]
-        new[index], *others[index] = [part.replace("{}", old[index]) for part in other.split("|")]
+        new[index], *others[index] = [part.replace("{}", old[index]) for part in renamed.split("|")]
     names, classes, merged = unique_names(new)
     synonyms = {names[classes[index]]: unique_names(group)[0] for index, group in others.items() if group}
-    every = [*names, *(name for group in synonyms.values() for name in group)]
-    twice = sorted({name for name in every if every.count(name) > 1})
-    if twice:
+    all_names = [*names, *(name for group in synonyms.values() for name in group)]
+    repeated = sorted({name for name in all_names if all_names.count(name) > 1})
+    if repeated:
         raise DataError(
-            f"classes: {', '.join(map(repr, twice))} would be names of more than one class, or twice of one."
+            f"rename: {', '.join(map(repr, repeated))} would name more than one class, or a class twice."
         )
-    first = [classes.index(i) for i in range(len(names))]  # the id of a class is that of the first one in it
+    first = [classes.index(i) for i in range(len(names))]  # a merged class has the id of its first class
     for dataset in datasets:
         written = dataset.written_names or dataset.class_names
         dataset.written_names = [written[i] for i in first]
@@ -171,13 +148,12 @@ def rename_classes(datasets: Sequence[Dataset], renames: Mapping[str, str]) -> N
         dataset.class_names, dataset.synonyms = list(names), synonyms
         dataset.samples = [_with_classes(sample, np.array(classes, np.int64)) for sample in dataset.samples]
     if merged:
-        fix = "Nothing has to be done if they are meant to be one."
+        fix = "Nothing has to be done if they are meant to be one class."
         datasets[0].findings.append(Finding("names-merged", "warning", " ".join(merged), fix, len(merged)))
 
 
-def _with_classes(sample: Sample, to_new: np.ndarray) -> Sample:
-    annotated = sample.annotated and frozenset(int(to_new[index]) for index in sample.annotated)
-    ids = (
-        sample.class_ids if sample.grounding is not None else to_new[sample.class_ids]
-    )  # ids of phrases stay
-    return replace(sample, class_ids=ids, annotated=annotated)
+def _with_classes(sample: Sample, new_ids: np.ndarray) -> Sample:
+    annotated = sample.annotated and frozenset(int(new_ids[index]) for index in sample.annotated)
+    # in a caption, class ids are those of its phrases
+    class_ids = sample.class_ids if sample.grounding is not None else new_ids[sample.class_ids]
+    return replace(sample, class_ids=class_ids, annotated=annotated)

@@ -1,12 +1,9 @@
-"""Every problem that reading can meet: how grave it is, what is said about it, and what the user can do.
-
-What reading or checking a data set found, in one form: a named check, how often, where, and what to do about it.
-"""
+"""Problems of data sets: their form, and the table of those that reading can find."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from groundtune.data.images import MAX_PIXELS
@@ -14,7 +11,7 @@ from groundtune.errors import escape_control_chars
 
 Severity = Literal["error", "warning", "note"]
 
-_EXAMPLES = 5
+_MAX_EXAMPLES = 5
 
 
 @dataclass
@@ -22,12 +19,12 @@ class Finding:
     """One kind of problem in one split.
 
     Attributes:
-        check: name of the check, such as "box-outside".
-        severity: "error" spoils training, "warning" deserves a look, "note" is only good to know.
-        message: one sentence: what is wrong, and what was done about it.
-        fix: one sentence: what the user can do.
-        count: how often.
-        examples: the first few places, such as "cat_12.jpg: box 3 at (10, 20, 5, 0)".
+        check: code of the check, such as "box-outside".
+        severity: "error" prevents training, "warning" may harm the result, "note" is information.
+        message: what is wrong, and how it was handled.
+        fix: what the user can do.
+        count: number of occurrences.
+        examples: the first few occurrences, such as "cat_12.jpg: box 3 at (10, 20, 5, 0)".
     """
 
     check: str
@@ -37,20 +34,13 @@ class Finding:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def add(self, example: str) -> None:
-        """Count one more; the first few are kept as examples."""
-        self.count += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(example)
-
     def __str__(self) -> str:
         more = f", … ({self.count} in all)" if self.count > len(self.examples) and self.examples else ""
-        places = f" {', '.join(self.examples)}{more}." if self.examples else ""
-        return f"{self.message}{places}"
+        return f"{self.message} {', '.join(self.examples)}{more}." if self.examples else self.message
 
 
 class CheckSpec(NamedTuple):
-    """What is known about a check before it finds anything; `{n}` in the message becomes the count."""
+    """Severity and texts of a check; `{n}` in the message becomes the number of occurrences."""
 
     severity: Severity
     message: str
@@ -58,170 +48,124 @@ class CheckSpec(NamedTuple):
 
 
 class Collector:
-    """Collects the places of problems by check, in the order in which the checks first found something.
+    """Counts occurrences of problems by check, in the order of their first occurrences.
 
     Args:
-        kinds: the checks that there are.
+        specs: all checks by their codes.
     """
 
-    def __init__(self, kinds: Mapping[str, CheckSpec]) -> None:
-        self._kinds = kinds
+    def __init__(self, specs: Mapping[str, CheckSpec]) -> None:
+        self._specs = specs
         self._found: dict[str, Finding] = {}
 
     def add(self, check: str, example: str = "", count: int = 1) -> None:
-        """Count one more, or `count` more, of a kind; without an example only the number is told."""
-        finding = self._found.get(check)
-        if finding is None:
-            kind = self._kinds[check]
-            finding = self._found[check] = Finding(check, kind.severity, kind.message, kind.fix)
+        """Count `count` more occurrences; the first few examples are kept."""
+        finding = self._found.setdefault(check, Finding(check, *self._specs[check]))
         finding.count += count
-        if example and len(finding.examples) < _EXAMPLES:
+        if example and len(finding.examples) < _MAX_EXAMPLES:
             finding.examples.append(escape_control_chars(example))
 
     def count(self, check: str) -> int:
-        """How often a check has found something so far."""
+        """Return the number of occurrences so far."""
         return self._found[check].count if check in self._found else 0
 
     def findings(self) -> list[Finding]:
-        """Everything so far, the numbers filled into the messages."""
+        """Return all findings so far, with the numbers in their messages."""
         return [
-            Finding(
-                f.check, f.severity, f.message.replace("{n}", str(f.count)), f.fix, f.count, list(f.examples)
-            )
-            for f in self._found.values()
+            replace(found, message=found.message.replace("{n}", str(found.count)), examples=[*found.examples])
+            for found in self._found.values()
         ]
 
 
-_NOTHING = "Nothing has to be done."
-_NOTHING_IF = "Nothing has to be done if that is so."
 _EXPORT = "Correct the annotations, or export them again."
-_EXPORT_FILES = "Export them again, or remove them."
-_DRAW = "Look at these boxes in the labeling tool, and correct or delete them."
-_PUT = "Put the files beside the annotations, or remove them."
-_RELATIVE = "Expected file names relative to the image folder; copy the images into the data folder."
-_STATE = "State width and height, which also tells how rotated images were annotated."
-_CORNERS = "COCO boxes are x, y, width, height; export the annotations again, or convert them."
-_SIDES = "This format's boxes are corners; export the annotations again, or convert them."
-_MULTIPLY = "Multiply them by the width and height of their images, or export the annotations again."
-_DIVIDE = "Divide them by the width and height of their images, or export the annotations again."
-_OWN_ID = "Every image needs its own id."
-_SPANS = "State tokens_positive, or correct them."
+_DRAW = "Check these boxes in the labeling tool; correct or delete them."
+_NO_ACTION = "No action is needed."
 
-READING: dict[str, CheckSpec] = {
-    "image-missing": CheckSpec("error", "{n} images of the annotations are missing.", _PUT),
-    "image-outside": CheckSpec("error", "{n} image paths lead out of the data folder.", _RELATIVE),
-    "image-unreadable": CheckSpec(
-        "error",
-        "{n} images cannot be opened, and the annotations state no size of them.",
-        "Replace or remove the files.",
+_UNUSABLE = {
+    "annotation-file-unreadable": ("{n} annotation files cannot be read.", "Export or remove them."),
+    "image-broken": ("{n} images have no usable entry.", "Give each image its own id and a file name."),
+    "image-id-twice": ("{n} entries repeat the id of another image.", "Give each image its own id."),
+    "category-broken": ("{n} categories have no usable 'id' and 'name'.", "Give each an id and a name."),
+    "category-id-twice": ("{n} category ids have two names.", "Give each class its own id."),
+    "image-outside": (
+        "{n} image paths lead out of the data folder.",
+        "Copy the images into the data folder, and use file names relative to it.",
     ),
-    "image-bomb": CheckSpec(
-        "error",
+    "image-missing": ("{n} images of the annotations are missing.", "Add them, or remove their entries."),
+    "image-unreadable": ("{n} images without a stated size cannot be opened.", "Replace or remove them."),
+    "image-bomb": (
         f"{{n}} images have, or are stated to have, over {MAX_PIXELS:,} pixels.",
         "Make them smaller, and export the annotations again.",
     ),
-    "image-broken": CheckSpec(
-        "error", "{n} images have no usable entry.", "Every image needs its own id and a file name."
+}
+_ERRORS = {
+    "boxes-look-xyxy": (
+        "the boxes look like corners x1, y1, x2, y2: read as x, y, width, height {n} of them leave the image, read "
+        "as corners none does.",
+        "COCO boxes are x, y, width, height; export the annotations again, or convert them.",
     ),
-    "image-id-twice": CheckSpec("error", "{n} entries use an image id again.", _OWN_ID),
-    "image-size-not-stated": CheckSpec(
-        "note", "{n} images without a usable width and height: taken from the images.", _STATE
+    "boxes-look-xywh": (
+        "the boxes look like x, y, width, height: read as corners x1, y1, x2, y2 {n} of them are inverted or leave "
+        "the image, read as width and height none does.",
+        "The boxes of this format are corners; export the annotations again, or convert them.",
     ),
-    "image-ids-numbered": CheckSpec(
-        "note", "image ids are not integers: numbered from 1 in the order of the file.", _NOTHING
+    "boxes-look-normalized": (
+        "all {n} boxes are between 0 and 1, so they look normalized; the boxes of this format are in pixels.",
+        "Multiply them by the width and height of their images, or export the annotations again.",
     ),
-    "annotation-missing": CheckSpec(
-        "warning",
-        "{n} images are listed but have no annotation file: left out.",
-        "Add the files, or shorten the list.",
+    "boxes-look-pixels": (
+        "{n} boxes have numbers far above 1, so they look like pixels; the boxes of this format are normalized.",
+        "Divide them by the width and height of their images, or export the annotations again.",
     ),
-    "label-file-missing": CheckSpec(
-        "note", "{n} images have no label file: taken as images without objects.", _NOTHING_IF
+}
+_WARNINGS = {
+    "annotation-missing": ("{n} images skipped: no annotation file.", "Add the files, or shorten the list."),
+    "annotation-broken": ("{n} rows dropped: not an object or not readable.", _EXPORT),
+    "annotation-unknown-image": ("{n} boxes dropped: their image is not in the file.", _EXPORT),
+    "annotation-unknown-category": ("{n} boxes dropped: their category is not in the file.", _EXPORT),
+    "box-not-numbers": ("{n} boxes dropped: not four finite numbers.", _EXPORT),
+    "box-inverted": ("{n} boxes dropped: negative width or height.", _DRAW),
+    "box-zero-area": ("{n} boxes dropped: no area.", _DRAW),
+    "box-outside": ("{n} boxes dropped: outside the image.", _DRAW),
+    "box-clipped": ("{n} boxes reached beyond the image and were clipped to it.", _DRAW),
+    "box-duplicate": ("{n} boxes dropped: duplicates of a box of the same class.", _DRAW),
+    "names-merged": ("{n} classes have names that read the same and are one class.", "Rename them."),
+    "span-outside-caption": ("{n} spans dropped: outside the caption or without a letter.", _EXPORT),
+    "phrase-not-in-caption": (
+        "{n} phrases dropped: not in the caption.",
+        "Correct them, or state tokens_positive.",
     ),
-    "annotation-file-unreadable": CheckSpec("error", "{n} annotation files cannot be read.", _EXPORT_FILES),
-    "annotation-broken": CheckSpec("warning", "{n} rows dropped, not an object or not readable.", _EXPORT),
-    "annotation-unknown-image": CheckSpec(
-        "warning", "{n} boxes dropped, its image is not in the file.", _EXPORT
+    "caption-missing": ("{n} images skipped: no caption.", _EXPORT),
+}
+_NOTES = {
+    "image-size-not-stated": (
+        "{n} images without a usable width and height: taken from the images.",
+        "State width and height, which also shows how rotated images were annotated.",
     ),
-    "annotation-unknown-category": CheckSpec(
-        "warning", "{n} boxes dropped, its category is not in the file.", _EXPORT
+    "image-ids-numbered": ("image ids are not integers: numbered from 1 in file order.", _NO_ACTION),
+    "category-ids-numbered": ("category ids are not integers: numbered from 1 in file order.", _NO_ACTION),
+    "category-placeholder": ("category ignored, only the parent of others, without boxes:", _NO_ACTION),
+    "label-file-missing": (
+        "{n} images have no label file and count as empty.",
+        "No action is needed if they are.",
     ),
-    "annotation-ignored-field": CheckSpec(
-        "note",
-        "LVIS's lists of classes that were looked for (neg_category_ids, not_exhaustive_category_ids) are used for its "
-        "numbers, where every category has a frequency; in training classes that are not annotated count as absent.",
-        _NOTHING,
+    "annotation-ignored-field": (
+        "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every category has a "
+        "frequency; in training, classes without annotations count as absent.",
+        _NO_ACTION,
     ),
-    "box-not-numbers": CheckSpec(
-        "warning", "{n} boxes dropped, not four numbers that are all finite.", _EXPORT
+    "crowd-regions": (
+        "{n} boxes are groups (iscrowd) or marked difficult: not used in training, ignored in evaluation.",
+        _NO_ACTION,
     ),
-    "box-inverted": CheckSpec("warning", "{n} boxes dropped, negative width or height.", _DRAW),
-    "box-zero-area": CheckSpec("warning", "{n} boxes dropped, no area.", _DRAW),
-    "box-outside": CheckSpec("warning", "{n} boxes dropped, outside the image.", _DRAW),
-    "box-clipped": CheckSpec("warning", "{n} boxes reached beyond the image and were clipped to it.", _DRAW),
-    "box-duplicate": CheckSpec(
-        "warning", "{n} boxes dropped, they repeat a box of the same class in the same image.", _DRAW
-    ),
-    "boxes-look-xyxy": CheckSpec(
-        "error",
-        "the boxes look like corners x1, y1, x2, y2: read as x, y, width, height {n} of them leave the image, read as "
-        "corners none does.",
-        _CORNERS,
-    ),
-    "boxes-look-xywh": CheckSpec(
-        "error",
-        "the boxes look like x, y, width, height: read as corners x1, y1, x2, y2 {n} of them are inverted or outside, read as "
-        "width and height none is.",
-        _SIDES,
-    ),
-    "boxes-look-normalized": CheckSpec(
-        "error",
-        "all {n} boxes lie between 0 and 1, so they look like shares of the image; this format's boxes are in pixels.",
-        _MULTIPLY,
-    ),
-    "boxes-look-pixels": CheckSpec(
-        "error",
-        "{n} boxes have numbers far above 1, so they look like pixels; this format's boxes are shares of the image.",
-        _DIVIDE,
-    ),
-    "category-broken": CheckSpec(
-        "error", "{n} categories have no usable 'id' and 'name'.", "Give each an id and a name."
-    ),
-    "category-id-twice": CheckSpec(
-        "error", "{n} category ids have two names.", "Every class needs its own id."
-    ),
-    "category-ids-numbered": CheckSpec(
-        "note", "category ids are not integers: numbered from 1 in the order of the file.", _NOTHING
-    ),
-    "category-placeholder": CheckSpec(
-        "note", "ignored, without boxes and only the parent of the others: placeholder category", _NOTHING
-    ),
-    "names-merged": CheckSpec(
-        "warning",
-        "{n} classes have several names that read the same after cleaning: they are one class.",
-        "Rename them.",
-    ),
-    "crowd-regions": CheckSpec(
-        "note",
-        "{n} boxes stand for groups (iscrowd) or are marked difficult: not trained on, not counted in evaluation.",
-        _NOTHING,
-    ),
-    "span-outside-caption": CheckSpec(
-        "warning", "{n} character spans dropped, they do not lie in the caption or hold no letter.", _EXPORT
-    ),
-    "phrase-not-in-caption": CheckSpec(
-        "warning", "{n} phrases dropped, their words do not stand in the caption.", _SPANS
-    ),
-    "caption-missing": CheckSpec("warning", "{n} images have no caption and were left out.", _EXPORT),
-    "segments-to-boxes": CheckSpec("note", "{n} outlines became the boxes around them.", _NOTHING),
+    "segments-to-boxes": ("{n} outlines were replaced by their bounding boxes.", _NO_ACTION),
 }
 
-FATAL = [
-    "annotation-file-unreadable",
-    "image-broken",
-    "image-id-twice",
-    "category-broken",
-    "category-id-twice",
-]
-FATAL += ["image-outside", "image-missing", "image-unreadable", "image-bomb"]
-"""What ends the reading of a data set for training, all of it told at once; `check` goes on without these images."""
+READING: dict[str, CheckSpec] = {
+    **{check: CheckSpec("error", *texts) for check, texts in (_UNUSABLE | _ERRORS).items()},
+    **{check: CheckSpec("warning", *texts) for check, texts in _WARNINGS.items()},
+    **{check: CheckSpec("note", *texts) for check, texts in _NOTES.items()},
+}
+
+FATAL = list(_UNUSABLE)
+"""Checks that prevent reading for training; `groundtune check` skips these images instead."""

@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundtune.data.combine import mix_in, parse_mix, rename_classes
+from groundtune.data.combine import add_extra_data, parse_weighted_paths, rename_classes
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.sample import Dataset
 from groundtune.errors import DataError
 
 
 def read_data(
-    data: str, mix: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
+    data: str, extra: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
 ) -> dict[str, Dataset]:
     """Read the splits of a data set.
 
     Args:
         data: a directory, or an annotation file.
-        mix: other training data, each as "PATH" or "PATH=WEIGHT".
+        extra: other training data, each as "PATH" or "PATH=WEIGHT".
         names: new names of classes, by their names in the data set.
         limits: maximum number of images, by split.
 
@@ -25,12 +25,12 @@ def read_data(
         ConfigError: a weight is not a number.
         DataError: the data cannot be read, or a class does not exist.
     """
-    others = [parse_mix(text) for text in mix]
+    others = parse_weighted_paths(extra, "extra_data", 1.0)
     splits = load_splits(Path(data))
     for split, limit in (limits or {}).items():
         if split in splits:
             splits[split].samples = splits[split].samples[:limit]
-    mix_in(splits, others)
+    add_extra_data(splits, others)
     rename_classes(list(splits.values()), names)
     return splits
 

@@ -1,10 +1,8 @@
-"""The one record that every annotation format becomes, and class names as the one identity of a class.
+"""The record that every annotation format becomes, and class names as the identity of a class.
 
-Boxes are in pixels of the image *as its annotation file states it* (`Sample.size_hw`). `transforms.load_image` gives
-the image in exactly that frame, so that nothing later has to think about EXIF orientation or rescaled files.
-
-Deviation from the peers: original category ids stay outside. A class is its cleaned name; `Dataset.category_ids` exists
-only so that prediction files can be written with the ids that the user's other tools know.
+Boxes are in pixels of the image as its annotation file states it, and `images.load_image` returns
+the image in exactly that frame. Category ids are not used in training, unlike in MMDetection and
+transformers: a class is its cleaned name.
 """
 
 import difflib
@@ -16,46 +14,44 @@ import numpy as np
 
 from groundtune.data.problems import Finding
 from groundtune.errors import DataError
-from groundtune.text.prompt import clean_name
+from groundtune.text.prompt import Spans, clean_name
 
-_LISTED = 5  # examples in a message; the count says how many there are
+_EXAMPLES = 5  # in a message
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """What is said about an image, and where in it the phrases stand whose boxes it has.
+    """Caption of an image, and its phrases.
 
     Attributes:
-        caption: as written.
-        spans: for each of P phrases its character ranges [begin, end) in the caption, at least one; a phrase may have no
-            box at all.
+        caption: text as written.
+        spans: character ranges [begin, end) of each phrase, at least one. It may have no box.
     """
 
     caption: str
-    spans: tuple[tuple[tuple[int, int], ...], ...]
+    spans: Spans
 
     @property
     def phrases(self) -> list[str]:
-        """The words of each phrase; those of several ranges are joined by a space."""
+        """Text of each phrase; several ranges are joined by a space."""
         return [" ".join(self.caption[begin:end] for begin, end in spans) for spans in self.spans]
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with its N boxes; N = 0 is an image without objects, and a valid training image.
+    """One image with its N boxes. N = 0 is a valid training image without objects.
 
     Attributes:
-        image_path: the image's file. It existed when the annotations were read; it has not been opened.
+        image_path: image file, which has not been opened yet.
         image_id: unique in its data set.
         size_hw: height and width in pixels as the annotations state them; the frame of the boxes.
-        boxes_xyxy: (N, 4) float32 pixels, inside the image, every box with an area above 0.
-        class_ids: (N,) int64 index into `Dataset.class_names`; of grounding data into the image's own phrases.
-        crowd: (N,) bool, True where the box stands for a group: left out of training, ignored in evaluation.
-        grounding: caption and phrases, in place of the data set's classes.
-        weight: how often the image is shown per epoch, on average over its source (`--extra-data`).
-        annotated: classes that its source looked for, where that are not all (`--extra-data`): others are never negatives.
-        confidence: (N,) float32 in (0, 1], how sure each box is (`--self-distillation`, labeled images); None where people
-            drew all of them.
+        boxes_xyxy: (N, 4) float32 pixels, inside the image, each with an area above 0.
+        class_ids: (N,) int64 index into `Dataset.class_names`, or into the image's own phrases.
+        crowd: (N,) bool, True for a group of objects: not trained on, ignored in evaluation.
+        grounding: caption and phrases, which replace the data set's classes.
+        weight: how often the image is shown per epoch, on average over its source.
+        annotated: classes that its source annotates; only these can be negatives. None: all.
+        confidence: (N,) float32 in (0, 1], scores of boxes that a model made. None: made by people.
     """
 
     image_path: Path
@@ -72,12 +68,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class LvisRules:
-    """Which classes LVIS's annotators looked for in which images; by the ids of categories and images.
+    """Which classes LVIS annotated in which images, by category id and image id.
 
     Attributes:
-        frequencies: of each category "r" (rare), "c" (common) or "f" (frequent), by its training images.
-        absent: the categories that are known not to be in an image.
-        incomplete: the categories of which an image may have more objects than boxes.
+        frequencies: "r" (rare), "c" (common) or "f" (frequent) of each category.
+        absent: for each image the categories that are known to be absent.
+        incomplete: for each image the categories of which not all objects have a box.
     """
 
     frequencies: dict[int, str]
@@ -90,15 +86,15 @@ class Dataset:
     """One split of a data set.
 
     Attributes:
-        name: "train", "valid", "test", or the name that the reader was given.
-        root: the folder that the image files lie in, directly or deeper.
-        class_names: C cleaned, unique names; the same list in every split of a data set. Empty for grounding data.
-        samples: the images in the order of the file.
-        category_ids: for each class the id that the file gives it (a free one where this split does not list it).
+        name: "train", "valid" or "test", or the name that the reader was given.
+        root: folder of the image files; they may be in folders inside it.
+        class_names: C cleaned, unique names, equal in all splits. Empty for grounding data.
+        samples: images in the order of the file.
+        category_ids: id of each class in files that are written.
         findings: what was dropped, clipped, merged or decided while reading.
-        written_names: for each class its name as the files write it; empty where that is `class_names`.
-        synonyms: other cleaned names of a class by its name, one of which may stand in a training prompt instead.
-        lvis: where it is measured by LVIS's rules.
+        written_names: name of each class as the files write it. Empty: equal to `class_names`.
+        synonyms: by class name, other cleaned names that training prompts may use.
+        lvis: rules of an LVIS evaluation.
     """
 
     name: str
@@ -113,33 +109,26 @@ class Dataset:
 
     @property
     def messages(self) -> list[str]:
-        """The findings as lines for people."""
+        """Findings as lines of text."""
         return [f"{self.name}: {finding}" for finding in self.findings]
 
     @property
     def is_grounding(self) -> bool:
-        """Whether every image has a caption; training data mixed of both kinds is not."""
+        """Whether every image has a caption. False for a mix of captions and classes."""
         return bool(self.samples) and all(sample.grounding is not None for sample in self.samples)
 
 
-def listed(examples: Sequence[str], limit: int = _LISTED) -> str:
-    """Join the first few of many examples and say how many there are beyond them."""
+def join_examples(examples: Sequence[str], limit: int = _EXAMPLES) -> str:
+    """Join the first `limit` examples, and append the total number if there are more."""
     more = f", … ({len(examples)} in all)" if len(examples) > limit else ""
     return ", ".join(examples[:limit]) + more
 
 
 def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
-    """Find classes by name.
-
-    Args:
-        wanted: names as a user wrote them; they are cleaned as all class names are.
-        available: the data set's cleaned names.
-
-    Returns:
-        For each wanted name its index in `available`, without repeats. No names give an empty list.
+    """Return the index in `available` of each wanted class name, which is cleaned, without repeats.
 
     Raises:
-        DataError: names that do not exist. All are listed, each with the nearest one that does.
+        DataError: names are unknown. All are listed, each with the nearest known name.
     """
     index_of = {name: index for index, name in enumerate(available)}
     cleaned = [clean_name(name) for name in wanted]
@@ -149,52 +138,46 @@ def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[i
             near = difflib.get_close_matches(clean, available, n=1)
             unknown.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if unknown:
-        raise DataError(
-            f"Unknown class {listed(unknown, 20)}. The data set has: {listed([repr(n) for n in available], 30)}."
-        )
+        known = join_examples([repr(name) for name in available], 30)
+        raise DataError(f"Unknown class {join_examples(unknown, 20)}. The data set has: {known}.")
     return list(dict.fromkeys(index_of[name] for name in cleaned))
 
 
 def unify_classes(datasets: Sequence[Dataset]) -> None:
-    """Give all splits one class list, by name, in place: the first split's classes, then what later ones add.
+    """Give all splits one class list: the classes of the first split, then those that others add.
 
-    COCO files number their categories on their own, so the same id may be another class in the next split. A class that
-    a split's file does not list gets the id it has in another split, or the next free one where that id is taken.
-
-    Args:
-        datasets: the splits, the training split first. None changes nothing.
+    Classes are matched by name, because COCO files can number their categories differently. A class
+    that a split does not list gets its id of another split, or the next free id.
     """
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
     known_ids: dict[str, int] = {}
     written: dict[str, str] = {}
     for dataset in datasets:
-        as_written = dataset.written_names or dataset.class_names
-        for name, category_id, in_file in zip(
-            dataset.class_names, dataset.category_ids, as_written, strict=True
-        ):
-            known_ids.setdefault(name, category_id)
-            written.setdefault(name, in_file)
+        names_in_files = dataset.written_names or dataset.class_names
+        known_ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True)) | known_ids
+        written = dict(zip(dataset.class_names, names_in_files, strict=True)) | written
     for dataset in datasets:
         dataset.written_names = [written[name] for name in names]
-        if dataset.class_names == names:
-            continue
-        index = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
-        own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-        taken = set(own.values())
-        for name in names:
-            if name not in own:
-                own[name] = known_ids[name] if known_ids[name] not in taken else max(taken) + 1
-                taken.add(own[name])
-        absent = [repr(name) for name in names if name not in dataset.class_names]
-        if absent:
-            message = f"its file does not list {len(absent)} classes of the other splits."
-            fix = "Nothing has to be done if they do not occur in it."
-            dataset.findings.append(
-                Finding("category-not-listed", "note", message, fix, len(absent), absent[:_LISTED])
-            )
-        dataset.samples = [
-            sample if sample.grounding is not None else replace(sample, class_ids=index[sample.class_ids])
-            for sample in dataset.samples
-        ]
-        dataset.class_names = list(names)
-        dataset.category_ids = [own[name] for name in names]
+        if dataset.class_names != names:
+            _adopt_classes(dataset, names, known_ids)
+
+
+def _adopt_classes(dataset: Dataset, names: list[str], known_ids: dict[str, int]) -> None:
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    missing = [name for name in names if name not in ids]
+    taken = set(ids.values())
+    for name in missing:
+        ids[name] = known_ids[name] if known_ids[name] not in taken else max(taken) + 1
+        taken.add(ids[name])
+    if missing:
+        message = f"the file does not list {len(missing)} classes of the other splits."
+        fix = "Nothing has to be done if they do not occur in it."
+        examples = [repr(name) for name in missing[:_EXAMPLES]]
+        dataset.findings.append(Finding("category-not-listed", "note", message, fix, len(missing), examples))
+    index = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
+    dataset.samples = [
+        sample if sample.grounding is not None else replace(sample, class_ids=index[sample.class_ids])
+        for sample in dataset.samples
+    ]
+    dataset.class_names = list(names)
+    dataset.category_ids = [ids[name] for name in names]

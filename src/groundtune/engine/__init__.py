@@ -1,1 +1,1 @@
-"""The loops: training, evaluation, and the inference that both share."""
+"""Training, and the evaluation that it shares with `groundtune evaluate`."""

@@ -1,8 +1,8 @@
-"""The training state on disk: all that a resumed run needs to go on as if it had never stopped.
+"""Training state on disk, in one file of tensors and plain Python values.
 
-One file of tensors and plain Python values, so that it opens with `weights_only=True`: a checkpoint from a stranger can be
-wrong but cannot run code. Frozen modules are not in it, they come from the model itself. The file ends with a SHA-256 of all
-before it, which torch's reader takes no notice of: its own format does not see a flipped bit.
+It is read with `weights_only=True`: a checkpoint from a stranger may be wrong but cannot run code.
+Frozen modules are not in it; they come from the model. The file ends with a SHA-256 of all before
+it, which torch ignores: torch's own format does not detect a flipped bit.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ _CHECKSUM = "\nsha256 {}"
 _CHECKSUM_BYTES = len(_CHECKSUM.format("0" * 64))
 
 
-def trained_state(network: GroundingDINO) -> dict[str, Tensor]:
-    """Copies of the parameters and buffers outside the frozen modules, on the CPU."""
+def trained_weights(network: GroundingDINO) -> dict[str, Tensor]:
+    """Copy the parameters and buffers outside the frozen modules to the CPU."""
     frozen = tuple(f"{path}." for path in network.frozen)
     return {
         name: tensor.detach().to("cpu", copy=True)
@@ -34,30 +34,29 @@ def trained_state(network: GroundingDINO) -> dict[str, Tensor]:
     }
 
 
-def load_trained_state(network: GroundingDINO, state: dict[str, Tensor], source: str) -> None:
-    """Writes what `trained_state` took back into a network with the same modules frozen.
-
-    Args:
-        source: where the state came from, for the message.
+def load_trained_weights(network: GroundingDINO, weights: dict[str, Tensor], source: str) -> None:
+    """Load the result of `trained_weights` into a network with the same frozen modules.
 
     Raises:
-        CheckpointError: names or shapes are not those of this network.
+        CheckpointError: names or shapes differ from the network's.
     """
-    own = trained_state(network)
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    if missing or extra or wrong:
-        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(wrong)} of another shape"
-        example = (missing + extra + wrong)[0]
+    expected = trained_weights(network)
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    differing = sorted(
+        name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
+    )
+    if missing or extra or differing:
+        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(differing)} of another shape"
+        example = (missing + extra + differing)[0]
         raise CheckpointError(
             f"{source} does not fit this model: {counts} (for example {example}). "
-            "Resume with the model and the param_groups that the run was started with."
+            "Resume with the model and the param_groups of the interrupted run."
         )
-    network.load_state_dict(state, strict=False)
+    network.load_state_dict(weights, strict=False)
 
 
 def random_state() -> State:
-    """The states of the random generators of torch (CPU and CUDA), NumPy and Python."""
+    """Return the states of the random generators of torch (CPU and CUDA), NumPy and Python."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -68,7 +67,7 @@ def random_state() -> State:
 
 
 def set_random_state(state: State) -> None:
-    """Takes up `random_state`; the states of CUDA devices that are not here are left out."""
+    """Restore `random_state`; CUDA's is ignored if the number of devices differs."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -79,13 +78,10 @@ def set_random_state(state: State) -> None:
 
 
 def save_state(state: State, path: Path, previous: Path | None = None) -> None:
-    """Writes a state so that a reader sees the old file or the new one, never half of one.
-
-    Args:
-        previous: where the old file goes; None lets it go.
+    """Write a state so that a reader sees the old file, which becomes `previous`, or the new one.
 
     Raises:
-        CheckpointError: the file cannot be written; the old one is whole.
+        CheckpointError: the file cannot be written; the old one is intact.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,15 +91,15 @@ def save_state(state: State, path: Path, previous: Path | None = None) -> None:
             file.write(_CHECKSUM.format(hashlib.file_digest(file, "sha256").hexdigest()).encode())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"The checkpoint {path} cannot be written: {error}. Is the disk full? The one before it is whole."
+            f"The checkpoint {path} cannot be written: {error}. Is the disk full? The previous one is whole."
         ) from error
 
 
 def load_state(path: Path) -> State:
-    """Reads a state to the CPU, without running any code from the file.
+    """Read a state to the CPU without running any code in the file.
 
     Raises:
-        CheckpointError: there is no such file, it is not one of ours, or it is damaged.
+        CheckpointError: there is no such file, it is not a training state, or it is corrupted.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
@@ -111,10 +107,10 @@ def load_state(path: Path) -> State:
         with path.open("rb") as file:
             _verify(file)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parser meets in a damaged file
+    except Exception as error:  # torch.load raises whatever its parser meets in a corrupted file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({reason}). Is it damaged or from elsewhere?"
+            f"The checkpoint {path} cannot be read ({reason}). Is it corrupted or from another program?"
         ) from error
     if not isinstance(state, dict) or "network" not in state or "epoch" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of a Groundtune training run.")

@@ -1,20 +1,22 @@
-"""Detections of a whole data set, and COCO's or LVIS's numbers for them; of captions, where their phrases are and recall.
+"""Detections of a whole data set, and COCO's metrics, LVIS's metrics or the recall of phrases.
 
-Everything goes by name and by the data set's own category ids (semantics 22): the model sees class names, the predictions
-carry `dataset.category_ids`, which may have gaps and any order. In a data set with captions each image is asked for its own
-caption; a query's score for a phrase is the largest over the phrase's tokens (semantics 23).
+The model reads class names, and predictions carry `dataset.category_ids`, which may have gaps and
+any order. In a data set with captions the model reads each image's own caption, and a query's score
+for a phrase is the maximum over the phrase's tokens.
 
-Where processes share an evaluation, whole batches are dealt out: every image has the company that it has in one process,
-and with it the same last bits, on the same kind of device with as many threads.
+Processes share an evaluation by whole batches: each image is computed beside the same images as in
+one process, so its results are equal bit for bit (on the same kind of device and as many threads).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_xywh
+from groundtune.boxes import xyxy_to_xywh
 from groundtune.data.batch import EvalBatch
 from groundtune.data.loader import check_captions, grounding_prompt
 from groundtune.data.prefetch import evaluation_images
@@ -26,38 +28,43 @@ from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseResult, groundi
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
 from groundtune.predict.features import FeatureCache, extract
-from groundtune.predict.postprocess import ImageDetections, class_scores
+from groundtune.predict.postprocess import class_scores, top_detections
 from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
+
+Metrics = dict[str, float | None]
+FeatureMaps = Sequence[Sequence[Tensor]]  # of each image, its levels (C, h, w)
+DECODE_THREADS = 2  # threads that decode images ahead of the network; no value depends on them
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found.
+    """Metrics and detections of a model on a data set.
 
     Attributes:
-        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100; by LVIS's rules, where the data set carries them, APr, APc
-            and APf in place of AR; of captions those of `grounding_metrics`. Shares, or None where there is nothing to count.
-        per_class: AP and AP50 of each class, by name; empty for captions.
-        predictions: the detections in COCO's result format, original pixels, the data set's own ids. Of captions the best
-            box of each phrase, with the phrase in place of a category.
-        unreadable: the paths of images that could not be read, and why; they count as ones without detections.
+        metrics: shares in [0, 1], or None if there is nothing to count: AP, AP50, AP75, APs, APm,
+            APl, AR1, AR10, AR100; of an LVIS data set APr, APc and APf instead of AR; of captions
+            those of `grounding_metrics`.
+        per_class: AP and AP50 by class name; empty for captions.
+        predictions: detections in COCO's result format (xywh in original pixels, the data set's
+            category ids); of captions the best box of each phrase, with "phrase" as its category.
+        unreadable: path → reason of images that cannot be read; they count as without detections.
     """
 
-    metrics: dict[str, float | None]
-    per_class: dict[str, dict[str, float | None]]
+    metrics: Metrics
+    per_class: dict[str, Metrics]
     predictions: list[Prediction]
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
-        """The number that the best weights are chosen by: AP, or recall@1 of captions."""
+        """The metric that selects the best weights: AP, or recall@1 of captions."""
         return self.metrics["AP"] if "AP" in self.metrics else self.metrics["recall@1"]
 
 
 @dataclass
 class ImageResult:
-    """What was found in one image; `phrases` where it has a caption."""
+    """Results of one image; `phrases` only if it has a caption."""
 
     predictions: list[Prediction]
     phrases: list[PhraseResult]
@@ -65,83 +72,101 @@ class ImageResult:
 
 @dataclass
 class EvalTask:
-    """What the images of a data set are asked for. With its model it can travel to another process.
-
-    Attributes:
-        bundle: the model.
-        prompts: of the classes; None asks each image for its own caption.
-        category_ids: of the classes, in the order of the prompts.
-        precision: "fp32" or "bf16".
-    """
+    """A model and what it detects in the images of a data set."""
 
     bundle: ModelBundle
-    prompts: Prompts | None
-    category_ids: list[int]
-    precision: str
+    prompts: Prompts | None  # of the classes; None: the prompt of each image is its caption
+    category_ids: list[int]  # of the classes
+    class_indices: list[int]  # of the classes in the data set
+    precision: str  # "fp32" or "bf16"
 
-    def answers(
+    def predict_dataset(
         self,
         dataset: Dataset,
         batch_size: int,
         device: torch.device,
-        told: Callable[[int], None] = lambda _: None,
+        on_batch: Callable[[int], None] = lambda _: None,
         features: FeatureCache | None = None,
         unreadable: dict[str, str] | None = None,
     ) -> dict[int, ImageResult]:
-        """The answers by the images' places in a data set.
+        """Run the model on all images and return the results by image index.
 
-        Args:
-            dataset: the images; none give no answer.
-            batch_size: images at a time; the last ones may be fewer.
-            device: where to compute; the network is moved there.
-            told: called with the number of images of each batch that is done.
-            features: keeps the backbone's maps, by the same places.
-            unreadable: gets the images that cannot be read, which have no answer; None: such an image is an error.
+        `on_batch` receives the number of images of each finished batch, `unreadable` the unreadable
+        images, which get no result; without it their error is raised.
         """
         network = self.bundle.to(device)
-        needs_pixels = None if features is None else (lambda index: features.needs_pixels(index, 0))
-        answer = self._of_captions if self.prompts is None else self._of_classes
-        found: dict[int, ImageResult] = {}
+        detect = self._detect_phrases if self.prompts is None else self._detect_classes
+        results: dict[int, ImageResult] = {}
         with inference_mode(network, self.precision):
-            for batch in evaluation_images(
-                dataset, self.bundle.image_format, batch_size, needs_pixels, unreadable=unreadable
-            ):
-                maps = _maps(self.bundle, batch.images, batch.indices, features, device)
-                found |= zip(batch.indices, answer(batch, maps, device), strict=True)
-                told(len(batch.samples))
-        return found
+            for batch, maps in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
+                results |= zip(batch.indices, detect(batch, maps, device), strict=True)
+                on_batch(len(batch.samples))
+        return results
 
-    def _of_classes(
-        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[ImageResult]:
+    def _detect_classes(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
         assert self.prompts is not None
-        sizes_hw = [sample.size_hw for sample in batch.samples]
-        found = detect_batch(self.bundle.network, maps, self.prompts.to(device), sizes_hw, self.bundle.kept)
-        return [
-            ImageResult(_coco_results(sample, detections, self.category_ids), [])
-            for sample, detections in zip(batch.samples, found, strict=True)
-        ]
+        sizes_hw, ids = [sample.size_hw for sample in batch.samples], self.category_ids
+        prompts = self.prompts.to(device)
+        detections = detect_batch(self.bundle.network, maps, prompts, sizes_hw, self.bundle.base_network)
+        results = []
+        for sample, detected in zip(batch.samples, detections, strict=True):
+            boxes_xywh = xyxy_to_xywh(detected.boxes_xyxy).tolist()
+            rows = zip(detected.class_indices.tolist(), boxes_xywh, detected.scores.tolist(), strict=True)
+            predictions: list[Prediction] = [
+                {"image_id": sample.image_id, "category_id": ids[index], "bbox": box, "score": score}
+                for index, box, score in rows
+            ]
+            results.append(ImageResult(predictions, []))
+        return results
 
-    def _of_captions(
-        self, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-    ) -> list[ImageResult]:
-        self.bundle.network.language_model.forget()  # a phrase's last bits depend on those that it was met with
-        found = []
-        for sample, ranked in zip(
-            batch.samples, _best_for_phrases(self.bundle, batch, maps, device), strict=True
+    def _detect_phrases(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
+        """Detect each phrase of the captions: the 10 best boxes, and all from `THRESHOLD` on."""
+        bundle, network = self.bundle, self.bundle.base_network or self.bundle.network
+        captions = [sample.grounding for sample in batch.samples if sample.grounding is not None]
+        prompts = [grounding_prompt(caption) for caption in captions]
+        text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
+        network.forget_phrases()  # else last bits depend on earlier batches
+        output = network.forward_features([list(levels) for levels in maps], text.to(device))
+        network.forget_phrases()
+        results = []
+        outputs = zip(output["pred_logits"], output["pred_boxes"].cpu(), phrase_maps, strict=True)
+        for sample, caption, (logits, boxes, phrase_map) in zip(
+            batch.samples, captions, outputs, strict=True
         ):
-            answer = ImageResult([], [])
-            assert sample.grounding is not None
-            for number, (phrase, (boxes, scores)) in enumerate(
-                zip(sample.grounding.phrases, ranked, strict=True)
-            ):
-                true = sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd]
-                answer.phrases.append(PhraseResult(boxes, scores, true))
-                best = {"phrase": phrase, "bbox": xyxy_to_xywh(boxes[0]).tolist(), "score": float(scores[0])}
-                answer.predictions.append({"image_id": sample.image_id, **best})
-            found.append(answer)
-        self.bundle.network.language_model.forget()
-        return found
+            result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max").cpu()
+            for index, phrase in enumerate(caption.phrases):
+                of_phrase = scores[:, index : index + 1]  # (Q, 1)
+                limit = max(*RANKS, int((of_phrase >= THRESHOLD).sum()))
+                best = top_detections([of_phrase], [boxes], [[index]], sample.size_hw, limit)
+                row: Prediction = {"image_id": sample.image_id, "phrase": phrase}
+                row |= {"bbox": xyxy_to_xywh(best.boxes_xyxy[0]).tolist(), "score": float(best.scores[0])}
+                result.predictions.append(row)
+                labels = _boxes_of_phrase(sample, index)
+                result.phrases.append(PhraseResult(best.boxes_xyxy, best.scores, labels))
+            results.append(result)
+        return results
+
+
+def iter_maps(
+    bundle: ModelBundle,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    features: FeatureCache | None = None,
+    unreadable: dict[str, str] | None = None,
+) -> Iterator[tuple[EvalBatch, FeatureMaps]]:
+    """Iterate over batches and the backbone's maps of each image, which may be cached."""
+    needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
+    for batch in evaluation_images(
+        dataset, bundle.image_format, batch_size, needs_pixels, DECODE_THREADS, unreadable
+    ):
+        if features is not None:
+            yield batch, features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
+        else:
+            yield (
+                batch,
+                extract(bundle.network, [image for image in batch.images if image is not None], device),
+            )
 
 
 def evaluate(
@@ -149,154 +174,116 @@ def evaluate(
     dataset: Dataset,
     *,
     class_indices: Sequence[int] | None = None,
-    batch_size: int = 8,
+    batch_size: int,
     device: torch.device,
-    precision: str = "fp32",
+    precision: str,
     progress: Progress | None = None,
-    features: FeatureCache | None = None,
-    keep_going: bool = False,
 ) -> Evaluation:
-    """Detects the data set's classes in each of its images and scores the detections.
+    """Detect a data set's classes, or the phrases of its captions, in its images and score them.
 
-    In a run of several processes all of them call it, and share the images. All get the numbers, or the error of one of
-    them; the predictions are those of the whole data set in the main process, and none in the others.
+    All processes of a distributed run call this together and share the images. Each gets the
+    metrics, or the error of one of them; the main process gets the predictions, the others none.
 
     Args:
-        class_indices: the classes to ask for and to count; None takes all.
-        batch_size: images at a time.
+        class_indices: classes to detect and count; None: all.
         device: where to compute; the network is moved there.
         precision: "fp32" or "bf16".
-        progress: told (images done, images in all) after each batch.
-        features: keeps the backbone's maps of this data set between evaluations.
-        keep_going: whether images that cannot be read are told in the result, in place of an error.
 
     Raises:
-        DataError: the data set has no image or no class, has captions in some images only, or an image cannot be read.
+        DataError: the data set has no image or no class, only some of its images have captions, or
+            an image cannot be read.
     """
-    questions = ask(bundle, dataset, class_indices, precision)
+    return run_task(
+        eval_task(bundle, dataset, class_indices, precision), dataset, batch_size, device, progress
+    )
+
+
+def run_task(
+    task: EvalTask,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress | None,
+    features: FeatureCache | None = None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """Evaluate, optionally with a feature cache or with unreadable images in the result."""
     rank, count = processes()
     total, done = len(dataset.samples), 0
     starts = range(rank * batch_size, total, count * batch_size)
-    places = [place for start in starts for place in range(start, min(start + batch_size, total))]
-    own = replace(dataset, samples=[dataset.samples[place] for place in places])
+    indices = [index for start in starts for index in range(start, min(start + batch_size, total))]
+    share = replace(dataset, samples=[dataset.samples[index] for index in indices])
 
-    def told(images: int) -> None:
+    def on_batch(images: int) -> None:
         nonlocal done
         done += images * count
         if progress is not None:
             progress.evaluation(min(done, total), total)
 
-    def share() -> tuple[dict[int, ImageResult], dict[str, str]]:
-        unreadable: dict[str, str] = {}
-        found = questions.answers(own, batch_size, device, told, features, unreadable if keep_going else None)
-        return {places[place]: answer for place, answer in found.items()}, unreadable
+    def predict_share() -> tuple[dict[int, ImageResult], dict[str, str]]:
+        skipped: dict[str, str] | None = {} if skip_unreadable else None
+        results = task.predict_dataset(share, batch_size, device, on_batch, features, skipped)
+        return {indices[index]: result for index, result in results.items()}, skipped or {}
 
-    answers: dict[int, ImageResult] = {}
+    results: dict[int, ImageResult] = {}
     unreadable: dict[str, str] = {}
-    for found, missing in gather(share):
-        answers |= found
-        unreadable |= missing
-    return scored(dataset, class_indices, answers, unreadable)
+    for of_process, skipped in gather(predict_share):
+        results |= of_process
+        unreadable |= skipped
+    return score_results(dataset, task.class_indices, results, unreadable)
 
 
-def ask(
-    bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None = None, precision: str = "fp32"
+def eval_task(
+    bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None, precision: str
 ) -> EvalTask:
-    """The questions of `evaluate`, which has the same arguments and errors."""
+    """Prepare the prompts of a data set; the arguments and errors are those of `evaluate`."""
     if dataset.is_grounding:
         check_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
-        return EvalTask(bundle, None, [], precision)
+        return EvalTask(bundle, None, [], [], precision)
     if any(sample.grounding is not None for sample in dataset.samples):
         raise DataError(
-            f"{dataset.name}: some images have captions and some have classes, which are measured differently. Evaluate on "
-            "each kind by itself; train on both with --extra-data."
+            f"{dataset.name}: some images have captions and some have classes, whose metrics differ. Evaluate on each "
+            "kind alone; train on both with --extra-data."
         )
-    indices = _indices(dataset, class_indices)
+    indices = list(range(len(dataset.class_names)) if class_indices is None else class_indices)
     if not dataset.samples or not indices:
         raise DataError(
-            f"{dataset.name}: there is nothing to evaluate on, {len(dataset.samples)} images, {len(indices)} classes."
+            f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images and "
+            f"{len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.own_names)
-    return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], precision)
+    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.tuned_names)
+    return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], indices, precision)
 
 
-def scored(
+def score_results(
     dataset: Dataset,
-    class_indices: Sequence[int] | None,
-    answers: Mapping[int, ImageResult],
-    unreadable: Mapping[str, str],
+    class_indices: Sequence[int],
+    results: Mapping[int, ImageResult],
+    unreadable: dict[str, str],
 ) -> Evaluation:
-    """The evaluation of the answers by the images' places, which need only be there in the main process."""
-    ordered = [answers.get(place) or _no_answer(sample) for place, sample in enumerate(dataset.samples)]
-    predictions = [prediction for answer in ordered for prediction in answer.predictions]
+    """Score the results by image index, which only the main process needs to have."""
+    ordered = [results.get(index) or _no_result(sample) for index, sample in enumerate(dataset.samples)]
+    predictions = [prediction for result in ordered for prediction in result.predictions]
 
-    def numbers() -> Evaluation:  # sent to the others without the predictions
+    def score() -> Evaluation:  # sent to the other processes without the predictions
         if dataset.is_grounding:
-            metrics = grounding_metrics([phrase for answer in ordered for phrase in answer.phrases])
-            return Evaluation(metrics, {}, [], dict(unreadable))
+            phrases = [phrase for result in ordered for phrase in result.phrases]
+            return Evaluation(grounding_metrics(phrases), {}, [], unreadable)
         measure = coco_metrics if dataset.lvis is None else lvis_metrics
-        found = measure(dataset, predictions, _indices(dataset, class_indices))
-        return Evaluation(found.metrics, found.per_class, [], dict(unreadable))
+        scores = measure(dataset, predictions, class_indices)
+        return Evaluation(scores.metrics, scores.per_class, [], unreadable)
 
-    return replace(from_main(numbers), predictions=predictions)
+    return replace(from_main(score), predictions=predictions)
 
 
-def _no_answer(sample: Sample) -> ImageResult:
+def _no_result(sample: Sample) -> ImageResult:
     phrases = 0 if sample.grounding is None else len(sample.grounding.phrases)
-    true = [sample.boxes_xyxy[(sample.class_ids == number) & ~sample.crowd] for number in range(phrases)]
-    return ImageResult([], [PhraseResult(torch.zeros(0, 4), torch.zeros(0), boxes) for boxes in true])
+    boxes_xyxy, scores = torch.zeros(0, 4), torch.zeros(0)
+    labels = [_boxes_of_phrase(sample, index) for index in range(phrases)]
+    return ImageResult([], [PhraseResult(boxes_xyxy, scores, boxes) for boxes in labels])
 
 
-def _indices(dataset: Dataset, class_indices: Sequence[int] | None) -> list[int]:
-    return list(range(len(dataset.class_names)) if class_indices is None else class_indices)
-
-
-def _coco_results(
-    sample: Sample, detections: ImageDetections, category_ids: Sequence[int]
-) -> list[Prediction]:
-    boxes = xyxy_to_xywh(detections.boxes_xyxy).tolist()
-    found = zip(boxes, detections.scores.tolist(), detections.class_indices.tolist(), strict=True)
-    return [
-        {"image_id": sample.image_id, "category_id": category_ids[index], "bbox": box, "score": score}
-        for box, score, index in found
-    ]
-
-
-def _best_for_phrases(
-    bundle: ModelBundle, batch: EvalBatch, maps: Sequence[Sequence[Tensor]], device: torch.device
-) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each image and phrase the boxes (K, 4) in original pixels and their scores (K,), best first, on the CPU.
-
-    They are the 10 best and all at or above `THRESHOLD`.
-    """
-    prompts = [grounding_prompt(sample.grounding) for sample in batch.samples if sample.grounding is not None]
-    text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
-    network = bundle.kept or bundle.network
-    output = network.forward_features([list(levels) for levels in maps], text.to(device))
-    found = []
-    for sample, logits, boxes, phrase_map in zip(
-        batch.samples, output["pred_logits"], output["pred_boxes"], phrase_maps, strict=True
-    ):
-        height, width = sample.size_hw
-        size = torch.tensor([width, height, width, height], dtype=torch.float32)
-        boxes_xyxy = (cxcywh_to_xyxy(boxes.float().cpu()) * size).clamp(min=0).minimum(size)
-        scores, rows = (
-            class_scores(logits, phrase_map, "max").cpu().sort(dim=0, descending=True, stable=True)
-        )  # (Q, P)
-        kept = (scores >= THRESHOLD).sum(0).clamp(min=max(RANKS)).tolist()
-        found.append([(boxes_xyxy[rows[:k, number]], scores[:k, number]) for number, k in enumerate(kept)])
-    return found
-
-
-def _maps(
-    bundle: ModelBundle,
-    images: Sequence[Tensor | None],
-    indices: Sequence[int],
-    features: FeatureCache | None,
-    device: torch.device,
-) -> list[list[Tensor]]:
-    """The backbone's maps of a batch, kept ones where there is a cache."""
-    if features is not None:
-        return features.get(images, indices, [0] * len(indices), device)
-    return extract(bundle.network, [image for image in images if image is not None], device)
+def _boxes_of_phrase(sample: Sample, index: int) -> np.ndarray:
+    boxes_xyxy: np.ndarray = sample.boxes_xyxy[(sample.class_ids == index) & ~sample.crowd]
+    return boxes_xyxy

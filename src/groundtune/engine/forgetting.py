@@ -1,19 +1,14 @@
-"""What can be said of forgetting without other data: whether a model still finds what it found before.
+"""What fine-tuning forgets: self-distillation against it, and a measure that needs no other data.
 
-Where the user names no data sets to measure (`--retention-data PATH`), the model's own detections of common things on the validation
-images, before training, stand in for boxes. The AP of the fine-tuned model on them is agreement with its former self, not
-accuracy: it falls where the model forgets, and also where it was wrong and learned better.
+Fine-tuning teaches every query without a box as background, also one on an object that the model
+knew and nobody labeled. With `--self-distillation` the model therefore detects other class names
+(`text.prompt`) in the training images before the first step. Its detections away from the labeled
+boxes are trained too, as soft targets. Such a name is in the prompts only of images in which it was
+detected, so it is never taught as absent, and the fine-tuned model's classes stay the data set's.
 
-Self-replay (`--self-distillation`): the model's own detections of what a data set does not name join its training images.
-
-Fine-tuning teaches every query that no box was drawn for as background, also where it shows a thing that the model knew and
-nobody labeled. So before the first step the model looks at the training images for other names (`text.other_names`), and
-what it finds away from the labeled boxes is trained on too, as soft targets. Such a name is asked for only in images where
-it was found, so it is never a negative elsewhere, and the fine-tuned model's own classes stay the data set's.
-
-The boxes that people drew say what its scores mean: the score that it has, before training, for the middle one of them under
-its own name counts as a confidence of 1, what it is half as sure of as one half, and less is left out. Scores of different
-models, and of names that a model knows more or less, differ too much for one number.
+Scores of different models, and of names that a model knows more or less, are not comparable. The
+labeled boxes calibrate them: the median of the scores for these boxes, before training, is a
+confidence of 1; detections below half of it are ignored.
 """
 
 from collections.abc import Sequence
@@ -23,21 +18,55 @@ import numpy as np
 import torch
 
 from groundtune.boxes import pairwise_iou
-from groundtune.data.prefetch import evaluation_images
-from groundtune.data.sample import Dataset, Sample, listed
+from groundtune.data.sample import Dataset, Sample, join_examples
+from groundtune.engine.evaluate import iter_maps
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, detect_batch, inference_mode
-from groundtune.predict.features import extract
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
 from groundtune.text.prompt import COMMON_NAMES, recombined_names
 
-_OWN, _SAME = (
-    0.3,
-    0.5,
-)  # IoU above which a detection is a labeled object, or the same thing as a better detection
-_LEAST = 0.5  # confidence
-UNSURE = 0.2  # the score that counts as sure in a model that does not know the data set's names
+BASE_DETECTIONS = "base model's detections of common classes"  # name of the data set
+_LABELED_IOU, _DUPLICATE_IOU = 0.3, 0.5  # a detection on a labeled box, or on a better detection
+_MIN_CONFIDENCE = 0.5
+MIN_SURE_SCORE = 0.2  # counts as sure in a model that does not know the data set's names
+_MAX_IMAGES = 50
+
+
+def base_detections(
+    bundle: ModelBundle, valid: Dataset, device: torch.device, batch_size: int, progress: Progress
+) -> dict[str, Dataset]:
+    """Return the base model's confident detections of common classes, as a data set to evaluate on.
+
+    The AP of the fine-tuned model on it is retention, not accuracy: it falls where the model
+    forgets, and also where the base model was wrong. At most 50 images of `valid` are used, evenly
+    spread; its own class names are excluded.
+
+    Returns:
+        The data set by its name `BASE_DETECTIONS`; {} if the model has no confident detection.
+    """
+    names = [name for name in COMMON_NAMES if name not in valid.class_names]
+    count = len(valid.samples)
+    chosen = np.linspace(0, count - 1, min(_MAX_IMAGES, count)).round().astype(int)
+    samples = [replace(valid.samples[index], grounding=None) for index in chosen]
+    dataset = replace(valid, samples=samples, lvis=None)
+    (detections,) = detect_groups(bundle, dataset, [names], device, batch_size, progress, "fp32")
+    confident = [detected.select(detected.scores >= MIN_SURE_SCORE) for detected in detections]
+    used = sorted({index for detected in confident for index in detected.class_indices.tolist()})
+    if not used:
+        return {}
+    samples = [
+        replace(
+            sample,
+            boxes_xyxy=detected.boxes_xyxy.numpy(),
+            class_ids=np.searchsorted(used, detected.class_indices.numpy()),
+            crowd=np.zeros(len(detected.scores), bool),
+            annotated=None,
+        )
+        for sample, detected in zip(samples, confident, strict=True)
+    ]
+    classes = [names[index] for index in used]
+    return {BASE_DETECTIONS: Dataset("valid", valid.root, classes, samples, list(range(1, len(classes) + 1)))}
 
 
 def add_self_distillation(
@@ -46,53 +75,39 @@ def add_self_distillation(
     device: torch.device,
     batch_size: int,
     progress: Progress,
-    precision: str = "fp32",
+    precision: str,
 ) -> Dataset:
-    """Give the data set with what the model finds beside its boxes.
+    """Return a data set with the model's detections of unlabeled objects as further boxes.
 
-    Args:
-        bundle: the model before training.
-        dataset: the training images; those with captions stay as they are. It is not changed.
-        device: where to compute; the network is moved there.
-        batch_size: images at a time.
-        progress: told about the images done and what was found.
-        precision: "fp32" or "bf16".
-
-    Returns:
-        A data set whose classes are the same and after them the names that were found; a message says how many.
-
-    Raises:
-        DataError: an image cannot be read.
+    It has the same classes, and after them the detected names. Images with captions get no boxes.
     """
-    likely = recombined_names(dataset.class_names)
-    others = [*likely, *(name for name in COMMON_NAMES if name not in likely + dataset.class_names)]
-    places = [place for place, sample in enumerate(dataset.samples) if sample.grounding is None]
-    asked = replace(dataset, samples=[dataset.samples[place] for place in places])
-    groups = [dataset.class_names, others]
-    own, other = detect_groups(bundle, asked, groups, device, batch_size, progress, precision)
-    sure = _usual_score(asked.samples, own)
-    kept = [
-        _unlabeled(sample, found, _LEAST * sure, len(likely))
-        for sample, found in zip(asked.samples, other, strict=True)
-    ]
-    used = np.unique(
-        np.concatenate([found.class_indices[rows].numpy() for found, rows in zip(other, kept, strict=True)])
-    )
-    samples = list(dataset.samples)
-    for place, found, rows in zip(places, other, kept, strict=True):
-        class_ids = len(dataset.class_names) + np.searchsorted(used, found.class_indices[rows].numpy())
-        confidence = (found.scores[rows].numpy() / sure).clip(max=1)
-        samples[place] = _with_boxes(
-            samples[place], found.boxes_xyxy[rows].numpy(), class_ids, confidence, len(dataset.class_names)
+    own_names = dataset.class_names
+    likely = recombined_names(own_names)
+    others = [*likely, *(name for name in COMMON_NAMES if name not in likely + own_names)]
+    indices = [index for index, sample in enumerate(dataset.samples) if sample.grounding is None]
+    labeled = replace(dataset, samples=[dataset.samples[index] for index in indices])
+    groups = [own_names, others]
+    own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
+    sure_score = _median_score(labeled.samples, own_classes)
+    new = [
+        detections.select(
+            torch.tensor(_unlabeled(sample, detections, sure_score, len(likely)), dtype=torch.long)
         )
-    new = [others[index] for index in used]
-    count = sum(map(len, kept))
+        for sample, detections in zip(labeled.samples, other, strict=True)
+    ]
+    used = np.unique(np.concatenate([detections.class_indices.numpy() for detections in new]))
+    samples = list(dataset.samples)
+    for index, detections in zip(indices, new, strict=True):
+        class_ids = len(own_names) + np.searchsorted(used, detections.class_indices.numpy())
+        samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
+    new_names = [others[index] for index in used]
     progress.message(
-        f"Replay: {count} objects that nobody labeled join the training images: {listed(new, 10) or 'none'}."
+        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled objects join "
+        f"the training images: {join_examples(new_names, 10) or 'none'}."
     )
-    free = max(dataset.category_ids, default=0) + 1
-    ids = [*dataset.category_ids, *range(free, free + len(used))]
-    return replace(dataset, class_names=[*dataset.class_names, *new], category_ids=ids, samples=samples)
+    first_id = max(dataset.category_ids, default=0) + 1
+    category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]
+    return replace(dataset, class_names=own_names + new_names, category_ids=category_ids, samples=samples)
 
 
 def detect_groups(
@@ -102,124 +117,69 @@ def detect_groups(
     device: torch.device,
     batch_size: int,
     progress: Progress,
-    precision: str = "fp32",
+    precision: str,
 ) -> list[list[ImageDetections]]:
-    """Detect groups of names that do not compete for an image's 300 places.
-
-    Returns:
-        For each group the detections of each image.
-
-    Raises:
-        DataError: an image cannot be read, or a name cannot be used.
-    """
-    tokenizer, most = bundle.tokenizer, bundle.config.max_text_len
-    prompts = [class_prompts(tokenizer, names, most, bundle.own_names).to(device) for names in groups]
+    """Return each group's detections by image; each group has 300 detections per image."""
+    tokenizer, max_text_len, own_names = bundle.tokenizer, bundle.config.max_text_len, bundle.tuned_names
+    prompts = [class_prompts(tokenizer, names, max_text_len, own_names).to(device) for names in groups]
     network = bundle.to(device)
-    found: list[list[ImageDetections]] = [[] for _ in groups]
+    results: list[list[ImageDetections]] = [[] for _ in groups]
     with inference_mode(network, precision):
-        for batch in evaluation_images(dataset, bundle.image_format, batch_size):
-            maps = extract(network, [image for image in batch.images if image is not None], device)
-            for of_group, asked in zip(found, prompts, strict=True):
-                sizes_hw = [sample.size_hw for sample in batch.samples]
-                of_group += detect_batch(network, maps, asked, sizes_hw, bundle.kept)
-            progress.evaluation(len(found[0]), len(dataset.samples), "looking for other things")
-    return found
+        for batch, maps in iter_maps(bundle, dataset, batch_size, device):
+            sizes_hw = [sample.size_hw for sample in batch.samples]
+            for of_group, group_prompts in zip(results, prompts, strict=True):
+                of_group += detect_batch(network, maps, group_prompts, sizes_hw, bundle.base_network)
+            progress.evaluation(len(results[0]), len(dataset.samples), "detecting other classes")
+    return results
 
 
-def _usual_score(samples: Sequence[Sample], found: Sequence[ImageDetections]) -> float:
-    """The median score of the labeled boxes under their own names; those not found at all have 0."""
+def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:
+    """Return the median score of the labeled boxes for their own names; undetected ones have 0."""
     best = [np.zeros(0)]
-    for sample, detections in zip(samples, found, strict=True):
-        same = sample.class_ids[None] == detections.class_indices.numpy()[:, None]
-        right = (_overlaps(detections, sample) >= _SAME) & same
-        best.append((right * detections.scores.numpy()[:, None]).max(0, initial=0.0)[~sample.crowd])
+    for sample, detected in zip(samples, detections, strict=True):
+        same_class = sample.class_ids[None] == detected.class_indices.numpy()[:, None]
+        correct = (_iou_with_labels(detected, sample) >= _DUPLICATE_IOU) & same_class
+        best.append((correct * detected.scores.numpy()[:, None]).max(0, initial=0.0)[~sample.crowd])
     scores = np.concatenate(best)
-    return max(UNSURE, float(np.median(scores))) if len(scores) else UNSURE
+    return max(MIN_SURE_SCORE, float(np.median(scores))) if len(scores) else MIN_SURE_SCORE
 
 
-def _unlabeled(sample: Sample, found: ImageDetections, threshold: float, likely: int) -> list[int]:
-    """The detections at or above the threshold away from the image's boxes, one of each place.
+def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, likely: int) -> list[int]:
+    """Return the indices of confident detections away from the labeled boxes, without duplicates.
 
-    That is the best of the `likely` first names, which the data set's own names speak for, otherwise of the common ones.
+    Of duplicates the best of the first `likely` names, which resemble the data set's own, is kept,
+    otherwise the best of the common names.
     """
-    away = np.flatnonzero(
-        (found.scores.numpy() >= threshold) & (_overlaps(found, sample) < _OWN).all(1)
-    )  # best first
-    common = found.class_indices.numpy()[away] >= likely
-    between = pairwise_iou(found.boxes_xyxy, found.boxes_xyxy).numpy()
-    kept: list[int] = []
-    for row in [*away[~common].tolist(), *away[common].tolist()]:
-        if not kept or between[row, kept].max() < _SAME:
-            kept.append(row)
-    return kept
+    confident = detections.scores.numpy() >= _MIN_CONFIDENCE * sure_score
+    away = np.flatnonzero(confident & (_iou_with_labels(detections, sample) < _LABELED_IOU).all(1))
+    common = detections.class_indices.numpy()[away] >= likely
+    iou = pairwise_iou(detections.boxes_xyxy, detections.boxes_xyxy).numpy()
+    chosen: list[int] = []
+    for index in [*away[~common].tolist(), *away[common].tolist()]:  # best first
+        if not chosen or iou[index, chosen].max() < _DUPLICATE_IOU:
+            chosen.append(index)
+    return chosen
 
 
 def _with_boxes(
-    sample: Sample, boxes_xyxy: np.ndarray, class_ids: np.ndarray, confidence: np.ndarray, own: int
+    sample: Sample, detections: ImageDetections, class_ids: np.ndarray, sure_score: float, num_classes: int
 ) -> Sample:
-    """The image with more boxes; `own` is how many classes the data set has itself."""
-    names = frozenset(range(own)) if sample.annotated is None else sample.annotated
-    drawn = np.ones(len(sample.class_ids)) if sample.confidence is None else sample.confidence
+    """Add soft boxes to an image; the data set itself has `num_classes` classes."""
+    annotated = frozenset(range(num_classes)) if sample.annotated is None else sample.annotated
+    labeled = np.ones(len(sample.class_ids)) if sample.confidence is None else sample.confidence
+    confidence = (detections.scores.numpy() / sure_score).clip(max=1)
+    boxes_xyxy = np.concatenate([sample.boxes_xyxy, detections.boxes_xyxy.numpy()])
     return replace(
         sample,
-        boxes_xyxy=np.concatenate([sample.boxes_xyxy, boxes_xyxy]).astype(np.float32),
+        boxes_xyxy=boxes_xyxy.astype(np.float32),
         class_ids=np.concatenate([sample.class_ids, class_ids]),
         crowd=np.concatenate([sample.crowd, np.zeros(len(class_ids), bool)]),
-        confidence=np.concatenate([drawn, confidence]).astype(np.float32),
-        annotated=names.union(class_ids.tolist()),
+        confidence=np.concatenate([labeled, confidence]).astype(np.float32),
+        annotated=annotated.union(class_ids.tolist()),
     )
 
 
-def _overlaps(detections: ImageDetections, sample: Sample) -> np.ndarray:
-    """IoU (K, N) of an image's detections with its boxes."""
+def _iou_with_labels(detections: ImageDetections, sample: Sample) -> np.ndarray:
+    """Return the IoU (K, N) of an image's detections with its boxes."""
     iou: np.ndarray = pairwise_iou(detections.boxes_xyxy, torch.from_numpy(sample.boxes_xyxy)).numpy()
     return iou
-
-
-AGREEMENT = "common things (agreement with itself before)"
-_MOST_IMAGES = 50
-
-
-def base_detections(
-    bundle: ModelBundle, valid: Dataset, device: torch.device, batch_size: int, progress: Progress
-) -> dict[str, Dataset]:
-    """Give the model's confident detections of common names as a data set to measure on.
-
-    Args:
-        bundle: the model before training.
-        valid: at most 50 of its images, evenly spread, are used. Its own class names are left out.
-        device: where to compute; the network is moved there.
-        batch_size: images at a time.
-        progress: told about the images done.
-
-    Returns:
-        The data set under the name `AGREEMENT`; nothing where the model is sure of nothing.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    names = [name for name in COMMON_NAMES if name not in valid.class_names]
-    every = np.linspace(0, len(valid.samples) - 1, min(_MOST_IMAGES, len(valid.samples))).round().astype(int)
-    shown = replace(
-        valid, samples=[replace(valid.samples[place], grounding=None) for place in every], lvis=None
-    )
-    found = detect_groups(bundle, shown, [names], device, batch_size, progress)[0]
-    sure = [detections.scores.numpy() >= UNSURE for detections in found]
-    used = sorted(
-        {i for of, kept in zip(found, sure, strict=True) for i in of.class_indices.numpy()[kept].tolist()}
-    )
-    if not used:
-        return {}
-    samples = [
-        replace(
-            sample,
-            boxes_xyxy=of.boxes_xyxy.numpy()[kept],
-            class_ids=np.searchsorted(used, of.class_indices.numpy()[kept]),
-            crowd=np.zeros(int(kept.sum()), bool),
-            annotated=None,
-        )
-        for sample, of, kept in zip(shown.samples, found, sure, strict=True)
-    ]
-    classes = [names[index] for index in used]
-    ids = list(range(1, len(classes) + 1))
-    return {AGREEMENT: Dataset("valid", valid.root, classes, samples, ids)}

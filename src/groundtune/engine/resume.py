@@ -1,11 +1,12 @@
-"""The state of a run between two processes: what `checkpoints/last.pt` holds, and whether another run may go on from it.
+"""Saving a run's state in `checkpoints/last.pt`, and resuming from it.
 
-The state before it stays as `previous.pt`, for the day on which the newest is damaged. A run that was killed before its first
-checkpoint begins again in its folder.
+The state before is kept as `previous.pt`, in case the newest is corrupted. A run that was killed
+before its first checkpoint starts again in its folder.
 """
 
 import os
 import shlex
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -14,85 +15,96 @@ from accelerate.utils import gather_object
 
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
+from groundtune.device import peak_memory
 from groundtune.engine import checkpoint
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.errors import CheckpointError, ConfigError
 
-# Options that a resumed run may change: where and how fast it runs, not what it computes.
-_FREE_OPTIONS = {
-    "data",
-    "model",
-    "output_dir",
-    "resume",
-    "device",
-    "devices",
-    "workers",
-    "threads",
-    "micro_batch_size",
-    "log_steps",
-    "save_steps",
-    "max_nonfinite_steps",
-    "max_unreadable_share",
-    "gradient_checkpointing",
-    "report_to",
-}
-# What values of other types raise: a checkpoint may come from anywhere.
+# Options that may change on a resume: they decide where and how fast a run computes, not what.
+_FREE_OPTIONS = {"data", "model", "output_dir", "resume", "device", "devices", "workers", "threads"}
+_FREE_OPTIONS |= {"micro_batch_size", "gradient_checkpointing", "log_steps", "save_steps", "report_to"}
+_FREE_OPTIONS |= {"max_nonfinite_steps", "max_unreadable_share"}
+# Values of the wrong type raise these: a checkpoint may come from anywhere.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Resumed(NamedTuple):
-    """Where a run goes on: the newest whole state, None for the beginning; its file; and what there is to say about it."""
+    """The newest readable state, None to start from the beginning; its name; messages about it."""
 
     state: checkpoint.State | None
     name: str
-    notes: list[str]
+    messages: list[str]
 
 
-def command_to_go_on(config: TrainConfig, out: Path) -> str:
-    """What a user types to resume the run."""
+def resume_command(config: TrainConfig, out: Path) -> str:
+    """Return the command line that resumes the run."""
     return shlex.join(["groundtune", "train", config.data, "--resume", str(out)])
 
 
+def save_state(setup: TrainSetup, state: TrainState) -> None:
+    """Save all that a resumed run needs to equal an uninterrupted one. All processes call it."""
+    state.seconds = time.perf_counter() - state.began
+    state.memory_bytes = max(state.memory_bytes, peak_memory(setup.device))
+    random = gather_object([checkpoint.random_state()])
+    if not setup.accelerator.is_main_process:
+        return
+    average = setup.average
+    content = {
+        "config": asdict(setup.config),
+        "classes": setup.bundle.classes,
+        "images": len(setup.loader.dataset.samples),
+        "epoch": state.epoch,
+        "state": {n: v for n, v in asdict(state).items() if n not in ("began", "unreadable")},
+        "network": checkpoint.trained_weights(setup.network),
+        "optimizer": setup.optimizer.state_dict(),
+        "schedule": setup.schedule.state_dict(),
+        "average": None if average is None else average.average,
+        "average_updates": 0 if average is None else average.updates,
+        "random": random,
+    }
+    last, previous = setup.folder.checkpoint("last"), setup.folder.checkpoint("previous")
+    checkpoint.save_state(content, last, previous)
+
+
 def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out: Path) -> Resumed:
-    """Reads the state that a run goes on from; `config.resume` is None for a new one.
+    """Read the state to resume from; `config.resume` is None for a new run.
 
     Raises:
-        ConfigError, CheckpointError: what goes on would be another run.
+        ConfigError: options or data differ from the interrupted run's.
+        CheckpointError: the state is not that of a run.
     """
     if config.resume is None:
         return Resumed(None, "", [])
     if Path(config.resume).resolve() != out.resolve():
         raise ConfigError(
-            f"resume: a run goes on in its own folder {config.resume}, not in {out}. Leave out away."
+            f"resume: a run resumes in its own folder {config.resume}, but the output is {out}. Remove --output-dir."
         )
-    notes = []
+    messages = []
     for name in ("last", "previous"):
         try:
             state = checkpoint.load_state(out / "checkpoints" / f"{name}.pt")
         except CheckpointError as error:
-            notes.append(f"{error} Looking for an earlier one.")
+            messages.append(f"{error} Trying an earlier one.")
             continue
         try:
-            return Resumed(state, name, notes + _refuse_changes(config, training, classes, state))
+            return Resumed(state, name, messages + _check_unchanged(config, training, classes, state))
         except _MALFORMED as error:
             raise CheckpointError(
                 f"resume: the {name} checkpoint of {out} is incomplete ({error!r:.100})."
             ) from error
-    return Resumed(None, "", [*notes, f"No checkpoint of {out} can be read: the run begins again."])
+    return Resumed(None, "", [*messages, f"No checkpoint of {out} can be read: the run starts again."])
 
 
-def _refuse_changes(
+def _check_unchanged(
     config: TrainConfig, training: Dataset, classes: list[str], state: checkpoint.State
 ) -> list[str]:
-    """A resumed run must compute what the uninterrupted one would have; says which of the other options have changed."""
+    """Raise if the run would compute something else; return a message about free options."""
     if "config" not in state:
         raise CheckpointError(
             f"resume: the checkpoint of {config.resume} has weights only, not the state of a run."
         )
-    was, now = (
-        asdict(TrainConfig(data=config.data)) | state["config"],
-        asdict(config),
-    )  # an older run has fewer options
+    was = asdict(TrainConfig(data=config.data)) | state["config"]  # an older run may lack options
+    now = asdict(config)
     changed = [name for name in now if was[name] != now[name]]
     problems = [
         f"resume: {name} was {was[name]!r} and is now {now[name]!r}."
@@ -105,79 +117,59 @@ def _refuse_changes(
         problems.append(f"resume: there were {state['images']} training images, now {len(training.samples)}.")
     if problems:
         raise ConfigError(
-            "\n  ".join([*problems, "Go on with the same options and data, or start a new run."])
+            "\n  ".join([*problems, "Resume with the same options and data, or start a new run."])
         )
-    taken = [
+    changes = [
         f"{name} {now[name]!r} (was {was[name]!r})"
         for name in changed
         if name not in ("output_dir", "resume")
     ]
-    return [f"Taken from now: {', '.join(taken)}; all else is kept from the run."] if taken else []
+    return [f"Changed options: {', '.join(changes)}; all others are those of the run."] if changes else []
 
 
-def restore_state(run: TrainSetup, place: TrainState, resumed: Resumed) -> None:
-    """Goes on from a state, or begins; what the run folder has of the time after that is forgotten.
+def restore_state(setup: TrainSetup, state: TrainState, resumed: Resumed) -> None:
+    """Restore weights, optimizer, random generators and `state`; drop later lines of the log.
 
     Raises:
-        CheckpointError: the state is that of another model or of another version.
+        CheckpointError: the checkpoint is that of another model or of another version.
     """
-    for note in resumed.notes:
-        run.say(note)
+    for message in resumed.messages:
+        setup.log(message)
     if resumed.state is None:
-        run.folder.forget_after(0, -1)
+        setup.folder.forget_after(0, -1)
     else:
         try:
-            _restore(run, place, resumed.state)
+            _restore(setup, state, resumed.state)
         except _MALFORMED as error:
-            reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(
-                f"The checkpoint of {run.config.resume} is of another model, optimizer or version ({reason})."
+                f"The checkpoint of {setup.config.resume} is of another model, optimizer or version "
+                f"({type(error).__name__}: {error})."
             ) from error
-        if (
-            resumed.name == "previous" and run.accelerator.is_main_process
-        ):  # all have read it: set-up waits for all
-            os.replace(run.folder.checkpoint("previous"), run.folder.checkpoint("last"))
-        run.folder.forget_after(place.epoch, place.step)
-    if place.epoch < run.config.epochs:
-        run.folder.reopen()
+        if resumed.name == "previous" and setup.accelerator.is_main_process:  # all have read it
+            os.replace(setup.folder.checkpoint("previous"), setup.folder.checkpoint("last"))
+        setup.folder.forget_after(state.epoch, state.step)
+    if state.epoch < setup.config.epochs:
+        setup.folder.reopen()
 
 
-def _restore(run: TrainSetup, place: TrainState, state: checkpoint.State) -> None:
-    checkpoint.load_trained_state(run.network, state["network"], f"The checkpoint of {run.config.resume}")
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.schedule.load_state_dict(state["schedule"])
-    if run.average is not None:
-        run.average.restore(state["average"], state["average_updates"])
-    for name, value in state["place"].items():
-        if type(value) is not type(getattr(place, name)):
+def _restore(setup: TrainSetup, state: TrainState, content: checkpoint.State) -> None:
+    source = f"The checkpoint of {setup.config.resume}"
+    checkpoint.load_trained_weights(setup.network, content["network"], source)
+    setup.optimizer.load_state_dict(content["optimizer"])
+    setup.schedule.load_state_dict(content["schedule"])
+    if setup.average is not None:
+        setup.average.restore(content["average"], content["average_updates"])
+    for name, value in content["state"].items():
+        if type(value) is not type(getattr(state, name)):
             raise TypeError(f"{name} is {value!r:.60}")
-        setattr(place, name, value)
-    place.sums = {name: value.to(run.accelerator.device) for name, value in place.sums.items()}
-    rank, processes, epochs = run.accelerator.process_index, run.accelerator.num_processes, run.config.epochs
-    where = f"in epoch {place.epoch + 1} of {epochs}" if place.epoch < epochs else "after the last epoch"
-    run.say(f"Going on {where}, after step {place.step}.")
-    if len(state["random"]) != processes:
-        run.say(f"There were {len(state['random'])} processes, now {processes}: the last digits will differ.")
-    if rank < len(state["random"]):
-        checkpoint.set_random_state(state["random"][rank])
-
-
-def save_last(run: TrainSetup, place: TrainState) -> None:
-    """Writes everything that a run needs to go on after a step. Every process must call this."""
-    random = gather_object([checkpoint.random_state()])
-    if not run.accelerator.is_main_process:
-        return
-    state = {
-        "config": asdict(run.config),
-        "classes": run.bundle.classes,
-        "images": len(run.loader.dataset.samples),
-        "epoch": place.epoch,
-        "place": asdict(place),
-        "network": checkpoint.trained_state(run.network),
-        "optimizer": run.optimizer.state_dict(),
-        "schedule": run.schedule.state_dict(),
-        "average": None if run.average is None else run.average.average,
-        "average_updates": 0 if run.average is None else run.average.updates,
-        "random": random,
-    }
-    checkpoint.save_state(state, run.folder.checkpoint("last"), previous=run.folder.checkpoint("previous"))
+        setattr(state, name, value)
+    state.sums = {name: value.to(setup.device) for name, value in state.sums.items()}
+    state.began -= state.seconds
+    rank, processes = setup.accelerator.process_index, setup.accelerator.num_processes
+    epochs, random = setup.config.epochs, content["random"]
+    where = f"in epoch {state.epoch + 1} of {epochs}" if state.epoch < epochs else "after the last epoch"
+    setup.log(f"Resuming {where}, after step {state.step}.")
+    if len(random) != processes:
+        setup.log(f"There were {len(random)} processes, now {processes}: the last digits will differ.")
+    if rank < len(random):
+        checkpoint.set_random_state(random[rank])

@@ -1,41 +1,46 @@
-"""The parts of a training run, put together from its options, its data and a model.
+"""The parts of a training run, built from its options, its data and a model.
 
-Everything that can be wrong with the options comes up here, before the run folder exists.
+Every unusable option raises here, before the run directory exists.
 """
 
 import dataclasses
 import importlib.util
-import json
 import math
-import random
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from torch import Tensor, nn
+from accelerate.utils import broadcast, set_seed
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from groundtune.config import TrainConfig, to_yaml
-from groundtune.contracts import Output
-from groundtune.data.loader import Batch, LoaderOptions, TrainLoader
+from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
-from groundtune.engine.checkpoint import trained_state
-from groundtune.engine.optim import WeightAverage, adapt, build_optimizer, build_schedule, freeze, groups_of
+from groundtune.engine.checkpoint import trained_weights
+from groundtune.engine.distributed import launched
+from groundtune.engine.evaluate import Metrics
+from groundtune.engine.optim import (
+    WeightAverage,
+    add_tuned_parameters,
+    build_optimizer,
+    build_schedule,
+    freeze,
+    param_groups,
+)
 from groundtune.engine.run_folder import RunFolder
 from groundtune.environment import describe
-from groundtune.errors import ConfigError, DataError
+from groundtune.errors import ConfigError
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import ModelBundle, companion
 from groundtune.model.deformable import compile_sampling
@@ -43,274 +48,240 @@ from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress
 
-Metrics = dict[str, float | None]
-
-_COMPILED_BUCKET = 4  # cells of stride 32: with sides up to 1333 px there are ten sizes of each side at most
-_CACHE_SHARE = 0.4  # of the free memory that cached features may take; training needs some too
+_COMPILED_BUCKET = 4  # cells of stride 32: at most ten sizes of each side up to 1333 px
+_CACHE_SHARE = 0.4  # share of the free memory for cached features
 
 
 @dataclass
 class TrainState:
-    """How far a run has come; saved with every checkpoint."""
+    """What changes during a run besides the weights, the optimizer and the random generators."""
 
-    epoch: int = 0
-    batch: int = 0  # of the epoch: so many are done
-    step: int = 0
-    running: dict[str, float] = field(default_factory=dict)  # means of the losses that are shown
-    sums: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # of the terms since the last line of metrics.jsonl,
-    counted: int = 0  # over so many steps
-    bad_steps: int = 0  # in a row
-    micro_batch_size: int = (
-        0  # what memory had room for, where it was too small for `config.micro_batch_size`
-    )
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the current epoch
+    step: int = 0  # finished steps of the run
+    bad_steps: int = 0  # non-finite steps in a row
+    micro_batch_size: int = 0  # limit found when memory ran out; 0: none yet
+    running: dict[str, float] = field(default_factory=dict)  # moving means of the displayed losses
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of all terms since the last log line
+    counted: int = 0  # steps in `sums`
     best_ap: float = -math.inf
-    best: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)  # epoch, step, metrics, per_class
     final: Metrics = field(default_factory=dict)
     zero_shot: Metrics = field(default_factory=dict)
-    retained: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # of each set "before" and "after"
-    seconds: float = 0.0
-    memory_bytes: int = 0  # the most that was needed
+    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # before, after
+    seconds: float = 0.0  # wall time up to the last save
+    memory_bytes: int = 0  # peak
+    # The last two belong to this process and are not saved.
+    began: float = field(default_factory=time.perf_counter)  # minus the time before a resume
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)  # split → path → reason
 
 
 @dataclass
 class TrainSetup:
-    """The parts of a run, which do not change while it runs."""
+    """The parts of a run, none of which is replaced once they are built."""
 
     config: TrainConfig
     bundle: ModelBundle
     folder: RunFolder
     progress: Progress
-    accelerator: Accelerator
-    model: nn.Module
+    accelerator: Accelerator  # processes and trackers; device and precision are ours
+    device: torch.device
     optimizer: Optimizer
     schedule: LambdaLR
-    parameters: list[Tensor]
     average: WeightAverage | None
     criterion: GroundingDINOCriterion
     loader: TrainLoader
     train_features: FeatureCache | None
     valid: Dataset
     valid_features: FeatureCache | None
-    base: dict[str, Tensor] | None = None  # what trains, as it was before, where `config.blend` asks for it
-    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)  # of each split the images, and why
+    base_weights: dict[str, Tensor] | None  # before training, for `config.blend`
 
     @property
     def network(self) -> GroundingDINO:
-        return self.bundle.network
+        return self.bundle.detector
 
-    def say(self, text: str) -> None:
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that train."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def log(self, text: str) -> None:
+        """Write a line to train.log and to the terminal."""
         self.folder.log(text)
         self.progress.message(text)
 
-    def record(self, place: TrainState, values: dict[str, Any]) -> None:
-        """Writes numbers down in metrics.jsonl and tells them to the trackers, which have no nested names and no None."""
-        self.folder.metrics({"step": place.step, "epoch": place.epoch} | values)
+    def record(self, state: TrainState, values: dict[str, Any]) -> None:
+        """Write values to metrics.jsonl and the trackers, which have no nested names, no None."""
+        self.folder.metrics({"step": state.step, "epoch": state.epoch} | values)
         flat = values | {f"lr/{group}": rate for group, rate in values.get("lr", {}).items()}
-        numbers = {
-            re.sub("[@=]", "-", name): v for name, v in flat.items() if isinstance(v, int | float)
-        }  # MLflow's rule
-        self.accelerator.log({"epoch": place.epoch} | numbers, step=place.step)
-
-    def start_trackers(self, step: int) -> None:
-        """Starts what `config.track` names; TensorBoard hides what an earlier process told it after `step`."""
-        options = dataclasses.asdict(self.config).items()
-        plain = {name: v if isinstance(v, int | float | str) else json.dumps(v) for name, v in options}
-        name = self.folder.path.resolve().name
-        of_each = {
-            "tensorboard": {"purge_step": step + 1},
-            "wandb": {"name": name},
-            "mlflow": {"run_name": name},
-        }
-        self.accelerator.init_trackers("groundtune", plain, of_each)
+        numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
+        numbers = {re.sub("[@=]", "-", name): v for name, v in numbers.items()}  # for MLflow
+        self.accelerator.log({"epoch": state.epoch} | numbers, step=state.step)
 
 
-class _Forward(nn.Module):
-    """The one module that accelerate wraps: both ways into the network must pass through it to be cast."""
-
-    def __init__(self, network: GroundingDINO) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: Batch, features: list[list[Tensor]] | None, most_boxes: int) -> Output:
-        if features is not None:
-            return self.network.forward_features(features, batch.text, batch.targets, most_boxes)
-        return self.network(batch.canvas(), batch.sizes_hw, batch.text, batch.targets, most_boxes)
-
-
-def training_data(config: TrainConfig, splits: dict[str, Dataset]) -> tuple[Dataset, Dataset]:
-    """The training and the validation split, each with boxes."""
-    for name, use in (("train", "to train on"), ("valid", "to choose the best weights by")):
-        if name not in splits:
-            have = ", ".join(splits) or "none"
-            raise DataError(
-                f"{config.data}: there is no split {name!r} {use}; found: {have}. Add one to the data set."
-            )
-    for dataset in (splits["train"], splits["valid"]):
-        if not any(len(sample.boxes_xyxy) > int(sample.crowd.sum()) for sample in dataset.samples):
-            raise DataError(
-                f"{config.data}: the split {dataset.name!r} has no boxes in its {len(dataset.samples)} images."
-            )
-    return splits["train"], splits["valid"]
-
-
-def _kept(bundle: ModelBundle, frozen: Sequence[str], class_names: Sequence[str]) -> GroundingDINO:
-    """The network that goes on answering for other names, as it is now; that of a model that has one is taken over."""
-    if not class_names:
-        raise ConfigError("keep: what a run has learned is told by its class names, and captions have none.")
-    towers = [tower for tower in ("backbone", "language_model") if tower not in frozen]
-    if towers:
-        raise ConfigError(
-            f"keep: both sets of weights share the towers, and {' and '.join(towers)} would train; freeze them."
-        )
-    return bundle.kept or companion(bundle.network)
-
-
-def set_up(
+def build_setup(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, out: Path, progress: Progress
 ) -> TrainSetup:
-    """Builds every part. What can be wrong with the options comes up here, before the run folder exists."""
-    set_up_cpu(config.threads)
-    device = pick_device(config.device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        log_with=_trackers(config.report_to) or None,
-        project_dir=out / "tensorboard",
-    )
-    _seed(config.seed + accelerator.process_index)
+    """Build the parts of a run.
 
-    network = bundle.network.to(accelerator.device)
-    network.denoising = config.denoising
-    network.encoder.gradient_checkpointing = config.gradient_checkpointing
-    if config.compile:
-        compile_sampling(network)
-        network.bucket = _COMPILED_BUCKET
-    if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
-        network.init_label_embedding(training.class_names, bundle.tokenizer)
-    bundle.classes = list(valid.class_names)  # without those that are replayed
-    adapt(network, config, bundle.classes, bundle.tokenizer)
-    groups = groups_of(config)
-    frozen = freeze(network, groups)
-    bundle.kept = _kept(bundle, frozen, bundle.classes) if config.keep_base else None
-    optimizer, parameters = build_optimizer(network, config.optimizer, groups)
-    broadcast([parameter.data for parameter in parameters])  # what begins at random
-    bundle.image_format = dataclasses.replace(
-        bundle.image_format,
-        short_side=config.short_side or bundle.image_format.short_side,
-        max_side=config.max_side or bundle.image_format.max_side,
-    )
-    loader = _loader(config, bundle, training, accelerator)
-    caches, cache_says = _feature_caches(config, network, loader, valid)
-    if config.cache_features and caches is None:
+    Changes the bundle: its device, classes, image format, and which of its modules train. Seeds the
+    random generators of Python, NumPy and torch.
+
+    Raises:
+        ConfigError: options or the run directory are unusable; nothing has been written.
+    """
+    set_up_cpu(config.threads)
+    accelerator, device = _start_processes(config, out)
+    set_seed(config.seed + accelerator.process_index)
+    optimizer = _prepare_network(config, bundle, training, valid, device)
+    network = bundle.detector
+    loader = _build_loader(config, bundle, training, accelerator)
+    train_features, valid_features, cache_message = _feature_caches(config, network, loader, valid)
+    if config.cache_features and train_features is None:
         config = dataclasses.replace(config, cache_features=False)
-        loader = _loader(config, bundle, training, accelerator)
-    epochs = max(config.epochs, math.ceil(config.min_steps / len(loader)))
-    # a small data set that is shown more often is not evaluated more often for that
-    config = dataclasses.replace(
-        config, epochs=epochs, eval_epochs=config.eval_epochs * epochs // config.epochs
-    )
+        loader = _build_loader(config, bundle, training, accelerator)
+    config = _with_min_steps(config, len(loader))
     schedule = build_schedule(optimizer, config, config.epochs * len(loader))
-    folder = RunFolder(out, resume=config.resume is not None, writes=accelerator.is_main_process)
+    folder = RunFolder(out, config.resume is not None, accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
-    folder.json(
-        "env.json", describe() | {"trains on": str(accelerator.device), "command": shlex.join(sys.argv)}
-    )
-    run = TrainSetup(
+    folder.json("env.json", describe() | {"trains on": str(device), "command": shlex.join(sys.argv)})
+    setup = TrainSetup(
         config=config,
         bundle=bundle,
         folder=folder,
         progress=progress if accelerator.is_main_process else Progress(quiet=True),
         accelerator=accelerator,
-        model=accelerator.prepare_model(
-            _Forward(network), evaluation_mode=True
-        ),  # `step` reduces the gradients itself
+        device=device,
         optimizer=optimizer,
         schedule=schedule,
-        parameters=parameters,
         average=WeightAverage(network, config.ema_decay) if config.ema_decay > 0 else None,
         criterion=GroundingDINOCriterion(
             config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
         ),
         loader=loader,
-        train_features=caches[0] if caches else None,
+        train_features=train_features,
         valid=valid,
-        valid_features=caches[1] if caches else None,
-        base=trained_state(network) if config.blend is not None else None,
+        valid_features=valid_features,
+        base_weights=trained_weights(network) if config.blend is not None else None,
     )
-    trained = sum(parameter.numel() for parameter in parameters)
-    run.say(
-        f"Training {trained / 1e6:.1f} M parameters on {len(training.samples)} images, {len(training.class_names)} "
-        f"classes, {epochs} epochs, {accelerator.device}, {config.precision}; "
-        + (
-            f"frozen: {', '.join(frozen) or 'nothing'}."
-            if config.tune == "full"
-            else f"adapt: {config.tune}."
+    frozen = f"frozen: {', '.join(sorted(network.frozen)) or 'nothing'}"
+    tuned = frozen if config.tune == "full" else f"tune: {config.tune}"
+    setup.log(
+        f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on {len(training.samples)} images, "
+        f"{len(training.class_names)} classes, {config.epochs} epochs, {device}, {config.precision}; {tuned}."
+        f"{cache_message}"
+    )
+    return setup
+
+
+def _start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.device]:
+    """Join the run's processes, and choose this one's device.
+
+    accelerate keeps one device and one precision for the life of a process. It chooses the device
+    only where a launcher has started several processes, and never the precision, so that one
+    process can train several times with different ones.
+    """
+    device = pick_device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
+    trackers = [tracker for name in config.report_to for tracker in known.get(name, [name])]
+    accelerator = Accelerator(
+        cpu=device.type == "cpu" and launched(),
+        mixed_precision="no",
+        log_with=trackers or None,
+        project_dir=out / "tensorboard",
+    )
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
+
+
+def _prepare_network(
+    config: TrainConfig, bundle: ModelBundle, training: Dataset, valid: Dataset, device: torch.device
+) -> Optimizer:
+    """Adapt the bundle to the data and the options; return the optimizer of what trains."""
+    network = bundle.detector.to(device)
+    network.configure_training(
+        denoising=config.denoising,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bucket=_COMPILED_BUCKET if config.compile else None,
+    )
+    if config.compile:
+        compile_sampling(network)
+    if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
+        network.init_label_embedding(training.class_names, bundle.tokenizer)
+    bundle.classes = list(valid.class_names)  # without those of rehearsal and self-distillation
+    add_tuned_parameters(network, config, bundle.classes, bundle.tokenizer)
+    groups = param_groups(config)
+    freeze(network, groups)
+    bundle.base_network = _base_network(bundle) if config.keep_base else None
+    optimizer = build_optimizer(network, config.optimizer, groups)
+    trained = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
+    broadcast(trained)  # some begin at random: all processes take those of the main one
+    bundle.image_format = dataclasses.replace(
+        bundle.image_format,
+        short_side=config.short_side or bundle.image_format.short_side,
+        max_side=config.max_side or bundle.image_format.max_side,
+    )
+    return optimizer
+
+
+def _base_network(bundle: ModelBundle) -> GroundingDINO:
+    """Return the network for all other classes: the bundle's base, or a copy of its network."""
+    if not bundle.classes:
+        raise ConfigError(
+            "keep_base: the class names select the weights, but the data set has captions. Remove it."
         )
-        + cache_says
-    )
-    return run
-
-
-def _feature_caches(
-    config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
-) -> tuple[tuple[FeatureCache, FeatureCache] | None, str]:
-    """Caches for the training and the validation images, and what to say of them; none where memory is short."""
-    if not config.cache_features:
-        return None, ""
-    caches = FeatureCache(network), FeatureCache(network)
-    device, needed = next(network.parameters()).device, 0
-    for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
-        sizes_hw = [
-            resize_keep_ratio(sample.size_hw, loader.image_format).size_hw for sample in dataset.samples
-        ]
-        needed += caches[0].estimate_bytes(sizes_hw, views, device)
-    what = (
-        f"the backbone's features of {loader.num_views} views per image: {needed / 2**20:,.0f} MB of memory"
-    )
-    available = psutil.virtual_memory().available
-    if needed > _CACHE_SHARE * available:
-        return (
-            None,
-            f" Not keeping {what}, of {available / 2**20:,.0f} MB that are free; they are computed in every epoch.",
+    towers = [tower for tower in ("backbone", "language_model") if tower not in bundle.detector.frozen]
+    if towers:
+        raise ConfigError(
+            f"keep_base: both sets of weights share the towers, but {' and '.join(towers)} would train. "
+            "Freeze them."
         )
-    loader.needs_pixels = caches[0].needs_pixels
-    return caches, f" Keeping {what}."
+    return bundle.base_network or companion(bundle.detector)
 
 
-def _loader(
+def _build_loader(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, accelerator: Accelerator
 ) -> TrainLoader:
     if config.batch_size < accelerator.num_processes:
         raise ConfigError(
-            f"batch_size: {config.batch_size} images are too few for {accelerator.num_processes} processes."
+            f"batch_size: expected at least one image for each of {accelerator.num_processes} processes, "
+            f"got {config.batch_size}."
         )
-    options = LoaderOptions(
-        batch_size=config.batch_size,
+    return TrainLoader(
+        training,
+        bundle.tokenizer,
+        bundle.image_format,
+        config,
+        bundle.config.max_text_len,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
-        seed=config.seed,
-        flip=config.flip,
-        multi_scale=tuple(config.multi_scale),
-        crop=config.crop,
-        shuffle_classes=config.shuffle_classes,
-        negative_probability=config.negative_probability,
-        max_text_len=bundle.config.max_text_len,
-        cache_views=config.cache_views if config.cache_features else 0,
-        workers=config.workers,
     )
-    return TrainLoader(training, bundle.tokenizer, bundle.image_format, options=options)
 
 
-def _trackers(names: list[str]) -> list[str]:
-    known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
-    return [tracker for name in names for tracker in known.get(name, [name])]
+def _feature_caches(
+    config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
+) -> tuple[FeatureCache | None, FeatureCache | None, str]:
+    """Return caches for the training and validation images (None: none), and a message."""
+    if not config.cache_features:
+        return None, None, ""
+    caches = FeatureCache(network), FeatureCache(network)
+    device, needed = next(network.parameters()).device, 0
+    for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
+        views_of = [resize_keep_ratio(sample.size_hw, loader.image_format) for sample in dataset.samples]
+        needed += caches[0].estimate_bytes([view.size_hw for view in views_of], views, device)
+    megabytes, available = needed / 2**20, psutil.virtual_memory().available
+    what = f"the backbone's features of {loader.num_views} views per image, {megabytes:,.0f} MB"
+    if needed > _CACHE_SHARE * available:
+        free = f"{available / 2**20:,.0f} MB are free"
+        return None, None, f" Not caching {what}: {free}. Each epoch computes them."
+    loader.needs_pixels = caches[0].needs_pixels
+    return *caches, f" Caching {what}."
 
 
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _with_min_steps(config: TrainConfig, batches: int) -> TrainConfig:
+    """Raise the epochs to `config.min_steps`, with as many validations as before."""
+    epochs = max(config.epochs, math.ceil(config.min_steps / batches))
+    return dataclasses.replace(
+        config, epochs=epochs, eval_epochs=config.eval_epochs * epochs // config.epochs
+    )

@@ -1,27 +1,24 @@
-"""One optimizer step: forward, loss in float32, backward, clip, AdamW, schedule, average.
+"""One optimizer step: forward, loss in float32, backward, gradient clipping, AdamW, schedule, EMA.
 
-A step's images are shared out over the processes, and each computes its share in micro-batches. All terms are divided by
-the numbers of the whole batch, so that losses and gradients simply add up: over micro-batches in place, over processes in
-one reduction at the end. Until then no process waits for another, so one that runs out of memory, meets a NaN or has no
-image at all can say so first, and all do the same: repeat the step in smaller parts, leave it out, or take it.
+The processes share the images of a step, and each computes its share in micro-batches. All terms
+are divided by the counts of the whole batch, so losses and gradients simply add up: over
+micro-batches in place, over processes in one reduction at the end. Until then no process waits for
+another: one that runs out of memory, meets a NaN or has no image can report it first, and all do
+the same: repeat the step in smaller parts, skip it, or take it. (`DistributedDataParallel` reduces
+during the backward pass, which saves a little time and leaves the others waiting if one fails.)
 
-Deviation from the usual way (`DistributedDataParallel`): it reduces gradients during the backward pass, which saves a
-little time, and leaves the others waiting when a process fails there.
-
-The host waits for the device once, for the loss and the gradient norm: a step that is not finite must not reach the
-optimizer (semantics 17).
-
-Finding out where a training step stopped being finite (semantics 17).
+The host waits for the device once, for the loss and the gradient norm: a step that is not finite
+must not reach the optimizer.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import convert_to_fp32, gather_object
 from torch import Tensor, nn
 
 from groundtune.contracts import Output
@@ -29,187 +26,103 @@ from groundtune.data.batch import Batch
 from groundtune.device import is_out_of_memory, release_memory
 from groundtune.engine import checkpoint
 from groundtune.engine.setup import TrainSetup, TrainState
-from groundtune.engine.validate import leave_out
+from groundtune.engine.validate import skip_unreadable
 from groundtune.errors import OutOfMemory, TrainingDiverged
 from groundtune.loss.criterion import BatchCounts, total
 from groundtune.loss.matcher import NonFiniteCost
 
-
-def first_non_finite_module(network: nn.Module, run: Callable[[], object]) -> str | None:
-    """Runs a forward pass again and watches every module.
-
-    Minus infinity is not a fault: it is the logit of the places outside a prompt.
-
-    Args:
-        network: the modules to watch.
-        run: makes the forward pass; it runs without gradient.
-
-    Returns:
-        Path of the first module that gives NaN or plus infinity, the innermost one; None when all are finite.
-    """
-    found: list[str] = []
-    handles = []
-
-    def watch(path: str) -> None:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and has_non_finite(output):
-                found.append(path)
-
-        handles.append(network.get_submodule(path).register_forward_hook(hook))
-
-    for path, _ in network.named_modules():
-        watch(path)
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (found[0] or "the network") if found else None
+_SHOWN_TERMS = ("loss_cls", "loss_bbox", "loss_giou")  # of the last decoder layer
 
 
-def describe_bad_step(
-    network: nn.Module, run: Callable[[], object], paths: Sequence[Path], reason: str
-) -> str:
-    """Puts a step that was not finite into words: the images, and where it began.
+@dataclass
+class StepResult:
+    """Numbers of a finished step, of the whole batch."""
 
-    Args:
-        network: with the gradients of that step, if there are any.
-        run: makes that step's forward pass.
-        paths: the image files of the batch.
-        reason: what was not finite.
-    """
-    module = first_non_finite_module(network, run)
-    if module is not None:
-        where = f"the first module whose output is not finite is {module}"
-    else:
-        broken = [
-            name
-            for name, p in network.named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
-        ]
-        where = (
-            f"all outputs are finite, the gradient of {broken[-1]} is not"
-            if broken
-            else "all outputs are finite"
-        )
-    files = ", ".join(str(path) for path in dict.fromkeys(paths))
-    return f"Step skipped: {reason}; {where}. Images: {files}"
-
-
-def has_non_finite(value: object) -> bool:
-    """Whether a tensor anywhere inside is NaN or plus infinity."""
-    return any(_is_broken(tensor) for tensor in _tensors(value))
-
-
-def _is_broken(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool((tensor.isnan() | (tensor == torch.inf)).any())
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-_SHOWN_TERMS = ("loss_cls", "loss_bbox", "loss_giou")  # of the last layer, beside the whole loss
+    losses: dict[str, float]  # "loss" and the terms of the last decoder layer
+    grad_norm: float  # before clipping
+    terms: dict[str, Tensor]  # all terms of the loss, detached
+    lr: dict[str, float]  # learning rate of the step by parameter group
 
 
 class _Outcome(NamedTuple):
-    """How a process got on with its share of a step."""
+    """What became of a process's share of a step."""
 
-    names: list[str]  # of its terms; none without an image
-    not_finite: str = ""  # what
-    too_large: str = ""  # the images that memory had no room for together, and what it said
+    terms: list[str]  # names; none without an image
+    not_finite: str = ""  # what is not finite
+    out_of_memory: str = ""  # the images that did not fit, and the error
 
 
-def optimizer_step(
-    run: TrainSetup, batch: Batch, place: TrainState
-) -> tuple[dict[str, float], float, dict[str, Tensor]] | None:
-    """One optimizer step.
-
-    Args:
-        batch: this process's share; it may be empty.
+def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepResult | None:
+    """Take one optimizer step with this process's share of a batch, which may be empty.
 
     Returns:
-        The loss and the terms that are shown, the norm of the gradient before clipping, and all terms, detached, of the
-        whole batch; None when the step was skipped, since it was not finite or none of its images can be read.
+        Its numbers; None if the step was skipped: it is not finite, or has no readable image.
 
     Raises:
         DataError: too many images cannot be read.
-        OutOfMemory: there is no memory for a single image.
-        TrainingDiverged: too many steps in a row were not finite.
+        OutOfMemory: a single image does not fit into memory.
+        TrainingDiverged: too many steps in a row are not finite.
     """
-    whole, largest_share = _whole_batch(run, batch)
-    if not whole.boxes:
+    counts, largest_share = _count_batch(setup, state, batch)
+    if not counts.boxes:
         return None
     random_state = checkpoint.random_state()
     while True:
-        micro_batch_size = min(
-            limit for limit in (run.config.micro_batch_size, place.micro_batch_size, largest_share) if limit
-        )
+        limits = (setup.config.micro_batch_size, state.micro_batch_size, largest_share)
+        micro_batch_size = min(limit for limit in limits if limit)
         parts = batch.split(micro_batch_size)
-        terms, own = _add_gradients(run, parts, whole)
-        outcomes: list[_Outcome] = gather_object([own])
-        too_large = next((outcome.too_large for outcome in outcomes if outcome.too_large), "")
-        if not too_large:
+        terms, outcome = _add_gradients(setup, parts, counts)
+        outcomes: list[_Outcome] = gather_object([outcome])
+        out_of_memory = next((other.out_of_memory for other in outcomes if other.out_of_memory), "")
+        if not out_of_memory:
             break
-        _halve(run, place, micro_batch_size, too_large)
+        _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
         checkpoint.set_random_state(random_state)
-    if any(outcome.not_finite for outcome in outcomes):
-        _skip(run, parts, whole, place, own.not_finite or "the numbers of another process are not finite")
+    if any(other.not_finite for other in outcomes):
+        reason = outcome.not_finite or "the numbers of another process are not finite"
+        _skip_step(setup, state, parts, counts, reason)
         return None
-    terms = _over_processes(run, terms, max((outcome.names for outcome in outcomes), key=len))
-    loss = total(terms)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    shown = {"loss": loss} | {name: terms[name] for name in _SHOWN_TERMS}
-    norm_value, *loss_values = torch.stack([norm, *shown.values()]).tolist()
-    losses = dict(zip(shown, loss_values, strict=True))
-    if not (math.isfinite(losses["loss"]) and math.isfinite(norm_value)):
-        _skip(run, parts, whole, place, f"loss {losses['loss']:g}, gradient norm {norm_value:g}")
+    terms = _reduce(setup, terms, max((other.terms for other in outcomes), key=len))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
+    shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
+    grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
+    losses = dict(zip(shown, values, strict=True))
+    if not (math.isfinite(losses["loss"]) and math.isfinite(grad_norm)):
+        _skip_step(setup, state, parts, counts, f"loss {losses['loss']:g}, gradient norm {grad_norm:g}")
         return None
-    if run.config.max_grad_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(run.parameters, run.config.max_grad_norm, norm)
-    run.optimizer.step()
-    run.schedule.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.average is not None:
-        run.average.update()
-    place.bad_steps = 0
-    return losses, norm_value, terms
+    lr = {group["name"]: group["lr"] for group in setup.optimizer.param_groups}
+    if setup.config.max_grad_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(setup.parameters, setup.config.max_grad_norm, norm)
+    setup.optimizer.step()
+    setup.schedule.step()
+    setup.optimizer.zero_grad(set_to_none=True)
+    if setup.average is not None:
+        setup.average.update()
+    state.bad_steps = 0
+    return StepResult(losses, grad_norm, terms, lr)
 
 
-def _whole_batch(run: TrainSetup, batch: Batch) -> tuple[BatchCounts, int]:
-    """What is in the shares of all processes, and the most images of one; those that cannot be read are told."""
-    own = (
-        [len(target.boxes_cxcywh) for target in batch.targets],
-        int(batch.text.text_token_mask.sum()),
-        batch.unreadable,
-    )
-    shares: list[tuple[list[int], int, dict[str, str]]] = gather_object([own])
-    leave_out(run, run.loader.dataset, {path: why for *_, found in shares for path, why in found.items()})
-    boxes = [count for counts, _, _ in shares for count in counts]
-    return BatchCounts(boxes, sum(tokens for _, tokens, _ in shares)), max(
-        len(counts) for counts, _, _ in shares
-    )
+def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[BatchCounts, int]:
+    """Return the counts of the whole batch and the largest number of images of a process."""
+    boxes = [len(target.boxes_cxcywh) for target in batch.targets]
+    tokens = int(batch.text.text_token_mask.sum())
+    shares: list[tuple[list[int], int, dict[str, str]]] = gather_object([(boxes, tokens, batch.unreadable)])
+    unreadable = {path: reason for _, _, paths in shares for path, reason in paths.items()}
+    skip_unreadable(setup, state, setup.loader.dataset, unreadable)
+    counts = BatchCounts([n for boxes, _, _ in shares for n in boxes], sum(tokens for _, tokens, _ in shares))
+    return counts, max(len(boxes) for boxes, _, _ in shares)
 
 
 def _add_gradients(
-    run: TrainSetup, parts: Sequence[Batch], whole: BatchCounts
+    setup: TrainSetup, parts: Sequence[Batch], counts: BatchCounts
 ) -> tuple[dict[str, Tensor], _Outcome]:
-    """Forward and backward of each part; what is not finite or does not fit ends it, and is told in place of raised."""
+    """Run forward and backward of each part; return, not raise, what went wrong."""
     sums: dict[str, Tensor] = {}
     for part in parts:
         try:
-            terms = _backward(run, part, whole)
+            part = part.to(setup.device)
+            terms = setup.criterion(_forward(setup, part, counts), part.targets, counts)
+            total(terms).backward()
         except NonFiniteCost as error:
             paths = ", ".join(str(part.samples[image].image_path) for image in error.image_indices)
             return {}, _Outcome([], not_finite=f"the matching cost is not finite for {paths}")
@@ -218,80 +131,142 @@ def _add_gradients(
                 raise
             sizes = ", ".join(f"{width} × {height}" for height, width in part.sizes_hw)
             reason = str(error).split("\n")[0] or type(error).__name__
-            return {}, _Outcome(
-                [], too_large=f"images at a time: {len(part.targets)} ({sizes} pixels; {reason})"
-            )
-        sums = {name: term + sums[name] if sums else term for name, term in terms.items()}
+            images = f"images at a time: {len(part.targets)} ({sizes} pixels; {reason})"
+            return {}, _Outcome([], out_of_memory=images)
+        sums = {name: term.detach() + sums[name] if sums else term.detach() for name, term in terms.items()}
     return sums, _Outcome(list(sums))
 
 
-def _backward(run: TrainSetup, part: Batch, whole: BatchCounts) -> dict[str, Tensor]:
-    part = part.to(run.accelerator.device)
-    terms = run.criterion(_forward(run, part, whole), part.targets, whole)
-    run.accelerator.backward(total(terms))
-    return {name: term.detach() for name, term in terms.items()}
+def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> Output:
+    """Run the network, in bfloat16 if so configured; its output is float32."""
+    network, most_boxes = setup.network, max(counts.boxes)
+    with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.config.precision == "bf16"):
+        if setup.train_features is not None:
+            features = setup.train_features.get(part.images, part.indices, part.views, setup.device)
+            output = network.forward_features(features, part.text, part.targets, most_boxes)
+        else:
+            output = network(part.canvas(), part.sizes_hw, part.text, part.targets, most_boxes)
+    float32: Output = convert_to_fp32(output)
+    return float32
 
 
-def _forward(run: TrainSetup, part: Batch, whole: BatchCounts) -> Output:
-    features = None
-    if run.train_features is not None:
-        features = run.train_features.get(part.images, part.indices, part.views, run.accelerator.device)
-    output: Output = run.model(part, features, max(whole.boxes))
-    return output
-
-
-def _over_processes(run: TrainSetup, terms: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Adds gradients and terms over processes, in one reduction. A parameter that none has a gradient of keeps none."""
-    if run.accelerator.num_processes == 1:
+def _reduce(setup: TrainSetup, terms: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Add gradients and terms over processes in one reduction; missing gradients stay None."""
+    if setup.accelerator.num_processes == 1:
         return terms
-    zero = torch.zeros((), device=run.accelerator.device)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
-    present = torch.tensor([float(p.grad is not None) for p in run.parameters], device=zero.device)
+    zero = torch.zeros((), device=setup.device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in setup.parameters]
+    present = torch.tensor([float(p.grad is not None) for p in setup.parameters], device=setup.device)
     values = torch.stack([terms.get(name, zero) for name in names])
     flat = torch.cat([values, present, *(gradient.flatten() for gradient in gradients)])
     torch.distributed.all_reduce(flat)
-    values, present, *sums = flat.split(
-        [len(values), len(present), *(gradient.numel() for gradient in gradients)]
-    )
-    for parameter, gradient, count in zip(run.parameters, sums, present.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter) if count else None
+    sizes = [len(values), len(present), *(gradient.numel() for gradient in gradients)]
+    values, present, *sums = flat.split(sizes)
+    for parameter, gradient, processes in zip(setup.parameters, sums, present.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter) if processes else None
     return dict(zip(names, values, strict=True))
 
 
-def _halve(run: TrainSetup, place: TrainState, micro_batch_size: int, too_large: str) -> None:
-    """Makes the micro-batch smaller, for this step and all later ones."""
-    run.optimizer.zero_grad(set_to_none=True)
+def _halve_micro_batch(
+    setup: TrainSetup, state: TrainState, micro_batch_size: int, out_of_memory: str
+) -> None:
+    """Halve the micro-batches of this and all later steps."""
+    setup.optimizer.zero_grad(set_to_none=True)
     release_memory()
-    where = f"Out of memory in step {place.step + 1}, {too_large}"
+    where = f"Out of memory in step {state.step + 1}, {out_of_memory}"
     fixes = "--short-side, --gradient-checkpointing or --precision bf16"
     if micro_batch_size == 1:
         raise OutOfMemory(
-            f"{where}. There is no smaller part of a step: use less memory with {fixes}, or another machine. What was saved "
-            f"before is whole in {run.folder.path / 'checkpoints'}."
+            f"{where}. A step cannot be divided further: save memory with {fixes}, or use another machine. The saved "
+            f"checkpoints are whole, in {setup.folder.path / 'checkpoints'}."
         )
-    place.micro_batch_size = micro_batch_size // 2
-    run.say(
-        f"{where}: from now on {place.micro_batch_size} at a time, for the same optimizer step and losses, but slower. "
-        f"Less memory is needed with {fixes}."
+    state.micro_batch_size = micro_batch_size // 2
+    setup.log(
+        f"{where}: from now on {state.micro_batch_size} at a time; optimizer steps and losses are the same, but slower. "
+        f"Save memory with {fixes}."
     )
 
 
-def _skip(
-    run: TrainSetup, parts: Sequence[Batch], whole: BatchCounts, place: TrainState, reason: str
+def _skip_step(
+    setup: TrainSetup, state: TrainState, parts: Sequence[Batch], counts: BatchCounts, reason: str
 ) -> None:
-    """Leaves a step out that was not finite, says where it began, and gives up after too many."""
-    place.bad_steps += 1
+    """Skip a step that is not finite, report its cause, and give up after too many."""
+    state.bad_steps += 1
     paths = [sample.image_path for part in parts for sample in part.samples]
-    device = run.accelerator.device
-    text = describe_bad_step(
-        run.network, lambda: [_forward(run, part.to(device), whole) for part in parts], paths, reason
-    )
-    for line in gather_object([text] if parts else []):  # of every process that has images
-        run.say(line)
-    run.optimizer.zero_grad(set_to_none=True)
-    if place.bad_steps >= run.config.max_nonfinite_steps:
+
+    def forward() -> None:
+        for part in parts:
+            _forward(setup, part.to(setup.device), counts)
+
+    text = describe_bad_step(setup.network, forward, paths, reason)
+    for line in gather_object([text] if parts else []):  # of each process that has images
+        setup.log(line)
+    setup.optimizer.zero_grad(set_to_none=True)
+    if state.bad_steps >= setup.config.max_nonfinite_steps:
         raise TrainingDiverged(
-            f"{place.bad_steps} steps in a row were not finite, at step {place.step + 1} of epoch {place.epoch + 1} "
-            f"({reason}). A lower learning rate or precision fp32 may help; the images and modules are in "
-            f"{run.folder.path / 'train.log'}."
+            f"{state.bad_steps} steps in a row were not finite, at step {state.step + 1} of epoch {state.epoch + 1} "
+            f"({reason}). Try a lower learning rate or --precision fp32; {setup.folder.path / 'train.log'} names the "
+            "images and modules."
         )
+
+
+def describe_bad_step(
+    network: nn.Module, forward: Callable[[], object], paths: Sequence[Path], reason: str
+) -> str:
+    """Describe a step that is not finite: its images, and where it began.
+
+    The network has the gradients of the step, if any; `forward` repeats its forward pass.
+    """
+    module = first_non_finite_module(network, forward)
+    broken = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if module is not None:
+        where = f"the first module whose output is not finite is {module}"
+    elif broken:
+        where = f"all outputs are finite, the gradient of {broken[-1]} is not"
+    else:
+        where = "all outputs are finite"
+    return f"Step skipped: {reason}; {where}. Images: {', '.join(map(str, dict.fromkeys(paths)))}"
+
+
+def first_non_finite_module(network: nn.Module, forward: Callable[[], object]) -> str | None:
+    """Return the path of the first, innermost module whose output has NaN or +inf in `forward`."""
+    paths: list[str] = []
+
+    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if not paths and has_non_finite(output):
+                paths.append(path)
+
+        return module.register_forward_hook(hook)
+
+    handles = [watch(path, module) for path, module in network.named_modules()]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (paths[0] or "the network") if paths else None
+
+
+def has_non_finite(value: object) -> bool:
+    """Whether a tensor anywhere inside has NaN or +inf; -inf is the logit outside a prompt."""
+    return any(
+        tensor.is_floating_point() and bool((tensor.isnan() | (tensor == torch.inf)).any())
+        for tensor in _tensors(value)
+    )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    items: Sequence[object] = []
+    if isinstance(value, Mapping):
+        items = list(value.values())
+    elif isinstance(value, (list, tuple)):
+        items = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, field.name) for field in fields(value)]
+    for item in items:
+        yield from _tensors(item)

@@ -1,1 +1,1 @@
-"""Exported models: writing graphs and running them."""
+"""Export models to ONNX and OpenVINO files, and run these files."""

@@ -1,10 +1,9 @@
-"""Running exported files: in the place of a network, so that prediction and evaluation are the same code.
+"""Run exported files like a network, so that prediction and evaluation use the same code.
 
-A file says itself what it needs to be asked rightly: image format, vocabulary, names, in its ONNX metadata or OpenVINO
-rt_info, under the two keys below.
-
-One image and one prompt at a time, as the graph has no padding. Images narrower than the graph allows, strips of more
-than 1 : 3.5 mostly, are stretched to its smallest side; boxes are shares of the image, so they come out right.
+A file contains the image format, the vocabulary and the class names, in its ONNX metadata or
+OpenVINO rt_info. It takes one image and one prompt at a time, because the graph has no padding.
+Images narrower than `smallest_side` are stretched to it; boxes are relative to the image, so they
+stay right.
 """
 
 import json
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,208 +23,180 @@ from transformers import BertTokenizer
 
 from groundtune.contracts import ImageFormat, LayerOutput, Output
 from groundtune.errors import DataError, ExportError
+from groundtune.export.graph import TEXT_INPUTS
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.config import ModelConfig
-from groundtune.model.detector import ABSENT_LOGIT, GroundingDINO
+from groundtune.model.detector import ABSENT_LOGIT
 from groundtune.model.head import pad_logits
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, phrase_mask_and_positions
 
-ABOUT, VOCABULARY = "groundtune", "vocabulary"
+METADATA, VOCABULARY = "groundtune", "vocabulary"  # keys in the file
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
-# OpenVINO computes a graph of one size a fifth faster, and takes about 100 such gains to prepare it.
-_OFTEN, _OWN_GRAPHS = (
-    100,
-    2,
-)  # images of a size after which it gets a graph of its own; most of them, for memory
+# OpenVINO runs a graph of fixed size a fifth faster, but compiling it costs as much as 100 images gain.
+_IMAGES_UNTIL_COMPILED, _MAX_COMPILED = 100, 2
 
-_Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of the graph's inputs
-TrainSetup = Callable[[dict[str, np.ndarray]], list[np.ndarray]]  # the graph's inputs by name → logits, boxes
+Feed = dict[str, np.ndarray]  # the graph's inputs by name
+Shapes = tuple[tuple[int, ...], ...]  # of these inputs
+RunGraph = Callable[[Feed], list[np.ndarray]]  # returns logits and boxes
 
 
 @dataclass
 class ExportMetadata:
-    """What a file says of itself.
+    """What a file says about itself."""
 
-    Attributes:
-        classes: of a closed set its cleaned names; of an open vocabulary those of the fine-tuning.
-        input_ids: the prompt of a closed set, [] of an open vocabulary.
-        phrases: of a closed set the tokens of each name.
-        max_text_len: most tokens of a prompt.
-        smallest_side: pixels.
-        image: its `ImageFormat`.
-        precision: "fp32", "fp16" or "int8".
-        source: the model that it was made of.
-    """
-
-    classes: list[str]
-    input_ids: list[int]
-    phrases: list[list[int]]
+    classes: list[str]  # the fixed ones, cleaned; with an open vocabulary those of the fine-tuning
+    input_ids: list[int]  # prompt of the fixed classes, or []
+    phrases: list[list[int]]  # token indices of each fixed class
     max_text_len: int
-    smallest_side: int
+    smallest_side: int  # of an image, in pixels
     image_format: ImageFormat
-    precision: str
-    source: str
+    precision: str  # "fp32", "fp16" or "int8"
+    source: str  # the model
 
 
-def metadata(about: ExportMetadata, tokenizer: BertTokenizer) -> dict[str, str]:
-    """What is written into a file; ASCII."""
+def metadata_props(metadata: ExportMetadata, tokenizer: BertTokenizer) -> dict[str, str]:
+    """Return the texts to store in a file; ASCII."""
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    return {ABOUT: json.dumps({"format": 1, **asdict(about)}), VOCABULARY: json.dumps(words)}
+    return {METADATA: json.dumps({"format": 1, **asdict(metadata)}), VOCABULARY: json.dumps(words)}
 
 
 def open_exported(path: Path) -> ModelBundle:
-    """Open a file for prediction and evaluation: a bundle whose network is an `ExportedNetwork`, and whose config is not.
-
-    Raises:
-        ExportError: it is no exported file of ours, or its runtime is not installed.
-    """
-    run, written = (_onnx if SUFFIXES[path.suffix] == "onnx" else _openvino)(path)
+    """Open a file as a bundle with an `ExportedNetwork`; a file of others is an `ExportError`."""
+    run, props = (_open_onnx if SUFFIXES[path.suffix] == "onnx" else _open_openvino)(path)
     try:
-        values = json.loads(written[ABOUT])
+        values = json.loads(props[METADATA])
         if values.pop("format") != 1:
-            raise ValueError("it is of a later version")
-        about = ExportMetadata(**values | {"image_format": image_format_of(values["image_format"])})
-        words: list[str] = json.loads(written[VOCABULARY])
+            raise ValueError("a later version wrote it")
+        metadata = ExportMetadata(**values | {"image_format": image_format_of(values["image_format"])})
+        words: list[str] = json.loads(props[VOCABULARY])
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(
-            f"{path} is no exported file of groundtune ({error!r}); make one with groundtune export."
+            f"{path} was not exported by groundtune ({error!r}); use the file of `groundtune export`."
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"
         vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
         tokenizer = build_tokenizer(vocabulary)
-    # Prediction and evaluation ask for `extract_features` and `forward_features`; what asks for more is refused in `api`.
-    network = cast(GroundingDINO, ExportedNetwork(path, run, about, tokenizer))
-    config = ModelConfig(max_text_len=about.max_text_len)
-    return ModelBundle(network, tokenizer, config, about.image_format, about.classes, source=str(path))
+    network = ExportedNetwork(path, run, metadata, tokenizer)
+    config = ModelConfig(max_text_len=metadata.max_text_len)
+    return ModelBundle(network, tokenizer, config, metadata.image_format, metadata.classes, source=str(path))
 
 
-class _Nothing:
-    """The graph remembers no phrases."""
-
-    def forget(self) -> None: ...
+def is_exported(network: object) -> bool:
+    """Return whether a network is an exported file, which has no weights to train or save."""
+    return isinstance(network, ExportedNetwork)
 
 
 class ExportedNetwork(nn.Module):
-    """A graph that is asked like a `GroundingDINO`, images and prompts on any device."""
+    """A `contracts.Network` that runs a graph; images and prompts may be on any device."""
 
-    def __init__(self, path: Path, run: TrainSetup, about: ExportMetadata, tokenizer: BertTokenizer) -> None:
+    def __init__(self, path: Path, run: RunGraph, metadata: ExportMetadata, tokenizer: BertTokenizer) -> None:
         super().__init__()
-        self.path, self.about = path, about
-        self.language_model = _Nothing()
-        self.place = nn.Parameter(torch.empty(0))  # what an asker finds out the device by
+        self.path, self.metadata = path, metadata
+        self.device_marker = nn.Parameter(torch.empty(0))  # callers read the device from a parameter
         self._run, self._tokenizer = run, tokenizer
-        ids = torch.tensor([about.input_ids], dtype=torch.long)
-        real = torch.ones_like(ids, dtype=torch.bool)
-        own = (
-            TextInput(ids, real, *reversed(phrase_mask_and_positions(ids, real))) if about.input_ids else None
-        )
-        self._places = {} if own is None else {block: place for place, block in phrase_blocks(own)[0]}
+        self._blocks: dict[tuple[int, ...], slice] = {}  # of fixed classes the columns of each phrase
+        if metadata.input_ids:
+            ids = torch.tensor([metadata.input_ids], dtype=torch.long)
+            real = torch.ones_like(ids, dtype=torch.bool)
+            mask, positions = phrase_mask_and_positions(ids, real)
+            blocks = phrase_blocks(TextInput(ids, real, positions, mask))[0]
+            self._blocks = {block: columns for columns, block in blocks}
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """(B, 3, H, W) normalized, each in the upper left corner of its canvas → the images, which are all there is."""
-        least, found = self.about.smallest_side, []
+        """Cut the images out of (B, 3, H, W), and stretch those too narrow for the graph."""
+        least, features = self.metadata.smallest_side, []
         for image, (h, w) in zip(images, sizes_hw, strict=True):
             cut = image[:, :h, :w]
             if min(h, w) < least:
                 size = max(h, least), max(w, least)
                 cut = F.interpolate(cut[None], size, mode="bilinear", align_corners=False)[0]
-            found.append([cut])
-        return found
+            features.append([cut])
+        return features
 
     def forward_features(self, features: list[list[Tensor]], text: TextInput) -> Output:
-        """B images from `extract_features` and B prompts → `pred_logits`, `pred_boxes` and `text_token_mask`.
-
-        Raises:
-            DataError: the file has a closed set, and a prompt has another phrase.
-        """
+        """Detect with one prompt per image; a phrase that is not a fixed class is a `DataError`."""
         logits, boxes = [], []
         for row, (image,) in enumerate(features):
             prompt = text.rows(slice(row, row + 1))
-            columns = self._columns(prompt) if self.about.input_ids else slice(None)
+            columns: list[int] | slice = slice(None)
             feed = {"image": image[None].cpu().numpy()}
-            if not self.about.input_ids:
-                names = "input_ids", "position_ids", "phrase_mask"
-                feed |= {name: getattr(prompt, name).cpu().numpy() for name in names}
-            own_logits, own_boxes = (torch.from_numpy(np.asarray(part))[0] for part in self._run(feed))
-            logits.append(pad_logits(own_logits[:, columns], self.about.max_text_len))
-            boxes.append(own_boxes)
-        nothing = torch.empty(0)
+            if self._blocks:
+                columns = self._columns(prompt)
+            else:
+                feed |= {name: getattr(prompt, name).cpu().numpy() for name in TEXT_INPUTS}
+            row_logits, row_boxes = (torch.from_numpy(np.asarray(part))[0] for part in self._run(feed))
+            logits.append(pad_logits(row_logits[:, columns], self.metadata.max_text_len))
+            boxes.append(row_boxes)
         return Output(
             pred_logits=pad_sequence(logits, batch_first=True, padding_value=ABSENT_LOGIT),
             pred_boxes=pad_sequence(boxes, batch_first=True),
             text_token_mask=text.text_token_mask,
             aux_outputs=[],
-            enc_outputs=LayerOutput(pred_logits=nothing, pred_boxes=nothing),
+            enc_outputs=LayerOutput(pred_logits=torch.empty(0), pred_boxes=torch.empty(0)),
         )
 
+    def forget_phrases(self) -> None:
+        """Do nothing: the graph caches no phrases."""
+
     def _columns(self, prompt: TextInput) -> list[int]:
-        """For each token of a prompt its place in the file's own: names may be fewer, and in another order."""
-        asked = phrase_blocks(prompt)[0]
-        unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for _, ids in asked if ids not in self._places]
+        """Return the file's column of each token of a prompt; names may be fewer and in any order."""
+        phrases = [ids for _, ids in phrase_blocks(prompt)[0]]
+        unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for ids in phrases if ids not in self._blocks]
         if unknown:
             raise DataError(
-                f"{self.path} has the names {', '.join(self.about.classes)} and cannot look for {', '.join(unknown)}. "
-                "Use some of its names, or export without --classes."
+                f"{self.path} has the fixed classes {', '.join(self.metadata.classes)}, got "
+                f"{', '.join(unknown)}. Use some of its classes, or export without --classes."
             )
         return [
-            column for _, ids in asked for column in range(self._places[ids].start, self._places[ids].stop)
+            column for ids in phrases for column in range(self._blocks[ids].start, self._blocks[ids].stop)
         ]
 
 
-def is_exported(network: nn.Module) -> bool:
-    """Whether a bundle's network is a file's, which has no weights to train or write."""
-    return isinstance(network, ExportedNetwork)
-
-
-def _onnx(path: Path) -> tuple[TrainSetup, dict[str, str]]:
+def _open_onnx(path: Path) -> tuple[RunGraph, dict[str, str]]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing("onnx") from error
+        raise not_installed("onnx") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    providers = onnxruntime.get_available_providers()
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=onnxruntime.get_available_providers()
-        )
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # it has a dozen kinds of its own
         raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
     return lambda feed: session.run(["logits", "boxes"], feed), session.get_modelmeta().custom_metadata_map
 
 
-def _openvino(path: Path) -> tuple[TrainSetup, dict[str, str]]:
+def _open_openvino(path: Path) -> tuple[RunGraph, dict[str, str]]:
     try:
         import openvino
     except ImportError as error:
-        raise missing("openvino") from error
-    # a CPU with bfloat16 would use it of its own accord, and move the boxes
+        raise not_installed("openvino") from error
+    # float32, because bfloat16 (the default on CPUs that have it) moves boxes
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
     core = openvino.Core()
     try:
         model = core.read_model(path)
-        written = {
-            key: model.get_rt_info(key).astype(str) for key in (ABOUT, VOCABULARY) if model.has_rt_info(key)
-        }
-        any_size = core.compile_model(model, "CPU", settings)
+        keys = [key for key in (METADATA, VOCABULARY) if model.has_rt_info(key)]
+        props = {key: model.get_rt_info(key).astype(str) for key in keys}
+        dynamic = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
+    counts, compiled = Counter[Shapes](), dict[Shapes, Any]()
 
-    asked, own = Counter[_Shapes](), dict[_Shapes, Any]()
-
-    def run(feed: dict[str, Any]) -> list[np.ndarray]:
-        shapes = tuple((name, array.shape) for name, array in feed.items())
-        asked[shapes] += 1
-        if asked[shapes] == _OFTEN and len(own) < _OWN_GRAPHS:
+    def run(feed: Feed) -> list[np.ndarray]:
+        shapes = tuple(array.shape for array in feed.values())
+        counts[shapes] += 1
+        if counts[shapes] == _IMAGES_UNTIL_COMPILED and len(compiled) < _MAX_COMPILED:
             fixed = model.clone()
-            fixed.reshape(dict(shapes))
-            own[shapes] = core.compile_model(fixed, "CPU", settings)
-        found = own.get(shapes, any_size)(feed)
-        return [found["logits"], found["boxes"]]
+            fixed.reshape(dict(zip(feed, shapes, strict=True)))
+            compiled[shapes] = core.compile_model(fixed, "CPU", settings)
+        outputs = compiled.get(shapes, dynamic)(feed)
+        return [outputs["logits"], outputs["boxes"]]
 
-    return run, written
+    return run, props
 
 
-def missing(extra: str) -> ExportError:
-    """The error of a package that is not installed; extra is "onnx" or "openvino"."""
+def not_installed(extra: str) -> ExportError:
     return ExportError(f'{extra} is not installed. Install it with: pip install "groundtune[{extra}]"')

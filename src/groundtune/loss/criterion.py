@@ -1,25 +1,19 @@
-"""The training loss of Grounding DINO: class, L1 and GIoU terms for every head (paper, section 3.5).
+"""Compute the training loss of Grounding DINO: class, L1 and GIoU terms (paper, section 3.5).
 
-Heads are the decoder layers, the encoder's selected proposals and, in training, the denoising queries of each decoder
-layer. Three rules that re-implementations miss:
+Heads are the decoder layers, the encoder's selected proposals and, in training, the denoising
+queries of each decoder layer. Three rules (docs/semantics.md, rules 5, 11 and 12):
 
-- Positions outside the text mask (logit -inf) are filtered out with `masked_select` BEFORE the focal loss.
-- All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach background.
-- Targets are binary on the tokens of the phrase. Only the model's own detections (`--self-distillation`) have soft ones: their
-  confidence, which weighs their box losses too.
+- Positions outside the text mask (logit -inf) are removed with `masked_select` BEFORE the focal
+  loss. BCE(-inf, 0) is NaN and NaN x 0 is NaN, so masking afterwards would be too late.
+- All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach
+  background.
+- Targets are binary on the tokens of the phrase. Only the model's own detections
+  (self-distillation) have soft targets: their confidence, which also weights their box losses.
 
-Deviations from the reference (MMDetection 3.3 `GroundingDINOHead`; all else gives its numbers): GIoU is computed on
-shares of the image, not pixels (it has no unit, only its eps differs); `loss_iou` is called `loss_giou`; the class
-weight is 2 by default, MMDetection's own configs use 1. The numbers of pairs are those of the whole optimizer batch, which
-follow from its boxes: so the terms of its parts, in micro-batches or on processes, add up to its own (the reference averages
-each process's number, and has at least 1 on each: the same but for batches with fewer boxes than processes).
-
-Sigmoid focal loss (Lin et al. 2017), plain, and its form for soft targets (quality focal loss, Li et al. 2020).
-
-The two are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0.
-
-There is no special case for infinite logits, no clamp and no `nan_to_num`: the criterion selects the valid positions
-before it calls this. BCE(-inf, 0) is NaN, and NaN x 0 is NaN, so masking afterwards would be too late.
+Deviations from MMDetection 3.3 `GroundingDINOHead`: GIoU is computed in relative coordinates,
+`loss_iou` is called `loss_giou`, and the class weight defaults to 2. Terms are normalized by the
+pairs of the whole optimizer batch, so that those of its micro-batches and processes add up (the
+reference averages each process's number, at least 1 on each).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +25,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundtune.boxes import cxcywh_to_xyxy, paired_giou
-from groundtune.loss.matcher import Head, Match, MatchingCost, Target, match
+from groundtune.config import TrainConfig
+from groundtune.contracts import Target
+from groundtune.loss.matcher import Head, Match, MatchingCost, match
 
 
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Compute the focal loss of each element.
+def sigmoid_focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float = TrainConfig.focal_alpha,
+    gamma: float = TrainConfig.focal_gamma,
+) -> Tensor:
+    """Compute the focal loss of each element (Lin et al. 2017).
+
+    Soft targets give the quality focal loss (Li et al. 2020).
+
+    Both are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0. There is
+    no special case for infinite logits, no clamp and no `nan_to_num`: the criterion selects the
+    valid positions first.
 
     Args:
-        logits: Any shape, float, finite.
-        targets: Same shape and dtype, in [0, 1].
-        alpha: Weight of positive elements; negative ones weigh 1 - alpha, soft ones in between.
-        gamma: How strongly elements that are right already are played down.
+        logits: any shape, float, finite.
+        targets: same shape and dtype, in [0, 1].
+        alpha: weight of positive elements; negative ones weigh 1 - alpha, soft ones lie in between.
+        gamma: focusing exponent.
 
     Returns:
-        The loss of every element, same shape, not reduced. No elements give an empty tensor.
+        The loss of every element, same shape.
     """
     probability = logits.sigmoid()
     miss = (targets - probability).abs()
@@ -53,14 +60,19 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 
 
 class BatchCounts(NamedTuple):
-    """How much there is in an optimizer batch, of which the criterion may see a part."""
+    """Size of an optimizer batch, of which the criterion may see a part.
 
-    boxes: Sequence[int]  # of each of its images
-    tokens: int  # real ones of all its prompts
+    Attributes:
+        boxes: number of boxes of each image.
+        tokens: number of real tokens in all prompts.
+    """
+
+    boxes: Sequence[int]
+    tokens: int
 
 
 class _Truth(NamedTuple):
-    """The boxes of all images, concatenated (N of them), and the text mask: what every head is compared with."""
+    """Ground truth of a batch: the N boxes of all images, concatenated, and the text mask."""
 
     boxes_cxcywh: Tensor  # (N, 4) float32
     positive_map: Tensor  # (N, T) float32, the box's confidence on the tokens of its phrase, 0 elsewhere
@@ -70,24 +82,24 @@ class _Truth(NamedTuple):
 
 @dataclass(frozen=True)
 class GroundingDINOCriterion:
-    """Compare the network's output with the boxes of the batch.
+    """Compute the loss terms of the network's output.
 
     Attributes:
-        loss_cls: Weight of the class terms.
-        loss_bbox: Weight of the L1 terms.
-        loss_giou: Weight of the GIoU terms.
-        focal_alpha: Weight of positive tokens in the focal loss and the focal cost.
-        focal_gamma: Focusing exponent of both.
-        cost_cls: Weight of the focal cost in the matching.
-        cost_bbox: Weight of the L1 cost.
-        cost_giou: Weight of the GIoU cost.
+        loss_cls: weight of the class terms.
+        loss_bbox: weight of the L1 terms.
+        loss_giou: weight of the GIoU terms.
+        focal_alpha: weight of positive tokens in the focal loss and the focal cost.
+        focal_gamma: focusing exponent of both.
+        cost_cls: weight of the focal cost in the matching.
+        cost_bbox: weight of the L1 cost.
+        cost_giou: weight of the GIoU cost.
     """
 
-    loss_cls: float = 2.0
-    loss_bbox: float = 5.0
-    loss_giou: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    loss_cls: float = TrainConfig.loss_cls
+    loss_bbox: float = TrainConfig.loss_bbox
+    loss_giou: float = TrainConfig.loss_giou
+    focal_alpha: float = TrainConfig.focal_alpha
+    focal_gamma: float = TrainConfig.focal_gamma
     cost_cls: float = 2.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
@@ -95,42 +107,43 @@ class GroundingDINOCriterion:
     def __call__(
         self, outputs: Mapping[str, Any], targets: Sequence[Target], whole: BatchCounts | None = None
     ) -> dict[str, Tensor]:
-        """Match, and compute every term in float32 (also under autocast).
+        """Match queries with boxes, and compute every term in float32, also under autocast.
 
         Args:
-            outputs: The network's output: `pred_logits` (B, Q, 256) with -inf outside the text mask, `pred_boxes`
-                (B, Q, 4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool, optionally
-                `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
-            targets: One per image. Images without boxes, and batches without any, are valid.
-            whole: Of the optimizer batch that the images are a part of; None where they are all of it.
+            outputs: `pred_logits` (B, Q, 256) with -inf outside the text mask, `pred_boxes` (B, Q,
+                4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool,
+                optionally `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
+            targets: one per image. Images without boxes, and batches without any, are valid.
+            whole: size of the optimizer batch that these images are a part of; None if they are all
+                of it.
 
         Returns:
-            Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last layer, with the prefix `d{i}.` of
-            decoder layer i, `enc_` of the encoder, `dn_` of denoising queries. `total` adds them up. Beside them,
-            detached: `class_error`, percentage of valid (query, token) positions on the wrong side of 0.5, and
-            `matched_boxes`, the pairs of the last layer. The scalars of the parts of an optimizer batch add up to its own.
+            Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last decoder layer,
+            with the prefix `d{i}.` of layer i, `enc_` of the encoder, `dn_` of denoising queries;
+            `total` adds them up. Detached: `class_error`, the percentage of valid (query, token)
+            positions on the wrong side of 0.5, and `matched_boxes`, the pairs of the last layer.
+            The scalars of the parts of an optimizer batch add up to those of the whole.
 
         Raises:
-            NonFiniteCost: Predictions or boxes of an image are not finite.
+            NonFiniteCost: predictions or boxes of an image are not finite.
         """
         truth = _truth(targets, outputs["text_token_mask"])
         heads = _matching_heads(outputs)
         cost = MatchingCost(self.cost_cls, self.cost_bbox, self.cost_giou, self.focal_alpha, self.focal_gamma)
-        matches = dict(
-            zip(heads, match(list(heads.values()), truth.text_token_mask, targets, cost), strict=True)
-        )
-        denoising, dn_match = _denoising_heads(outputs, targets)
+        pairs = match(list(heads.values()), truth.text_token_mask, targets, cost)
+        matches = dict(zip(heads, pairs, strict=True))
         if whole is None:
-            whole = BatchCounts(
-                [len(target.boxes_cxcywh) for target in targets], int(truth.text_token_mask.sum())
-            )
-        normalizer = {name: _pairs(whole, head.boxes_cxcywh.shape[1]) for name, head in heads.items()}
-        heads |= denoising
-        matches |= dict.fromkeys(denoising, dn_match)
-        if denoising:
-            normalizer |= dict.fromkeys(
-                denoising, max(1, outputs["dn_meta"]["num_groups"] * sum(whole.boxes))
-            )
+            counts = [len(target.boxes_cxcywh) for target in targets]
+            whole = BatchCounts(counts, int(truth.text_token_mask.sum()))
+        # boxes beyond the number of queries stay unmatched
+        normalizer = {
+            name: max(1, sum(min(count, head.boxes_cxcywh.shape[1]) for count in whole.boxes))
+            for name, head in heads.items()
+        }
+        denoising, dn_match = _denoising_heads(outputs, targets)
+        for name, head in denoising.items():
+            heads[name], matches[name] = head, dn_match
+            normalizer[name] = max(1, outputs["dn_meta"]["num_groups"] * sum(whole.boxes))
 
         terms = {}
         with torch.autocast(truth.boxes_cxcywh.device.type, enabled=False):
@@ -144,12 +157,12 @@ class GroundingDINOCriterion:
         return terms
 
     def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
-        """Give the weighted, unnormalized class loss of one head: the focal loss of every query and valid token."""
+        """Return the weighted, unnormalized class loss of one head, over all queries and valid tokens."""
         logits, labels = _valid_positions(head, matched, truth)
         return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
 
     def loss_boxes(self, head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
-        """Give the weighted, unnormalized L1 and GIoU losses of one head's pairs; no pairs give 0, gradient too."""
+        """Return the weighted, unnormalized L1 and GIoU losses of one head's pairs."""
         predicted = head.boxes_cxcywh[matched.image, matched.query].float()
         true = truth.boxes_cxcywh[matched.box]
         weight = truth.confidence[matched.box]
@@ -159,26 +172,28 @@ class GroundingDINOCriterion:
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Add up the loss terms, leaving out what is only logged."""
+    """Add up the loss terms, without those that are only logged."""
     return torch.stack([value for name, value in terms.items() if "loss_" in name]).sum()
 
 
 def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
     length = text_token_mask.shape[1]
     boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
-    # > 0: the target is the binary map, whatever form it came in
+    # > 0 makes the map binary, in whatever form it came
     positive_map = torch.cat([target.positive_map for target in targets])[:, :length] > 0
-    ones = [torch.ones(len(target.boxes_cxcywh), device=boxes.device) for target in targets]
-    own = [
-        one if target.confidence is None else target.confidence
-        for target, one in zip(targets, ones, strict=True)
-    ]
-    confidence = torch.cat(own).float()
+    confidence = torch.cat(
+        [
+            torch.ones(len(target.boxes_cxcywh), device=boxes.device)
+            if target.confidence is None
+            else target.confidence
+            for target in targets
+        ]
+    ).float()
     return _Truth(boxes, positive_map * confidence[:, None], confidence, text_token_mask)
 
 
 def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
-    """Give the heads that are matched, by the prefix of their terms; the last decoder layer has none."""
+    """Return the matched heads by the prefix of their terms; "" is the last decoder layer."""
     heads = {"": _head(outputs)}
     heads |= {f"d{layer}.": _head(aux) for layer, aux in enumerate(outputs.get("aux_outputs") or [])}
     if outputs.get("enc_outputs") is not None:
@@ -187,10 +202,11 @@ def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
 
 
 def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> tuple[dict[str, Head], Match]:
-    """Give the denoising heads and the pairs they share, which their layout says (contrastive denoising, DINO).
+    """Return the denoising heads and their pairs, which follow from the layout of the queries.
 
-    Group g has 2M queries: M positives, of which the i-th belongs to the image's i-th box, and M negatives. Positives
-    past an image's own number of boxes belong to nothing; like negatives they have zero targets and full weight.
+    Group g has 2M queries: M positives, of which the i-th belongs to the image's i-th box, and M
+    negatives. Positives beyond an image's own number of boxes have zero targets and full weight,
+    like negatives.
     """
     counts = [len(target.boxes_cxcywh) for target in targets]
     device = outputs["text_token_mask"].device
@@ -203,9 +219,8 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
         raise ValueError(
             f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to {most} boxes"
         )
-    heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])} | {
-        "dn_": _head(layers[-1])
-    }
+    heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])}
+    heads["dn_"] = _head(layers[-1])
     groups = torch.arange(num_groups) * group_size
     pairs = []
     first_box = 0
@@ -223,15 +238,11 @@ def _head(output: Mapping[str, Tensor]) -> Head:
     return Head(output["pred_logits"], output["pred_boxes"])
 
 
-def _pairs(whole: BatchCounts, num_queries: int) -> int:
-    """How many pairs a matched head has in the whole batch, at least 1: boxes past the queries stay unmatched."""
-    return max(1, sum(min(count, num_queries) for count in whole.boxes))
-
-
 def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
     """Select the logits and the binary targets of all queries at valid tokens, both (V,) float32.
 
-    The text mask padded to 256 is False past T, so cutting to T columns first selects the same positions.
+    The text mask padded to 256 is False beyond T, so cutting to T columns first selects the same
+    positions.
     """
     length = truth.text_token_mask.shape[1]
     logits = head.logits[..., :length]

@@ -1,20 +1,14 @@
-"""COCO's average precision and recall of detections against a data set, over all classes and per class.
+"""Compute COCO's and LVIS's average precision and recall, over all classes and per class.
 
-The counting is faster-coco-eval's (pycocotools' rules in C++; a test holds the two equal). Two things are ours:
+faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with
+both). Deviations:
 
-* An object's area, which sorts it into small, medium and large, is that of its box. COCO's own numbers use the area of the
-  mask, which a detection data set does not have; AP, AP50, AP75 and AR are not touched by it, APs, APm and APl are.
-* A number that has no ground truth to stand on is None (COCO prints -1), so that no one takes a mean over -1.
-
-LVIS's average precision: of many classes, each looked for in some of the images only (Gupta et al. 2019).
-
-A detection counts where its class was looked for: where an object of it is, or where it is known to be absent. Where not
-all objects of a class are annotated, a detection too many is no error. The counting is faster-coco-eval's; a test holds it
-equal to LVIS's own code. What is counted is *fixed AP* (Dave et al. 2021): the best 10,000 detections of each class in all
-images together, in place of 300 per image, where common classes crowd out rare ones.
-
-Deviation: a model's answer to an image is its 300 best detections (`postprocess`), as in the published numbers of the
-MM-Grounding-DINO family. As with COCO's numbers an object's area is that of its box.
+- The area of an object, which makes it small, medium or large, is that of its box, not of a mask.
+  This affects APs, APm and APl only.
+- A number without ground truth is None instead of -1.
+- LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all
+  images count, instead of 300 per image. A model still predicts its 300 best detections per image,
+  as in the published numbers of the MM-Grounding-DINO family.
 """
 
 from collections import Counter
@@ -27,20 +21,22 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from groundtune.data.sample import Dataset
 
-_CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigabytes for all of LVIS's
+_CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigabytes for all of LVIS's classes
+_MAX_PER_CLASS = 10_000  # detections of a class that LVIS's fixed AP counts
 
 Prediction = dict[str, Any]
-"""One detection in COCO's result format: image_id, category_id, bbox [x, y, width, height] in original pixels, score."""
+"""A detection in COCO's result format: image_id, category_id, bbox (xywh, pixels), score."""
 
 
 @dataclass
 class CocoMetrics:
-    """Shares between 0 and 1, or None where the data set holds no object to count.
+    """Numbers between 0 and 1, or None without ground truth.
 
     Attributes:
-        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (by box area: < 32², < 96², above), AR1, AR10
-            and AR100 (recall with that many detections per image).
-        per_class: AP and AP50 of each class, by its name.
+        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (box area < 32², < 96²,
+            larger), and AR1, AR10, AR100 (recall with that many detections per image) or, of LVIS,
+            APr, APc, APf (rare, common, frequent classes).
+        per_class: AP and AP50 by class name.
     """
 
     metrics: dict[str, float | None]
@@ -50,60 +46,59 @@ class CocoMetrics:
 def coco_metrics(
     dataset: Dataset, predictions: Sequence[Prediction], class_indices: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Scores detections by COCO's rules: at most 100 per image and class, crowd boxes neither found nor missed.
+    """Evaluate detections by COCO's rules.
+
+    At most 100 per image and class count; crowd boxes count neither way.
 
     Args:
-        dataset: the images with their boxes in original pixels. An image without boxes counts: every detection in it
-            is false.
-        predictions: the detections of all images together; without any, every number is 0.
-        class_indices: classes of the data set to count, others are left out on both sides; None counts all.
-
-    Returns:
-        The numbers; all None when there is no object at all.
+        dataset: images with boxes in original pixels. In an image without boxes every detection is
+            false.
+        predictions: detections of all images; if there are none, every number is 0.
+        class_indices: classes to evaluate; None means all.
     """
     counted = range(len(dataset.class_names)) if class_indices is None else sorted(set(class_indices))
     truth = coco_dict(dataset, counted)
     precision, recall = precision_recall(truth, predictions, [1, 10, 100])
-    found = average_precision(truth, precision)
-    found.metrics |= {
-        f"AR{limit}": mean_of(recall[:, :, 0, place]) for place, limit in enumerate((1, 10, 100))
-    }
-    return found
+    result = average_precision(truth, precision)
+    result.metrics |= {f"AR{limit}": mean_of(recall[:, :, 0, i]) for i, limit in enumerate((1, 10, 100))}
+    return result
 
 
 def precision_recall(
     truth: dict[str, Any], predictions: Sequence[Prediction], limits: list[int], *, lvis: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counts detections class by class.
+    """Compute precision and recall class by class.
 
     Args:
-        truth: from `coco_dict`; for LVIS with its fields.
-        predictions: the detections of all images together.
-        limits: how many detections of a class count in an image, rising.
-        lvis: whether detections of a class count only in images where it was looked for.
+        truth: result of `coco_dict`, with LVIS's fields for LVIS.
+        predictions: detections of all images.
+        limits: how many detections of a class count per image, ascending.
+        lvis: whether detections of a class count only in images that were annotated for it.
 
     Returns:
-        Precision (10 IoUs, 101 recalls, C, 4 areas, limits) and recall (10 IoUs, C, 4 areas, limits), the C classes in the
-        order of `truth`; -1 where a class has no object.
+        Precision (10 IoUs, 101 recalls, C, 4 areas, limits) and recall (10 IoUs, C, 4 areas,
+        limits), classes in the order of `truth`; -1 where a class has no object.
     """
     ids = [category["id"] for category in truth["categories"]]
     api = COCO(truth)
-    found = api.loadRes([dict(prediction) for prediction in predictions])
+    results = api.loadRes([dict(prediction) for prediction in predictions])
     parts = []
     for start in range(0, len(ids), _CLASSES_AT_ONCE):
-        evaluation = COCOeval_faster(api, found, iouType="bbox", print_function=_silent, lvis_style=lvis)
+        evaluation = COCOeval_faster(
+            api, results, iouType="bbox", print_function=lambda *_: None, lvis_style=lvis
+        )
         evaluation.params.catIds = ids[start : start + _CLASSES_AT_ONCE]
         evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
-        # evaluate() sorts the category ids, so the column of a class is its id's rank.
+        # evaluate() sorts the category ids, so the column of a class is the rank of its id
         columns = np.argsort(np.argsort(ids[start : start + _CLASSES_AT_ONCE]))
         parts.append((evaluation.eval["precision"][:, :, columns], evaluation.eval["recall"][:, columns]))
     return np.concatenate([part[0] for part in parts], 2), np.concatenate([part[1] for part in parts], 1)
 
 
 def average_precision(truth: dict[str, Any], precision: np.ndarray) -> CocoMetrics:
-    """AP over all classes, at two IoUs, by area, and of each class, with the largest of the limits."""
+    """Average the precision over all classes, by area and per class, at the largest limit."""
     precision = precision[..., -1]
     metrics = {"AP": mean_of(precision[..., 0])}
     metrics |= {"AP50": mean_of(precision[0, ..., 0]), "AP75": mean_of(precision[5, ..., 0])}
@@ -116,7 +111,7 @@ def average_precision(truth: dict[str, Any], precision: np.ndarray) -> CocoMetri
 
 
 def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
-    """A data set's boxes and the classes to count, as the content of a COCO file."""
+    """Return the boxes of some classes as the content of a COCO file."""
     counted = set(class_indices)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -144,31 +139,23 @@ def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
 
 
 def mean_of(values: np.ndarray) -> float | None:
-    """The mean of what is counted; None where nothing is."""
+    """Return the mean of the values that are not -1; None if there are none."""
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else None
-
-
-def _silent(*_: object) -> None:
-    """The evaluator's print function: nothing but the command line prints."""
-
-
-_MOST_OF_CLASS = 10_000
 
 
 def lvis_metrics(
     dataset: Dataset, predictions: Sequence[Prediction], class_indices: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Scores detections by LVIS's rules.
+    """Evaluate detections by LVIS's rules (Gupta et al. 2019), with the fixed AP.
+
+    A detection counts only in images that contain its class or are known not to. Where not all
+    objects of a class are annotated, a false detection is no error.
 
     Args:
-        dataset: with `lvis`.
-        predictions: the detections of all images together, any number in an image.
-        class_indices: classes of the data set to count; None counts all.
-
-    Returns:
-        AP, AP50, AP75, APs, APm, APl, and APr, APc and APf of the rare, common and frequent classes; AP and AP50 of each
-        class. None where there is no object to count.
+        dataset: a data set whose `lvis` is not None.
+        predictions: detections of all images, any number per image.
+        class_indices: classes to evaluate; None means all.
     """
     rules = dataset.lvis
     assert rules is not None
@@ -180,20 +167,19 @@ def lvis_metrics(
     for category in truth["categories"]:
         category["frequency"] = rules.frequencies.get(
             category["id"], "r"
-        )  # a class of other splits has no object here
-    precision, _ = precision_recall(truth, _best_of_classes(predictions), [_MOST_OF_CLASS], lvis=True)
-    found = average_precision(truth, precision)
+        )  # a class of another split has no object here
+    precision, _ = precision_recall(truth, _best_per_class(predictions), [_MAX_PER_CLASS], lvis=True)
+    result = average_precision(truth, precision)
     group = np.array([category["frequency"] for category in truth["categories"]])
-    found.metrics |= {f"AP{letter}": mean_of(precision[:, :, group == letter, 0]) for letter in "rcf"}
-    return found
+    result.metrics |= {f"AP{letter}": mean_of(precision[:, :, group == letter, 0]) for letter in "rcf"}
+    return result
 
 
-def _best_of_classes(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The best detections of each class in all images together."""
-    taken: Counter[int] = Counter()
-    kept = []
+def _best_per_class(predictions: Sequence[Prediction]) -> list[Prediction]:
+    counts: Counter[int] = Counter()
+    best = []
     for prediction in sorted(predictions, key=lambda p: -p["score"]):
-        taken[prediction["category_id"]] += 1
-        if taken[prediction["category_id"]] <= _MOST_OF_CLASS:
-            kept.append(prediction)
-    return kept
+        counts[prediction["category_id"]] += 1
+        if counts[prediction["category_id"]] <= _MAX_PER_CLASS:
+            best.append(prediction)
+    return best

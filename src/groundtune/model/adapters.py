@@ -1,70 +1,94 @@
-"""LoRA (Hu et al., 2021): low-rank matrices beside the linear layers of encoder and decoder, by `peft`.
+"""LoRA (Hu et al., 2021): low-rank matrices beside the linear layers of encoder and decoder.
 
-A layer with the weight W computes with W + (alpha / rank)·B·A, where B is 0 at first; A and B train, and the heads with them.
-Merged, the network is a plain one again.
-
-peft's LoRA layer, as the network's linear layers need it. Importing it imports peft, which takes a second.
-
-Deviation: the fusion reads weights in place of calling the layers (it folds them into the token side). peft's `weight` is the
-base's alone, and adapters behind it would never get a gradient, the fate of those of `nn.MultiheadAttention.out_proj`
-elsewhere (pitfall 29); here it is the adapted one.
+An adapted layer computes with W + (alpha / rank)·B·A, where B is initially 0; A and B train, and
+the heads with them. Merging adds the product to W and restores the plain network. Names,
+initialization and arithmetic are those of `peft`, which can read the saved adapters.
 """
 
-from __future__ import annotations
+import math
+import re
+from collections.abc import Iterator
 
 import torch
-from peft.tuners import lora
 from torch import Tensor, nn
 
 from groundtune.model.detector import GroundingDINO
 
-
-class AdaptedLinear(lora.Linear):
-    """A linear layer with the weight W + (alpha / rank)·B·A, for those who call it and for those who read it."""
-
-    @property
-    def weight(self) -> Tensor:
-        return super().weight + self.get_delta_weight("default")
-
-
 HEADS = ("bbox_head", "decoder.label_embedding")  # train fully beside the adapters, and are saved with them
-_LAYERS = (
+LAYERS = (
     r"(encoder|decoder)\..*"
     r"(_proj|linear[12]|sampling_offsets|attention_weights|text_projection|memory_trans_fc|ref_point_head\.layers\.\d+)"
 )
 
 
+class AdaptedLinear(nn.Module):
+    """A linear layer with an adapter.
+
+    The fusion reads weights instead of calling layers. `weight` therefore includes the adapter,
+    which would get no gradient otherwise.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.rank, self.alpha, self.scaling = rank, alpha, alpha / rank
+        self.base_layer = base
+        a, b = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+        nn.init.zeros_(b.weight)
+        self.lora_A = nn.ModuleDict({"default": a.to(base.weight)})
+        self.lora_B = nn.ModuleDict({"default": b.to(base.weight)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x)) * self.scaling
+
+    @property
+    def delta(self) -> Tensor:
+        """The adapter's part of the weight, (out, in)."""
+        a, b = (self.get_parameter(f"lora_{letter}.default.weight") for letter in "AB")
+        return (b @ a) * self.scaling
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight + self.delta
+
+    @property
+    def bias(self) -> Tensor:
+        return self.base_layer.bias
+
+
 def add_adapters(network: GroundingDINO, rank: int, alpha: float, seed: int = 0) -> None:
-    """Put adapters into a network, in place; its outputs stay, bit for bit, until they train.
+    """Put adapters into a network without any, in place, and freeze its other weights.
+
+    Its outputs do not change, bit for bit, until the adapters train.
 
     Args:
-        network: one without adapters.
         rank: of the matrices A (rank, in) and B (out, rank).
-        alpha: their product counts alpha / rank.
-        seed: of A; the global random state is left as it was, so that all processes have the same.
+        alpha: their product is scaled by alpha / rank.
+        seed: of A, equal in all processes; the global random state does not change.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    from groundtune.model.adapters import AdaptedLinear
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LAYERS)  # type: ignore[arg-type]
-    config._register_custom_module({nn.Linear: AdaptedLinear})
+    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, network)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, nn.Linear) and re.fullmatch(LAYERS, name):
+                network.set_submodule(name, AdaptedLinear(module, rank, alpha))
+
+
+def adapted_layers(network: GroundingDINO) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Yield the adapted layers with their names."""
+    for name, module in network.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module
 
 
 @torch.no_grad()
 def merge_adapters(network: GroundingDINO) -> None:
-    """Add the adapters to the weights and take them out, in place; a network without adapters stays as it is."""
-    from groundtune.model.adapters import AdaptedLinear
-
-    for name, module in list(network.named_modules()):
-        if isinstance(module, AdaptedLinear):
-            module.merge()
-            network.set_submodule(name, module.get_base_layer())
-            network.frozen.discard(f"{name}.base_layer")
-    network.__dict__.pop("peft_config", None)  # what peft left there
+    """Add the adapters, if any, to the weights and remove them, in place."""
+    for name, layer in list(adapted_layers(network)):
+        layer.base_layer.weight += layer.delta
+        network.set_submodule(name, layer.base_layer)
+        network.frozen.discard(f"{name}.base_layer")
 
 
 def is_adapter(name: str) -> bool:
@@ -72,21 +96,21 @@ def is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
+def is_head(name: str) -> bool:
+    """Whether a parameter's name is that of one of `HEADS`."""
+    return name.startswith(tuple(f"{path}." for path in HEADS))
+
+
 def adapter_weights(network: GroundingDINO) -> dict[str, Tensor]:
-    """The adapters and the heads by their names, a shared head once."""
-    heads = tuple(f"{path}." for path in HEADS)
-    return {
-        name: parameter.detach()
-        for name, parameter in network.named_parameters()
-        if is_adapter(name) or name.startswith(heads)
-    }
+    """Return the adapters and the heads by their names, a shared head once."""
+    parameters = network.named_parameters()
+    return {name: value.detach() for name, value in parameters if is_adapter(name) or is_head(name)}
 
 
 def base_weights(network: GroundingDINO) -> dict[str, Tensor]:
-    """What the adapters stand on: all weights but the heads, by the names that they have without adapters."""
-    heads = tuple(f"{path}." for path in HEADS)
+    """Return all weights but adapters and heads, by the names that they have without adapters."""
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in network.state_dict().items()
-        if not is_adapter(name) and not name.startswith(heads)
+        if not is_adapter(name) and not is_head(name)
     }

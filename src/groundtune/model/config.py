@@ -1,10 +1,8 @@
 """Sizes and variants of one network, as plain data.
 
-A `ModelConfig` is what a preset, a checkpoint directory and the builder in `bundle.py` have in common. It never enters
-a module: the builder hands every module its own numbers.
+Presets, checkpoints and `bundle.build_network` exchange a `ModelConfig`. It never enters a module:
+the builder hands every module its own numbers.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 class ModelConfig:
     """Everything that decides the shapes and the arithmetic of a `GroundingDINO`.
 
-    The defaults are the published Grounding DINO tiny (Swin-T, BERT-base). `backbone_config` and `language_config` are
-    keyword arguments of transformers' `SwinConfig` and `BertConfig`; the nano towers take none, they are files.
+    The defaults are the published Grounding DINO tiny (Swin-T, BERT-base). `backbone_config` and
+    `language_config` are keyword arguments of transformers' `SwinConfig` and `BertConfig`.
     """
 
     backbone: str = "swin"  # "swin" or "efficientnet-lite0"
@@ -34,23 +32,21 @@ class ModelConfig:
     fusion_dim: int = 1024  # width of the vision-language attention
     fusion_heads: int = 4  # heads of the fusion and of the text enhancer
     fusion_droppath: float = 0.1
-    fusion_gamma: float = 1e-4  # initial value of the layer scale of the fusion
+    fusion_gamma: float = 1e-4  # initial layer scale of the fusion
     text_ffn_dim: int = 1024
     dropout: float = 0.0
-    query_content: str = (
-        "learned"  # "learned" (the reference) or "selected" (features of the selected positions)
-    )
+    query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the positions)
     share_box_head: bool = (
-        True  # IDEA shares one box head over the decoder layers, MM-Grounding-DINO does not
+        True  # one box branch for all decoder layers (IDEA), or one each (MM-Grounding-DINO)
     )
     share_class_head: bool = (
-        True  # the same for the class head, which has weights only with a scale or a bias
+        True  # the same for the class branches, which have weights with a scale or a bias
     )
     contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))
     contrastive_bias: bool = False
-    decoder_eps: float = 1e-5  # of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5
-    head_eps: float = 1e-5  # IDEA 1e-3, MMDetection and transformers 1e-5
+    decoder_eps: float = 1e-5  # clamp of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5
+    head_eps: float = 1e-5  # the same in the head; IDEA 1e-3, MMDetection and transformers 1e-5
     position_temperature: float = 20.0
     max_text_len: int = 256
     num_labels: int = 256  # rows of the denoising label embedding
-    class_labels: bool = True  # the rows belong to the classes of a data set; MMDetection's belong to none
+    class_labels: bool = True  # a row is a class of the data set; MMDetection's rows have no such meaning

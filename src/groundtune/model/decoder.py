@@ -1,12 +1,9 @@
 """The cross-modality decoder and the proposals that it starts from.
 
-Paper sections 3.3–3.4; reference MMDetection `GroundingDinoTransformerDecoder` and Deformable DETR's two-stage proposals.
-Each layer: self-attention of the queries, attention to the tokens, deformable attention to the image, feed-forward.
-Boxes are refined layer by layer; each layer's box is predicted from the previous layer's undetached reference
-(look-forward-twice), the copy that the next layer samples from is detached.
+Paper sections 3.3–3.4; reference MMDetection `GroundingDinoTransformerDecoder` and Deformable
+DETR's two-stage proposals. Each layer refines the boxes: it predicts from the previous layer's
+undetached reference (look-forward-twice), and the next layer samples from a detached copy.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +21,7 @@ from groundtune.model.head import MLP
 
 
 class DecoderLayer(nn.Module):
-    """One decoder layer: `num_heads` in all three attentions, `num_points` per head and level, `dropout` after each part."""
+    """Self-attention, attention to the tokens, deformable attention to the image, feed-forward."""
 
     def __init__(
         self, d_model: int, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
@@ -47,7 +44,7 @@ class DecoderLayer(nn.Module):
             queries, positions: (B, Q, D) content, and encoding of the reference boxes.
             references: (B, Q, L, 4) boxes cxcywh on each level's canvas.
             memory: both modalities.
-            allowed: bool, broadcastable to (B, heads, Q, Q), True = may attend; None: everyone may.
+            allowed: bool, broadcastable to (B, heads, Q, Q), True = may attend; None: all may.
         """
         query = queries + positions
         queries = self.norm1(queries + self.dropout(self.self_attn(query, query, queries, allowed)))
@@ -64,10 +61,10 @@ class Decoder(nn.Module):
     """Query selection's projection, the query and label embeddings, and the stack of layers.
 
     Args:
-        layers: the decoder layers, of width `d_model`.
-        num_queries: Q, whose content is learned (the reference) or (`learned_queries` False) that of the positions.
+        num_queries: Q.
+        learned_queries: learn the queries' content (the reference) or take that of the positions.
         num_labels: rows of the denoising label embedding.
-        eps: of the inverse sigmoid between layers.
+        eps: lower clamp of the inverse sigmoid between layers.
     """
 
     def __init__(
@@ -89,12 +86,12 @@ class Decoder(nn.Module):
         self.ref_point_head = MLP([2 * d_model, d_model, d_model])
 
     def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """A candidate at every position (Deformable DETR, appendix A.4).
+        """Propose a box at every position (Deformable DETR, appendix A.4).
 
         Returns:
-            Features (B, S, D), made of 0 at padding and within 1 % of the border, and the candidates' boxes (B, S, 4) as
-            logits of cxcywh relative to the unpadded image: the position, 0.05·2^level wide and high; +inf where the
-            features are 0.
+            Features (B, S, D), computed from 0 at padding and within 1 % of the border; and boxes
+            (B, S, 4), 0.05·2^level wide and high, as logits of cxcywh relative to the unpadded
+            image, +inf where the features are computed from 0.
         """
         boxes, like = [], memory.valid_ratios
         for level, (h, w) in enumerate(memory.level_shapes):
@@ -122,14 +119,15 @@ class Decoder(nn.Module):
 
         Args:
             queries: (B, Q, D) content.
-            boxes_cxcywh: (B, Q, 4) starting boxes in [0, 1], relative to the unpadded image, detached.
-            memory, allowed: both modalities, and the self-attention mask, as in `DecoderLayer.forward`.
+            boxes_cxcywh: (B, Q, 4) in [0, 1], relative to the unpadded image, detached.
+            memory, allowed: as in `DecoderLayer.forward`.
             reg_branches: box branches of the head, one per layer.
-            canvas_positions: encode boxes relative to the padded canvas, as the reference does, which makes the result
-                depend on the padding.
+            canvas_positions: encode boxes relative to the padded canvas, as the reference does;
+                the result then depends on the padding.
 
         Returns:
-            Per layer the normalized queries (B, Q, D) and the boxes (B, Q, 4) that the layer's prediction starts from.
+            Per layer the normalized queries (B, Q, D), and the boxes (B, Q, 4) that its
+            prediction starts from.
         """
         ratios = memory.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, L, 4)
         hidden, starts = [], [boxes_cxcywh]

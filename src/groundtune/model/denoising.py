@@ -1,16 +1,14 @@
-"""Contrastive denoising queries (Zhang et al., 2023, DINO section 3.3; MMDetection `CdnQueryGenerator`).
+"""Contrastive denoising queries (Zhang et al., 2023, section 3.3; MMDetection `CdnQueryGenerator`).
 
-In training the decoder gets extra queries that start at noised ground-truth boxes: positives, moved by less than half a
-side, must come back to their box; negatives, moved by more, must predict nothing. Groups repeat this with new noise.
-Layout within a group: M positives, then M negatives, M = the most boxes in an image of the batch; query i belongs to
-box i, and slots past an image's own boxes are background. The batch is the optimizer's: M, and with it the groups, do not
-depend on the part of it that a micro-batch or a process has.
+In training the decoder gets extra queries that start at noised ground-truth boxes. Positives, moved
+by less than half a side, must return to their box; negatives, moved by more, must predict nothing.
+A group is M positives, then M negatives, where M is the largest number of boxes of an image; groups
+repeat this with new noise. Query i belongs to box i; queries past an image's own boxes are
+background. M counts the whole optimizer batch, however it is split over micro-batches or processes.
 
-Deviation: the noise of an image comes from the image's own seed rather than from one stream over the batch, so that it
-does not depend on which images share the batch.
+Deviation: the noise of an image comes from the image's own seed rather than from one stream over
+the batch, so that it does not depend on which images share the batch.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -35,37 +33,37 @@ class DenoisingQueries:
 
 
 def denoising_queries(
-    targets: list[Target], label_embedding: nn.Embedding, most: int | None = None
+    targets: list[Target], label_embedding: nn.Embedding, max_boxes: int | None = None
 ) -> DenoisingQueries | None:
-    """Noised copies of the ground truth; None if no image of the batch has a box.
+    """Make noised copies of the ground truth; None if no image of the batch has a box.
 
     Args:
         targets: of B images; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
         label_embedding: one row per class of the data set; class ids past its end wrap around.
-        most: M, where the images are a part of a larger batch; None takes the most of their own.
+        max_boxes: M of the whole batch; None takes the maximum of these images.
     """
-    most = max(len(target.boxes_cxcywh) for target in targets) if most is None else most
-    if most == 0:
+    max_boxes = max(len(target.boxes_cxcywh) for target in targets) if max_boxes is None else max_boxes
+    if max_boxes == 0:
         return None
-    groups = max(1, NUM_DENOISING // most)
+    groups = max(1, NUM_DENOISING // max_boxes)
     device, dtype = label_embedding.weight.device, label_embedding.weight.dtype
-    labels = torch.zeros(len(targets), groups, 2, most, dtype=torch.long)
-    boxes = torch.full((len(targets), groups, 2, most, 4), 0.5)
-    used = torch.zeros(len(targets), 1, 1, most, dtype=torch.bool)
+    labels = torch.zeros(len(targets), groups, 2, max_boxes, dtype=torch.long)
+    boxes = torch.full((len(targets), groups, 2, max_boxes, 4), 0.5)
+    used = torch.zeros(len(targets), 1, 1, max_boxes, dtype=torch.bool)
     for row, target in enumerate(targets):
         count = len(target.boxes_cxcywh)
         generator = torch.Generator().manual_seed(target.noise_seed)
         noised = _noised(target, groups, label_embedding.num_embeddings, generator)
         labels[row, ..., :count], boxes[row, ..., :count, :] = noised
         used[row, ..., :count] = True
-    content = label_embedding(labels.to(device)) * used[..., None].to(device)
-    return DenoisingQueries(content.flatten(1, 3), boxes.to(device, dtype).flatten(1, 3), groups, 2 * most)
+    content = (label_embedding(labels.to(device)) * used[..., None].to(device)).flatten(1, 3)
+    return DenoisingQueries(content, boxes.to(device, dtype).flatten(1, 3), groups, 2 * max_boxes)
 
 
 def _noised(
     target: Target, groups: int, num_labels: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Labels (G, 2, N), a quarter of them flipped, and boxes (G, 2, N, 4) cxcywh, positives first, on the CPU."""
+    """Return labels (G, 2, N), a quarter flipped, and boxes (G, 2, N, 4), positives first."""
     shape = (groups, 2, len(target.boxes_cxcywh))
     labels = (target.class_ids.cpu() % num_labels).expand(shape)
     flip = torch.rand(shape, generator=generator) < LABEL_FLIP_PROBABILITY
@@ -80,11 +78,11 @@ def _noised(
 
 
 def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: torch.device) -> Tensor:
-    """Who may attend to whom: (Qdn + Q, Qdn + Q) bool, True = may.
+    """Return who may attend to whom: (Qdn + Q, Qdn + Q) bool, True = may.
 
-    Matching queries never see denoising queries, groups never see each other; denoising queries see the matching ones.
+    Matching queries never see denoising queries, which see them; groups never see each other.
     """
     total_denoising = denoising.num_groups * denoising.group_size
-    group = torch.arange(total_denoising + num_queries, device=device) // denoising.group_size
-    matching = torch.arange(total_denoising + num_queries, device=device) >= total_denoising
+    index = torch.arange(total_denoising + num_queries, device=device)
+    group, matching = index // denoising.group_size, index >= total_denoising
     return matching[None] | (~matching[:, None] & (group[:, None] == group[None]))

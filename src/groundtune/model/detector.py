@@ -1,18 +1,17 @@
 """Grounding DINO: images and prompts in, boxes with token logits out.
 
-Liu et al., 2023, "Grounding DINO: Marrying DINO with Grounded Pre-Training"; the forward pass follows figure 3 and
-MMDetection's `GroundingDINO`. The parameters live under six modules with the reference's names: `backbone`,
-`language_model`, `neck`, `encoder`, `decoder`, `bbox_head`.
+Liu et al., 2023, "Grounding DINO: Marrying DINO with Grounded Pre-Training"; the forward pass
+follows figure 3 and MMDetection's `GroundingDINO`, whose names the six modules have.
 
-Deviations, all of them so that an image's result does not depend on the batch around it (`exact_padding=True`):
-the backbone runs on each image without padding, the neck's group norms and the query selection leave padding out, and
-the decoder encodes boxes relative to the image. `exact_padding=False` is the reference's behavior, for comparisons.
-Further: the frozen towers run without autograd (semantics 18); fewer positions than queries work (semantics 9).
+Deviations: with `exact_padding=True` an image's result does not depend on the batch around it. The
+backbone runs on each image without padding, the neck's group norms and the query selection ignore
+padding, and the decoder encodes boxes relative to the image. `exact_padding=False` is the
+reference's behavior, for comparisons. Frozen towers run without autograd. An image may have fewer
+positions than there are queries.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +29,22 @@ from groundtune.model.neck import Neck, pad_features, padding_mask_of
 from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
-# Logit of a query slot that no position of the image fills: a probability of 1e-13, which no loss or top-k notices.
+# Logit of a query that no position fills: a probability of 1e-13, too small for any loss or top-k.
 ABSENT_LOGIT = -30.0
 
 
 @dataclass
 class Selection:
-    """The Q best positions as starting points of the decoder."""
+    """The Q best positions, from which the decoder starts."""
 
     queries: Tensor  # (B, Q, D) content
     boxes_cxcywh: Tensor  # (B, Q, 4) in [0, 1], detached
-    outputs: tuple[Tensor, Tensor]  # their own logits (B, Q, T) and boxes (B, Q, 4), with gradient
-    absent: Tensor | None  # (B, Q) bool, slots that no position fills; None if there are none
+    output: LayerOutput  # the encoder's prediction, with gradient
+    absent: Tensor | None  # (B, Q) bool, queries that no position fills; None if there are none
 
 
 class GroundingDINO(nn.Module):
-    """The detector; `head_eps` is of the head's inverse sigmoid, `max_text_len` the columns of the logits that leave it."""
+    """The detector, made of its six modules (`bundle.build_network`)."""
 
     def __init__(
         self,
@@ -55,20 +54,63 @@ class GroundingDINO(nn.Module):
         encoder: Encoder,
         decoder: Decoder,
         bbox_head: BoxHead,
-        *,
-        head_eps: float,
-        max_text_len: int,
     ) -> None:
         super().__init__()
         self.backbone, self.language_model, self.neck = backbone, language_model, neck
         self.encoder, self.decoder, self.bbox_head = encoder, decoder, bbox_head
-        self.head_eps, self.max_text_len = head_eps, max_text_len
+        self.max_text_len = bbox_head.max_text_len
         self.exact_padding = True
-        self.bucket = (
-            1  # sides of the coarsest backbone map are padded to multiples of it, see `pad_features`
-        )
         self.denoising = True
+        self.bucket = 1
         self.frozen: set[str] = set()
+
+    def configure_training(
+        self, *, denoising: bool, gradient_checkpointing: bool, bucket: int | None
+    ) -> None:
+        """Choose how the network trains; its results in eval mode do not change.
+
+        Args:
+            denoising: add denoising queries to the training batches.
+            gradient_checkpointing: recompute the encoder's activations in the backward pass.
+            bucket: pad feature maps to multiples of this, for fewer shapes; None: do not.
+        """
+        self.denoising = denoising
+        self.encoder.gradient_checkpointing = gradient_checkpointing
+        self.bucket = bucket or 1
+
+    def freeze(self, modules: list[str]) -> None:
+        """Freeze whole modules: no gradient, eval mode for good, no autograd through the towers.
+
+        Args:
+            modules: dotted paths, such as "encoder.layers.0"; all others become trainable.
+        """
+        self.requires_grad_(True)
+        self.frozen = set(modules)
+        for path in modules:
+            self.get_submodule(path).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of all but the frozen modules."""
+        super().train(mode)
+        for path in self.frozen:
+            self.get_submodule(path).eval()
+        return self
+
+    def forget_phrases(self) -> None:
+        """Empty the language model's cache."""
+        self.language_model.forget()
+
+    def init_label_embedding(self, class_names: list[str], tokenizer: BertTokenizer) -> None:
+        """Make one denoising label per class from the projected text features of its name."""
+        embedding = nn.Embedding(max(len(class_names), 1), self.decoder.d_model)
+        device = self.decoder.label_embedding.weight.device
+        for index, name in enumerate(class_names):
+            text, phrase_maps = tokenize(tokenizer, [class_prompt([name])], self.max_text_len)
+            with torch.no_grad():
+                tokens = self.encoder.text_projection(self.language_model(text.to(device)))[0]
+                embedding.weight[index] = tokens[phrase_maps[0][0][: len(tokens)]].mean(0).cpu()
+        self.decoder.label_embedding = embedding.to(device)
 
     def forward(
         self,
@@ -76,7 +118,7 @@ class GroundingDINO(nn.Module):
         sizes_hw: list[tuple[int, int]],
         text: TextInput,
         targets: list[Target] | None = None,
-        most_boxes: int | None = None,
+        max_boxes: int | None = None,
     ) -> Output:
         """Detect.
 
@@ -85,23 +127,24 @@ class GroundingDINO(nn.Module):
             sizes_hw: height and width of each image on the canvas.
             text: B prompts.
             targets: of B images, for the denoising queries in training.
-            most_boxes: of an image of the optimizer batch that these are a part of; None: of these.
+            max_boxes: largest number of boxes of an image in the optimizer batch; None: of these.
         """
         if self.exact_padding:
-            return self.forward_features(self.extract_features(images, sizes_hw), text, targets, most_boxes)
-        maps = self._run_backbone(images)
-        real = (~padding_mask_of([*sizes_hw, (images.shape[-2], images.shape[-1])], images.device))[
-            :-1, None
-        ].float()
-        neck_maps = self.neck(maps, None)
-        masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in neck_maps]
-        return self._detect(neck_maps, masks, text, targets, most_boxes)
+            return self.forward_features(self.extract_features(images, sizes_hw), text, targets, max_boxes)
+        maps = self.neck(self._run_backbone(images), None)
+        canvas = (images.shape[-2], images.shape[-1])
+        real = (~padding_mask_of([*sizes_hw, canvas], images.device))[:-1, None].float()
+        masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in maps]
+        return self._detect(maps, masks, text, targets, max_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
-        """For each image alone its backbone maps (C_l, h_l, w_l), fine to coarse; arguments as in `forward`."""
+        """Return each image's backbone maps (C_l, h_l, w_l), fine to coarse; see `forward`."""
+        # Images are cut out of the padded canvas, run through the backbone without padding, and
+        # their maps are padded again in `forward_features`: an image's features must not depend on
+        # its batch, and can then be cached.
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
-            rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # they run together
+            rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # equal sizes run together
             for level in self._run_backbone(images[rows, :, :h, :w]):
                 for row, single in zip(rows, level, strict=True):
                     features[row].append(single)
@@ -116,11 +159,11 @@ class GroundingDINO(nn.Module):
         features: list[list[Tensor]],
         text: TextInput,
         targets: list[Target] | None = None,
-        most_boxes: int | None = None,
+        max_boxes: int | None = None,
     ) -> Output:
-        """Detect from what `extract_features` gave, now or from a cache; other arguments as in `forward`."""
+        """Detect in features of `extract_features`, new or cached; see `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
-        return self._detect(self.neck(maps, masks), masks, text, targets, most_boxes)
+        return self._detect(self.neck(maps, masks), masks, text, targets, max_boxes)
 
     def _detect(
         self,
@@ -128,33 +171,42 @@ class GroundingDINO(nn.Module):
         masks: list[Tensor] | None,
         text: TextInput,
         targets: list[Target] | None,
-        most_boxes: int | None,
+        max_boxes: int | None,
     ) -> Output:
-        """Everything after the neck: enhance, select, add denoising queries, decode, predict."""
+        """Do everything after the neck: enhance, select, add denoising queries, decode, predict."""
         memory = self.encoder(maps, masks, self.language_model(text), text)
         selection = self._select_queries(memory)
-        queries, boxes = selection.queries, selection.boxes_cxcywh
-        denoising = self._denoising(targets, most_boxes)
+        queries, boxes, denoising = selection.queries, selection.boxes_cxcywh, None
+        if self.training and self.denoising:
+            labels = self.decoder.label_embedding
+            denoising = None if targets is None else denoising_queries(targets, labels, max_boxes)
+            if denoising is None:  # without boxes the labels still get their (zero) gradient
+                queries = queries + 0.0 * labels.weight[0]
         allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
             boxes = torch.cat((denoising.boxes_cxcywh.to(boxes.dtype), boxes), dim=1)
-        elif (
-            self.training and self.denoising
-        ):  # a batch without boxes still gives the embedding its (zero) gradient
-            queries = queries + 0.0 * self.decoder.label_embedding.weight[0]
-        branches, on_canvas = self.bbox_head.reg_branches, not self.exact_padding
-        refined = zip(
-            *self.decoder(queries, boxes, memory, allowed, branches, canvas_positions=on_canvas), strict=True
-        )
+        branches = self.bbox_head.reg_branches
+        hidden, starts = self.decoder(queries, boxes, memory, allowed, branches, not self.exact_padding)
         layers = [
-            self._predict(n, hidden, start, memory, selection.absent)
-            for n, (hidden, start) in enumerate(refined)
+            self._predict(index, *layer, memory, selection.absent)
+            for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
-        return self._output(layers, selection, memory, denoising)
+        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
+        matching = [_queries(layer, split, None) for layer in layers]
+        output = Output(
+            **matching[-1],
+            text_token_mask=memory.text_token_mask,
+            aux_outputs=matching[:-1],
+            enc_outputs=selection.output,
+        )
+        if denoising is not None:
+            output["dn_outputs"] = [_queries(layer, 0, split) for layer in layers]
+            output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
+        return output
 
     def _select_queries(self, memory: Memory) -> Selection:
-        """Top Q positions by their best token (semantics 9)."""
+        """Select the Q positions with the highest logit of any token."""
         features, proposals = self.decoder.proposals(memory)
         classify, regress = self.bbox_head.cls_branches[-1], self.bbox_head.reg_branches[-1]
         logits = classify(features, memory.text, memory.text_token_mask)
@@ -163,100 +215,49 @@ class GroundingDINO(nn.Module):
             scores = scores.masked_fill(memory.padding_mask, float("-inf"))
         count = min(self.decoder.num_queries, scores.shape[1])
         best_scores, best = scores.topk(count, dim=1)
-        selected = features.gather(1, best[..., None].expand(-1, -1, features.shape[-1]))
-        selected_logits = logits.gather(1, best[..., None].expand(-1, -1, logits.shape[-1]))
-        boxes = (regress(selected) + proposals.gather(1, best[..., None].expand(-1, -1, 4))).sigmoid()
-        absent = best_scores == float("-inf") if memory.padding_mask is not None else None
-        if self.decoder.query_embedding is not None:
-            queries = self.decoder.query_embedding.weight[:count].expand(len(selected), -1, -1)
-        else:
-            queries = selected.detach()
-        if absent is not None:
-            selected_logits = self._absent_logits(selected_logits, absent, memory.text_token_mask)
-        return Selection(queries, boxes.detach(), (selected_logits, boxes), absent)
 
-    def _denoising(self, targets: list[Target] | None, most_boxes: int | None) -> DenoisingQueries | None:
-        if targets is None or not self.training or not self.denoising:
-            return None
-        return denoising_queries(targets, self.decoder.label_embedding, most_boxes)
+        def selected(x: Tensor) -> Tensor:
+            return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1]))
+
+        content = selected(features)
+        boxes = (regress(content) + selected(proposals)).sigmoid()
+        absent = best_scores == float("-inf") if memory.padding_mask is not None else None
+        if self.decoder.query_embedding is None:
+            queries = content.detach()
+        else:
+            queries = self.decoder.query_embedding.weight[:count].expand(len(content), -1, -1)
+        output = self._layer_output(selected(logits), boxes, absent, memory.text_token_mask)
+        return Selection(queries, boxes.detach(), output, absent)
 
     def _predict(
         self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, absent: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, Q, T) and boxes (B, Q, 4) of one decoder layer."""
+    ) -> LayerOutput:
+        """Predict from the queries (B, Q, D) and starting boxes (B, Q, 4) of one decoder layer."""
         logits = self.bbox_head.cls_branches[index](hidden, memory.text, memory.text_token_mask)
         refinement = at_least_float32(self.bbox_head.reg_branches[index](hidden))
+        boxes = (refinement + inverse_sigmoid(starts, self.bbox_head.eps)).sigmoid()
+        return self._layer_output(logits, boxes, absent, memory.text_token_mask)
+
+    def _layer_output(
+        self, logits: Tensor, boxes: Tensor, absent: Tensor | None, text_token_mask: Tensor
+    ) -> LayerOutput:
+        """Pad the logits (B, Q, T), with `ABSENT_LOGIT` for absent queries."""
         if absent is not None:
             absent = F.pad(absent, (logits.shape[1] - absent.shape[1], 0), value=False)
-            logits = self._absent_logits(logits, absent, memory.text_token_mask)
-        return logits, (refinement + inverse_sigmoid(starts, self.head_eps)).sigmoid()
+            logits = logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
+        return LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes)
 
-    @staticmethod
-    def _absent_logits(logits: Tensor, absent: Tensor, text_token_mask: Tensor) -> Tensor:
-        return logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
 
-    def _output(
-        self,
-        layers: list[tuple[Tensor, Tensor]],
-        selection: Selection,
-        memory: Memory,
-        denoising: DenoisingQueries | None,
-    ) -> Output:
-        """Pad the logits, once, and part denoising from matching queries."""
-        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
-        (enc_logits, enc_boxes), *padded = (
-            (pad_logits(logits, self.max_text_len), boxes) for logits, boxes in (selection.outputs, *layers)
-        )
-        matching = [LayerOutput(pred_logits=x[:, split:], pred_boxes=boxes[:, split:]) for x, boxes in padded]
-        output = Output(
-            **matching[-1],
-            text_token_mask=memory.text_token_mask,
-            aux_outputs=matching[:-1],
-            enc_outputs=LayerOutput(pred_logits=enc_logits, pred_boxes=enc_boxes),
-        )
-        if denoising is not None:
-            noised = [
-                LayerOutput(pred_logits=x[:, :split], pred_boxes=boxes[:, :split]) for x, boxes in padded
-            ]
-            output["dn_outputs"] = noised
-            output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
-        return output
-
-    def freeze(self, modules: list[str]) -> None:
-        """Freeze whole modules (semantics 18): no gradient, eval mode for good, no autograd through the towers.
-
-        Args:
-            modules: dotted paths, such as "backbone" or "encoder.layers.0"; what is not named is trainable afterwards.
-        """
-        self.requires_grad_(True)
-        self.frozen = set(modules)
-        for path in modules:
-            self.get_submodule(path).requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> GroundingDINO:
-        """Training mode for all but the frozen modules."""
-        super().train(mode)
-        for path in self.frozen:
-            self.get_submodule(path).eval()
-        return self
-
-    def init_label_embedding(self, class_names: list[str], tokenizer: BertTokenizer) -> None:
-        """Give the denoising labels one row per class, in order, started from the projected text features of its name."""
-        embedding = nn.Embedding(max(len(class_names), 1), self.decoder.d_model)
-        device = self.decoder.label_embedding.weight.device
-        for index, name in enumerate(class_names):
-            text, phrase_maps = tokenize(tokenizer, [class_prompt([name])], self.max_text_len)
-            with torch.no_grad():
-                tokens = self.encoder.text_projection(self.language_model(text.to(device)))[0]
-                embedding.weight[index] = tokens[phrase_maps[0][0][: len(tokens)]].mean(0).cpu()
-        self.decoder.label_embedding = embedding.to(device)
+def _queries(layer: LayerOutput, start: int, end: int | None) -> LayerOutput:
+    return LayerOutput(
+        pred_logits=layer["pred_logits"][:, start:end], pred_boxes=layer["pred_boxes"][:, start:end]
+    )
 
 
 def _allowed(
     absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
 ) -> Tensor | None:
-    """Self-attention mask of the decoder, broadcastable to (B, heads, Qdn + Q, Qdn + Q), True = may attend."""
+    """Return the decoder's self-attention mask, broadcastable to (B, heads, Qdn + Q, Qdn + Q)."""
     allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
     if absent is None:
         return allowed

@@ -1,11 +1,9 @@
 """The feature enhancer: fusion, text self-attention and deformable self-attention in each layer.
 
-Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`. The text projection and
-the level embedding live here, so that every parameter of the network stands under one of its six modules.
-Deviation: the text mask is broadcast over heads per image (the reference repeats it in an order that mixes images).
+Paper section 3.2 and figure 3, block 2; reference MMDetection `GroundingDinoTransformerEncoder`.
+Deviation: the text mask is broadcast over heads per image (the reference repeats it in an order
+that mixes images).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -28,23 +26,14 @@ from groundtune.text.tokens import TextInput
 
 @dataclass
 class Memory:
-    """What the encoder hands to the decoder.
+    """The encoder's output, which the decoder reads."""
 
-    Attributes:
-        vision: (B, S, D) positions of all levels, one level after another.
-        text: (B, T, D) tokens.
-        text_token_mask: (B, T) bool, True = real.
-        level_shapes: (h, w) of each of the L levels.
-        padding_mask: (B, S) bool, True = padding; None if nothing is padded.
-        valid_ratios: (B, L, 2) xy, the share of each level's canvas that is image; all 1 without padding.
-    """
-
-    vision: Tensor
-    text: Tensor
-    text_token_mask: Tensor
-    level_shapes: list[tuple[int, int]]
-    padding_mask: Tensor | None
-    valid_ratios: Tensor
+    vision: Tensor  # (B, S, D) positions of all levels, one level after another
+    text: Tensor  # (B, T, D) tokens
+    text_token_mask: Tensor  # (B, T) bool, True = real
+    level_shapes: list[tuple[int, int]]  # (h, w) of each of the L levels
+    padding_mask: Tensor | None  # (B, S) bool, True = padding; None if nothing is padded
+    valid_ratios: Tensor  # (B, L, 2) xy, the share of each level's canvas that is image; 1 without padding
 
 
 class TextLayer(nn.Module):
@@ -83,13 +72,13 @@ class DeformableLayer(nn.Module):
         level_shapes: list[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """(B, S, D) features and positions, (B, S, L, 2) own locations on each level's canvas → (B, S, D)."""
+        """(B, S, D) features and positions, (B, S, L, 2) reference points → (B, S, D)."""
         attended = self.self_attn(vision + positions, references, vision, level_shapes, padding_mask)
         return self.norm2(self.ffn(self.norm1(vision + self.dropout(attended))))
 
 
 class Encoder(nn.Module):
-    """Stack of (fusion, text layer, deformable layer); `position_temperature` is of the image's sine encoding."""
+    """Text projection, level embedding, and a stack of (fusion, text layer, deformable layer)."""
 
     def __init__(
         self,
@@ -101,15 +90,11 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.d_model, self.position_temperature = d_model, position_temperature
-        self.gradient_checkpointing = (
-            False  # layers in the backward pass, which keeps one layer's activations at a time
-        )
+        self.gradient_checkpointing = False  # recompute each layer's activations in the backward pass
         self.text_projection = nn.Linear(text_width, d_model)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
-        self.phrase_offsets: PhraseOffsets | None = (
-            None  # of names that were learned with everything else frozen
-        )
+        self.phrase_offsets: PhraseOffsets | None = None  # of prompt tuning
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model).normal_())
         self.fusion_layers = nn.ModuleList(fusion for fusion, _, _ in layers)
         self.text_layers = nn.ModuleList(text for _, text, _ in layers)
@@ -123,8 +108,8 @@ class Encoder(nn.Module):
         Args:
             maps: L neck maps (B, D, h_l, w_l).
             masks: L padding masks (B, h_l, w_l), True = padding; None if nothing is padded.
-            text_features: (B, T, text width) of the language model, whose tokens `text` describes.
-            text: the tokens' masks and positions.
+            text_features: (B, T, text width) of the language model.
+            text: masks and positions of its tokens.
         """
         level_shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
@@ -150,7 +135,7 @@ class Encoder(nn.Module):
         return Memory(vision, tokens, text.text_token_mask, level_shapes, padding_mask, valid_ratios)
 
     def _image_positions(self, maps: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Sine encoding plus level embedding (B or 1, S, D), and the valid ratios (B, L, 2)."""
+        """Return position plus level embedding (B or 1, S, D), and valid ratios (B, L, 2)."""
         dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
         if masks is None:
             level_masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
@@ -172,7 +157,7 @@ def valid_ratio(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
-    """Center of every position, (B, S, L, 2) xy on every level's canvas, [0, 1]; `valid_ratios` is (B, L, 2) xy."""
+    """Return the center of every position, (B, S, L, 2) xy in [0, 1] of every level's canvas."""
     centers = []
     for level, (h, w) in enumerate(level_shapes):
         canvas_wh = sides_wh(h, w, valid_ratios)
@@ -181,6 +166,6 @@ def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) 
 
 
 def cell_centers(h: int, w: int, like: Tensor) -> Tensor:
-    """(1, h·w, 2) xy centers of the cells of a map, in cells, row by row; of the type and on the device of `like`."""
+    """Return the centers of a map's cells, (1, h·w, 2) xy in cells, row by row."""
     y, x = (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5 for side in (h, w))
     return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).view(1, -1, 2)

@@ -1,10 +1,8 @@
-"""The box head: contrastive class logits and box refinements, one branch per decoder layer and one for the encoder.
+"""The box head: contrastive class logits and box refinements, one branch each per layer.
 
-Reference: MMDetection `ContrastiveEmbed` and `GroundingDINOHead`. Inside the network the logits keep T columns; the padding
-to `max_text_len` happens once, in `pad_logits`. Logits are computed in float32 under autocast.
+Reference: MMDetection `ContrastiveEmbed` and `GroundingDINOHead`. Inside the network the logits
+have T columns; `pad_logits` widens them once, in the outputs.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -17,9 +15,11 @@ from groundtune.model.attention import at_least_float32
 
 
 class ContrastiveEmbed(nn.Module):
-    """Class logit of a query for a token: their dot product, optionally scaled and shifted (semantics 7).
+    """Class logit of a query for a token: their dot product, optionally scaled and shifted.
 
-    `scale` is "none", "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale)); a bias starts at a prior probability of 1 %.
+    Args:
+        scale: "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale)).
+        bias: add a learned bias, which starts at a prior probability of 1 %.
     """
 
     def __init__(self, scale: str, bias: bool) -> None:
@@ -31,7 +31,7 @@ class ContrastiveEmbed(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - 0.01) / 0.01))) if bias else None
 
     def forward(self, queries: Tensor, tokens: Tensor, text_token_mask: Tensor) -> Tensor:
-        """(B, Q, D) queries, (B, T, D) tokens, (B, T) bool True = real → (B, Q, T), −inf on padded tokens, by design."""
+        """(B, Q, D), (B, T, D), (B, T) bool True = real → (B, Q, T), −inf on padded tokens."""
         with torch.autocast(queries.device.type, enabled=False):
             logits = at_least_float32(queries) @ at_least_float32(tokens).transpose(-1, -2)
             if self.log_scale is not None:
@@ -44,12 +44,12 @@ class ContrastiveEmbed(nn.Module):
 
 
 def pad_logits(logits: Tensor, max_text_len: int) -> Tensor:
-    """(…, T) → (…, max_text_len), −inf on the new columns."""
+    """(…, T) → (…, max_text_len), −inf in the new columns."""
     return F.pad(logits, (0, max_text_len - logits.shape[-1]), value=float("-inf"))
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them; with `zero_last` the output is 0 at first (a refinement that does nothing)."""
+    """Linear layers with ReLU between them; with `zero_last` the initial output is 0."""
 
     def __init__(self, widths: list[int], zero_last: bool = False) -> None:
         super().__init__()
@@ -66,21 +66,21 @@ class MLP(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Branches of all decoder layers and, last, of the encoder; `scale` and `bias` are of `ContrastiveEmbed`.
+    """Class and box branches of all decoder layers and, last, of the encoder.
 
-    `share_box` and `share_class`: one branch for all decoder layers (IDEA) or one each (MM-Grounding-DINO).
+    Args:
+        cls_branches, reg_branches: the branches; decoder layers may share one.
+        eps: lower clamp of the inverse sigmoid in the boxes.
+        max_text_len: columns of the logits in the network's outputs.
     """
 
     def __init__(
-        self, d_model: int, decoder_layers: int, share_box: bool, share_class: bool, scale: str, bias: bool
+        self,
+        cls_branches: Sequence[ContrastiveEmbed],
+        reg_branches: Sequence[MLP],
+        eps: float,
+        max_text_len: int,
     ) -> None:
         super().__init__()
-        classifiers = [ContrastiveEmbed(scale, bias) for _ in range(decoder_layers + 1)]
-        regressors = [MLP([d_model, d_model, d_model, 4], zero_last=True) for _ in range(decoder_layers + 1)]
-        self.cls_branches = nn.ModuleList(_shared(classifiers) if share_class else classifiers)
-        self.reg_branches = nn.ModuleList(_shared(regressors) if share_box else regressors)
-
-
-def _shared(branches: Sequence[nn.Module]) -> list[nn.Module]:
-    """One branch for all decoder layers, and the last one, the encoder's, as it is."""
-    return [branches[0]] * (len(branches) - 1) + [branches[-1]]
+        self.eps, self.max_text_len = eps, max_text_len
+        self.cls_branches, self.reg_branches = nn.ModuleList(cls_branches), nn.ModuleList(reg_branches)

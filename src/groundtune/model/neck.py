@@ -1,12 +1,10 @@
 """The neck: backbone maps of different widths → L maps of width D (MMDetection `ChannelMapper`).
 
-1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the first of them on the
-backbone's last map; a group norm after each. Deviation: with padding the group norm takes its statistics over the real
-positions of each image and padding is 0 afterwards, so that an image's features do not depend on its batch. The
-reference lets the padding into the statistics; that behavior is `masks=None`.
+1×1 convolutions on the backbone's maps, then 3×3 stride-2 convolutions for the coarser levels, the
+first of them on the backbone's last map; a group norm after each. Deviation: the group norm's
+statistics ignore padding, which is 0 afterwards, so that an image's features do not depend on its
+batch. The reference includes padding; that behavior is `masks=None`.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 
 class _ConvNorm(nn.Module):
-    """Convolution and group norm of 32 groups, whose statistics leave padding out."""
+    """Convolution and group norm of 32 groups, whose statistics ignore padding."""
 
     def __init__(self, inputs: int, d_model: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +29,7 @@ class _ConvNorm(nn.Module):
 
 
 def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`norm` over the real positions of each image: (B, D, h, w) → the same, 0 on padding, which `padding_mask` tells."""
+    """Apply `norm` to the real positions of each image, (B, D, h, w); padding becomes 0."""
     real = (~padding_mask)[:, None, None].to(x.dtype)  # (B, 1, 1, h, w)
     groups = x.unflatten(1, (norm.num_groups, -1))
     count = real.sum((2, 3, 4), keepdim=True) * groups.shape[2]
@@ -42,7 +40,7 @@ def masked_group_norm(x: Tensor, padding_mask: Tensor, norm: nn.GroupNorm) -> Te
 
 
 class Neck(nn.Module):
-    """Maps the backbone's maps, whose widths are `channels`, fine to coarse, to as many or more of width `d_model`."""
+    """`num_levels` maps of width `d_model` from as many or fewer backbone maps."""
 
     def __init__(self, channels: list[int], d_model: int, num_levels: int) -> None:
         super().__init__()
@@ -52,9 +50,9 @@ class Neck(nn.Module):
         self.extra_convs = nn.ModuleList(_ConvNorm(width, d_model, 3, 2) for width in inputs)
 
     def forward(self, maps: list[Tensor], masks: list[Tensor] | None) -> list[Tensor]:
-        """Backbone maps (B, C_l, h_l, w_l), 0 on padding → L maps (B, D, h_l, w_l), an extra one half the one before.
+        """Backbone maps (B, C_l, h_l, w_l), fine to coarse, 0 on padding → L maps (B, D, h_l, w_l).
 
-        `masks` are L padding masks (B, h_l, w_l), True = padding; None: nothing is padded, or padding takes part.
+        `masks` are L padding masks (B, h_l, w_l), True = padding; None ignores padding.
         """
         level_masks: list[Tensor | None] = list(masks) if masks is not None else [None] * self.num_levels
         outputs = [conv(x, mask) for conv, x, mask in zip(self.convs, maps, level_masks, strict=False)]
@@ -73,28 +71,26 @@ def pad_features(
     Args:
         features: for each of the B images its backbone maps (C_l, h_l, w_l).
         num_levels: number L of levels that the neck makes of them.
-        bucket: sides of the coarsest backbone map are padded to a multiple of this, and the finer ones with them, so that
-            few different shapes occur.
+        bucket: pad the sides of the coarsest backbone map to a multiple of this, and the finer maps
+            with it, so that few different shapes occur.
 
     Returns:
-        Zero-padded maps (B, C_l, H_l, W_l), and L masks (B, H_l, W_l) bool, True = padding; None if nothing is padded.
+        Zero-padded maps (B, C_l, H_l, W_l), and L masks (B, H_l, W_l) bool, True = padding; None
+        if nothing is padded.
     """
-    sides = features[0][-1].shape[-2:]
-    fills = bucket == 1 or all(side % bucket == 0 for side in sides)
+    coarsest = features[0][-1].shape[-2:]
+    fills = bucket == 1 or all(side % bucket == 0 for side in coarsest)
     if fills and all(maps[0].shape == features[0][0].shape for maps in features):
         return [torch.stack(level) for level in zip(*features, strict=True)], None
     batched: list[Tensor] = []
-    sizes: list[
-        list[tuple[int, int]]
-    ] = []  # for each level those of the images and, last, that of the canvas
+    sizes: list[list[tuple[int, int]]] = []  # per level those of the images and, last, of the canvas
     for level in zip(*features, strict=True):
-        own = [(x.shape[-2], x.shape[-1]) for x in level]
+        level_sizes = [(x.shape[-2], x.shape[-1]) for x in level]
         step = bucket * 2 ** (len(features[0]) - len(sizes) - 1) if bucket > 1 else 1
-        height, width = (-(-max(size[axis] for size in own) // step) * step for axis in (0, 1))
-        sizes.append([*own, (height, width)])
-        batched.append(
-            torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level])
-        )
+        height, width = (-(-max(size[axis] for size in level_sizes) // step) * step for axis in (0, 1))
+        sizes.append([*level_sizes, (height, width)])
+        padded = [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in level]
+        batched.append(torch.stack(padded))
     while len(sizes) < num_levels:
         sizes.append([((h + 1) // 2, (w + 1) // 2) for h, w in sizes[-1]])
     return batched, [padding_mask_of(level, batched[0].device)[:-1] for level in sizes]

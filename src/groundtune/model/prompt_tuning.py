@@ -1,14 +1,11 @@
-"""Learned offsets of class names: the network stays as it is and reads some phrases otherwise.
+"""Prompt tuning: learned offsets of class names for a frozen network.
 
-Each token of a learned phrase has a vector that is added to the language model's features of that token, wherever the phrase
-stands in a prompt as a whole: in any order, among any others, in any chunk. The place is before the text projection, where
-the features of a phrase depend on that phrase alone (semantics 4): what the language model remembers of a phrase stays
-valid, and a prompt without learned phrases passes through untouched, bit for bit.
-
-A phrase is recognized by its token ids with the "." that closes it, which is all that the model knows of a name.
+Each token of a learned phrase has a vector that is added to the language model's features of that
+token, wherever the whole phrase occurs in a prompt. This happens before the text projection, where
+the features of a phrase depend on that phrase alone: cached phrase features stay valid, and a
+prompt without learned phrases does not change, bit for bit. A phrase is recognized by its token ids
+with the "." that closes it.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -19,11 +16,11 @@ from transformers import BertTokenizer
 from groundtune.errors import CheckpointError
 from groundtune.text.tokens import TextInput, phrase_blocks
 
-VECTORS = "encoder.phrase_offsets.vectors"  # the one parameter's name in a network
+VECTORS = "encoder.phrase_offsets.vectors"  # name of the parameter in a network
 
 
 class PhraseOffsets(nn.Module):
-    """One vector for each token of each of `names`, of the language model's width; 0 at first.
+    """One vector for each token of each of `names`, of the language model's width; initially 0.
 
     Attributes:
         names: cleaned class names, in the order of the vectors.
@@ -41,29 +38,29 @@ class PhraseOffsets(nn.Module):
         self.vectors = nn.Parameter(torch.zeros(count, width))
 
     def forward(self, features: Tensor, text: TextInput) -> Tensor:
-        """(B, T, width) features of the tokens that `text` describes → the same shape; unknown phrases keep their bits."""
+        """(B, T, width) features of the tokens of `text` → the same with the offsets added."""
         images: list[int] = []
         tokens: list[int] = []
         rows: list[int] = []
         for image, blocks in enumerate(phrase_blocks(text)):
-            for place, ids in blocks:
+            for block, ids in blocks:
                 first = self._first_row.get(ids)
                 if first is not None:
                     count = len(ids) - 1
                     images += [image] * count
-                    tokens += range(place.start, place.start + count)
+                    tokens += range(block.start, block.start + count)
                     rows += range(first, first + count)
-        where = tuple(
-            torch.tensor(index, dtype=torch.long, device=features.device) for index in (images, tokens)
+        image_index, token_index, row_index = (
+            torch.tensor(index, dtype=torch.long, device=features.device) for index in (images, tokens, rows)
         )
-        chosen = self.vectors[torch.tensor(rows, dtype=torch.long, device=features.device)]
-        return features.index_put(where, chosen.to(features.dtype), accumulate=True)
+        added = self.vectors[row_index].to(features.dtype)
+        return features.index_put((image_index, token_index), added, accumulate=True)
 
 
 def extended(
     offsets: PhraseOffsets | None, names: Sequence[str], tokenizer: BertTokenizer, width: int
 ) -> PhraseOffsets:
-    """Offsets of the phrases of `offsets` and of these names; those that were learned keep their vectors."""
+    """Add names to offsets; those already learned keep their vectors."""
     known = [] if offsets is None else offsets.names
     grown = PhraseOffsets(list(dict.fromkeys([*known, *names])), tokenizer, width)
     if offsets is not None:
@@ -76,25 +73,23 @@ def extended(
 def offsets_of(
     names: object, vectors: Tensor, tokenizer: BertTokenizer, width: int, where: str
 ) -> PhraseOffsets:
-    """Offsets from what a model folder has of them.
+    """Make the offsets of a model folder.
 
     Args:
-        names, vectors: as the folder says and holds them.
+        names, vectors: what the folder stores.
         tokenizer, width: of its language model.
-        where: what the folder is called in messages.
+        where: the folder in messages.
 
     Raises:
-        CheckpointError: they do not belong together.
+        CheckpointError: they do not fit each other.
     """
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise CheckpointError(
-            f"{where} has offsets of class names, but its groundtune.json does not name the classes."
+            f"{where} has offsets of class names, but its groundtune.json has no such names."
         )
     offsets = PhraseOffsets(names, tokenizer, width)
     if offsets.vectors.shape != vectors.shape:
-        found, expected = list(vectors.shape), list(offsets.vectors.shape)
-        raise CheckpointError(
-            f"{where} has offsets of class names of the shape {found}, expected {expected}."
-        )
+        shape, expected = list(vectors.shape), list(offsets.vectors.shape)
+        raise CheckpointError(f"{where} has offsets of class names of shape {shape}, expected {expected}.")
     offsets.load_state_dict({"vectors": vectors})
     return offsets

@@ -1,1 +1,1 @@
-"""Inference: from images and class names to detections, results and data sets."""
+"""Inference: class names and images in; detections, result files and labeled data sets out."""

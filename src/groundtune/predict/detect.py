@@ -1,52 +1,52 @@
-"""Asking the network for classes in images: the one path of evaluation and prediction.
+"""Detect classes or phrases in images: the forward path that prediction and evaluation share.
 
-The class names become as few prompts as the token budget allows (semantics 6), tokenized once. An image's features are
-computed once and meet every prompt; (image, prompt) pairs run as batches, and an image's answers to all its prompts are
-ranked together (the reference runs chunk after chunk at batch 1 and encodes the text again for each).
+Class names are packed into as few prompts as the token budget allows (docs/semantics.md, rule 6).
+The backbone runs once per image; (image, prompt) pairs run as batches, and all prompts of an image
+share one ranking. The reference runs its chunks one by one and encodes the text for each image
+again.
 """
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from groundtune.model.detector import GroundingDINO
-from groundtune.predict.postprocess import ImageDetections, class_scores, top_detections
+from groundtune.model.bundle import Network
+from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
 from groundtune.text.prompt import Prompt, class_prompt
 from groundtune.text.sampling import chunk_names
 from groundtune.text.tokens import TextInput, count_tokens, tokenize
 
-PAIRS_AT_ONCE = 8
+PAIRS_PER_BATCH = 8
 
 
 @dataclass
 class Prompts:
-    """The prompts that together hold every class name.
+    """P prompts that together contain all classes.
 
     Attributes:
-        text: one row per prompt, padded to the longest.
+        text: (P, T) tokens, padded to the longest prompt.
         phrase_maps: per prompt (C_p, max_text_len) bool, the tokens of each of its classes.
-        class_indices: per prompt the indices of its C_p classes in the list of names.
-        how: what a class's score is of those of its tokens (semantics 23).
-        foreign: per prompt whether it has names that a model with a kept base was not trained on; empty: no prompt has.
+        class_indices: per prompt the indices of its C_p classes.
+        score_reduction: over the tokens of a class (docs/semantics.md, rule 23).
+        use_base: per prompt whether the base network of `--keep-base` answers it.
     """
 
     text: TextInput
     phrase_maps: list[Tensor]
     class_indices: list[list[int]]
-    how: Literal["mean", "max"] = "mean"
-    foreign: Sequence[bool] = ()
+    score_reduction: ScoreReduction
+    use_base: list[bool]
 
     def to(self, device: torch.device | str) -> "Prompts":
-        return Prompts(self.text.to(device), self.phrase_maps, self.class_indices, self.how, self.foreign)
+        return replace(self, text=self.text.to(device))
 
     def rows(self, prompts: Sequence[int]) -> TextInput:
-        """The text of a batch whose i-th image is asked for prompt `prompts[i]`; cut to its longest prompt."""
+        """Return the text of a batch with one prompt index per image, cut to its longest prompt."""
         return self.text.rows(torch.tensor(list(prompts), device=self.text.input_ids.device))
 
 
@@ -54,103 +54,90 @@ def class_prompts(
     tokenizer: BertTokenizer,
     names: Sequence[str],
     max_text_len: int = 256,
-    own: Collection[str] | None = None,
+    tuned_names: Collection[str] | None = None,
 ) -> Prompts:
-    """Tokenizes the class names into as few prompts as fit the budget.
+    """Pack cleaned, unique class names into as few prompts as fit the token budget.
 
-    Args:
-        names: at least one name; cleaned and unique, in the order of the class indices.
-        own: names that share no prompt with others (`ModelBundle.own_names`); None makes no difference between names.
+    Names that are not in `tuned_names` (of the bundle; None: all names) get prompts of their own.
 
     Raises:
-        DataError: a name has no token, or does not fit a prompt by itself.
+        DataError: a name has no token or does not fit a prompt.
     """
     chunks: list[list[int]] = []
-    foreign: list[bool] = []
-    for is_foreign in (False, True):
-        places = [
-            place for place, name in enumerate(names) if is_foreign == (own is not None and name not in own)
+    use_base: list[bool] = []
+    for base in (False, True):
+        indices = [
+            i for i, name in enumerate(names) if base == (tuned_names is not None and name not in tuned_names)
         ]
-        asked = [names[place] for place in places]
-        if asked:
-            chunks += [
-                [places[i] for i in c]
-                for c in chunk_names(asked, count_tokens(tokenizer, asked), max_text_len)
-            ]
-        foreign += [is_foreign] * (len(chunks) - len(foreign))
-    text, phrase_maps = tokenize(
-        tokenizer, [class_prompt([names[i] for i in chunk]) for chunk in chunks], max_text_len
-    )
-    return Prompts(text, phrase_maps, chunks, foreign=foreign)
+        if indices:
+            group = [names[i] for i in indices]
+            packed = chunk_names(group, count_tokens(tokenizer, group), max_text_len)
+            chunks += [[indices[i] for i in chunk] for chunk in packed]
+            use_base += [base] * len(packed)
+    captions = [class_prompt([names[i] for i in chunk]) for chunk in chunks]
+    return Prompts(*tokenize(tokenizer, captions, max_text_len), chunks, "mean", use_base)
 
 
-def sentence_prompts(
-    tokenizer: BertTokenizer, sentences: Sequence[Prompt], max_text_len: int = 256
-) -> Prompts:
-    """Tokenizes sentences, each of which is a prompt; the phrases of all of them are counted one after the other.
-
-    Raises:
-        DataError: a sentence does not fit the budget, or a phrase has no token.
-    """
+def sentence_prompts(tokenizer: BertTokenizer, sentences: Sequence[Prompt], max_text_len: int) -> Prompts:
+    """Tokenize sentences as one prompt each; their phrases are numbered consecutively."""
+    number = itertools.count()
+    indices = [[next(number) for _ in prompt.phrases] for prompt in sentences]
     text, phrase_maps = tokenize(tokenizer, sentences, max_text_len)
-    numbers = itertools.count()
-    indices = [[next(numbers) for _ in prompt.phrases] for prompt in sentences]
-    return Prompts(text, phrase_maps, indices, "max", foreign=[True] * len(indices))
+    return Prompts(text, phrase_maps, indices, "max", [True] * len(indices))
 
 
 def detect_batch(
-    network: GroundingDINO,
+    network: Network,
     features: Sequence[Sequence[Tensor]],
     prompts: Prompts,
     sizes_hw: Sequence[tuple[int, int]],
-    kept: GroundingDINO | None = None,
+    base_network: Network | None = None,
 ) -> list[ImageDetections]:
-    """Detects the prompts' classes in a batch of images.
+    """Detect the prompts' classes in a batch of images.
 
     Args:
-        network: in eval mode (see `inference_mode`).
-        features: per image the backbone's maps (C_l, h_l, w_l), as `network.extract_features` gives them.
-        prompts: from `class_prompts`, on the network's device.
-        sizes_hw: per image the size of the ORIGINAL in pixels; boxes come back in it.
-        kept: answers the foreign prompts (`ModelBundle.kept`); None: `network` answers them too.
+        network: in `inference_mode`.
+        features: per image the maps (C_l, h_l, w_l) of `network.extract_features`.
+        prompts: on the network's device.
+        sizes_hw: sizes of the original images, in whose pixels the boxes are.
+        base_network: answers the prompts with `use_base`; None: `network` answers all.
 
     Returns:
-        Per image its best 300 detections, on the CPU; an empty batch gives an empty list.
+        Per image its best 300 detections, on the CPU; an empty list for an empty batch.
     """
     count = len(prompts.phrase_maps)
-    foreign = prompts.foreign if kept is not None else ()
+    passes = [(network, list(range(count)))]
+    if base_network is not None:
+        passes = [(network, [p for p in range(count) if not prompts.use_base[p]])]
+        passes.append((base_network, [p for p in range(count) if prompts.use_base[p]]))
     scores: list[dict[int, Tensor]] = [{} for _ in features]
     boxes: list[dict[int, Tensor]] = [{} for _ in features]
-    at_once = max(len(features), PAIRS_AT_ONCE)
-    for answering, asked in ((network, False), (kept, True)):
-        rows = [prompt for prompt in range(count) if asked == (bool(foreign) and foreign[prompt])]
-        pairs = [(image, prompt) for prompt in rows for image in range(len(features))]
-        for start in range(0, len(pairs), at_once):
-            assert answering is not None
-            group = pairs[start : start + at_once]
-            text = prompts.rows([prompt for _, prompt in group])
-            output = answering.forward_features([list(features[image]) for image, _ in group], text)
-            for (image, prompt), logits, own in zip(
-                group, output["pred_logits"], output["pred_boxes"], strict=True
-            ):
-                scores[image][prompt] = class_scores(logits, prompts.phrase_maps[prompt], prompts.how)
-                boxes[image][prompt] = own
-    order = range(count)
-    return [
-        top_detections(
-            [scores[p][n] for n in order], [boxes[p][n] for n in order], prompts.class_indices, size_hw
-        ).cpu()
-        for p, size_hw in enumerate(sizes_hw)
-    ]
+    batch_size = max(len(features), PAIRS_PER_BATCH)
+    for answering, indices in passes:
+        pairs = [(image, prompt) for prompt in indices for image in range(len(features))]
+        for start in range(0, len(pairs), batch_size):
+            batch = pairs[start : start + batch_size]
+            text = prompts.rows([prompt for _, prompt in batch])
+            output = answering.forward_features([list(features[image]) for image, _ in batch], text)
+            for row, (image, prompt) in enumerate(batch):
+                logits, phrase_map = output["pred_logits"][row], prompts.phrase_maps[prompt]
+                scores[image][prompt] = class_scores(logits, phrase_map, prompts.score_reduction)
+                boxes[image][prompt] = output["pred_boxes"][row]
+    detections = []
+    for image, size_hw in enumerate(sizes_hw):
+        sorted_scores, sorted_boxes = ([part[image][p] for p in range(count)] for part in (scores, boxes))
+        best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw)
+        detections.append(best.cpu())
+    return detections
 
 
 @contextmanager
-def inference_mode(network: GroundingDINO, precision: str = "fp32") -> Iterator[None]:
-    """Eval mode, no autograd and a precision inside; afterwards every module is back in the mode that it was in.
+def inference_mode(network: Network, precision: str) -> Iterator[None]:
+    """Run in eval mode, without gradients and in "fp32" or "bf16"; restore all modes afterwards.
 
-    In "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32.
-
-    `no_grad` and not torch's inference mode: what the network caches inside (phrase features) is used in training too.
+    With "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32. This
+    is `no_grad`, not torch's inference mode, because training reuses the text features cached
+    inside.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -1,10 +1,11 @@
-"""From the network's token logits to scored boxes in pixels (semantics 23 and 24).
+"""Turn token logits into scored boxes in pixels (docs/semantics.md, rules 23 and 24).
 
-A query's score for a class is the mean of the sigmoid over the class's tokens. There is no non-maximum suppression: the 300
-best of all (query, class) pairs of an image are its detections. Reference: MMDetection's `convert_grounding_to_cls_scores`
-and `_predict_by_feat_single`, with three deviations: the number of pairs may be below 300 (the reference's topk crashes);
-a class without a token scores 0 (the reference's mean of nothing is NaN, which topk ranks first); and the classes of
-several prompts compete in ONE ranking per image (the reference concatenates the chunks unranked).
+A query's score for a class is the mean probability of the class's tokens. The 300 best (query,
+class) pairs of an image are its detections, without non-maximum suppression.
+
+Reference: MMDetection, `convert_grounding_to_cls_scores` and `_predict_by_feat_single`. Deviations:
+fewer than 300 pairs are allowed; a class without tokens scores 0 instead of NaN; classes of several
+prompts compete in one ranking.
 """
 
 from collections.abc import Sequence
@@ -17,16 +18,17 @@ from torch import Tensor
 from groundtune.boxes import cxcywh_to_xyxy
 
 MAX_DETECTIONS = 300
+ScoreReduction = Literal["mean", "max"]
 
 
 @dataclass
 class ImageDetections:
-    """The K detections of one image, best first.
+    """K detections of one image, best first.
 
     Attributes:
-        boxes_xyxy: (K, 4) float32 in pixels of the original image, inside it.
-        scores: (K,) float32 in [0, 1], falling.
-        class_indices: (K,) int64 index into the list of class names that was asked for.
+        boxes_xyxy: (K, 4) float32, in pixels of the original image and inside it.
+        scores: (K,) float32 in [0, 1], descending.
+        class_indices: (K,) int64, index into the list of class names.
     """
 
     boxes_xyxy: Tensor
@@ -36,40 +38,34 @@ class ImageDetections:
     def cpu(self) -> "ImageDetections":
         return ImageDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_indices.cpu())
 
-    def of(self, index: Tensor) -> "ImageDetections":
-        """Those that a mask or an index chooses."""
+    def select(self, index: Tensor) -> "ImageDetections":
+        """Return the detections that a mask or an index tensor selects."""
         return ImageDetections(self.boxes_xyxy[index], self.scores[index], self.class_indices[index])
 
 
-def class_scores(pred_logits: Tensor, phrase_map: Tensor, how: Literal["mean", "max"] = "mean") -> Tensor:
-    """Scores of each query for each class from its scores for the classes' tokens.
+def class_scores(pred_logits: Tensor, phrase_map: Tensor, score_reduction: ScoreReduction = "mean") -> Tensor:
+    """Reduce token probabilities to class scores.
 
     Args:
-        pred_logits: (..., Q, 256) logits; -inf outside the prompt's tokens counts as probability 0.
-        phrase_map: (C, 256) bool, True on the tokens of each class.
-        how: "mean" over the class's tokens, as the reference, or their "max".
+        pred_logits: (..., Q, 256); -inf outside the prompt counts as probability 0.
+        phrase_map: (C, 256) bool, the tokens of each class.
+        score_reduction: over the tokens of a class; the reference uses "mean".
 
     Returns:
-        (..., Q, C) float32 in [0, 1]; 0 for a class without a token.
+        (..., Q, C) float32 in [0, 1]; 0 for a class without tokens.
     """
-    used = (
-        int(phrase_map.any(0).nonzero().max()) + 1 if phrase_map.any() else 0
-    )  # the columns after it are padding
+    used = int(phrase_map.any(0).nonzero().max()) + 1 if phrase_map.any() else 0  # then padding
     probabilities = pred_logits[..., :used].float().sigmoid()
     phrase_map = phrase_map[:, :used].to(probabilities.device)
-    if how == "mean":
+    if score_reduction == "mean":
         weights = phrase_map / phrase_map.sum(1, keepdim=True).clamp(min=1)
         with torch.autocast(probabilities.device.type, enabled=False):
             return probabilities @ weights.T
-    columns = [
-        probabilities[..., row].amax(-1) if row.any() else probabilities.new_zeros(()) for row in phrase_map
-    ]
-    shape = pred_logits.shape[:-1]
-    return (
-        torch.stack([column.expand(shape) for column in columns], -1)
-        if columns
-        else probabilities.new_zeros(*shape, 0)
-    )
+    scores = probabilities.new_zeros(*pred_logits.shape[:-1], len(phrase_map))
+    for index, tokens in enumerate(phrase_map):
+        if tokens.any():
+            scores[..., index] = probabilities[..., tokens].amax(-1)
+    return scores
 
 
 def top_detections(
@@ -79,25 +75,25 @@ def top_detections(
     size_hw: tuple[int, int],
     limit: int = MAX_DETECTIONS,
 ) -> ImageDetections:
-    """The best (query, class) pairs of one image over all its prompts.
+    """Select the best (query, class) pairs of one image over all its prompts.
 
     Args:
-        scores: per prompt (Q, C_p), the classes that stand in that prompt.
-        boxes_cxcywh: per prompt (Q, 4), relative to the image (any size of it: they are shares).
-        class_indices: per prompt the C_p indices of its classes.
-        size_hw: height and width of the original image in pixels.
-        limit: how many pairs to keep at most; with fewer pairs all are kept.
+        scores: per prompt (Q, C_p).
+        boxes_cxcywh: per prompt (Q, 4), relative to the image.
+        class_indices: per prompt the indices of its C_p classes.
+        size_hw: size of the original image in pixels.
+        limit: maximum number of pairs.
     """
-    flat = torch.cat([part.flatten() for part in scores])
-    queries = torch.cat([boxes.float() for boxes in boxes_cxcywh])
-    rows, classes, first = [], [], 0
+    pair_scores = torch.cat([part.flatten() for part in scores])
+    queries, classes, first = [], [], 0
     for part, indices in zip(scores, class_indices, strict=True):
-        row = torch.arange(first, first + len(part), device=flat.device)
-        rows.append(row.repeat_interleave(len(indices)))
-        classes.append(torch.tensor(list(indices), device=flat.device).repeat(len(part)))
+        rows = torch.arange(first, first + len(part), device=part.device)
+        queries.append(rows.repeat_interleave(len(indices)))
+        classes.append(torch.tensor(list(indices), device=part.device).repeat(len(part)))
         first += len(part)
-    best, order = flat.topk(min(limit, len(flat)))
+    best, order = pair_scores.topk(min(limit, len(pair_scores)))
     height, width = size_hw
-    boxes = cxcywh_to_xyxy(queries[torch.cat(rows)[order]]) * flat.new_tensor([width, height, width, height])
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    size = best.new_tensor([width, height, width, height])
+    boxes = torch.cat([part.float() for part in boxes_cxcywh])[torch.cat(queries)[order]]
+    boxes = (cxcywh_to_xyxy(boxes) * size).clamp(min=0).minimum(size)
     return ImageDetections(boxes, best, torch.cat(classes)[order])

@@ -1,13 +1,9 @@
-"""Finding objects by name in images.
-
-The path through the network is that of evaluation (`engine.inference`). What is added: a smallest score, one for all classes
-or one for each; sentences in the place of names; tiles for large images (`tiles`).
-"""
+"""Detect objects by name or sentence in images, with thresholds and tiles."""
 
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,10 +18,11 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
 from groundtune.predict.postprocess import ImageDetections
+from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles, merge
 from groundtune.text.prompt import clean_name, sentence_prompt, unique_names
 
-with warnings.catch_warnings():  # drawing by NumPy is what we want: OpenCV's fonts lack most letters
+with warnings.catch_warnings():  # supervision's NumPy backend is enough
     warnings.filterwarnings("ignore", "OpenCV", UserWarning)
     from supervision import Detections
 
@@ -35,139 +32,131 @@ ImageInput = Path | Image.Image | np.ndarray
 
 @dataclass
 class Predictor:
-    """A model, and what images are asked for.
+    """A model with the classes or sentences to detect.
+
+    Example::
+
+        predictor = groundtune.load("nano").predictor(["cat", "remote control"], threshold=0.4)
+        for detections in predictor.each(Path("images").glob("*.jpg")):
+            print(detections.xyxy, detections.confidence, detections.data["class_name"])
 
     Attributes:
-        bundle: the model; its network is moved to the device.
-        names: what to look for, at least one. Names that clean to the same text are looked for once. Sentences become the
-            phrases that are looked for in them.
-        device: where to compute.
-        threshold: smallest score in [0, 1].
-        thresholds: those of single names, however these are written.
-        sentences: whether `names` are sentences, each describing an object as a whole, or [several] in [brackets].
-        tiles: how large images are divided; None: not at all.
-        batch_size: images, or tiles, at a time.
+        bundle: the model; its network is moved to `device`.
+        names: class names, at least one; equal ones after cleaning are one class. Sentences are
+            replaced by their phrases.
+        device: device of the network.
+        threshold: confidence threshold in [0, 1].
+        thresholds: confidence thresholds of single classes.
+        sentences: whether `names` are sentences about one object, or [several] in [brackets].
+        tiles: size of the tiles of large images; None: no tiles.
+        batch_size: images or tiles per batch.
         precision: "fp32" or "bf16".
 
     Raises:
-        DataError: a name or a sentence cannot be used.
+        DataError: a name or sentence cannot be used.
     """
 
     bundle: ModelBundle
     names: list[str]
     device: torch.device
-    threshold: float = 0.3
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    sentences: bool = False
-    tiles: Tiles | None = None
-    batch_size: int = 4
-    precision: str = "fp32"
+    threshold: float
+    thresholds: Mapping[str, float]
+    sentences: bool
+    tiles: Tiles | None
+    batch_size: int
+    precision: str
 
     def __post_init__(self) -> None:
-        tokenizer, longest = self.bundle.tokenizer, self.bundle.config.max_text_len
+        tokenizer, max_text_len = self.bundle.tokenizer, self.bundle.config.max_text_len
         if self.sentences:
-            asked = [sentence_prompt(sentence) for sentence in self.names]
-            self.names = [phrase for prompt in asked for phrase in prompt.phrases]
-            self._first = list(range(len(self.names)))
-            self._prompts = sentence_prompts(tokenizer, asked, longest).to(self.device)
+            captions = [sentence_prompt(sentence) for sentence in self.names]
+            self.names = [phrase for caption in captions for phrase in caption.phrases]
+            prompts = sentence_prompts(tokenizer, captions, max_text_len)
+            self._class_ids = np.arange(len(self.names))
         else:
-            names, index, _ = unique_names(self.names)
-            self._first = [index.index(place) for place in range(len(names))]
-            self._prompts = class_prompts(tokenizer, names, longest, self.bundle.own_names).to(self.device)
-        own = {clean_name(name): value for name, value in self.thresholds.items()}
-        self._least = torch.tensor(
-            [own.get(clean_name(self.names[place]), self.threshold) for place in self._first]
+            unique, index, _ = unique_names(self.names)
+            prompts = class_prompts(tokenizer, unique, max_text_len, self.bundle.tuned_names)
+            self._class_ids = np.array([index.index(i) for i in range(len(unique))], dtype=int)
+        self._prompts = prompts.to(self.device)
+        by_class = {clean_name(name): value for name, value in self.thresholds.items()}
+        self._thresholds = torch.tensor(
+            [by_class.get(clean_name(self.names[i]), self.threshold) for i in self._class_ids]
         )
 
     def find(self, images: Sequence[Image.Image]) -> list[Detections]:
-        """Find what is asked for in RGB images; none give none.
+        """Detect in RGB images.
 
         Returns:
-            Per image its detections, best first: `xyxy` in pixels of the image, `confidence`, `class_id` the index into
-            `names`, `data["class_name"]` the names.
+            Per image its detections, best first: `xyxy` in pixels, `confidence`, `class_id` (index
+            into `names`) and `data["class_name"]`. No images give an empty list.
         """
         if self.tiles is None:
-            return [self._detections(part) for part in self._answers(images)]
-        found = []
+            return [self._to_supervision(part) for part in self._detect(images)]
+        merged = []
         for image in images:
             size_hw = image.height, image.width
             regions = self.tiles.regions(size_hw)
             views = (image.crop(region) for region in regions)
-            parts = [part for group in batched(views, self.batch_size) for part in self._answers(group)]
-            found.append(self._detections(merge(parts, regions, size_hw)))
-        return found
+            parts = [part for group in batched(views, self.batch_size) for part in self._detect(group)]
+            merged.append(self._to_supervision(merge(parts, regions, size_hw)))
+        return merged
 
     def each(self, images: Iterable[ImageInput]) -> Iterator[Detections]:
-        """Find what is asked for in one image after the other: files, which are turned as viewers show them, PIL images,
-        or (H, W, 3) uint8 RGB arrays. No more than a batch of them is held.
+        """Detect in paths, PIL images or (H, W, 3) uint8 RGB arrays; hold one batch in memory.
 
         Raises:
             DataError: an image cannot be read.
         """
         for group in batched(images, self.batch_size):
-            yield from self.find([_rgb(image) for image in group])
+            yield from self.find([_to_pil(image) for image in group])
 
-    def _answers(self, images: Sequence[Image.Image]) -> list[ImageDetections]:
-        """At or above the thresholds; `class_indices` count the names that are looked for."""
+    def stream(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+        """Detect in the frames of `sources.iter_frames`; hold one batch in memory."""
+        for group in batched(frames, self.batch_size):
+            yield from zip(group, self.find([frame.image for frame in group]), strict=True)
+
+    def _detect(self, images: Sequence[Image.Image]) -> list[ImageDetections]:
         if not images:
             return []
-        network, fmt = self.bundle.to(self.device), self.bundle.image_format
+        network, image_format = self.bundle.to(self.device), self.bundle.image_format
         sizes_hw = [(image.height, image.width) for image in images]
         tensors = [
-            to_tensor(resize_keep_ratio(size_hw, fmt).image(image), fmt)
+            to_tensor(resize_keep_ratio(size_hw, image_format).image(image), image_format)
             for size_hw, image in zip(sizes_hw, images, strict=True)
         ]
-        with inference_mode(
-            network, self.precision
-        ):  # not around all images: a generator would leave it to its caller
+        # per batch: a generator would leave the mode on for its caller
+        with inference_mode(network, self.precision):
             features = extract(network, tensors, self.device)
-            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.kept)
-        return [part.of(part.scores >= self._least[part.class_indices]) for part in detected]
+            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
+        return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
-    def _detections(self, part: ImageDetections) -> Detections:
-        class_id = np.array([self._first[place] for place in part.class_indices.tolist()], dtype=int)
+    def _to_supervision(self, part: ImageDetections) -> Detections:
+        class_id = self._class_ids[part.class_indices.numpy()]
         return Detections(
             xyxy=part.boxes_xyxy.numpy().reshape(-1, 4),
             confidence=part.scores.numpy(),
             class_id=class_id,
-            data={"class_name": np.array([self.names[place] for place in class_id], dtype=object)},
+            data={"class_name": np.array([self.names[i] for i in class_id], dtype=object)},
         )
 
 
-def predict(
-    bundle: ModelBundle,
-    images: Sequence[ImageInput],
-    classes: Sequence[str],
-    *,
-    threshold: float,
-    device: torch.device,
-    batch_size: int,
-    precision: str = "fp32",
-) -> list[Detections]:
-    """Find objects by name: the arguments and errors of `Predictor`, the images and detections of `Predictor.each`."""
-    predictor = Predictor(
-        bundle, list(classes), device, threshold, batch_size=batch_size, precision=precision
-    )
-    return list(predictor.each(images))
-
-
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many items, the last one of fewer."""
+    """Yield lists of `size` items; the last one may be shorter."""
     iterator = iter(items)
     while group := list(itertools.islice(iterator, size)):
         yield group
 
 
-def _rgb(image: ImageInput) -> Image.Image:
+def _to_pil(image: ImageInput) -> Image.Image:
     if isinstance(image, Path):
         return load_image(image)
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)
-        except OSError as error:  # its file is read only now
+        except OSError as error:  # PIL decodes lazily
             raise DataError(f"Cannot read the image {getattr(image, 'filename', '')}: {error}.") from error
     if not isinstance(image, np.ndarray):
-        raise DataError(f"An image must be a Path, a PIL image or an array, found {type(image).__name__}.")
+        raise DataError(f"Image: expected a Path, a PIL image or an array, got {type(image).__name__}.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"An array must be (H, W, 3) uint8 in RGB order, found {image.shape} {image.dtype}.")
+        raise DataError(f"Image: expected (H, W, 3) uint8 in RGB order, got {image.shape} {image.dtype}.")
     return Image.fromarray(image)

@@ -1,4 +1,4 @@
-"""The line between a base and a fine-tuned model as a chart and a page, blend.html, and as blend.json."""
+"""Write the results of a blend: blend.json, and blend.html with a chart and a table."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from groundtune.report.build import share, write_page
 from groundtune.report.figures import line_chart
 
 RULE = (
-    f"Chosen: of the points with {100 * ENOUGH_GAIN:.0f} % of the target's gain the one that kept most of the other data "
-    "sets; without a gain the best harmonic mean; without other data sets the best score on the target."
+    f"The chosen point: among those with {100 * ENOUGH_GAIN:.0f} % of the gain on the target, the one that retains most of the "
+    "other data sets; without a gain, the best harmonic mean; without other data sets, the best score on the target."
 )
 
 
 def blend_chart(points: Sequence[BlendPoint]) -> str:
-    """The scores on the target and on each other data set over the share of fine-tuning; an `<svg>` element."""
-    at = [point.at for point in points]
-    others = [
-        (name, at, [_number(retention(point.retained[name])[2]) for point in points])
-        for name in points[0].retained
-    ]
-    return line_chart(
-        [("target", at, [point.score for point in points]), *others], "share of fine-tuning", (0.0, 1.0)
-    )
+    """Draw the scores on the target and the other data sets over alpha, as an `<svg>` element."""
+    alphas = [point.at for point in points]
+    others = []
+    for name in points[0].retained:
+        after = [retention(point.retained[name]).after for point in points]
+        others.append((name, alphas, [math.nan if value is None else value for value in after]))
+    return line_chart([("target", alphas, [point.score for point in points]), *others], "alpha", (0.0, 1.0))
 
 
-def blend_rows(points: Sequence[BlendPoint], told: Callable[[float | None], str]) -> list[list[str]]:
-    """A table of the points, its heads first; `told` writes a share."""
-    rows = [["at", "target", "gain", *points[0].retained, "kept"]]
+def blend_rows(points: Sequence[BlendPoint], format_metric: Callable[[float | None], str]) -> list[list[str]]:
+    """Return a table of the points, with a header row."""
+    rows = [["alpha", "target", "gain", *points[0].retained, "retention"]]
     for point in points:
-        others = [retention(numbers)[2] for numbers in point.retained.values()]
-        rows.append([f"{point.at:g}", *map(told, [point.score, point.gain, *others, point.kept])])
+        others = [retention(numbers).after for numbers in point.retained.values()]
+        rows.append([f"{point.at:g}", *map(format_metric, [point.score, point.gain, *others, point.kept])])
     return rows
 
 
 def write_blend(
     points: Sequence[BlendPoint], best: BlendPoint, folder: Path, about: Mapping[str, str]
 ) -> None:
-    """Write blend.json and blend.html into a folder that exists.
+    """Write blend.json and blend.html into an existing directory.
 
     Args:
+        points: all points.
+        best: the chosen one.
+        folder: the directory.
         about: "base", "tuned" and "data", as the user named them.
 
     Raises:
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the directory is not writable.
     """
-    told = {**about, "chosen": best.at, "rule": RULE, "points": [asdict(point) for point in points]}
+    record = {**about, "chosen": best.at, "rule": RULE, "points": [asdict(point) for point in points]}
     heads, *rows = blend_rows(points, share)
     context = {
         "title": f"{about['tuned']} blended with {about['base']}",
@@ -62,13 +63,9 @@ def write_blend(
         "chart": blend_chart(points),
     }
     try:
-        (folder / "blend.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        (folder / "blend.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         write_page(folder / "blend.html", "blend.html.jinja", context)
     except OSError as error:
         raise CheckpointError(
             f"Cannot write blend.json and blend.html to {folder}: {error.strerror}."
         ) from error
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,7 +1,7 @@
-"""The comparison of runs, `comparison.html`: what each came to, what was changed, and which classes it moved.
+"""Compare runs on one page, `comparison.html`: results, changed options, and AP by class.
 
-Only the run folders are read. Numbers of runs that were measured on different images or classes stand on the page, under a
-warning.
+Only the run directories are read. Runs that were evaluated on different images or classes are shown
+under a warning.
 """
 
 from __future__ import annotations
@@ -17,27 +17,22 @@ from groundtune.report.figures import Series, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
 
 _NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
-_OWN_ROWS = {
-    "data",
-    "model",
-    "output_dir",
-    "resume",
-}  # options that the first table has, or that say where and not what
+_NOT_COMPARED = {"data", "model", "output_dir", "resume"}  # in the first table, or only a location
 
 
 def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
-    """Write the page, and give what speaks against comparing the runs; nothing is the rule.
+    """Write the page; return warnings about runs that are not comparable.
 
     Raises:
-        ConfigError: there are fewer than two runs, or the file cannot be written.
-        DataError: one is no run folder, or its files hold something else than a run writes.
+        ConfigError: there are fewer than two runs, or the file is not writable.
+        DataError: one is no run directory, or its files are malformed.
     """
     if len(folders) < 2:
-        raise ConfigError(f"runs: a comparison needs two or more run folders, found {len(folders)}.")
+        raise ConfigError(f"runs: expected two or more run directories to compare, got {len(folders)}.")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"out: {path} cannot be written; name a file in a folder that exists.")
-    short = len({folder.resolve().name for folder in folders}) == len(folders)
-    runs = {folder.resolve().name if short else str(folder): read_run(folder) for folder in folders}
+        raise ConfigError(f"output: {path} is not writable; expected a file in an existing directory.")
+    unique = len({folder.resolve().name for folder in folders}) == len(folders)
+    runs = {folder.resolve().name if unique else str(folder): read_run(folder) for folder in folders}
     with values_of_runs(*folders):
         warnings = differing_validation(runs)
         context = {
@@ -55,35 +50,37 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
 
 
 def differing_validation(runs: dict[str, RunData]) -> list[str]:
-    """Sentences about validation splits with other classes or another number of images, as far as the runs tell them."""
-    said = []
+    """Return warnings about validation splits with different classes or numbers of images."""
+    warnings = []
     counts = {name: run.valid_images for name, run in runs.items() if run.valid_images is not None}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} on {count}" for name, count in counts.items())
-        said.append(f"The runs were measured on different numbers of images: {told}.")
+        numbers = ", ".join(f"{name} on {count}" for name, count in counts.items())
+        warnings.append(f"The runs were evaluated on different numbers of images: {numbers}.")
     classes = {name: set(run.per_class) for name, run in runs.items() if run.per_class}
     first = next(iter(classes), "")
-    for name, own in classes.items():
-        lacking, more = (sorted(names) for names in (classes[first] - own, own - classes[first]))
-        parts = [f"{word} {', '.join(names)}" for word, names in (("lacks", lacking), ("has", more)) if names]
+    for name, names in classes.items():
+        missing, extra = sorted(classes[first] - names), sorted(names - classes[first])
+        parts = [
+            f"{verb} {', '.join(group)}" for verb, group in (("lacks", missing), ("adds", extra)) if group
+        ]
         if parts:
-            said.append(f"The classes differ: beside {first}, {name} {' and '.join(parts)}.")
-    return said
+            warnings.append(f"The classes differ: compared with {first}, {name} {' and '.join(parts)}.")
+    return warnings
 
 
 def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
-    """The options in which the runs differ: name, and the value of each run, as JSON."""
-    told = [
+    """Return the options in which the runs differ: the name, and each run's value as JSON."""
+    texts = [
         {name: json.dumps(value, ensure_ascii=False) for name, value in _flat(run.config).items()}
         for run in runs.values()
     ]
-    names = dict.fromkeys(name for options in told for name in options if name not in _OWN_ROWS)
-    rows = [(name, [options.get(name, "–") for options in told]) for name in names]
+    names = dict.fromkeys(name for options in texts for name in options if name not in _NOT_COMPARED)
+    rows = [(name, [options.get(name, "–") for options in texts]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Options by dotted name, as `optimizer.lr`."""
+    """Return the options by dotted name, as `optimizer.lr`."""
     nested = {name: value if isinstance(value, dict) else {"": value} for name, value in config.items()}
     return {
         f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()
@@ -113,7 +110,7 @@ def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
 
 
 def _curves(runs: dict[str, RunData]) -> list[Series]:
-    """AP over epochs of each run; the first point is zero-shot."""
+    """Return the AP over epochs of each run; the first point is zero-shot."""
     curves: list[Series] = []
     for name, run in runs.items():
         [(_, _, values)] = chart_series(run.evaluations, ["AP"], "valid/")
@@ -122,7 +119,7 @@ def _curves(runs: dict[str, RunData]) -> list[Series]:
 
 
 def _classes(runs: dict[str, RunData]) -> list[dict[str, Any]]:
-    """For each class of any run its AP in each, the best of them, and how far they lie apart."""
+    """Return for each class its AP in every run, which one is best, and the spread."""
     rows = []
     for name in dict.fromkeys(name for run in runs.values() for name in run.per_class):
         scores = [run.per_class.get(name, {}).get("AP") for run in runs.values()]

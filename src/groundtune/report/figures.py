@@ -1,6 +1,6 @@
-"""The images of a report: thumbnails with what is there beside what was said, the worst first.
+"""Draw the figures of a report: charts, the confusion matrix, and the gallery of images.
 
-Charts as SVG text: lines over steps, precision over recall, and a heat map. Colors come from the page's CSS.
+Colors come from the page's CSS.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ import numpy as np
 
 from groundtune.data.images import data_uri, load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.metrics.errors import CROWD, KINDS, MATCHED, ImageMatches
+from groundtune.metrics.errors import CROWD, ERROR_TYPES, MATCHED, ImageMatches
 
 Series = tuple[str, Sequence[float], Sequence[float]]
-"""Name, x and y values."""
+"""Name, x values, y values."""
 
 _WIDTH, _HEIGHT = 520, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
+_THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 360, 72  # pixels of the long side, JPEG quality
+_MAX_BOXES = 60  # per image; more would hide it
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, float] | None = None) -> str:
-    """Lines in one frame with a legend below.
+    """Draw lines with a legend.
 
     Args:
-        series: six are told apart by color, the next six are dashed; values that are not finite interrupt a line.
-        x_label: what the x axis counts.
-        y_range: lower and upper end; None takes those of the values.
+        series: lines; the first six differ in color, the next six are dashed. Values that are not
+            finite interrupt a line.
+        x_label: label of the x axis.
+        y_range: limits of the y axis; None means those of the values.
 
     Returns:
-        An `<svg>` element; "" without any finite value.
+        An `<svg>` element, or "" without finite values.
     """
     finite = [(x, y) for _, xs, ys in series for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
     if not finite:
@@ -42,7 +45,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
     y_low, y_high = y_range or (min(y for _, y in finite), max(y for _, y in finite))
     x_high, y_high = (x_high if x_high > x_low else x_low + 1), (y_high if y_high > y_low else y_low + 1)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def position(x: float, y: float) -> tuple[float, float]:
         across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
         down = _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
         return across, down
@@ -51,20 +54,22 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(x_label)}">'
     ]
     for y in ticks(y_low, y_high):
-        _, down = place(x_low, y)
+        _, down = position(x_low, y)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in ticks(x_low, x_high):
-        across, _ = place(x, y_low)
+        across, _ = position(x, y_low)
         parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
     for number, (_, xs, ys) in enumerate(series):
         for piece in _pieces(xs, ys):
-            points = " ".join(f"{across:.1f},{down:.1f}" for across, down in (place(x, y) for x, y in piece))
+            points = " ".join(
+                f"{across:.1f},{down:.1f}" for across, down in (position(x, y) for x, y in piece)
+            )
             if len(piece) == 1:
-                across, down = place(*piece[0])
+                across, down = position(*piece[0])
                 parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
             else:
                 parts.append(f'<polyline class="line{number % 6}{_dashed(number)}" points="{points}"/>')
@@ -79,9 +84,9 @@ def _dashed(number: int) -> str:
     return " dashed" if number >= 6 else ""
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from low to high, `most` at the most and at least one."""
-    raw = (high - low) / most
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return at least one and at most `count` round numbers from low to high."""
+    raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
@@ -89,7 +94,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix (N, N) as a table: rows are what is there, columns what was said, shaded by the row's share."""
+    """Return a confusion matrix (N, N) as an HTML table; rows are ground truth."""
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
     rows = []
@@ -102,7 +107,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
             )
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    return f'<table class="heat"><tr><th>there ↓ &nbsp; said →</th>{head}</tr>{"".join(rows)}</table>'
+    return f'<table class="heat"><tr><th>ground truth ↓ prediction →</th>{head}</tr>{"".join(rows)}</table>'
 
 
 def _pieces(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, float]]]:
@@ -115,37 +120,45 @@ def _pieces(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, 
     return [piece for piece in pieces if piece]
 
 
-_SIDE = 360  # pixels of a thumbnail's longer side
-_QUALITY = 72
-_MOST_BOXES = 60  # drawn in one image; more would hide it
-
-
 @dataclass
 class Card:
-    """One image of the gallery, ready for the page."""
+    """One image of the gallery.
 
-    name: str  # of the file
-    image: str  # data URI of the thumbnail
-    width: int  # pixels of the original
+    Attributes:
+        name: file name.
+        image: thumbnail as a data URI.
+        width, height: original size in pixels.
+        boxes: x, y, w, h in original pixels, `label`, and `kind`: "truth", "missed", "matched" or
+            an error type.
+        classes: names of the classes of its boxes and detections.
+        tags: its error types, for the filter.
+    """
+
+    name: str
+    image: str
+    width: int
     height: int
-    boxes: list[
-        dict[str, Any]
-    ]  # what is drawn: x, y, w, h in pixels, `label`, and `kind`: "truth", "missed" or the error's
-    classes: list[str]  # names of the classes of its boxes and detections
-    tags: list[str]  # kinds of what is wrong in it, for the filter
-    worst: float  # how wrong it is, the more the worse
+    boxes: list[dict[str, Any]]
+    classes: list[str]
+    tags: list[str]
 
 
 def gallery(
-    results: Sequence[ImageMatches], class_names: Sequence[str], thresholds: np.ndarray, most: int
+    results: Sequence[ImageMatches], class_names: Sequence[str], thresholds: np.ndarray, max_images: int
 ) -> tuple[list[Card], list[str]]:
-    """Choose the worst images, `most` at the most, and draw them with what is at or above the thresholds (C,).
+    """Draw the worst images with their boxes and the detections at or above the thresholds (C,).
+
+    Args:
+        results: matched detections of all images.
+        class_names: C names.
+        thresholds: (C,) score thresholds.
+        max_images: maximum number of images.
 
     Returns:
-        The cards, the worst first; and messages about images that cannot be read any more.
+        The cards, the worst first, and messages about images that cannot be read.
     """
     cards, messages = [], []
-    for result in sorted(results, key=lambda result: -_badness(result, thresholds))[:most]:
+    for result in sorted(results, key=lambda result: -_badness(result, thresholds))[:max_images]:
         try:
             cards.append(_card(result, class_names, thresholds))
         except DataError as error:
@@ -154,42 +167,44 @@ def gallery(
 
 
 def _badness(result: ImageMatches, thresholds: np.ndarray) -> float:
-    """How wrong an image is: its missed boxes, and its false detections by their scores."""
+    """Sum up the missed boxes of an image and the scores of its false detections."""
     shown = result.scores >= thresholds[result.class_ids]
-    false = np.array([kind in KINDS for kind in result.kinds], bool) & shown
+    false = np.array([kind in ERROR_TYPES for kind in result.types], bool) & shown
     return float(len(result.missed(thresholds)) + result.scores[false].sum())
 
 
 def _card(result: ImageMatches, class_names: Sequence[str], thresholds: np.ndarray) -> Card:
     sample, missed = result.sample, result.missed(thresholds)
     boxes = [
-        _drawn(sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]])
+        _rectangle(
+            sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]]
+        )
         for i in np.flatnonzero(~sample.crowd)
     ]
     shown = [
         i
         for i, c in enumerate(result.class_ids)
-        if result.scores[i] >= thresholds[c] and result.kinds[i] != CROWD
+        if result.scores[i] >= thresholds[c] and result.types[i] != CROWD
     ]
     labels = [f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}" for i in shown]
-    found = [
-        _drawn(result.boxes_xyxy[i], result.kinds[i], label) for i, label in zip(shown, labels, strict=True)
+    detected = [
+        _rectangle(result.boxes_xyxy[i], result.types[i], label)
+        for i, label in zip(shown, labels, strict=True)
     ]
-    tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.kinds[i] for i in shown])
+    tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.types[i] for i in shown])
     height, width = sample.size_hw
     decoded = load_image(sample.image_path, sample.size_hw)
     return Card(
         name=sample.image_path.name,
-        image=data_uri(thumbnail(decoded, _SIDE, _QUALITY)),
+        image=data_uri(thumbnail(decoded, _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY)),
         width=width,
         height=height,
-        boxes=boxes[:_MOST_BOXES] + found[:_MOST_BOXES],
+        boxes=boxes[:_MAX_BOXES] + detected[:_MAX_BOXES],
         classes=sorted({class_names[c] for c in (*sample.class_ids, *result.class_ids[shown])}),
-        tags=[tag for tag in tags if tag != MATCHED] or ["right"],
-        worst=_badness(result, thresholds),
+        tags=[tag for tag in tags if tag != MATCHED] or ["correct"],
     )
 
 
-def _drawn(box_xyxy: np.ndarray, kind: str, label: str) -> dict[str, Any]:
+def _rectangle(box_xyxy: np.ndarray, kind: str, label: str) -> dict[str, Any]:
     x0, y0, x1, y1 = (round(float(value), 1) for value in box_xyxy)
     return {"x": x0, "y": y0, "w": round(x1 - x0, 1), "h": round(y1 - y0, 1), "kind": kind, "label": label}

@@ -1,4 +1,4 @@
-"""What a run folder tells, read with tolerance: a run that was cut off has a report of what there is."""
+"""Read a run directory, finished or not; missing and damaged files become messages."""
 
 from __future__ import annotations
 
@@ -20,40 +20,51 @@ _SCORES = ("valid/AP", "valid/recall@1")
 
 @dataclass
 class RunData:
-    """The files of a run folder."""
+    """The contents of a run directory.
+
+    Attributes:
+        folder: the run directory.
+        config: resolved options.
+        environment: contents of env.json.
+        steps: lines of metrics.jsonl with a loss.
+        evaluations: lines of metrics.jsonl with "valid/…" metrics; the first one is zero-shot.
+        zero_shot, best, final: metrics before training, of the best weights and of the last ones.
+        per_class: AP and AP50 of the best weights by class.
+        retention: metrics "before" and "after" training on other data sets.
+        seconds: wall time of the training.
+        memory_bytes: peak memory of the training.
+        valid_images: number of validation images.
+        predictions: detections of the best weights in COCO's result format.
+        finished: whether the run has a summary.
+        missing: messages about files that could not be read.
+    """
 
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)  # options as resolved, by name
-    environment: dict[str, Any] = field(default_factory=dict)  # names and values of env.json
-    steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl with a loss
-    evaluations: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # lines with "valid/…"; the first is zero-shot
-    zero_shot: Metrics = field(default_factory=dict)  # before the first step
-    best: Metrics = field(default_factory=dict)  # of the best weights
-    final: Metrics = field(default_factory=dict)  # of the last weights
-    per_class: dict[str, Metrics] = field(default_factory=dict)  # AP and AP50 of the best weights
-    retained: dict[str, dict[str, Metrics]] = field(
-        default_factory=dict
-    )  # other data sets, "before" and "after"
-    seconds: float | None = None  # wall time of the training
-    memory_bytes: int | None = None  # the most that it needed
-    valid_images: int | None = None  # of the validation split
-    predictions: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # of the best weights, in COCO's result format
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    zero_shot: Metrics = field(default_factory=dict)
+    best: Metrics = field(default_factory=dict)
+    final: Metrics = field(default_factory=dict)
+    per_class: dict[str, Metrics] = field(default_factory=dict)
+    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    valid_images: int | None = None
+    predictions: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
-    missing: list[str] = field(default_factory=list)  # what could not be read, in words
+    missing: list[str] = field(default_factory=list)
 
 
 def read_run(folder: Path) -> RunData:
-    """Read the folder of a run, finished or not.
+    """Read a run directory.
 
     Raises:
-        DataError: it is no run folder.
+        DataError: the folder is no run directory.
     """
     if not (folder / "config.yaml").is_file():
-        raise DataError(f"{folder} is not a run folder: it has no config.yaml.")
+        raise DataError(f"{folder} is not a run directory: it has no config.yaml.")
     run = RunData(folder)
     run.config = _read(run, "config.yaml", parse_yaml, {})
     run.environment = _read(run, "env.json", json.loads, {})
@@ -67,7 +78,7 @@ def read_run(folder: Path) -> RunData:
     run.final = summary.get("final") or (numbers[-1] if len(numbers) > 1 else {})
     run.best = summary.get("best") or max(numbers[1:], key=score, default={})
     run.per_class = summary.get("per_class", {})
-    run.retained = summary.get("retained", {})
+    run.retention = summary.get("retention", {})
     run.seconds, run.memory_bytes = summary.get("seconds"), summary.get("memory_bytes")
     run.valid_images = summary.get("valid_images")
     return run
@@ -75,20 +86,22 @@ def read_run(folder: Path) -> RunData:
 
 @contextmanager
 def values_of_runs(*folders: Path) -> Iterator[None]:
-    """Turns what values of other types raise, where a page is made of them, into a `DataError`: runs come from anywhere."""
+    """Turn errors about malformed values into a `DataError`; a run may come from a stranger."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"values that no run writes ({error!r:.120}). Look into its .json files."
-        raise DataError(f"{' or '.join(map(str, folders))} holds {what}") from error
+        names = " or ".join(map(str, folders))
+        raise DataError(
+            f"{names} contains values that no run writes ({error!r:.120}). Check its .json files."
+        ) from error
 
 
 def _read(run: RunData, name: str, parse: Callable[[str], Any], empty: Any) -> Any:
-    """What a file of the run holds; `empty`, and a word about it, where it is not there or not of that type."""
+    """Return the content of a file; `empty`, and a message, if it is missing or malformed."""
     try:
         content = parse((run.folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        run.missing.append(f"{name} is not there (yet)")
+        run.missing.append(f"{name} is missing")
         return empty
     except (OSError, ValueError, RecursionError):
         content = None
@@ -99,18 +112,18 @@ def _read(run: RunData, name: str, parse: Callable[[str], Any], empty: Any) -> A
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; one that was cut off while it was written is left out."""
-    found = []
+    """Return the complete lines of a JSON Lines file."""
+    lines = []
     for row in text.splitlines():
         with suppress(ValueError):
             line = json.loads(row)
             if isinstance(line, dict) and "step" in line:
-                found.append(line)
-    return found
+                lines.append(line)
+    return lines
 
 
 def score(numbers: Mapping[str, Any]) -> float:
-    """What the best weights are chosen by: AP, of captions recall@1; 0 where there was nothing to count."""
+    """Return the metric that selects the best weights: AP, or recall@1 of captions, or 0."""
     return float(next((numbers[name] for name in _SCORES if numbers.get(name)), 0.0))
 
 

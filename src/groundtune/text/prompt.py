@@ -1,20 +1,9 @@
-"""Class names become one caption, and the caption knows where each name stands; or an image's own caption is the prompt.
+"""Build prompts from class names and captions, with the character span of every phrase.
 
-Grounding DINO reads its classes as one sentence, `"cat. red blood cell. "`. The reference (IDEA `demo/`, MMDetection
-`GroundingDINO.get_tokens_positive_and_prompts`) cleans names in several places and searches the finished caption for
-them again. Two deviations:
-
-- Spans are recorded while the caption is built. `caption.find("car")` lands in "carrot".
-- `.` and `?` inside a name become spaces: they separate phrases in the model and would cut the name in two.
-
-A caption of grounding data stays as it is written. Only its end is closed by "." (open, the last phrase would be read with
-[SEP] or without it, by the padding of its batch), and left and right change places where the image is mirrored.
-
-Names of things that a data set does not name but a model may know: what must stay findable while it is fine-tuned.
-
-Two sources: a fixed list of common things, and the words of the data set's own names put together anew. Who labels "white
-king" and "black queen" shows the model what white, black, king and queen mean, and a "white queen" in the image that
-nobody labeled would be taught as background.
+Grounding DINO reads class names as one caption, "cat. red blood cell. ". IDEA's `demo/` and
+MMDetection's `GroundingDINO.get_tokens_positive_and_prompts` search the finished caption for each
+name again, which finds "car" in "carrot". Here spans are recorded while the caption is built
+(docs/semantics.md, rules 1 and 2).
 """
 
 import re
@@ -22,7 +11,166 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from groundtune.errors import COMMANDS, DataError
+from groundtune.errors import COMMANDS as CONTROL_CHARS
+from groundtune.errors import DataError
+
+_SEPARATOR = ". "
+_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
+
+Spans = tuple[tuple[tuple[int, int], ...], ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and the character spans of its phrases.
+
+    Attributes:
+        caption: text for the tokenizer; every class name is followed by ". ", the last one too.
+        phrases: cleaned class names, or the phrases of a caption.
+        spans: character ranges [begin, end) of each phrase, without the separator.
+    """
+
+    caption: str
+    phrases: tuple[str, ...]
+    spans: Spans
+
+
+def clean_name(name: str) -> str:
+    """Return the form of a class name that the model reads; "" if nothing is left.
+
+    "_", "." and "?" become spaces ("." and "?" separate phrases), text in parentheses and control
+    characters are dropped, white space is collapsed, letters are lower-cased.
+    """
+    letters: list[str] = []
+    opened: list[int] = []  # index in `letters` of each open parenthesis
+    for letter in CONTROL_CHARS.sub(" ", name):
+        if letter == "(":
+            opened.append(len(letters))
+        if letter == ")" and opened:
+            del letters[opened.pop() :]
+            letter = " "
+        letters.append(letter)
+    return " ".join(re.sub(r"[_.?]", " ", "".join(letters)).split()).lower()
+
+
+def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
+    """Clean class names and merge those that become equal.
+
+    Returns:
+        The unique cleaned names in order, for each input name its index among them, and one message
+        for each merged class. No names give empty lists.
+
+    Raises:
+        DataError: names are empty after cleaning; all are listed.
+    """
+    cleaned = [clean_name(name) for name in names]
+    _check_not_empty(names, cleaned)
+    written: dict[str, list[str]] = {clean: [] for clean in cleaned}
+    for name, clean in zip(names, cleaned, strict=True):
+        written[clean].append(name)
+    index_of = {clean: index for index, clean in enumerate(written)}
+    messages = [
+        f"{len(group)} class names ({', '.join(map(repr, group))}) become {unique!r} after cleaning: they are one class."
+        for unique, group in written.items()
+        if len(group) > 1
+    ]
+    return list(written), [index_of[clean] for clean in cleaned], messages
+
+
+def class_prompt(names: Sequence[str]) -> Prompt:
+    """Build the caption "name1. name2. " of class names. Phrase i is `names[i]`, cleaned.
+
+    Raises:
+        DataError: a name is empty after cleaning, or two names become equal; all are listed.
+    """
+    phrases = tuple(clean_name(name) for name in names)
+    _check_not_empty(names, phrases)
+    if len(set(phrases)) < len(phrases):
+        repeated = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+        raise DataError(
+            f"The prompt contains {', '.join(map(repr, repeated))} more than once (after cleaning), and the model cannot "
+            "distinguish equal phrases. Name every class once."
+        )
+    caption, spans = "", []
+    for phrase in phrases:
+        spans.append(((len(caption), len(caption) + len(phrase)),))
+        caption += phrase + _SEPARATOR
+    return Prompt(caption, phrases, tuple(spans))
+
+
+def caption_prompt(caption: str, spans: Spans) -> Prompt:
+    """Make a prompt of an image's caption, and close it with "." if it is open.
+
+    Without a final "." the last phrase would depend on the padding of the batch. Phrase i is the
+    text of `spans[i]`, its ranges joined by spaces.
+    """
+    closed = caption.rstrip()
+    cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in ranges) for ranges in spans)
+    phrases = tuple(" ".join(closed[begin:end] for begin, end in ranges) for ranges in cut)
+    return Prompt(closed if closed.endswith((".", "?")) else f"{closed}.", phrases, cut)
+
+
+def sentence_prompt(sentence: str) -> Prompt:
+    """Make a prompt of a sentence about one object, or of its phrases in brackets: "a [cat] on a
+    [sofa]".
+
+    "." and "?" become spaces; the brackets are removed.
+
+    Raises:
+        DataError: the sentence or a bracket has no text, or brackets do not match.
+    """
+    caption, spans = "", []
+    text = " ".join(re.sub(r"[.?]", " ", sentence).split())
+    for index, piece in enumerate(re.split(r"\[([^][]*)\]", text)):
+        if index % 2:  # between brackets
+            spans.append(((len(caption), len(caption) + len(piece)),))
+        caption += piece
+    prompt = caption_prompt(caption, tuple(spans) or (((0, len(caption)),),))
+    if set("[]") & set(caption) or not all(any(map(str.isalnum, phrase)) for phrase in prompt.phrases):
+        raise DataError(
+            f"Invalid phrase {sentence!r}: expected 'the cat on the left' or 'a [cat] on a [sofa]'."
+        )
+    return prompt
+
+
+def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
+    """Swap left and right in the caption of a mirrored image, and move the spans along.
+
+    Swaps whole words and the beginnings of leftmost, left-hand, leftside and leftward; "upright"
+    and "leftover" stay. Mirroring twice returns the original caption.
+    """
+    # "left" has four letters, "right" has five
+    growth = {match.span(): 1 if len(match[0]) == 4 else -1 for match in _SIDE.finditer(caption)}
+    mirrored = _SIDE.sub(lambda match: _other_side(match[0]), caption)
+
+    def moved(position: int, is_end: bool) -> int:
+        shift = 0
+        for (begin, end), letters in growth.items():
+            if end <= position:
+                shift += letters
+            elif begin < position:  # a span that begins or ends inside the word takes all of it
+                return (end + shift + letters) if is_end else begin + shift
+        return position + shift
+
+    moved_spans = (
+        tuple((moved(begin, False), moved(end, True)) for begin, end in ranges) for ranges in spans
+    )
+    return mirrored, tuple(moved_spans)
+
+
+def _other_side(word: str) -> str:
+    other = "right" if word.lower() == "left" else "left"
+    return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
+
+
+def _check_not_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
+    empty = [repr(name) for name, clean in zip(names, cleaned, strict=True) if not clean]
+    if empty:
+        raise DataError(
+            f"Class names with no text left after cleaning: {', '.join(empty)}. Text in parentheses and '_', '.' and '?' do "
+            "not count; rename these classes."
+        )
+
 
 COMMON_NAMES = tuple(
     """person, face, hand, dog, cat, bird, horse, cow, sheep, fish, insect, flower, tree, plant, leaf, fruit, apple, banana,
@@ -33,179 +181,26 @@ COMMON_NAMES = tuple(
         "\n   ", ""
     ).split(", ")
 )
-"""Common things, from people to letters; a mixture of everyday objects that no one data set was made for."""
+"""Everyday objects that a base model may know."""
 
-_MOST_RECOMBINED = 60
+_MAX_RECOMBINED = 60
 
 
 def recombined_names(names: Sequence[str]) -> list[str]:
-    """Put words that several names begin with before every word that ends such a name.
+    """Combine the first words that several class names share with every last word of such names.
+
+    "white king" and "black queen" show the model what white, black, king and queen mean, so it may
+    detect a "white queen" that nobody labeled.
 
     Args:
-        names: cleaned class names. None give none.
+        names: cleaned class names.
 
     Returns:
-        The combinations that are no class yet, in the order of their words: nothing for names without words in common, and at
-        most 60 (the first).
+        At most 60 combinations that are not class names, in order; none if no words are shared.
     """
     pairs = [name.rsplit(" ", 1) for name in names if " " in name]
-    times = Counter(begin for begin, _ in pairs)
-    begins = [begin for begin in times if times[begin] > 1]
+    counts = Counter(begin for begin, _ in pairs)
+    begins = [begin for begin in counts if counts[begin] > 1]
     ends = dict.fromkeys(end for begin, end in pairs if begin in begins)
-    made = [f"{begin} {end}" for begin in begins for end in ends]
-    return [name for name in made if name not in names][:_MOST_RECOMBINED]
-
-
-_SEPARATOR = ". "
-_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
-
-Spans = tuple[tuple[tuple[int, int], ...], ...]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A caption and the place of every phrase in it."""
-
-    caption: (
-        str  # the text for the tokenizer; every phrase of class names is closed by ". ", the last one too
-    )
-    phrases: tuple[str, ...]  # the cleaned names in the order of the prompt
-    spans: Spans  # for each phrase its character ranges [begin, end) in the caption, without the closing separator
-
-
-def clean_name(name: str) -> str:
-    """Give the one form in which a class name is used everywhere; "" when nothing is left, which the callers report.
-
-    `_`, `.` and `?` become spaces, text in parentheses (nested ones too) is dropped, white space is collapsed and
-    trimmed, letters are lower-cased. So do characters that command a terminal or turn a line around, which no tokenizer
-    reads. Nothing else changes: "/", "-", "," and "'" stay.
-    """
-    kept: list[str] = []
-    opened: list[int] = []  # where in `kept` each open parenthesis stands
-    for letter in COMMANDS.sub(" ", name):
-        if letter == "(":
-            opened.append(len(kept))
-        if letter == ")" and opened:
-            del kept[opened.pop() :]
-            letter = " "
-        kept.append(letter)
-    return " ".join(re.sub(r"[_.?]", " ", "".join(kept)).split()).lower()
-
-
-def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
-    """Clean names and make those that clean to the same text one class. No names are legal.
-
-    Returns:
-        The cleaned unique names in the order in which they were first seen; for each input name the index of its
-        class among them; and one message for every class that several names were merged into.
-
-    Raises:
-        DataError: Names are empty after cleaning. All of them are listed.
-    """
-    cleaned = [clean_name(name) for name in names]
-    _refuse_empty(names, cleaned)
-    written: dict[str, list[str]] = {clean: [] for clean in cleaned}
-    for name, clean in zip(names, cleaned, strict=True):
-        written[clean].append(name)
-    index_of = {clean: index for index, clean in enumerate(written)}
-    messages = [
-        f"{len(group)} class names ({', '.join(map(repr, group))}) read {unique!r} after cleaning: they are one class."
-        for unique, group in written.items()
-        if len(group) > 1
-    ]
-    return list(written), [index_of[clean] for clean in cleaned], messages
-
-
-def class_prompt(names: Sequence[str]) -> Prompt:
-    """Build the caption `"name1. name2. "` of some classes together with the character spans.
-
-    The names are cleaned here (which changes nothing when they are clean already). Phrase i of the prompt is `names[i]`;
-    no names give an empty caption.
-
-    Raises:
-        DataError: A name is empty after cleaning, or two names clean to the same text. All are listed.
-    """
-    phrases = tuple(clean_name(name) for name in names)
-    _refuse_empty(names, phrases)
-    if len(set(phrases)) < len(phrases):
-        twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
-        told = f"The prompt has {', '.join(map(repr, twice))} more than once (after cleaning)"
-        raise DataError(f"{told}, and the model cannot tell equal phrases apart. Name every class once.")
-    caption, spans = "", []
-    for phrase in phrases:
-        spans.append(((len(caption), len(caption) + len(phrase)),))
-        caption += phrase + _SEPARATOR
-    return Prompt(caption, phrases, tuple(spans))
-
-
-def caption_prompt(caption: str, spans: Spans) -> Prompt:
-    """Make a prompt of an image's caption, closed by a final "." where it is open.
-
-    Phrase i is what the character ranges [begin, end) of `spans[i]` cover, joined by spaces. No phrases are legal.
-    """
-    closed = caption.rstrip()
-    cut = tuple(tuple((begin, min(end, len(closed))) for begin, end in own) for own in spans)
-    phrases = tuple(" ".join(closed[begin:end] for begin, end in own) for own in cut)
-    return Prompt(closed if closed.endswith((".", "?")) else f"{closed}.", phrases, cut)
-
-
-def sentence_prompt(sentence: str) -> Prompt:
-    """Make a prompt of a sentence that describes an object as a whole, or of what it has in brackets: `a [cat] on [the sofa]`.
-
-    `.` and `?` become spaces, as they would cut the sentence in two; brackets go. Everything else stays as it is written.
-
-    Raises:
-        DataError: there is no text, in it or between brackets, or a bracket has no other.
-    """
-    caption, spans = "", []
-    for place, piece in enumerate(
-        re.split(r"\[([^][]*)\]", " ".join(re.sub(r"[.?]", " ", sentence).split()))
-    ):
-        if place % 2:
-            spans.append(((len(caption), len(caption) + len(piece)),))
-        caption += piece
-    prompt = caption_prompt(caption, tuple(spans) or (((0, len(caption)),),))
-    if set("[]") & set(caption) or not all(any(map(str.isalnum, phrase)) for phrase in prompt.phrases):
-        expected = "write 'the cat on the left', or 'a [cat] on a [sofa]'"
-        raise DataError(f"The sentence {sentence!r} cannot be looked for; {expected}.")
-    return prompt
-
-
-def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
-    """Say of the mirrored image what a caption says of the image: left and right change places, spans move along.
-
-    Whole words, and the beginnings of leftmost, left-hand, leftside, leftward; "upright" and "leftover" stay. Twice gives
-    back the caption itself.
-    """
-    words = [match.span() for match in _SIDE.finditer(caption)]
-    grown = {
-        span: (1 if span[1] - span[0] == 4 else -1) for span in words
-    }  # left has four letters, right has five
-    mirrored = _SIDE.sub(lambda match: _other_side(match[0]), caption)
-
-    def moved(position: int, is_end: bool) -> int:
-        shift = 0
-        for (begin, end), letters in grown.items():
-            if end <= position:
-                shift += letters
-            elif begin < position:  # a span that begins or ends within the word takes all of it
-                return (end + shift + letters) if is_end else begin + shift
-        return position + shift
-
-    return mirrored, tuple(
-        tuple((moved(begin, False), moved(end, True)) for begin, end in own) for own in spans
-    )
-
-
-def _other_side(word: str) -> str:
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
-
-
-def _refuse_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
-    empty = [name for name, clean in zip(names, cleaned, strict=True) if not clean]
-    if empty:
-        told = f"Class names with no text left after cleaning: {', '.join(map(repr, empty))}"
-        raise DataError(
-            f"{told}. Text in parentheses and '_', '.' and '?' do not count; rename these classes."
-        )
+    combined = [f"{begin} {end}" for begin in begins for end in ends]
+    return [name for name in combined if name not in names][:_MAX_RECOMBINED]

@@ -1,11 +1,13 @@
-"""Which classes stand in a prompt: a random choice in training, chunks in evaluation.
+"""Choose the classes of a prompt: at random in training, in chunks in evaluation.
 
-Training with all classes in a fixed order teaches the model that exact prompt. Here the order is shuffled per image
-and, half of the time, only a sample of the absent classes is shown, so that the model stays open to other prompts.
+See docs/semantics.md, rules 6 and 21.
 
-Deviation from the reference (MMDetection `RandomSamplingNegPos`): negatives come from the classes that the image does NOT
-have (the reference compares a string with an integer and shows positives a second time, without their boxes), and nothing
-is ever cut: positives that do not fit into one prompt are spread over several.
+Training with all classes in a fixed order teaches the model that one prompt. So the order is
+shuffled, and half of the time only a sample of the absent classes is in the prompt.
+
+Deviation from MMDetection's `RandomSamplingNegPos`: negatives come only from classes that the image
+does not have, and nothing is cut: positives that do not fit into one prompt are divided among
+several.
 """
 
 import random
@@ -16,23 +18,21 @@ from groundtune.errors import DataError
 _CLS_AND_SEP = 2
 
 
-def chunk_names(
-    names: Sequence[str], token_counts: Sequence[int], max_text_len: int = 256
-) -> list[list[int]]:
-    """Split classes into as few consecutive chunks as fit, each of which is one prompt.
+def chunk_names(names: Sequence[str], token_counts: Sequence[int], max_text_len: int) -> list[list[int]]:
+    """Split classes into as few consecutive chunks as fit into one prompt each.
 
     Args:
-        names: Cleaned class names, for the message only.
-        token_counts: For each name its tokens with the closing separator (`tokens.count_tokens`).
-        max_text_len: Most tokens of a prompt with [CLS] and [SEP].
+        names: cleaned class names.
+        token_counts: tokens of each name with its separator (`tokens.count_tokens`).
+        max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included.
 
     Returns:
-        Indices into `names`, in order, by chunk. No names give no chunk.
+        Indices into `names` by chunk, in order. No names give no chunk.
 
     Raises:
-        DataError: A single name does not fit. All such names are listed.
+        DataError: a single name does not fit; all such names are listed.
     """
-    _refuse_oversized(names, token_counts, max_text_len)
+    _check_lengths(names, token_counts, max_text_len)
     return _chunk(range(len(names)), token_counts, max_text_len - _CLS_AND_SEP)
 
 
@@ -42,32 +42,32 @@ def sample_prompt(
     positives: set[int],
     rng: random.Random,
     *,
-    shuffle: bool = True,
-    negative_probability: float = 0.5,
-    max_text_len: int = 256,
+    shuffle: bool,
+    negative_probability: float,
+    max_text_len: int,
 ) -> list[list[int]]:
     """Choose the classes of one image's training prompt, and their order.
 
     Args:
-        class_names: All class names of the data set, cleaned. At least one.
-        token_counts: For each name its tokens with the closing separator.
-        positives: Indices of the classes that the image has. May be empty.
-        rng: Source of every random choice.
-        shuffle: Shuffle the order; otherwise the prompt keeps the data set's order.
-        negative_probability: How often only a sample of the other classes is shown, its size uniform from 0 to all;
-            otherwise as many of them as fit.
-        max_text_len: Most tokens of a prompt with [CLS] and [SEP].
+        class_names: cleaned class names of the data set, at least one.
+        token_counts: tokens of each name with its separator.
+        positives: indices of the classes in the image; may be empty.
+        rng: source of all random choices.
+        shuffle: whether to shuffle the classes.
+        negative_probability: probability that only a sample of the absent classes is in the prompt,
+            its size uniform from 0 to all; otherwise as many as fit.
+        max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included.
 
     Returns:
-        Class indices by prompt, in prompt order. One prompt, except where the positives alone do not fit: then
-        several, each positive in exactly one of them. Without positives the prompt has at least one class.
+        Class indices by prompt: one prompt, or several that share out the positives if these do not
+        fit into one. Every prompt has at least one class.
 
     Raises:
-        DataError: There are no classes, or a single name does not fit. All such names are listed.
+        DataError: there are no classes, or a single name does not fit; all such names are listed.
     """
     if not class_names:
-        raise DataError("The data set has no classes, so there is nothing to write into the prompt.")
-    _refuse_oversized(class_names, token_counts, max_text_len)
+        raise DataError("The data set has no classes, so the prompt would be empty.")
+    _check_lengths(class_names, token_counts, max_text_len)
     budget = max_text_len - _CLS_AND_SEP
     present = sorted(positives)
     absent = [index for index in range(len(class_names)) if index not in positives]
@@ -78,7 +78,7 @@ def sample_prompt(
         wanted = rng.randint(0, len(absent)) if rng.random() < negative_probability else len(absent)
         negatives = rng.sample(
             absent, max(wanted, 0 if chunk else 1)
-        )  # in random order, so the cut below is random
+        )  # random order, so the cut below is random
         room = budget - sum(token_counts[index] for index in chunk)
         for index in negatives:
             if token_counts[index] <= room:
@@ -101,9 +101,11 @@ def _chunk(indices: Sequence[int], token_counts: Sequence[int], budget: int) -> 
     return chunks
 
 
-def _refuse_oversized(names: Sequence[str], token_counts: Sequence[int], max_text_len: int) -> None:
+def _check_lengths(names: Sequence[str], token_counts: Sequence[int], max_text_len: int) -> None:
     budget = max_text_len - _CLS_AND_SEP
     oversized = [f"{name!r} ({n} tokens)" for name, n in zip(names, token_counts, strict=True) if n > budget]
     if oversized:
-        told = f"Class names that do not fit into a prompt of {max_text_len} tokens: {', '.join(oversized)}"
-        raise DataError(f"{told}. At most {budget} tokens with the closing '.' are possible; shorten them.")
+        raise DataError(
+            f"Class names that do not fit into a prompt of {max_text_len} tokens: {', '.join(oversized)}. Expected at most "
+            f"{budget} tokens with the closing '.'; shorten them."
+        )

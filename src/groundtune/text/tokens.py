@@ -1,16 +1,18 @@
-"""Prompts become token ids, the phrase-block mask, and the map from phrases to tokens.
+"""Turn prompts into token ids, the phrase mask, and the map from phrases to tokens.
 
-A token attends only to the tokens of its own phrase and to the separator that closes it, and positions start again in
-each phrase (Grounding DINO, section 3.4, "sub-sentence level" text). A phrase therefore reads the same in every prompt.
+See docs/semantics.md, rules 3 to 5.
 
-Deviations from the reference (IDEA `bertwarper.generate_masks_with_special_tokens_and_transfer_map`):
+A token attends only to its own phrase and the separator that closes it, and positions restart in
+each phrase (Grounding DINO, section 3.4). So a phrase has the same features in every prompt.
 
-- Separators are looked for among real tokens only, and [SEP] is always a block of its own. In the reference the last
-  phrase of a caption without a final "." joins [SEP] if and only if the caption happens to be padded. For a caption
-  that ends with "." the result is the same as the reference's for that caption alone.
-- The search for a character that has a token goes over the whole span and never leaves it. The reference tries two
-  neighbors: for an invisible one-letter name it would mark the separator.
-- A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an all-zero row.
+Deviations from IDEA's `bertwarper.generate_masks_with_special_tokens_and_transfer_map`:
+
+- [SEP] is always a block of its own. In the reference the last phrase of a caption without a final
+  "." joins [SEP] if and only if the caption is padded.
+- A character without a token is replaced by the nearest one inside its span. The reference tries
+  two neighbors, which may mark the separator.
+- A prompt over the limit and a phrase without a token are errors. The reference cuts, and leaves an
+  all-zero row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,49 +34,55 @@ Spans = Iterable[tuple[int, int]]
 
 @dataclass
 class TextInput:
-    """What the language model and the text mask need, for B prompts padded to the longest (T tokens)."""
+    """B tokenized prompts, padded to the longest (T tokens).
 
-    input_ids: Tensor  # (B, T) long, BERT token ids
-    text_token_mask: Tensor  # (B, T) bool, True = real token, False = padding
-    position_ids: Tensor  # (B, T) long, the place of a token in its phrase; 0 on padding
-    phrase_mask: (
-        Tensor  # (B, T, T) bool, True = row token may attend to column token; padding attends to itself alone
-    )
+    Attributes:
+        input_ids: (B, T) long, BERT token ids.
+        text_token_mask: (B, T) bool, True = real token, False = padding.
+        position_ids: (B, T) long, position of a token in its phrase; 0 on padding.
+        phrase_mask: (B, T, T) bool, True = row token attends to column token; padding attends to
+            itself only.
+    """
+
+    input_ids: Tensor
+    text_token_mask: Tensor
+    position_ids: Tensor
+    phrase_mask: Tensor
 
     def rows(self, index: Tensor | slice) -> "TextInput":
-        """Give some of the prompts, at least one, cut to the longest of them."""
+        """Return some of the prompts, at least one, cut to the longest of them."""
         mask = self.text_token_mask[index]
         length = int(mask.sum(1).max())
         ids, positions = self.input_ids[index, :length], self.position_ids[index, :length]
         return TextInput(ids, mask[:, :length], positions, self.phrase_mask[index, :length, :length])
 
     def to(self, device: torch.device | str) -> "TextInput":
-        """Give the same input with all tensors on `device`."""
+        """Return the input with all tensors on `device`."""
         return TextInput(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def build_tokenizer(vocab_file: Path) -> BertTokenizer:
-    """Make the lower-casing fast WordPiece tokenizer of a BERT `vocab.txt`, one token per line.
+    """Build the lower-casing WordPiece tokenizer of a BERT `vocab.txt`.
 
     Raises:
-        CheckpointError: The file is missing, or its ids of [CLS], [SEP], "." and "?" are not those of bert-base-uncased.
+        CheckpointError: the file is missing, or is not the vocabulary of bert-base-uncased.
     """
     if not vocab_file.is_file():
         raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
-    # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK] (transformers 5.23)
+    # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK]
+    # (transformers 5.23)
     tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
-    found = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
-    if found != _SEPARATOR_IDS:
-        told = f"the phrase separators have the ids {found}, expected {_SEPARATOR_IDS}."
-        raise CheckpointError(f"{vocab_file} is not a bert-base-uncased vocabulary: {told}")
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
+    if ids != _SEPARATOR_IDS:
+        raise CheckpointError(
+            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {ids}, expected "
+            f"{_SEPARATOR_IDS}."
+        )
     return tokenizer
 
 
 def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the phrases of (B, T) token ids, and give the phrase mask (B, T, T) and position ids (B, T) of `TextInput`.
-
-    One image's part does not depend on its padding nor on the other images.
-    """
+    """Return the phrase mask (B, T, T) and position ids (B, T) of token ids, as in `TextInput`."""
     index = torch.arange(input_ids.shape[1], device=input_ids.device)
     separators = torch.tensor(list(_SEPARATOR_IDS.values()), device=input_ids.device)
     begins = torch.ones_like(text_token_mask)  # a block begins after every separator ...
@@ -93,39 +101,42 @@ def tokenize(
     """Tokenize one prompt per image, pad to the longest, and map phrases to tokens.
 
     Args:
-        tokenizer: From `build_tokenizer`.
-        prompts: One prompt per image; none gives (0, 0) tensors. A prompt without phrases gives [CLS] [SEP] and (0, 256).
-        max_text_len: Most tokens of a prompt with [CLS] and [SEP], and the columns of the maps.
+        tokenizer: result of `build_tokenizer`.
+        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives [CLS] [SEP]
+            and a (0, 256) map.
+        max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:
-        The text input (on the CPU) and for each image a (C, max_text_len) bool map, True on the tokens of phrase c.
+        The text input on the CPU, and for each image a (C, max_text_len) bool map, True on the
+        tokens of phrase c.
 
     Raises:
-        DataError: A prompt has more than `max_text_len` tokens (it is never cut), or phrases have no token at all (for
-            instance only zero-width characters). All of a kind are listed.
+        DataError: prompts have more than `max_text_len` tokens, or phrases have no token (only
+            zero-width characters, for example); all of them are listed.
     """
     if not prompts:
         ids = torch.zeros(0, 0, dtype=torch.long)
         return TextInput(ids, ids.bool(), ids, torch.zeros(0, 0, 0, dtype=torch.bool)), []
     tokenized = tokenizer([prompt.caption for prompt in prompts], padding="longest", return_tensors="pt")
     input_ids, text_token_mask = tokenized["input_ids"], tokenized["attention_mask"].bool()
-    too_long = [
-        f"{n} tokens in prompt {i}" for i, n in enumerate(text_token_mask.sum(1).tolist()) if n > max_text_len
-    ]
+    lengths = text_token_mask.sum(1).tolist()
+    too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(lengths) if n > max_text_len]
     if too_long:
-        told = f"The model reads at most {max_text_len} tokens of text; found {', '.join(too_long)}"
         raise DataError(
-            f"{told}. Use fewer classes per prompt, or split them into chunks (text.sampling.chunk_names)."
+            f"The model reads at most {max_text_len} tokens of text, got {', '.join(too_long)}. Use fewer classes per "
+            "prompt, or split them into chunks (text.sampling.chunk_names)."
         )
     maps: list[Tensor] = []
-    silent: list[str] = []
+    unreadable: list[str] = []
     for image, prompt in enumerate(prompts):
         rows, without_token = _positive_rows(tokenized, prompt.spans, max_text_len, image)
         maps.append(rows)
-        silent += [repr(prompt.phrases[row]) for row, _ in without_token]
-    if silent:
-        told = f"Class names in which the tokenizer finds no token: {', '.join(dict.fromkeys(silent))}"
-        raise DataError(f"{told}. They have no visible character; rename these classes.")
+        unreadable += [repr(prompt.phrases[row]) for row, _ in without_token]
+    if unreadable:
+        raise DataError(
+            f"Class names in which the tokenizer finds no token: {', '.join(dict.fromkeys(unreadable))}. They have no "
+            "visible character; rename these classes."
+        )
     phrase_mask, position_ids = phrase_mask_and_positions(input_ids, text_token_mask)
     return TextInput(input_ids, text_token_mask, position_ids, phrase_mask), maps
 
@@ -139,23 +150,24 @@ def create_positive_map(
     """Map phrases (or boxes) to tokens: the binary map, which is the training target.
 
     Args:
-        tokenized: What the fast tokenizer returned.
-        tokens_positive: For each of N rows its character spans [begin, end) in the caption.
-        max_num_entities: Columns of the map.
-        batch_index: Which text of `tokenized` the spans belong to.
+        tokenized: output of the fast tokenizer.
+        tokens_positive: for each of N rows its character spans [begin, end) in the caption.
+        max_num_entities: columns of the map.
+        batch_index: index of the caption in `tokenized`.
 
     Returns:
-        (N, max_num_entities) float, 1 on every token from the first to the last one of each span and 0 elsewhere. Where a
-        span's last character became several tokens, all of them count (the reference takes the first of them).
+        (N, max_num_entities) float, 1 on every token from the first to the last one of each span,
+        else 0. If a span's last character became several tokens, all of them count (the reference
+        takes the first).
 
     Raises:
-        DataError: A span has no token, or a token of it lies past the last column. All such spans are listed.
+        DataError: spans have no token, or one past the last column; all of them are listed.
     """
     rows, without_token = _positive_rows(tokenized, tokens_positive, max_num_entities, batch_index)
     if without_token:
-        places = ", ".join(f"row {row} characters [{begin}, {end})" for row, (begin, end) in without_token)
+        spans = ", ".join(f"row {row} characters [{begin}, {end})" for row, (begin, end) in without_token)
         raise DataError(
-            f"Phrases without a token among the first {max_num_entities} of text {batch_index}: {places}."
+            f"Phrases without a token among the first {max_num_entities} of text {batch_index}: {spans}."
         )
     return rows.float()
 
@@ -166,40 +178,41 @@ def create_positive_map_from_span(
     max_text_len: int = MAX_TEXT_LEN,
     batch_index: int = 0,
 ) -> Tensor:
-    """Give the row-normalized form (C, max_text_len) of `create_positive_map`: each row over (its sum + 1e-6).
+    """Return `create_positive_map` with each row divided by (its sum + 1e-6).
 
-    For averaging token scores into class scores, never a training target: with 1/n as target the best reachable
-    probability of a name falls with its number of tokens. Arguments and errors as there.
+    It averages token scores into class scores. It is no training target: with 1/n as the target,
+    the best reachable probability of a name falls with its number of tokens. Arguments and errors
+    are those of `create_positive_map`.
     """
     rows = create_positive_map(tokenized, token_span_per_class, max_text_len, batch_index)
     return rows / (rows.sum(-1, keepdim=True) + 1e-6)
 
 
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
-    """Count the tokens of each cleaned name with the "." that closes it. No names give no counts.
+    """Count the tokens of each cleaned name with its closing ".".
 
-    Counts add up: WordPiece never joins tokens over white space or punctuation. A prompt needs their sum + 2 for [CLS]
-    and [SEP].
+    A prompt needs their sum and 2 more for [CLS] and [SEP].
+
+    Counts add up because WordPiece never joins tokens over white space or punctuation.
     """
-    tokenized = (
-        tokenizer([f"{name}." for name in names], add_special_tokens=False) if names else {"input_ids": []}
-    )
-    return [len(ids) for ids in tokenized["input_ids"]]
+    if not names:
+        return []
+    return [
+        len(ids) for ids in tokenizer([f"{name}." for name in names], add_special_tokens=False)["input_ids"]
+    ]
 
 
 def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
-    """Split each of B prompts into the blocks that the language model can read one by one.
+    """Split each of B prompts into blocks that the language model can read one by one.
 
     Returns:
-        For each image, in order, the token range and the token ids of every block: [CLS], each phrase with its closing
-        separator, [SEP]. The ranges cover the real tokens; padding is in none. The position ids of a block are
-        0, 1, 2, ..., so that its ids alone determine its language-model features.
+        For each image the token range and the token ids of every block: [CLS], each phrase with its
+        closing separator, [SEP]. Padding is in no range. A block's token ids alone determine its
+        language-model features.
     """
     images = []
-    lengths = text.text_token_mask.sum(1).tolist()
-    for ids, length, positions in zip(
-        text.input_ids.tolist(), lengths, text.position_ids.tolist(), strict=True
-    ):
+    columns = text.input_ids.tolist(), text.text_token_mask.sum(1).tolist(), text.position_ids.tolist()
+    for ids, length, positions in zip(*columns, strict=True):
         begins = [i for i in range(length) if positions[i] == 0]
         ends = [*begins[1:], length]
         images.append([(slice(b, e), tuple(ids[b:e])) for b, e in zip(begins, ends, strict=True)])
@@ -209,7 +222,7 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
 def _positive_rows(
     tokenized: BatchEncoding, row_spans: Sequence[Spans], columns: int, batch_index: int
 ) -> tuple[Tensor, list[tuple[int, tuple[int, int]]]]:
-    """Give the (N, columns) bool map, and (row, span) of every span without a token inside the columns."""
+    """Return the (N, columns) bool map, and (row, span) of each span without a token in it."""
     rows = torch.zeros(len(row_spans), columns, dtype=torch.bool)
     without_token = []
     offsets = tokenized[batch_index].offsets
@@ -218,7 +231,7 @@ def _positive_rows(
             first = _first_token(tokenized, batch_index, range(begin, end))
             last = _first_token(tokenized, batch_index, range(end - 1, begin - 1, -1))
             while last is not None and offsets[last + 1 : last + 2] == [offsets[last]]:
-                last += 1  # of a character that became several tokens, as a Korean syllable does
+                last += 1  # the last character became several tokens, as a Korean syllable does
             if first is None or last is None or last >= columns:
                 without_token.append((row, (begin, end)))
             else:
@@ -227,6 +240,6 @@ def _positive_rows(
 
 
 def _first_token(tokenized: BatchEncoding, batch_index: int, characters: range) -> int | None:
-    # accents, control and zero-width characters are dropped by the tokenizer and have no token of their own
+    # the tokenizer drops accents, control and zero-width characters
     tokens = (tokenized.char_to_token(batch_index, character) for character in characters)
     return next((token for token in tokens if token is not None), None)

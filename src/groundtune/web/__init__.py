@@ -1,1 +1,1 @@
-"""Pages in the browser: the demo and the review of boxes."""
+"""Pages in the browser: the demo, and the review of boxes."""

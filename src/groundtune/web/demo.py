@@ -1,19 +1,19 @@
-"""The page of `groundtune demo`: somebody drops an image, names things, and sees where they are.
+"""The page of `groundtune demo`: upload an image, name classes, and see the detections.
 
-The network runs once for an image and its names. Everything above a low score goes to the browser with the image, as one
-piece of HTML (`answer.html.jinja`); its sliders and the JSON file are a few lines of script there (`answer.js`), so that
-nobody who moves a slider takes time from the others. Gradio brings the page, the upload, and the queue.
-
-One thread computes for everybody, whoever asked: a network works on one image at a time, and torch keeps a team of threads
-for every thread that it was called from. The page asks nobody but this server: no statistics, no fonts, no scripts.
+The network runs once per image and classes. All detections above a low score go to the browser as
+HTML (`demo.html.jinja`); its sliders and JSON download are a script (`demo.js`). One thread runs
+the networks for all visitors: they take one image at a time, and torch keeps a team of threads per
+calling thread. The page loads nothing from other servers.
 """
 
 import importlib.util
 import os
 import re
 import socket
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,176 +31,166 @@ from groundtune.predict.writers import COLORS, records_of
 if TYPE_CHECKING:
     from gradio import Blocks
 
-
-LOWEST_SCORE = 0.05
-MOST_NAMES = 100
-"""Names at a time: every prompt of the model that they fill is a pass of its own, and the others wait."""
-
-_SIDE = 1600  # pixels of the shown image's longer side; boxes are drawn in the original's
-_WAITING, _AT_ONCE = 32, 4
+MIN_SCORE = 0.05
+MAX_CLASSES = 100  # per request: more need more passes, while others wait
+_MAX_SIDE = 1600  # pixels of the displayed image
+_MAX_WAITING, _MAX_REQUESTS = 32, 4
 _FOLDER = Path(__file__).parent
-_PAGE = jinja2.Environment(
+_TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
-).get_template("answer.html.jinja")
+)
 
 
 @dataclass
 class Demo:
-    """Models that look for the same names in the same image; the base before its child.
+    """Models that detect the same classes in the same image."""
 
-    Attributes:
-        models: what they are called on the page, and the models.
-        device: where to compute.
-        precision: "fp32" or "bf16".
-        threshold: the score at which the sliders stand at first.
-    """
-
-    models: dict[str, ModelBundle]
+    models: dict[str, ModelBundle]  # by their names on the page, the base model first
     device: torch.device
     precision: str
-    threshold: float
+    threshold: float  # initial confidence threshold
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def answer(self, path: str | None, chips: Sequence[str] | None) -> tuple[str, list[str]]:
-        """What the page shows: the image with everything found, or what is wrong with it or with the names.
+    def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
+        """Return the detections or the error as HTML without executable input, and the class names.
 
-        Args:
-            path: the image's file; None where there is none yet.
-            chips: names to look for, or several of them with commas between.
-
-        Returns:
-            HTML without anything that a name or a file could make the browser run; and the names, one a chip.
+        There is no path before the first upload; entries may be lists separated by commas.
         """
-        names = list(
-            dict.fromkeys(name for chip in chips or () for name in re.split(r"\s*,\s*", chip.strip()) if name)
-        )
-        shown: dict[str, Any] = {
-            "problem": "",
-            "images": [{}],
-            "threshold": max(self.threshold, LOWEST_SCORE),
-            "lowest": LOWEST_SCORE,
-        }
+        names = [name for entry in entries or () for name in re.split(r"\s*,\s*", entry.strip()) if name]
+        names = list(dict.fromkeys(names))
+        threshold = max(self.threshold, MIN_SCORE)
+        values: dict[str, Any] = {"images": [{}], "threshold": threshold, "min_score": MIN_SCORE}
         try:
             if path is None:
                 raise ConfigError("There is no image yet. Drop one into the field, or click there.")
             image = load_image(Path(path))
-            shown |= {
-                "width": image.width,
-                "height": image.height,
-                "image": data_uri(thumbnail(image.copy(), _SIDE, 85)),
-            }
+            values |= {"width": image.width, "height": image.height}
+            values["source"] = data_uri(thumbnail(image.copy(), _MAX_SIDE, 85))
             if not names:
+                raise ConfigError("There are no classes yet. Type a name, such as cat, and press Enter.")
+            if len(names) > MAX_CLASSES:
+                limit = f"expected at most {MAX_CLASSES}, got {len(names)}"
                 raise ConfigError(
-                    "There is nothing to look for yet. Type a name, such as cat, and press Enter."
+                    f"Classes: {limit}. Remove some, or use `groundtune predict`, which has no limit."
                 )
-            if len(names) > MOST_NAMES:
-                raise ConfigError(
-                    f"{len(names)} names are more than this page looks for at a time, which is {MOST_NAMES}; take some away. "
-                    "`groundtune predict` takes any number."
-                )
-            found = self._thread.submit(self._find, image, names).result()
+            found = self._thread.submit(self._detect, image, names).result()
             images = [
-                {"image": Path(path).name, "model": model, "detections": part}
-                for model, part in found.items()
+                {"image": Path(path).name, "model": model, "detections": records}
+                for model, records in found.items()
             ]
-            colors = [COLORS.by_idx(place).as_hex() for place in range(len(names))]
-            shown |= {"found": {"classes": names, "images": images}, "images": images, "colors": colors}
+            colors = [COLORS.by_idx(index).as_hex() for index in range(len(names))]
+            values |= {"results": {"classes": names, "images": images}, "images": images, "colors": colors}
         except GroundtuneError as error:
-            shown["problem"] = str(error) if path is None else str(error).replace(path, Path(path).name)
-        return _PAGE.render(shown), names
+            values["problem"] = str(error) if path is None else str(error).replace(path, Path(path).name)
+        return _TEMPLATES.get_template("demo.html.jinja").render(values), names
 
-    def _find(self, image: Image.Image, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-        found = {}
+    def _detect(self, image: Image.Image, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+        records = {}
         for model, bundle in self.models.items():
-            [part] = Predictor(bundle, names, self.device, LOWEST_SCORE, precision=self.precision).find(
-                [image]
+            predictor = Predictor(
+                bundle,
+                names,
+                self.device,
+                threshold=MIN_SCORE,
+                thresholds={},
+                sentences=False,
+                tiles=None,
+                batch_size=1,
+                precision=self.precision,
             )
-            found[model] = records_of(part)
-        return found
+            records[model] = records_of(predictor.find([image])[0])
+        return records
 
 
 def need_gradio() -> None:
-    """Refuse early where the extra is missing; a `ConfigError`."""
+    """Raise a `ConfigError` if the extra is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError('gradio is not installed. Install it with: pip install "groundtune[demo]"')
 
 
 def serve(demo: Demo, names: Sequence[str], host: str, port: int | None, folder: str) -> "Blocks":
-    """Start the page, which then runs beside the caller; its `local_url` says where, and `close` ends it.
+    """Start the page in the background, at its `local_url`; `close` stops it.
 
-    Args:
-        demo: the models.
-        names: what the field of names holds at first.
-        host: address to listen at.
-        port: None takes the first free one from 7860.
-        folder: for images while they are uploaded and looked at; those of an hour ago are deleted.
+    Without a port the first free one from 7860 is used. Uploads are kept in `folder` for an hour.
 
     Raises:
-        ConfigError: the address cannot be listened at.
+        ConfigError: it cannot listen on the address.
     """
-    # Gradio reads these when it is imported; and it asks itself whether it is up, which no proxy could do.
-    os.environ |= {
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": folder,
-        "NO_PROXY": "*",
-        "no_proxy": "*",
-    }
+    # read when Gradio is imported
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
     import gradio as gr
 
-    names = list(names[:MOST_NAMES])
-    with gr.Blocks(
-        title="Groundtune", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
-    ) as page:
-        gr.Markdown(f"# {' and '.join(map(_plain, demo.models))}")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                image = gr.File(label="Image", height=150)
-                told = "Enter after each name; a list with commas is taken apart."
-                chips = gr.Dropdown(
-                    names, value=names, label="Look for", info=told, multiselect=True, allow_custom_value=True
-                )
-                button = gr.Button("Find", variant="primary")
-            with gr.Column(scale=3, min_width=320):
-                answer = gr.HTML(
-                    _PAGE.render(),
-                    css_template=(_FOLDER / "answer.css").read_text(encoding="utf-8"),
-                    js_on_load=(_FOLDER / "answer.js").read_text(encoding="utf-8"),
-                    apply_default_css=False,
-                    elem_id="answer",
-                )
-        gr.on(
-            [image.upload, button.click],
-            demo.answer,
-            [image, chips],
-            [answer, chips],
-            api_name="find",
-            concurrency_limit=_AT_ONCE,
-            show_progress_on=answer,
-        )
-    page.queue(max_size=_WAITING)
+    page = _build_page(demo, list(names[:MAX_CLASSES]))
+    page.queue(max_size=_MAX_WAITING)
     try:
         family = socket.getaddrinfo(host, port or 0)[0][0]
-        socket.create_server((host, port or 0), family=family).close()  # Gradio would wait long, and say less
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            max_file_size="200mb",
-            theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        )
+        socket.create_server((host, port or 0), family=family).close()
+        with _without_proxy(host):
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                max_file_size="200mb",
+                theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            )
     except OSError as error:
-        raise ConfigError(f"host, port: cannot listen at {host}:{port or 'a free port'}: {error}.") from error
+        raise ConfigError(f"host, port: cannot listen on {host}:{port or 'a free port'}: {error}.") from error
     return page
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([^\w\s/])", r"\\\1", text)
+def _build_page(demo: Demo, names: list[str]) -> "Blocks":
+    import gradio as gr
+
+    title = " and ".join(re.sub(r"([^\w\s/])", r"\\\1", name) for name in demo.models)
+    info = "Press Enter after each name, or paste a list separated by commas."
+    css, js = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
+    html = _TEMPLATES.get_template("demo.html.jinja").render()
+    with gr.Blocks(
+        title="Groundtune", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
+    ) as page:
+        gr.Markdown(f"# {title}")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                image = gr.File(label="Image", height=150)
+                classes = gr.Dropdown(
+                    names, value=names, label="Classes", info=info, multiselect=True, allow_custom_value=True
+                )
+                button = gr.Button("Detect", variant="primary")
+            with gr.Column(scale=3, min_width=320):
+                results = gr.HTML(
+                    html, css_template=css, js_on_load=js, apply_default_css=False, elem_id="results"
+                )
+        gr.on(
+            [image.upload, button.click],
+            demo.detect,
+            [image, classes],
+            [results, classes],
+            api_name="detect",
+            concurrency_limit=_MAX_REQUESTS,
+            show_progress_on=results,
+        )
+    return page
+
+
+@contextmanager
+def _without_proxy(host: str) -> Iterator[None]:
+    """Let Gradio's check of its own address, at its start, bypass the proxy of the environment."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    bypassed = ",".join(filter(None, [urllib.request.getproxies().get("no"), "localhost", host]))
+    os.environ |= {"NO_PROXY": bypassed, "no_proxy": bypassed}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,8 +1,8 @@
-"""The COCO file that is reviewed, and what people decide about its boxes.
+"""The COCO file under review, and the decisions about its boxes.
 
-Each decision is written at once, whole or not at all. An accepted box loses its "score", which makes it a person's; a rejected
-one leaves the file; undo goes back one decision after the other, as long as the page is served. Everything else in the file
-stays as it was, also what cannot be shown.
+Each decision is written at once and atomically. An accepted box loses its "score", a rejected box
+is removed; undo goes back decision by decision. The rest of the file is not changed, even if it is
+invalid.
 """
 
 import json
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.coco import coco_lists
-from groundtune.data.formats.files import inside, is_text, read_json
+from groundtune.data.formats.files import inside, is_text
 from groundtune.data.images import load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.files import replacing
+from groundtune.files import read_json, replacing
 from groundtune.text.prompt import clean_name
 
-_SIDE = 1600  # pixels of the shown image's longer side
-_LONGEST = 200  # letters of a name
+_MAX_SIDE = 1600  # pixels of the displayed image
+_MAX_NAME = 200  # characters
 
 
 class Boxes:
-    """The boxes of one COCO file; any number of threads may ask.
+    """The boxes of one COCO file; thread-safe.
 
     Args:
-        path: the file; its images lie beside it, or deeper.
+        path: the file, in the directory of its images or above.
 
     Raises:
-        DataError: it cannot be read, or is not COCO's.
+        DataError: it cannot be read, or is not a COCO file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,146 +41,127 @@ class Boxes:
         )
         self._images = {row["id"]: row for row in images if _is_image(row)}
         self._rows: dict[int, Any] = dict(enumerate(annotations))
-        self._before: list[tuple[int, dict[str, Any], list[Any]]] = []  # what undo brings back
+        self._history: list[tuple[int, dict[str, Any], list[Any]]] = []
 
-    def shown(self) -> dict[str, Any]:
-        """Everything that the page shows, in plain values."""
+    def state(self) -> dict[str, Any]:
+        """Return images, boxes, classes and the number of undoable decisions as plain values."""
         with self._lock:
             images = [
                 {"id": key, "name": row["file_name"], "width": row["width"], "height": row["height"]}
                 for key, row in self._images.items()
             ]
-            return self._state() | {
-                "images": images,
-                "boxes": [self._box(key) for key in self._rows if self._shows(key)],
-            }
+            boxes = [self._box(key) for key in self._rows if self._is_valid(key)]
+            return self._classes() | {"images": images, "boxes": boxes}
 
-    def decide(self, what: Any, key: Any, name: Any) -> dict[str, Any]:
-        """Carry a decision out, and write it.
+    def decide(self, action: Any, key: Any, name: Any) -> dict[str, Any]:
+        """Apply "accept", "reject", "rename" (to a new or old name) or "undo", and write the file.
 
-        Args:
-            what: "accept", "reject", "rename" or "undo".
-            key: which box; of "undo" nothing.
-            name: of "rename": a class, which is made where it does not exist.
-
-        Returns:
-            `key`, the `box` as it is now or None where it is gone, and the classes.
+        Returns: `key`, the new `box` (None if removed), `classes`, and the number of decisions to
+        `undo`.
 
         Raises:
-            DataError: the decision cannot be carried out, or the file cannot be written. Then nothing has changed.
+            DataError: the decision is invalid or the file cannot be written; nothing has changed.
         """
         with self._lock:
-            if what == "undo":
-                if not self._before:
+            if action == "undo":
+                if not self._history:
                     raise DataError("There is nothing to undo.")
-                key, row, categories = self._before[-1]
-            elif type(key) is not int or not self._shows(key):
-                raise DataError("That box is gone: another tab removed it. Load the page again.")
+                key, row, categories = self._history[-1]
+            elif type(key) is not int or not self._is_valid(key):
+                raise DataError("This box was removed in another tab. Reload the page.")
             else:
                 row, categories = dict(self._rows[key]), list(self._categories)
-                if what == "rename":
-                    row["category_id"] = self._category(name, categories)
-                elif what not in ("accept", "reject"):
+                if action == "rename":
+                    row["category_id"] = _category_id(name, categories)
+                elif action not in ("accept", "reject"):
                     raise DataError("Expected accept, reject, rename or undo.")
                 row.pop("score", None)
-            rows = (
-                {one: self._rows[one] for one in self._rows if one != key}
-                if what == "reject"
-                else self._rows | {key: row}
-            )
-            self._write(dict(sorted(rows.items())), categories)
-            if what == "undo":
-                self._before.pop()
+            rows = self._rows | {key: row}
+            if action == "reject":
+                del rows[key]
+            rows = dict(sorted(rows.items()))
+            self._write(rows, categories)
+            if action == "undo":
+                self._history.pop()
             else:
-                self._before.append((key, self._rows[key], self._categories))
-            self._rows, self._categories = dict(sorted(rows.items())), categories
-            return self._state() | {"key": key, "box": self._box(key) if key in self._rows else None}
+                self._history.append((key, self._rows[key], self._categories))
+            self._rows, self._categories = rows, categories
+            return self._classes() | {"key": key, "box": self._box(key) if key in rows else None}
 
     def image(self, key: int) -> bytes:
-        """An image as JPEG, at most 1600 pixels long.
-
-        Raises:
-            DataError: there is none, it lies outside of the data set, or it cannot be read.
-        """
+        """Return an image as JPEG, at most 1600 pixels long, or raise a `DataError`."""
         row = self._images.get(key)
         if row is None:
             raise DataError("There is no such image.")
-        file = self.path.parent / row["file_name"].replace("\\", "/")
-        if "\0" in row["file_name"] or not inside(file, self.path.parent):
-            raise DataError(f"{row['file_name']} lies outside of the data set, and is not shown.")
+        name = row["file_name"]
+        file = self.path.parent / name.replace("\\", "/")
+        if "\0" in name or not inside(file, self.path.parent):
+            raise DataError(f"{name} is outside of the data set, so it is not shown.")
         try:
             with self._decoding:  # one at a time: a large one takes a gigabyte
                 image = load_image(file, (row["height"], row["width"]))
         except MemoryError as error:
-            raise DataError(f"{row['file_name']} is too large for this machine's memory.") from error
+            raise DataError(f"{name} is too large for the memory of the server.") from error
         except DataError as error:
             raise DataError(str(error).replace(f"{self.path.parent}/", "")) from error
-        return thumbnail(image, _SIDE, 88)
+        return thumbnail(image, _MAX_SIDE, 88)
 
-    def _state(self) -> dict[str, Any]:
+    def _classes(self) -> dict[str, Any]:
         classes = [{"id": row["id"], "name": row["name"]} for row in self._categories if _is_class(row)]
-        return {"classes": classes, "undo": len(self._before)}
+        return {"classes": classes, "undo": len(self._history)}
 
-    def _shows(self, key: int) -> bool:
+    def _is_valid(self, key: int) -> bool:
         row = self._rows.get(key)
         if not isinstance(row, dict) or type(row.get("image_id")) is not int:
             return False
-        return row["image_id"] in self._images and _four_numbers(row.get("bbox"))
+        bbox = row.get("bbox")
+        four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
+        return row["image_id"] in self._images and four_numbers
 
     def _box(self, key: int) -> dict[str, Any]:
         row = self._rows[key]
-        score = row.get("score")
-        known = {
-            "key": key,
-            "image": row["image_id"],
-            "class": row.get("category_id"),
-            "box_xywh": row["bbox"],
-        }
-        return known | {"score": score if _is_number(score) else None}
-
-    def _category(self, name: Any, categories: list[Any]) -> Any:
-        """The id of a class, added to `categories` where it is a new one."""
-        name = " ".join(name.split()) if is_text(name) else ""
-        if not clean_name(name) or len(name) > _LONGEST:
-            raise DataError(f"A class needs a name with letters or digits, at most {_LONGEST}.")
-        for row in filter(_is_class, categories):
-            if clean_name(row["name"]) == clean_name(name):
-                return row["id"]
-        ids = [row["id"] for row in categories if _is_class(row) and type(row["id"]) is int]
-        categories.append({"id": max(ids, default=0) + 1, "name": name})
-        return categories[-1]["id"]
+        score = row["score"] if _is_number(row.get("score")) else None
+        box = {"key": key, "image": row["image_id"], "class": row.get("category_id"), "box_xywh": row["bbox"]}
+        return box | {"score": score}
 
     def _write(self, rows: dict[int, Any], categories: list[Any]) -> None:
         if self._stamp() != self._written:
-            raise DataError(
-                f"{self.path.name} was changed by another program. Start groundtune review again."
-            )
+            raise DataError(f"Another program changed {self.path.name}. Restart groundtune review.")
         content = self._content | {"annotations": [*rows.values()], "categories": categories}
         try:
             with replacing(self.path) as file:
                 file.write(json.dumps(content).encode())
         except OSError as error:
-            raise DataError(
-                f"Cannot write {self.path.name}: {error.strerror or error}. Nothing was changed."
-            ) from error
+            reason = error.strerror or error
+            raise DataError(f"Cannot write {self.path.name}: {reason}. Nothing was changed.") from error
         self._written = self._stamp()
 
     def _stamp(self) -> tuple[int, int]:
         try:
-            state = self.path.stat()
+            stat = self.path.stat()
         except OSError as error:
-            raise DataError(f"Cannot read {self.path}: {error.strerror}. Name a COCO data set.") from error
-        return state.st_mtime_ns, state.st_size
+            raise DataError(
+                f"Cannot read {self.path}: {error.strerror}. Expected a COCO data set."
+            ) from error
+        return stat.st_mtime_ns, stat.st_size
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-    )  # no NaN either
+def _category_id(name: Any, categories: list[Any]) -> Any:
+    """Return the id of a class; a new class is added to `categories`."""
+    name = " ".join(name.split()) if is_text(name) else ""
+    if not clean_name(name) or len(name) > _MAX_NAME:
+        raise DataError(f"A class needs a name with letters or digits, at most {_MAX_NAME} characters.")
+    classes = [row for row in categories if _is_class(row)]
+    for row in classes:
+        if clean_name(row["name"]) == clean_name(name):
+            return row["id"]
+    new_id = max((row["id"] for row in classes if type(row["id"]) is int), default=0) + 1
+    categories.append({"id": new_id, "name": name})
+    return new_id
 
 
-def _four_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+def _is_number(value: Any) -> bool:  # not NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _is_image(row: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What is read off image files, whatever is in them, and how images are compared."""
+"""Image files of any content are checked without an error, and duplicates are found."""
 
 import io
 import random
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from groundtune.data.check.images import check_twins, read_image, read_images
+from groundtune.data.check.images import check_duplicates, read_image, read_images
 from groundtune.data.check.kinds import CHECKING
 from groundtune.data.images import load_image
 from groundtune.data.problems import Collector
@@ -16,7 +16,7 @@ from groundtune.errors import DataError
 
 
 def noise(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """Colored patches, which look like nothing else."""
+    """Colored patches, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
@@ -30,17 +30,17 @@ def split(name: str, folder, images: dict[str, Image.Image], **options) -> Datas
     return Dataset(name, folder, ["cat"], samples, [1])
 
 
-def twins(*splits: Dataset) -> dict[str, list[str]]:
+def duplicates(*splits: Dataset) -> dict[str, list[str]]:
     paths = [sample.image_path for dataset in splits for sample in dataset.samples]
     facts = dict(read_images(paths, 2))
-    found = Collector(CHECKING)
-    for place, dataset in enumerate(splits):
-        check_twins(dataset, splits[:place], facts, found)
-    return {finding.check: finding.examples for finding in found.findings()}
+    problems = Collector(CHECKING)
+    for index, dataset in enumerate(splits):
+        check_duplicates(dataset, splits[:index], facts, problems)
+    return {finding.check: finding.examples for finding in problems.findings()}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_a_broken_file_is_a_fact_and_never_an_error_and_training_agrees(tmp_path, kind):
+def test_a_corrupted_file_is_a_result_and_training_agrees(tmp_path, kind):
     rng = random.Random(kind)
     written = io.BytesIO()
     noise(1).save(written, kind)
@@ -62,13 +62,13 @@ def test_a_broken_file_is_a_fact_and_never_an_error_and_training_agrees(tmp_path
             assert not fact.problem, fact.detail
 
 
-def test_a_missing_file_and_an_empty_one_are_told(tmp_path):
+def test_missing_and_empty_files(tmp_path):
     (tmp_path / "empty.jpg").touch()
     assert read_image(tmp_path / "empty.jpg").detail == "the file is empty"
     assert read_image(tmp_path / "none.jpg").problem == "image-corrupt"
 
 
-def test_an_early_end_is_told_apart(tmp_path):
+def test_a_truncated_file(tmp_path):
     noise(1, (400, 300)).save(tmp_path / "a.jpg", quality=95)
     content = (tmp_path / "a.jpg").read_bytes()
     for share in (0.3, 0.6, 0.95):
@@ -76,7 +76,7 @@ def test_an_early_end_is_told_apart(tmp_path):
         assert read_image(tmp_path / "a.jpg").problem == "image-truncated"
 
 
-def test_the_same_bytes_and_nearly_the_same_look(tmp_path):
+def test_identical_files_and_near_duplicates(tmp_path):
     folders = [tmp_path / name for name in ("train", "valid")]
     for folder in folders:
         folder.mkdir()
@@ -91,8 +91,8 @@ def test_the_same_bytes_and_nearly_the_same_look(tmp_path):
         "same.png": noise(2),
     }
     valid = split("valid", folders[1], changed)
-    assert twins(train) == {"duplicate-file": ["c.png is a.png"]}
-    assert twins(train, valid) == {
+    assert duplicates(train) == {"duplicate-file": ["c.png is a.png"]}
+    assert duplicates(train, valid) == {
         "duplicate-file": ["c.png is a.png"],
         "leak-exact": ["same.png is train/b.png"],
         "near-duplicate": ["same.png and smaller.png"],
@@ -104,22 +104,21 @@ def test_the_same_bytes_and_nearly_the_same_look(tmp_path):
     }
 
 
-def test_a_still_camera_makes_every_pair_near_and_stays_fast(tmp_path):
+def test_a_still_camera_makes_every_pair_a_near_duplicate(tmp_path):
     images = {f"{number}.jpg": noise(1) for number in range(300)}
     for number, image in enumerate(images.values()):
         image.putpixel((number % 96, number // 96), (255, 0, 0))
     dataset = split("train", tmp_path, images, quality=100, subsampling=0)
-    found = twins(dataset)
-    assert found["near-duplicate"][0] == "1.jpg and 0.jpg"
+    assert duplicates(dataset)["near-duplicate"][0] == "1.jpg and 0.jpg"
 
 
-def test_images_of_one_color_are_no_twins(tmp_path):
+def test_images_of_one_color_are_no_duplicates(tmp_path):
     dataset = split(
         "train", tmp_path, {f"{n}.png": Image.new("RGB", (40 + n, 30), (90, 90, 90)) for n in range(3)}
     )
-    assert twins(dataset) == {}
+    assert duplicates(dataset) == {}
 
 
-def test_no_images_are_no_problem():
+def test_no_images():
     assert list(read_images([], 2)) == []
-    assert twins(Dataset("train", None, [], [], [])) == {}
+    assert duplicates(Dataset("train", None, [], [], [])) == {}

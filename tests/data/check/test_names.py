@@ -1,16 +1,21 @@
-"""What is said about class names, one by one and in pairs."""
+"""Class names, one by one and in pairs."""
+
+from pathlib import Path
 
 import pytest
 
-from groundtune.data.check.kinds import CHECKING
+from groundtune.data.check.kinds import CHECKING, ModelLimits
 from groundtune.data.check.names import alike_names, check_names
 from groundtune.data.problems import Collector
+from groundtune.data.sample import Dataset
 from groundtune.text.prompt import clean_name
 
 
-def found(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[str]]:
+def problems_of(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[str]]:
     collector = Collector(CHECKING)
-    check_names([clean_name(name) for name in written], written, tokenizer, max_text_len, collector)
+    names = [clean_name(name) for name in written]
+    dataset = Dataset("train", Path(), names, [], [], written_names=list(written))
+    check_names(dataset, ModelLimits(tokenizer, max_text_len, 100, 100, 100), collector)
     return {finding.check: finding.examples for finding in collector.findings()}
 
 
@@ -33,29 +38,29 @@ def found(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[s
     ],
 )
 def test_names_that_the_model_cannot_read_well(tokenizer, written, check):
-    assert set(found(tokenizer, written)) == {check}
+    assert set(problems_of(tokenizer, written)) == {check}
 
 
 @pytest.mark.parametrize(
     "name",
     ["cat", "red blood cell", "tv", "t-shirt", "number 7 bus", "objective", "classroom", "cats", "orange"],
 )
-def test_names_that_it_can(tokenizer, name):
-    assert found(tokenizer, name) == {}
+def test_names_that_the_model_can_read(tokenizer, name):
+    assert problems_of(tokenizer, name) == {}
 
 
 def test_names_are_counted_with_their_separator(tokenizer):
-    assert found(tokenizer, "cat dog", max_text_len=5) == {}  # [CLS] cat dog . [SEP]
-    assert found(tokenizer, "cat dog", max_text_len=4) == {
+    assert problems_of(tokenizer, "cat dog", max_text_len=5) == {}  # [CLS] cat dog . [SEP]
+    assert problems_of(tokenizer, "cat dog", max_text_len=4) == {
         "name-too-long": ["'cat dog' has 3 tokens with its '.', at most 2 are read"]
     }
-    assert found(tokenizer, "cat", "dog", max_text_len=5) == {
+    assert problems_of(tokenizer, "cat", "dog", max_text_len=5) == {
         "names-over-budget": ["4 tokens for 2 names: 2 prompts of 3"]
     }
 
 
-def test_names_that_read_the_same(tokenizer):
-    assert found(tokenizer, "café", "cafe")["names-same-tokens"] == ["'café', 'cafe' are read 'cafe'"]
+def test_names_with_the_same_tokens(tokenizer):
+    assert problems_of(tokenizer, "café", "cafe")["names-same-tokens"] == ["'café', 'cafe' are read 'cafe'"]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +79,10 @@ def test_names_that_read_the_same(tokenizer):
         (["big cat", "big bat"], False),
     ],
 )
-def test_names_that_may_be_one_spelt_in_two_ways(names, alike):
+def test_names_that_may_be_one_name_in_two_spellings(names, alike):
     assert alike_names(names) == ([tuple(names)] if alike else [])
 
 
-def test_no_names_are_no_problem(tokenizer):
-    assert found(tokenizer) == {}
+def test_no_names(tokenizer):
+    assert problems_of(tokenizer) == {}
     assert alike_names([]) == []

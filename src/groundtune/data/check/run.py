@@ -1,7 +1,4 @@
-"""All checks of a data set, one after the other: the fast ones for every training run, all of them for `groundtune check`.
-
-What checking found, in a form for programs; `text` makes it readable.
-"""
+"""Run the checks: the fast ones before every training, all of them in `groundtune check`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +9,8 @@ from typing import Any, NamedTuple
 from transformers import BertTokenizer
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
-from groundtune.data.check.images import ImageFacts, check_images, check_twins, read_images
-from groundtune.data.check.kinds import CHECKING, CHECKS
+from groundtune.data.check.images import ImageFacts, check_duplicates, check_images, read_images
+from groundtune.data.check.kinds import CHECKING, CHECKS, ModelLimits
 from groundtune.data.check.names import check_names, check_split, check_splits, count_boxes, read_tokens
 from groundtune.data.problems import Collector, Finding, Severity
 from groundtune.data.sample import Dataset
@@ -23,7 +20,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class SplitFinding(NamedTuple):
-    """A finding and the split that it is in; "" where it concerns all of them."""
+    """A finding and its split; "" for all splits together."""
 
     split: str
     finding: Finding
@@ -31,59 +28,33 @@ class SplitFinding(NamedTuple):
 
 @dataclass
 class Report:
-    """What checking found."""
+    """The result of checking a data set."""
 
-    data: str  # what was checked
-    images: dict[str, int] = field(default_factory=dict)  # of each split
-    boxes: dict[str, int] = field(default_factory=dict)  # of each split
-    classes: list[dict[str, Any]] = field(default_factory=list)  # as in `run.describe_classes`
+    data: str  # name of the data set
+    images: dict[str, int] = field(default_factory=dict)  # number in each split
+    boxes: dict[str, int] = field(default_factory=dict)  # number in each split
+    classes: list[dict[str, Any]] = field(default_factory=list)  # as in `describe_classes`
     findings: list[SplitFinding] = field(default_factory=list)  # errors first, then warnings, then notes
 
     def count(self, severity: Severity) -> int:
-        """How many checks found something of a severity, in whatever number of splits."""
-        return len(
-            {located.finding.check for located in self.findings if located.finding.severity == severity}
-        )
+        """Return the number of checks of a severity that found something."""
+        return len({finding.check for _, finding in self.findings if finding.severity == severity})
 
-    def leave_out(self, checks: Sequence[str]) -> None:
-        """Take the findings of some checks out."""
+    def ignore(self, checks: Sequence[str]) -> None:
+        """Remove the findings of some checks."""
         self.findings = [located for located in self.findings if located.finding.check not in checks]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return the report as values that JSON has."""
         return {
             "data": self.data,
             "splits": {
                 name: {"images": self.images[name], "boxes": self.boxes[name]} for name in self.images
             },
             **{f"{severity}s": self.count(severity) for severity in SEVERITIES},
-            "findings": [
-                {"split": located.split or None, **asdict(located.finding)} for located in self.findings
-            ],
+            "findings": [{"split": split or None, **asdict(finding)} for split, finding in self.findings],
             "classes": self.classes,
         }
-
-
-def by_severity(findings: Sequence[SplitFinding]) -> list[SplitFinding]:
-    """Put errors before warnings before notes; otherwise the order stays."""
-    return sorted(findings, key=lambda located: SEVERITIES.index(located.finding.severity))
-
-
-def unreadable(data: str, error: DataError) -> Report:
-    """The report of a data set that could not be read."""
-    finding = Finding("data-unreadable", *CHECKING["data-unreadable"], count=1, examples=[str(error)])
-    return Report(data, findings=[SplitFinding("", finding)])
-
-
-@dataclass(frozen=True)
-class ModelLimits:
-    """What a model can take."""
-
-    tokenizer: BertTokenizer  # of its language model
-    max_text_len: int  # most tokens of a prompt with [CLS] and [SEP]
-    num_queries: int  # most objects that it finds in an image
-    short_side: int  # of its images, pixels
-    max_side: int
 
 
 def check_data(
@@ -91,21 +62,21 @@ def check_data(
     splits: Mapping[str, Dataset],
     limits: ModelLimits,
     *,
-    files: bool = True,
-    workers: int = 0,
+    files: bool,
+    workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run all checks.
 
     Args:
-        data: what to call the data set.
-        splits: with one class list, "train" first.
-        limits: of the model.
-        files: also decode every image.
-        workers: threads; 0 takes as many as there are cores, at most 8 (a large image takes hundreds of MB).
-        progress: told about images done, and images in all.
+        data: name of the data set in the report.
+        splits: splits with one class list, "train" first.
+        limits: limits of the model.
+        files: whether to decode every image.
+        workers: number of threads; 0 means one per core, at most 8 (large images need memory).
+        progress: called with the number of decoded images and of all images.
     """
-    findings = _check_fast(splits, limits)
+    findings = _check_annotations(splits, limits)
     if files:
         findings += _check_files(splits, workers or min(8, os.cpu_count() or 1), progress)
     return Report(
@@ -113,86 +84,101 @@ def check_data(
         images={name: len(dataset.samples) for name, dataset in splits.items()},
         boxes={name: sum(len(s.boxes_xyxy) for s in dataset.samples) for name, dataset in splits.items()},
         classes=describe_classes(splits, limits.tokenizer),
-        findings=by_severity(findings),
+        findings=_by_severity(findings),
     )
 
 
-def _check_fast(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[SplitFinding]:
-    """Run the checks that open no image, and add what reading found."""
-    found = Collector(CHECKING)
-    for first in list(splits.values())[:1]:
-        check_names(first.class_names, first.written_names, limits.tokenizer, limits.max_text_len, found)
-    check_splits(splits, found)
-    findings = [SplitFinding("", finding) for finding in found.findings()]
-    for name, dataset in splits.items():
-        found = Collector(CHECKING)
-        check_split(dataset, found)
-        check_grounding(dataset, found)
-        check_boxes(dataset, limits.short_side, limits.max_side, limits.num_queries, found)
-        findings += [SplitFinding(name, finding) for finding in [*dataset.findings, *found.findings()]]
-    return findings
+def raise_for_errors(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[str]:
+    """Run the checks that open no image, and return the names of those that warn.
+
+    Raises:
+        DataError: there are errors. All are listed, each with its fix.
+    """
+    findings = _by_severity(_check_annotations(splits, limits))
+    errors = [
+        f"{split and split + ': '}{finding} {finding.fix}"
+        for split, finding in findings
+        if finding.severity == "error"
+    ]
+    if errors:
+        lines = [f"{len(errors)} problems with the data:", *errors] if len(errors) > 1 else errors
+        raise DataError("\n  ".join(lines))
+    return [finding.check for _, finding in findings if finding.severity == "warning"]
 
 
-def _check_files(
-    splits: Mapping[str, Dataset], workers: int, progress: Callable[[int, int], None] | None
-) -> list[SplitFinding]:
-    """Run the checks that decode every image."""
-    paths = list(dict.fromkeys(s.image_path for dataset in splits.values() for s in dataset.samples))
-    facts: dict[Path, ImageFacts] = {}
-    for path, fact in read_images(paths, workers):
-        facts[path] = fact
-        if progress is not None:
-            progress(len(facts), len(paths))
-    findings = []
-    for place, (name, dataset) in enumerate(splits.items()):
-        found = Collector(CHECKING)
-        check_images(dataset, facts, found)
-        check_twins(dataset, list(splits.values())[:place], facts, found)
-        findings += [SplitFinding(name, finding) for finding in found.findings()]
-    return findings
+def unreadable(data: str, error: DataError) -> Report:
+    """Return the report of a data set that cannot be read."""
+    finding = Finding("data-unreadable", *CHECKING["data-unreadable"], count=1, examples=[str(error)])
+    return Report(data, findings=[SplitFinding("", finding)])
 
 
 def known_checks(names: Sequence[str]) -> None:
-    """Make sure that there are checks of these names.
+    """Check that all names are names of checks.
 
     Raises:
-        ConfigError: there are not; all of them are listed, each with the nearest one that there is.
+        ConfigError: names are unknown. All are listed, each with the nearest known name.
     """
     unknown = [
         f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in names if name not in CHECKS
     ]
     if unknown:
-        raise ConfigError(
-            f"ignore: {' '.join(unknown)} The names are those before the findings of groundtune check."
-        )
+        expected = "Expected names that `groundtune check` prints before its findings."
+        raise ConfigError(f"ignore: {' '.join(unknown)} {expected}")
 
 
-def raise_for_errors(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[str]:
-    """Run the fast checks before training, and give the names of those that warn.
+def _by_severity(findings: Sequence[SplitFinding]) -> list[SplitFinding]:
+    return sorted(findings, key=lambda located: SEVERITIES.index(located.finding.severity))
 
-    Raises:
-        DataError: there are errors. All are told, each with its fix.
-    """
-    findings = by_severity(_check_fast(splits, limits))
-    errors = [located for located in findings if located.finding.severity == "error"]
-    lines = [f"{split and split + ': '}{finding} {finding.fix}" for split, finding in errors]
-    if lines:
-        raise DataError(
-            "\n  ".join([f"{len(lines)} problems with the data:", *lines]) if lines[1:] else lines[0]
-        )
-    return [located.finding.check for located in findings if located.finding.severity == "warning"]
+
+def _check_annotations(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[SplitFinding]:
+    """Run the checks that open no image, and add the findings of reading."""
+    problems = Collector(CHECKING)
+    for first in list(splits.values())[:1]:
+        check_names(first, limits, problems)
+    check_splits(splits, problems)
+    findings = [SplitFinding("", finding) for finding in problems.findings()]
+    for name, dataset in splits.items():
+        problems = Collector(CHECKING)
+        check_split(dataset, problems)
+        check_grounding(dataset, problems)
+        check_boxes(dataset, limits, problems)
+        findings += [SplitFinding(name, finding) for finding in [*dataset.findings, *problems.findings()]]
+    return findings
+
+
+def _check_files(
+    splits: Mapping[str, Dataset], threads: int, progress: Callable[[int, int], None] | None
+) -> list[SplitFinding]:
+    """Run the checks that decode every image."""
+    paths = list(dict.fromkeys(s.image_path for dataset in splits.values() for s in dataset.samples))
+    facts: dict[Path, ImageFacts] = {}
+    for path, fact in read_images(paths, threads):
+        facts[path] = fact
+        if progress is not None:
+            progress(len(facts), len(paths))
+    findings = []
+    for index, (name, dataset) in enumerate(splits.items()):
+        problems = Collector(CHECKING)
+        check_images(dataset, facts, problems)
+        check_duplicates(dataset, list(splits.values())[:index], facts, problems)
+        findings += [SplitFinding(name, finding) for finding in problems.findings()]
+    return findings
 
 
 def describe_classes(splits: Mapping[str, Dataset], tokenizer: BertTokenizer) -> list[dict[str, Any]]:
-    """Say of each class what the model will read: id, name as written, name in the prompt, tokens, boxes per split."""
+    """Return id, written name, name in the prompt, tokens, and boxes per split of each class."""
     first = next(iter(splits.values()), None)
     if first is None:
         return []
-    names, counts = (
-        first.class_names,
-        {split: count_boxes(dataset).tolist() for split, dataset in splits.items()},
-    )
-    boxes = [dict(zip(counts, numbers, strict=True)) for numbers in zip(*counts.values(), strict=True)]
-    written = first.written_names or names
-    rows = zip(first.category_ids, written, names, read_tokens(names, tokenizer), boxes, strict=True)
-    return [dict(zip(("id", "name", "prompt", "tokens", "boxes"), row, strict=True)) for row in rows]
+    counts = {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
+    tokens = read_tokens(first.class_names, tokenizer)
+    return [
+        {
+            "id": first.category_ids[index],
+            "name": (first.written_names or first.class_names)[index],
+            "prompt": name,
+            "tokens": tokens[index],
+            "boxes": {split: boxes[index] for split, boxes in counts.items()},
+        }
+        for index, name in enumerate(first.class_names)
+    ]

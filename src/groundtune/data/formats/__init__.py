@@ -1,1 +1,1 @@
-"""Annotation formats: each is read into the one `Sample`; `detect` finds out which one a folder is in."""
+"""Readers and writers of annotation formats; `detect` chooses the reader for a folder."""

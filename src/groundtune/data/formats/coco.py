@@ -1,10 +1,11 @@
-"""COCO detection JSON, and LVIS's, which is COCO's with a few fields more.
+"""COCO detection JSON, and LVIS, which is COCO with a few more fields.
 
-Category ids may be anything, in any order, with gaps; classes are mapped by name and unused categories stay classes. One
-exception: exports (Roboflow's) carry a root, without boxes, which the other categories name as supercategory. LVIS names
-images by `coco_url`; its lists of classes that were or were not looked for are kept for evaluation, and training ignores
-them, with a note. A box with a "score" in (0, 1] was drawn by a model, which was so sure of it. A data set with captions is
-written as `tokens_positive` JSON.
+- Classes are mapped by name, so category ids may be anything. Unused categories stay classes,
+  except the root in exports of Roboflow, which other categories name as their supercategory.
+- LVIS names images by `coco_url`. Its lists of classes that annotators searched for in an image are
+  used in evaluation only.
+- The "score" of a box, in (0, 1], is that of the model that drew it.
+- A data set with captions is written as `tokens_positive` JSON (see `odvg`).
 """
 
 import json
@@ -15,72 +16,60 @@ from urllib.parse import urlparse
 
 import numpy as np
 
-from groundtune.data.formats.files import is_text, short
-from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, collector
+from groundtune.data.formats.files import is_text, truncated_repr
+from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage
 from groundtune.data.problems import Collector
-from groundtune.data.sample import Dataset, LvisRules, listed
+from groundtune.data.sample import Dataset, LvisRules, Sample, join_examples
 from groundtune.errors import DataError
 
 _INT64 = 2**63
-_FREQUENCIES = ("r", "c", "f")
-_LOOKED_FOR = ("neg_category_ids", "not_exhaustive_category_ids")
+_ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS, in an image
 _EXPECTED = "Expected COCO detection JSON: an object with the lists 'images', 'annotations' and 'categories'"
 
 
-def is_grounding(content: Any) -> bool:
-    """Whether JSON content is in the `tokens_positive` form."""
-    for key, mark in (("annotations", "tokens_positive"), ("images", "tokens_positive_eval")):
-        rows = content.get(key) if isinstance(content, dict) else None
-        if isinstance(rows, list) and any(isinstance(row, dict) and mark in row for row in rows[:100]):
-            return True
-    return False
-
-
 def raw_coco(content: Any, json_path: Path) -> RawData:
-    """Take the records out of COCO content.
-
-    Raises:
-        DataError: the content is not COCO's, or its list of images is empty.
-    """
+    """Read the records of COCO content; raise a `DataError` for other content."""
     image_rows, annotations, categories = coco_lists(
         content, json_path, ("images", "annotations", "categories")
     )
-    problems = collector()
-    classes = _classes(categories, annotations, problems)
-    rows, image_of = raw_images(image_rows, problems)
-    for image, row, where, crowd in annotations_of(annotations, image_of, problems):
-        box = RawBox(row.get("bbox"), identity(row.get("category_id")), where, crowd, row.get("score"))
-        image.boxes.append(box)
-    restricted = sum(any(row.get(key) for key in _LOOKED_FOR) for row in rows)
+    raw = RawData(json_path, "xywh")
+    raw.classes += _classes(categories, annotations, raw.problems)
+    rows, image_of = raw_images(image_rows, raw.problems)
+    raw.images += image_of.values()
+    for image, row, where, crowd in annotations_of(annotations, image_of, raw.problems):
+        key = id_key(row.get("category_id"))
+        image.boxes.append(RawBox(row.get("bbox"), key, where, crowd, row.get("score")))
+    restricted = sum(bool(row.get(_ABSENT) or row.get(_INCOMPLETE)) for row in rows)
     if restricted:
-        problems.add("annotation-ignored-field", count=restricted)
-    images = list(image_of.values())
-    rules = _lvis_rules(rows, images, categories, classes)
-    return RawData(json_path, "xywh", images, classes, problems, lvis=rules)
+        raw.problems.add("annotation-ignored-field", count=restricted)
+    raw.lvis = _lvis_rules(rows, raw, categories)
+    return raw
 
 
-def _lvis_rules(
-    rows: list[dict[str, Any]], images: list[RawImage], categories: list[Any], classes: list[RawClass]
-) -> LvisRules | None:
-    """What an LVIS file says of the classes that were looked for; None where not every class has a frequency."""
-    number_of = {entry.key: entry.number for entry in classes}
-    said = [
-        (identity(entry.get("id")), entry.get("frequency")) for entry in categories if isinstance(entry, dict)
-    ]
-    frequencies = {number_of[key]: word for key, word in said if key in number_of and word in _FREQUENCIES}
-    if not classes or len(frequencies) < len(classes):
+def _lvis_rules(rows: list[dict[str, Any]], raw: RawData, categories: list[Any]) -> LvisRules | None:
+    """Return the rules of an LVIS file; None unless every class has a frequency."""
+    number_of = {entry.key: entry.number for entry in raw.classes}
+    frequencies = {}
+    for entry in categories:
+        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
+        if key in number_of and entry.get("frequency") in ("r", "c", "f"):
+            frequencies[number_of[key]] = entry["frequency"]
+    if not raw.classes or len(frequencies) < len(raw.classes):
         return None
-    lists: tuple[dict[Any, list[int]], ...] = ({}, {})
-    for row, image in zip(rows, images, strict=True):
-        for ids, field in zip(lists, _LOOKED_FOR, strict=True):
-            stated = row.get(field)
-            keys = map(identity, stated if isinstance(stated, list) else [])
+
+    def numbers(field: str) -> dict[Any, list[int]]:
+        ids: dict[Any, list[int]] = {}
+        for row, image in zip(rows, raw.images, strict=True):
+            listed = row.get(field)
+            keys = map(id_key, listed if isinstance(listed, list) else [])
             ids[image.image_id] = [number_of[key] for key in keys if key in number_of]
-    return LvisRules(frequencies, *lists)
+        return ids
+
+    return LvisRules(frequencies, numbers(_ABSENT), numbers(_INCOMPLETE))
 
 
 def coco_lists(content: Any, json_path: Path, keys: Sequence[str]) -> list[list[Any]]:
-    """The named lists of COCO content; refuses anything else in words."""
+    """Return the named lists of COCO content; raise a `DataError` for other content."""
     if not isinstance(content, dict):
         raise DataError(f"{json_path} holds a JSON {type(content).__name__}. {_EXPECTED}.")
     wrong = [
@@ -89,18 +78,18 @@ def coco_lists(content: Any, json_path: Path, keys: Sequence[str]) -> list[list[
         if not isinstance(content.get(key), list)
     ]
     if wrong:
-        found = listed([short(key) for key in content], 8) or "nothing"
+        found = join_examples([truncated_repr(key) for key in content], 8) or "nothing"
         raise DataError(f"{json_path}: {', '.join(wrong)}. {_EXPECTED}; found {found}.")
     if not content["images"]:
         raise DataError(f"{json_path} lists no images ('images' is empty).")
     return [content[key] for key in keys]
 
 
-def identity(value: Any) -> str | None:
-    """Give ids one form, so that 7, 7.0 and "7" are the same id; None where the value is no id."""
+def id_key(value: Any) -> str | None:
+    """Return an id as text, so that 7, 7.0 and "7" are the same id; None if the value is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if type(value) is int:  # a truth value is none
+    if type(value) is int:  # not a bool
         return str(value) if abs(value) < _INT64 else None
     return value if isinstance(value, str) else None
 
@@ -108,13 +97,14 @@ def identity(value: Any) -> str | None:
 def annotations_of(
     annotations: list[Any], image_of: Mapping[str, RawImage], problems: Collector
 ) -> Iterator[tuple[RawImage, dict[str, Any], str, bool]]:
-    """Give the image, the row, the place and whether it is a crowd of each usable annotation; the others are told."""
-    for place, row in enumerate(annotations):
-        where = f"annotations[{place}]"
+    """Yield the image, row, location and crowd flag of each usable annotation."""
+    for index, row in enumerate(annotations):
+        where = f"annotations[{index}]"
         if not isinstance(row, dict):
             problems.add("annotation-broken", where)
-        elif (image := image_of.get(identity(row.get("image_id")) or "")) is None:
-            problems.add("annotation-unknown-image", f"{where} (image {short(row.get('image_id'))})")
+        elif (image := image_of.get(id_key(row.get("image_id")) or "")) is None:
+            example = f"{where} (image {truncated_repr(row.get('image_id'))})"
+            problems.add("annotation-unknown-image", example)
         else:
             yield image, row, where, row.get("iscrowd") in (1, True, "1")
 
@@ -122,20 +112,19 @@ def annotations_of(
 def raw_images(
     image_rows: list[Any], problems: Collector
 ) -> tuple[list[dict[str, Any]], dict[str, RawImage]]:
-    """Take the images out of COCO's `images`: the usable rows, and in the same order the images by their `identity`."""
+    """Return the usable rows of `images`, and in the same order the images by `id_key`."""
     rows: list[dict[str, Any]] = []
     image_of: dict[str, RawImage] = {}
-    for place, row in enumerate(image_rows):
-        own = identity(row.get("id")) if isinstance(row, dict) else None
+    for index, row in enumerate(image_rows):
+        where = f"images[{index}]"
+        key = id_key(row.get("id")) if isinstance(row, dict) else None
         file_names = _file_names(row) if isinstance(row, dict) else ()
-        if own is None or not file_names:
-            problems.add("image-broken", f"images[{place}] has no usable 'id' and 'file_name'")
-        elif own in image_of:
-            problems.add(
-                "image-id-twice", f"images[{place}] repeats the id {own} of {image_of[own].file_names[0]}"
-            )
+        if key is None or not file_names:
+            problems.add("image-broken", f"{where} has no usable 'id' and 'file_name'")
+        elif key in image_of:
+            problems.add("image-id-twice", f"{where} repeats the id {key} of {image_of[key].file_names[0]}")
         else:
-            image_of[own] = RawImage(file_names, f"images[{place}]", (row.get("height"), row.get("width")))
+            image_of[key] = RawImage(file_names, where, (row.get("height"), row.get("width")))
             rows.append(row)
     numbers = _numbers(list(image_of), "image-ids-numbered", problems)
     for image, number in zip(image_of.values(), numbers, strict=True):
@@ -148,102 +137,76 @@ def _file_names(image: dict[str, Any]) -> tuple[str, ...]:
     if is_text(name) and name.strip():
         return (name.replace("\\", "/"),)
     url = image.get("coco_url")  # LVIS: http://images.cocodataset.org/val2017/000000397133.jpg
-    if is_text(url):
-        try:
-            path = urlparse(url).path.strip("/")
-        except ValueError:
-            return ()
-        return (path, path.rpartition("/")[2]) if path.rpartition("/")[2] else ()
-    return ()
+    if not is_text(url):
+        return ()
+    try:
+        path = urlparse(url).path.strip("/")
+    except ValueError:
+        return ()
+    name = path.rpartition("/")[2]
+    return (path, name) if name else ()
 
 
-def _numbers(identities: Sequence[str], check: str, problems: Collector) -> list[int]:
-    """Turn ids into unique integers: themselves where all are integers, else numbered from 1 and told."""
-    numbers = [int(i) for i in identities if i.removeprefix("-").isdecimal() and len(i) < 20]
-    if list(map(str, numbers)) == list(identities) and all(abs(number) < _INT64 for number in numbers):
+def _numbers(keys: Sequence[str], check: str, problems: Collector) -> list[int]:
+    """Return ids as unique integers: themselves if all are integers, otherwise numbered from 1."""
+    numbers = [int(key) for key in keys if key.removeprefix("-").isdecimal() and len(key) < 20]
+    if list(map(str, numbers)) == list(keys) and all(abs(number) < _INT64 for number in numbers):
         return numbers
-    problems.add(check, count=len(identities))
-    return list(range(1, 1 + len(identities)))
+    problems.add(check, count=len(keys))
+    return list(range(1, 1 + len(keys)))
 
 
 def _classes(categories: list[Any], annotations: list[Any], problems: Collector) -> list[RawClass]:
-    """Take the classes out of COCO's `categories`, without unused placeholders."""
+    """Return the classes of `categories`, without unused placeholders."""
     entries: dict[str, dict[str, Any]] = {}
-    for place, category in enumerate(categories):
-        own = identity(category.get("id")) if isinstance(category, dict) else None
-        if own is None or not is_text(category.get("name")):
-            problems.add("category-broken", f"categories[{place}] has no usable 'id' and 'name'")
-        elif own in entries and entries[own]["name"] != category["name"]:
-            problems.add(
-                "category-id-twice", f"id {own} is both {entries[own]['name']!r} and {category['name']!r}"
-            )
-        else:
-            entries.setdefault(own, category)
-    used = {identity(row.get("category_id")) for row in annotations if isinstance(row, dict)}
+    for index, category in enumerate(categories):
+        key = id_key(category.get("id")) if isinstance(category, dict) else None
+        if key is None or not is_text(category.get("name")):
+            problems.add("category-broken", f"categories[{index}] has no usable 'id' and 'name'")
+        elif entries.setdefault(key, category)["name"] != category["name"]:
+            example = f"id {key} is both {entries[key]['name']!r} and {category['name']!r}"
+            problems.add("category-id-twice", example)
+    used = {id_key(row.get("category_id")) for row in annotations if isinstance(row, dict)}
     parents = {name for entry in entries.values() if isinstance(name := entry.get("supercategory"), str)}
     kept = []
-    for own, category in entries.items():
-        if (
-            own not in used
-            and category.get("supercategory") == "none"
-            and category["name"] in parents - {"none"}
-        ):
+    for key, category in entries.items():
+        is_root = category.get("supercategory") == "none" and category["name"] in parents - {"none"}
+        if key not in used and is_root:
             problems.add("category-placeholder", repr(category["name"]))
         else:
-            kept.append(own)
+            kept.append(key)
     numbers = _numbers(kept, "category-ids-numbered", problems)
-    return [RawClass(own, entries[own]["name"], number) for own, number in zip(kept, numbers, strict=True)]
+    return [RawClass(key, entries[key]["name"], number) for key, number in zip(kept, numbers, strict=True)]
 
 
 def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
-    """Write the annotations of one split.
-
-    Args:
-        dataset: of classes, or with captions.
-        file_names: of each sample's image, as the file states it.
-        path: the file to write.
-    """
+    """Write one split; `file_names` are those of the samples' images."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample, file_name in zip(dataset.samples, file_names, strict=True):
         height, width = sample.size_hw
-        image: dict[str, Any] = {
-            "id": sample.image_id,
-            "file_name": file_name,
-            "width": width,
-            "height": height,
-        }
-        images.append(image)
-        spans = (
-            [[list(span) for span in spans] for spans in sample.grounding.spans] if sample.grounding else []
-        )
+        image = {"id": sample.image_id, "file_name": file_name, "width": width, "height": height}
         if sample.grounding:
-            image |= {"caption": sample.grounding.caption, "tokens_positive_eval": spans}
-        sure = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
-        for (x0, y0, x1, y1), c, crowd, score in zip(
-            sample.boxes_xyxy.tolist(),
-            sample.class_ids.tolist(),
-            sample.crowd.tolist(),
-            sure.tolist(),
-            strict=True,
-        ):
-            row: dict[str, Any] = {
-                "id": len(annotations) + 1,
-                "image_id": sample.image_id,
-                "iscrowd": int(crowd),
-            }
-            row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
-            row["category_id"] = 1 if spans else dataset.category_ids[c]
-            row |= {"score": score} if score < 1 else {}
-            if spans:
-                row["tokens_positive"] = spans[c]
-            annotations.append(row)
-    categories = [
-        {"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.class_names, strict=True)
-    ]
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": categories or [{"id": 1, "name": "object"}],
-    }
+            image |= {"caption": sample.grounding.caption, "tokens_positive_eval": sample.grounding.spans}
+        images.append(image)
+        for row in _annotation_rows(sample, dataset.category_ids):
+            annotations.append({"id": len(annotations) + 1} | row)
+    names = zip(dataset.category_ids, dataset.class_names, strict=True)
+    categories = [{"id": i, "name": name} for i, name in names] or [{"id": 1, "name": "object"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _annotation_rows(sample: Sample, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    spans = sample.grounding.spans if sample.grounding else ()
+    scores = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
+    columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, scores)
+    for (x0, y0, x1, y1), c, crowd, score in zip(*(column.tolist() for column in columns), strict=True):
+        row: dict[str, Any] = {"image_id": sample.image_id, "iscrowd": int(crowd)}
+        row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        row["category_id"] = 1 if spans else category_ids[c]
+        if score < 1:
+            row["score"] = score
+        if spans:
+            row["tokens_positive"] = spans[c]
+        yield row

@@ -1,17 +1,18 @@
-"""`groundtune convert`: a data set of any format, written as COCO, YOLO, Pascal VOC or ODVG.
+"""Write a data set of any format as COCO, YOLO, Pascal VOC or ODVG.
 
-Every split is written as it was read; none is made. Images are copied byte for byte or linked. One exception: YOLO does not
-state sizes, so an image whose annotations are in another frame than viewers show it in (EXIF orientation, rescaled since)
-is saved anew in that frame; everywhere else the boxes would be wrong on it.
+Every split is written as it was read. Images are copied byte for byte, or linked. One exception:
+YOLO does not state sizes, so an image whose annotations are in another frame than viewers show
+(EXIF orientation, another scale) is saved again in that frame.
 
-    coco  SPLIT/_annotations.coco.json, images beside it      yolo  data.yaml, SPLIT/images/, SPLIT/labels/
-    odvg  SPLIT/annotations.odvg.jsonl, images beside it      voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
+    coco  SPLIT/_annotations.coco.json, images beside it
+    odvg  SPLIT/annotations.odvg.jsonl, images beside it
+    yolo  data.yaml, SPLIT/images/, SPLIT/labels/
+    voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
 """
 
 import itertools
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from groundtune.data.formats.yolo import write_yolo_labels, write_yolo_yaml
 from groundtune.data.images import load_image
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
+from groundtune.files import atomic_folder, ensure_empty_output
 
 FORMATS = ("coco", "yolo", "voc", "odvg")
 
@@ -36,120 +38,105 @@ class Converted:
     boxes: dict[str, int] = field(default_factory=dict)  # by split
     messages: list[str] = field(
         default_factory=list
-    )  # what reading found, and what the format could not take
+    )  # problems of reading, and what the format cannot express
 
 
-def convert(data: Path, out: Path, format: str, *, link: bool = False) -> Converted:
+def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
     """Write a data set in another format. The folder appears whole or not at all.
 
     Args:
         data: anything that `load_splits` reads.
         out: new or empty folder.
-        format: "coco", "yolo", "voc" or "odvg".
-        link: link the images (symbolic links) in place of copying them.
+        format: one of `FORMATS`.
+        link: use symbolic links instead of copies of the images.
 
     Raises:
-        DataError: the data cannot be read, the folder is not empty or cannot be written, or the format cannot express the
-            data (captions as YOLO or VOC).
+        DataError: the data cannot be read, `out` is not empty or cannot be written, or the format
+            cannot express the data (captions as YOLO or VOC).
     """
-    data, out = Path(data), Path(out)
     if format not in FORMATS:
         raise DataError(f"format: expected {', '.join(FORMATS)}, got {format!r}.")
-    ensure_empty_output(out)
-    return write_data(read_splits(data), out, format, link=link)
+    ensure_empty_output(Path(out))
+    return write_data(read_splits(Path(data)), Path(out), format, link=link)
 
 
-def ensure_empty_output(out: Path) -> None:
-    """Refuse a folder to write that holds something; a `DataError`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty. Remove it, or choose another folder to write to.")
-
-
-def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool = False) -> Converted:
-    """Write splits that were read or made; as `convert`, with its errors."""
+def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool) -> Converted:
+    """Write splits in memory; arguments and errors are those of `convert`."""
     if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
-        raise DataError(
-            f"The data has captions, which {format.upper()} cannot express. Choose --format odvg or coco."
-        )
+        raise DataError(f"{format.upper()} cannot express captions, which the data has. Choose odvg or coco.")
     odd = [repr(name) for name in next(iter(splits.values())).class_names if not name.isprintable()]
     if format == "voc" and odd:
-        told = f"class names that XML cannot hold: {', '.join(odd)}. Rename them, or choose another format."
-        raise DataError(f"The data has {told}")
+        raise DataError(
+            f"XML cannot hold the class names {', '.join(odd)}. Rename them, or choose another format."
+        )
     done = Converted(messages=[message for dataset in splits.values() for message in dataset.messages])
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            unfinished = Path(temporary) / "data"
-            unfinished.mkdir()
-            _write(splits, unfinished, format, link, done)
-            if out.exists():
-                out.rmdir()
-            unfinished.rename(out)
+        with atomic_folder(out) as folder:
+            _write(splits, folder, format, link, done)
     except OSError as error:
-        raise DataError(f"Cannot write {out}: {error.strerror or error}. Nothing was left there.") from error
+        raise DataError(f"Cannot write {out}: {error.strerror or error}. Nothing was written.") from error
     return done
 
 
 def _write(splits: dict[str, Dataset], folder: Path, format: str, link: bool, done: Converted) -> None:
-    shared: set[str] = set()  # names of images
+    shared_names: set[str] = set()
     for split, dataset in splits.items():
-        taken = shared if format == "voc" else set()  # where the images of all splits share a folder
+        taken = shared_names if format == "voc" else set()  # splits share one folder
         names = [_new_name(sample.image_path, taken) for sample in dataset.samples]
-        place = folder / {"voc": "JPEGImages", "yolo": f"{split}/images"}.get(format, split)
-        place.mkdir(parents=True, exist_ok=True)
+        image_folder = folder / {"voc": "JPEGImages", "yolo": f"{split}/images"}.get(format, split)
+        image_folder.mkdir(parents=True, exist_ok=True)
         for sample, name in zip(dataset.samples, names, strict=True):
-            _put_image(sample, place / name, link, states_size=format != "yolo")
-        _write_split(split, dataset, names, folder, format)
+            _write_image(sample, image_folder / name, link, states_size=format != "yolo")
+        _write_annotations(split, dataset, names, folder, format)
         lost = sum(int(sample.crowd.sum()) for sample in dataset.samples) if format in ("yolo", "odvg") else 0
         if lost:
-            told = f"{lost} boxes of groups were left out, {format.upper()} has no form for them."
-            done.messages.append(f"{split}: {told}")
+            done.messages.append(
+                f"{split}: {lost} boxes of groups skipped: {format.upper()} cannot express them."
+            )
         done.images[split] = len(names)
         done.boxes[split] = sum(len(sample.boxes_xyxy) for sample in dataset.samples) - lost
     if format == "yolo":
         write_yolo_yaml(splits, folder / "data.yaml")
     if format == "voc":
-        names = next(iter(splits.values())).class_names
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        class_names = next(iter(splits.values())).class_names
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
 
 
-def _write_split(split: str, dataset: Dataset, names: list[str], folder: Path, format: str) -> None:
-    """Write the annotations of one split beside the images that are there already."""
+def _write_annotations(split: str, dataset: Dataset, names: list[str], folder: Path, format: str) -> None:
     if format == "coco":
         write_coco(dataset, names, folder / split / "_annotations.coco.json")
     elif format == "odvg":
         write_odvg(dataset, names, folder / split / "annotations.odvg.jsonl")
         if (folder / split / LABEL_MAP).is_file():
-            (folder / split / LABEL_MAP).replace(folder / LABEL_MAP)  # one list for all splits
+            (folder / split / LABEL_MAP).replace(folder / LABEL_MAP)  # one for all splits
     elif format == "yolo":
         (folder / split / "labels").mkdir()
         for sample, name in zip(dataset.samples, names, strict=True):
             write_yolo_labels(sample, folder / split / "labels" / f"{Path(name).stem}.txt")
     else:
-        for place in ("Annotations", "ImageSets/Main"):
-            (folder / place).mkdir(parents=True, exist_ok=True)
+        for subfolder in ("Annotations", "ImageSets/Main"):
+            (folder / subfolder).mkdir(parents=True, exist_ok=True)
         for sample, name in zip(dataset.samples, names, strict=True):
-            write_voc_xml(
-                sample, dataset.class_names, name, folder / "Annotations" / f"{Path(name).stem}.xml"
-            )
+            path = folder / "Annotations" / f"{Path(name).stem}.xml"
+            write_voc_xml(sample, dataset.class_names, name, path)
         stems = "".join(f"{Path(name).stem}\n" for name in names)
-        listed = "val" if split == "valid" else split
-        (folder / "ImageSets/Main" / f"{listed}.txt").write_text(stems, encoding="utf-8")
+        list_name = "val" if split == "valid" else split
+        (folder / "ImageSets/Main" / f"{list_name}.txt").write_text(stems, encoding="utf-8")
 
 
 def _new_name(path: Path, taken: set[str]) -> str:
-    """A file name whose stem no other image has, whatever the case of its letters."""
+    """Return a file name whose stem is unique, regardless of case."""
     name = re.sub(r"[\x00-\x1f\x7f]", "_", path.name).strip()
     stem, suffix = Path(name).stem.strip() or "image", Path(name).suffix
-    numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    unique = next(one for one in itertools.chain([stem], numbered) if one.lower() not in taken)
+    stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    unique = next(candidate for candidate in stems if candidate.lower() not in taken)
     taken.add(unique.lower())
     return unique + suffix
 
 
-def _put_image(sample: Sample, target: Path, link: bool, states_size: bool) -> None:
+def _write_image(sample: Sample, target: Path, link: bool, states_size: bool) -> None:
     if not states_size and stored_size(sample.image_path, upright=True) != sample.size_hw:
-        load_image(sample.image_path, sample.size_hw).save(target, quality=95)  # of JPEG; others do not mind
+        load_image(sample.image_path, sample.size_hw).save(target, quality=95)
     elif link:
         target.symlink_to(sample.image_path.resolve())
     else:

@@ -1,20 +1,21 @@
-"""YOLO: one text file per image, a row `class cx cy w h` per box, in shares of the image's width and height.
+"""YOLO: one text file per image, a row `class cx cy w h` per box, normalized by the image's size.
 
-Found as `data.yaml` (Ultralytics, Roboflow) or as `images/` + `labels/` with a names file. What people have:
+The data set is a `data.yaml` (Ultralytics, Roboflow), or `images/` and `labels/` with a names file.
 
-- names as a list or as `{0: cat}`; read as text, so that the names `no` and `007` stay what they are.
-- Paths of the splits, or lists of files (.txt), relative to `path`, to the file, or to a folder that is not there (Roboflow
-  writes `../train/images` for `train/images`): all are tried, and none that leads out of the data folder.
-- Rows of more than five numbers are outlines (segments, oriented boxes) and become the boxes around them. With
-  `kpt_shape` in the yaml they are key points behind a box, and a sixth number alone is a confidence.
+- Names are a list or a mapping `{0: cat}`, read as text, so that `no` and `007` are not changed.
+- Splits are folders or lists of files (.txt). Their paths may be relative to `path`, to the file,
+  or to a folder that does not exist (Roboflow writes `../train/images` for `train/images`), but
+  must be in the data folder.
+- Rows of more than five numbers are outlines, which become their bounding boxes. With `kpt_shape`
+  in the YAML they are key points behind a box. A sixth number alone is a score.
 - An image without a label file is an image without objects.
 
-Sizes are not stated, so the frame is the image as viewers show it (EXIF orientation applied), as Ultralytics does.
+Sizes are not stated: they are those of the images as viewers show them (EXIF), as in Ultralytics.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,28 @@ import yaml
 
 from groundtune.data.formats.files import (
     IMAGE_SUFFIXES,
-    FolderListing,
     find_name_list,
     inside,
     is_text,
-    read_bytes,
-    read_text,
+    listed_folders,
     split_folders,
 )
-from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source, collector
+from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
+from groundtune.files import parse_yaml, read_bytes, read_text
 
-_LARGEST_YAML = 2**20  # bytes; a file of 10,000 names has a fifth of it
+_MAX_YAML = 2**20  # bytes; a file of 10,000 names has a fifth of it
 _IMAGES = re.compile(r"^((?:.*/)?)images/", re.DOTALL)  # the last such folder of a path
 _SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def find_yolo(root: Path) -> dict[str, Source]:
-    """Find the splits of a YOLO folder; none is {}.
+    """Find the splits of a YOLO folder; {} if it is none.
 
     Raises:
-        DataError: a `data.yaml` is there and cannot be used, or boxes have no class names.
+        DataError: there is a `data.yaml` that cannot be used, or boxes have no class names.
     """
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: (p.stem != "data", p.name)):
         try:
@@ -60,66 +60,50 @@ def find_yolo(root: Path) -> dict[str, Source]:
 
 
 def sources_of_yaml(path: Path) -> dict[str, Source]:
-    """The splits that a `data.yaml` names.
-
-    Raises:
-        DataError: it is not YAML, has no names, or its training images are not there.
-    """
+    """Return the splits of a `data.yaml`; raise a `DataError` without names or training images."""
     content = _read_yaml(path)
     classes = _classes(content.get("names"), path)
-    key_points = "kpt_shape" in content
-    sources, looked = {}, {}
+    sources, missing = {}, {}
     for split, keys in _SPLIT_KEYS.items():
         value = next((content[key] for key in keys if content.get(key)), None)
         if value is None:
             continue
         parts = value if isinstance(value, list) else [value]
-        places = [place for part in parts if (place := _resolve(part, content.get("path"), path.parent))]
-        if not places:
-            looked[split] = value if isinstance(value, str) else "a list"
+        found = [entry for part in parts if (entry := _resolve(part, content.get("path"), path.parent))]
+        if not found:
+            missing[split] = repr(value if isinstance(value, str) else "a list")
             continue
-        read = partial(_read_split, places=places, root=path.parent, classes=classes, key_points=key_points)
-        sources[split] = Source(
-            path, [*dict.fromkeys([path.parent, *(place.parent for place in places)])], read
+        folders = dict.fromkeys([path.parent, *(entry.parent for entry in found)])
+        read = partial(
+            _read_split, entries=found, root=path.parent, classes=classes, key_points="kpt_shape" in content
         )
-    if not sources or "train" in looked:
-        missing = ", ".join(f"{split} {value!r}" for split, value in looked.items()) or "no split at all"
+        sources[split] = Source(path, [*folders], read)
+    if not sources or "train" in missing:
+        names = ", ".join(f"{split} {value}" for split, value in missing.items()) or "no split at all"
         raise DataError(
-            f"{path} names {missing}, which is not there. Expected folders of images or lists of files (.txt) inside "
-            f"{path.parent}, relative to it or to 'path'."
+            f"{path} names {names}, which does not exist. Expected folders of images or lists of files (.txt) "
+            f"inside {path.parent}, relative to it or to 'path'."
         )
     return sources
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, all values as text; a file that is no mapping is {}."""
+    """Read the mapping of a YAML file, all values as text; {} if it is no mapping."""
+    if path.stat().st_size > _MAX_YAML:
+        raise DataError(f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set.")
     try:
-        if path.stat().st_size > _LARGEST_YAML:
-            raise DataError(
-                f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set."
-            )
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        content = parse_yaml(read_text(path), yaml.BaseLoader)
+    except ValueError as error:
         raise DataError(
-            f"{path} is not YAML{where}. Export the data set again, or correct the file."
+            f"{path} is not YAML{error}. Export the data set again, or correct the file."
         ) from error
-    return (
-        {key: value for key, value in content.items() if isinstance(key, str)}
-        if isinstance(content, dict)
-        else {}
-    )
+    return {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, dict) else {}
 
 
 def _classes(names: Any, path: Path) -> list[RawClass]:
-    """Classes by their number, which is the key of the boxes."""
+    """Return classes by number, which is the key of the boxes."""
     entries = list(enumerate(names)) if isinstance(names, list) else []
-    if isinstance(names, dict) and all(
-        isinstance(key, str) and key.isdecimal() and len(key) < 9 for key in names
-    ):
+    if isinstance(names, dict) and all(isinstance(k, str) and k.isdecimal() and len(k) < 9 for k in names):
         entries = sorted(((int(key), name) for key, name in names.items()), key=lambda entry: entry[0])
     if not entries or not all(is_text(name) for _, name in entries):
         raise DataError(
@@ -129,7 +113,7 @@ def _classes(names: Any, path: Path) -> list[RawClass]:
 
 
 def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
-    """The folder or list of files that a path of a `data.yaml` means, inside its folder."""
+    """Return the folder or list of files that a path of a `data.yaml` means, inside its folder."""
     if not isinstance(value, str) or "\0" in value or not value.strip():
         return None
     text = value.strip().replace("\\", "/")
@@ -139,64 +123,65 @@ def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
     bases = [folder / base.strip(), folder] if isinstance(base, str) and "\0" not in base else [folder]
     candidates = [b / text for b in bases] + [folder / below] * (not below.startswith("/"))
     for candidate in candidates:
-        if inside(candidate, folder) and (
-            candidate.is_dir() or (candidate.suffix == ".txt" and candidate.is_file())
-        ):
+        is_list = candidate.suffix == ".txt" and candidate.is_file()
+        if inside(candidate, folder) and (is_list or candidate.is_dir()):
             return Path(os.path.normpath(candidate))
     return None
 
 
 def _sources_of_folders(root: Path) -> dict[str, Source]:
-    """`images/` + `labels/`, with or without folders for the splits, or `train/images` + `train/labels`."""
-    places = []
+    """Find `images/` and `labels/`, with or without folders for splits in or around them."""
+    folders = []
     if (root / "labels").is_dir() and (root / "images").is_dir():
-        places = list(split_folders(root / "images")) or [("train", root / "images")]
-    pairs = [(split, folder / "images", folder / "labels") for split, folder in split_folders(root)]
-    places += [(split, images) for split, images, labels in pairs if images.is_dir() and labels.is_dir()]
-    if not places and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
-        places = [("train", root)]
-    if not places:
+        folders = split_folders(root / "images") or [("train", root / "images")]
+    for split, folder in split_folders(root):
+        if (folder / "images").is_dir() and (folder / "labels").is_dir():
+            folders.append((split, folder / "images"))
+    if not folders and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
+        folders = [("train", root)]
+    if not folders:
         return {}
-    names = find_name_list(
-        root, root / "labels", root / "labels/train", root / "train", root / "train/labels"
-    )
+    beside = ("", "labels", "labels/train", "train", "train/labels")
+    names = find_name_list(*(root / folder for folder in beside))
     if not names:
         raise DataError(
-            f"{root} has YOLO labels but no class names, and the model reads names. Add a classes.txt with one name a line, "
-            "in the order of the class numbers, or a data.yaml."
+            f"{root} has YOLO labels but no class names, which the model reads. Add a classes.txt with one name "
+            "a line, in the order of the class numbers, or a data.yaml."
         )
     classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
     read = partial(_read_split, root=root, classes=classes, key_points=False)
-    found = {split: [place for other, place in places if other == split] for split, _ in places}
-    return {split: Source(own[0], [root], partial(read, places=own)) for split, own in found.items()}
+    entries: dict[str, list[Path]] = {}
+    for split, folder in folders:
+        entries.setdefault(split, []).append(folder)
+    return {split: Source(its[0], [root], partial(read, entries=its)) for split, its in entries.items()}
 
 
 def _read_split(
-    file: Path, *, places: Sequence[Path], root: Path, classes: list[RawClass], key_points: bool
+    file: Path, *, entries: Sequence[Path], root: Path, classes: list[RawClass], key_points: bool
 ) -> RawData:
-    problems = collector()
-    listing = FolderListing()
-    images = []
-    for place in places:
-        for names in _listed(place, root) if place.is_file() else _images_in(place, root):
-            image = RawImage(names, place.name)
-            label = _label_file([root / name for name in names], root, listing)
+    """Read the label files of folders of images and of lists of images."""
+    raw = RawData(file, "cxcywh", classes=classes, states_size=False)
+    is_file = listed_folders()
+    for entry in entries:
+        for names in _listed(entry, root) if entry.is_file() else _images_in(entry, root):
+            image = RawImage(names, entry.name)
+            label = _label_file([root / name for name in names], root, is_file)
             if label is None:
-                problems.add("label-file-missing", names[0])
+                raw.problems.add("label-file-missing", names[0])
             else:
-                image.boxes = _rows(label, key_points, problems)
-            images.append(image)
-    return RawData(file, "cxcywh", images, classes, problems, states_size=False)
+                image.boxes = _rows(label, key_points, raw.problems)
+            raw.images.append(image)
+    return raw
 
 
 def _images_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
-    """Images of a folder and those below it, relative to the root, in the order of their names."""
+    """Return the images in a folder and below, relative to the root, sorted by path."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     return [(os.path.relpath(path, root),) for path in sorted(found)]
 
 
 def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
-    """Images of a list of files: relative to the list, or to the root, or whole paths that lie inside it."""
+    """Return the images of a list of files: relative to the list or to the root, or absolute."""
     beside = os.path.relpath(path.parent, root)
     found: list[tuple[str, ...]] = []
     for line in read_text(path).splitlines():
@@ -206,12 +191,12 @@ def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def _label_file(images: Sequence[Path], root: Path, listing: FolderListing) -> Path | None:
-    """The label file of an image: in `labels/` for `images/`, or beside it."""
+def _label_file(images: Sequence[Path], root: Path, is_file: Callable[[Path], bool]) -> Path | None:
+    """Return the label file of an image: in `labels/` for `images/`, or beside it."""
     for image in images:
         beside = image.with_suffix(".txt")
         for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
-            if inside(candidate, root) and listing.has(candidate):
+            if inside(candidate, root) and is_file(candidate):
                 return Path(os.path.normpath(candidate))
     return None
 
@@ -246,16 +231,15 @@ def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
 
 
 def write_yolo_labels(sample: Sample, path: Path) -> None:
-    """Write one image's label file; crowd boxes have no form here and are left out."""
+    """Write the label file of one image, without crowd boxes: YOLO cannot express them."""
     height, width = sample.size_hw
+    kept = ~sample.crowd
     lines = []
-    boxes_xyxy, class_ids = (
-        sample.boxes_xyxy[~sample.crowd].tolist(),
-        sample.class_ids[~sample.crowd].tolist(),
-    )
-    for (x0, y0, x1, y1), c in zip(boxes_xyxy, class_ids, strict=True):
-        shares = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
-        lines.append(f"{c} {' '.join(f'{share:.10g}' for share in shares)}\n")
+    for (x0, y0, x1, y1), c in zip(
+        sample.boxes_xyxy[kept].tolist(), sample.class_ids[kept].tolist(), strict=True
+    ):
+        box = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+        lines.append(f"{c} {' '.join(f'{number:.10g}' for number in box)}\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 

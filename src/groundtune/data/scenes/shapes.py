@@ -1,95 +1,149 @@
-"""Geometric shapes and signs as short drawing programs.
+"""What can be drawn, what it is called, and the mask of one object.
 
-A program is a list of strokes split by ";", in a square of 100 × 100 with y downwards: `p` a polygon, `s` a smooth closed
-curve through points, `e` an ellipse (center, radii), `l` a thick round line (width, points), `g` a glyph of Pillow's own font.
-"-" before the letter cuts the stroke out, "~" makes it a detail that is painted in another shade.
+A program of `shapes.json` is a list of strokes in a square of 100 × 100 with y downwards: `p` is a
+polygon, `s` a smooth closed curve through points, `e` an ellipse (center, radii), `l` a thick round
+line (width, points), `g` a glyph of Pillow's own font. "-" before the letter cuts the stroke out,
+"~" makes it a detail that is painted in a second shade.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterable
+import random
+import string
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-Point = tuple[float, float]
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 
+DATA: dict[str, Any] = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
+COLORS: dict[str, list[int]] = DATA["colors"]
+PATTERNS: list[str] = DATA["patterns"]
+_GLYPHS = {f"letter {letter.lower()}": f"g {letter}" for letter in string.ascii_uppercase}
+_GLYPHS |= {f"number {digit}": f"g {digit}" for digit in string.digits}
+_PROGRAMS: dict[str, str] = DATA["programs"] | _GLYPHS
+SHAPES = tuple(_PROGRAMS)
+CATEGORY_OF: dict[str, str] = {shape: name for name, shapes in DATA["categories"].items() for shape in shapes}
+CATEGORY_OF |= {shape: shape.split()[0] for shape in _GLYPHS}
 
-def _numbers(points: Iterable[Point]) -> str:
-    return " ".join(f"{50 + 48 * x:.1f} {50 + 48 * y:.1f}" for x, y in points)
-
-
-def _polar(count: int, radius: Callable[[int], float] = lambda _: 1.0, start: float = -90.0) -> list[Point]:
-    """Points around (0, 0); point i lies at `radius(i)`."""
-    angles = [math.radians(start + 360 * i / count) for i in range(count)]
-    return [(radius(i) * math.cos(angle), radius(i) * math.sin(angle)) for i, angle in enumerate(angles)]
-
-
-def _heart() -> list[Point]:
-    turns = [2 * math.pi * i / 72 for i in range(72)]
-    xs = [16 * math.sin(t) ** 3 for t in turns]
-    ys = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
-    return [(x / 17, (-y - 2.5) / 17) for x, y in zip(xs, ys, strict=True)]
-
-
-def _rays(count: int, width: float, inner: float = 0.0) -> str:
-    ends = zip(_polar(count, lambda _: inner), _polar(count, lambda _: 0.93), strict=True)
-    return "; ".join(f"l {width} {_numbers(pair)}" for pair in ends)
-
-
-def _barbs() -> str:
-    """The side needles of a snowflake."""
-    stems = _polar(6, lambda _: 0.5)
-    return "; ".join(
-        f"l 6 {_numbers([stem, (stem[0] + 0.34 * math.cos(a), stem[1] + 0.34 * math.sin(a))])}"
-        for i, stem in enumerate(stems)
-        for a in (math.radians(-90 + 60 * i + side) for side in (-50, 50))
-    )
+_MASTER = 384  # side of the square in pixels
+_OVERSAMPLING = 2  # masks are rotated at a larger size and scaled down, for smooth edges
 
 
-_SPIRAL = [(t / 44 * math.cos(t * 0.37), t / 44 * math.sin(t * 0.37)) for t in range(4, 42)]
-_PETALS = "; ".join(f"e {50 + 48 * x:.1f} {50 + 48 * y:.1f} 18 18" for x, y in _polar(6, lambda _: 0.62))
+@dataclass(frozen=True)
+class Thing:
+    """One object as words describe it; `size` is "" where no caption mentions it."""
 
-SYMBOLS = {
-    "circle": "e 50 50 48 48",
-    "square": "p 5 5 95 5 95 95 5 95",
-    "triangle": "p 50 8 96 90 4 90",
-    "star": f"p {_numbers(_polar(10, lambda i: 0.42 if i % 2 else 1.0))}",
-    "heart": f"p {_numbers(_heart())}",
-    "ring": "e 50 50 48 48; -e 50 50 27 27",
-    "cross": "p 34 3 66 3 66 34 97 34 97 66 66 66 66 97 34 97 34 66 3 66 3 34 34 34",
-    "pentagon": f"p {_numbers(_polar(5))}",
-    "hexagon": f"p {_numbers(_polar(6))}",
-    "octagon": f"p {_numbers(_polar(8, start=22.5))}",
-    "oval": "e 50 50 48 30",
-    "rectangle": "p 3 24 97 24 97 76 3 76",
-    "diamond": "p 50 3 82 50 50 97 18 50",
-    "trapezoid": "p 28 22 72 22 97 78 3 78",
-    "parallelogram": "p 30 24 98 24 70 76 2 76",
-    "semicircle": "e 50 72 48 48; -p 0 72 100 72 100 100 0 100",
-    "quarter circle": "e 5 95 90 90; -p 0 0 5 0 5 100 0 100; -p 0 95 100 95 100 100 0 100",
-    "crescent": "e 46 50 44 44; -e 66 44 37 37",
-    "arrow": "p 3 37 55 37 55 14 97 50 55 86 55 63 3 63",
-    "double arrow": "p 3 50 30 20 30 38 70 38 70 20 97 50 70 80 70 62 30 62 30 80",
-    "chevron": "p 15 5 48 5 88 50 48 95 15 95 54 50",
-    "gear": f"p {_numbers(_polar(40, lambda i: 1.0 if i % 5 in (0, 1) else 0.76, -94.5))}; -e 50 50 16 16",
-    "lightning bolt": "p 56 2 18 56 45 56 34 98 82 38 54 38 72 2",
-    "drop": "e 50 66 30 30; p 50 3 76.4 51.7 23.6 51.7",
-    "cloud": "e 25 62 21 19; e 46 46 25 25; e 74 58 23 23; p 25 58 74 58 74 81 25 81",
-    "spiral": f"l 8 {_numbers(_SPIRAL)}",
-    "flower": f"{_PETALS}; e 50 50 20 20; ~e 50 50 14 14",
-    "clover": "e 50 26 21 21; e 27 54 21 21; e 73 54 21 21; e 50 46 12 12; p 46 50 54 50 63 97 52 97",
-    "shield": "s 10 14 34 10 50 4 66 10 90 14 88 48 74 78 50 97 26 78 12 48",
-    "sun": f"e 50 50 26 26; {_rays(10, 7, 0.7)}",
-    "snowflake": f"{_rays(6, 7)}; {_barbs()}",
-    "hourglass": "p 12 4 88 4 56 50 88 96 12 96 44 50",
-    "zigzag": "l 11 5 70 27 30 50 70 73 30 95 70",
-    "speech bubble": "e 50 40 47 34; p 20 60 52 70 16 95",
-    "check mark": "l 16 10 54 38 82 90 18",
-    "square frame": "p 4 4 96 4 96 96 4 96; -p 22 22 78 22 78 78 22 78",
-    "target": "e 50 50 48 48; -e 50 50 35 35; e 50 50 22 22",
-    "puzzle piece": "p 6 28 72 28 72 94 6 94; e 39 20 13 13; e 80 61 13 13; -e 13 61 12 12; -e 39 87 12 12",
-    "music note": "e 28 80 20 15; p 39 80 48 80 48 8 39 8; p 48 8 84 24 84 44 48 28",
-    "question mark": "g ?",
-    "dollar sign": "g $",
-    "percent sign": "g %",
-    "hash sign": "g #",
-}
-GLYPHS = {f"letter {letter}": f"g {letter.upper()}" for letter in "abcdefghijklmnopqrstuvwxyz"}
-GLYPHS |= {f"number {digit}": f"g {digit}" for digit in range(10)}
+    shape: str
+    color: str
+    pattern: str = "plain"
+    size: str = ""
+
+
+def scene_classes() -> list[str]:
+    """Return all classes that can be drawn: each shape, alone or after a pattern and a color."""
+    patterns = ["", *(f"{pattern} " for pattern in PATTERNS)]
+    colors = ["", *(f"{color} " for color in COLORS)]
+    return [pattern + color + shape for pattern in patterns for color in colors for shape in SHAPES]
+
+
+def thing_of(name: str, rng: random.Random) -> Thing:
+    """Parse one of `scene_classes()`; the default is a random color and no pattern."""
+    words = name.split()
+    pattern = words.pop(0) if words[0] in PATTERNS else "plain"
+    color = words.pop(0) if words[0] in COLORS else rng.choice(list(COLORS))
+    return Thing(" ".join(words), color, pattern)
+
+
+def object_mask(
+    shape: str, pattern: str, side: float, degrees: float, rng: random.Random
+) -> NDArray[np.float32]:
+    """Draw the mask of an object, cropped to its extent.
+
+    Args:
+        shape: one of `SHAPES`.
+        pattern: one of `PATTERNS`.
+        side: longer side of the shape before its rotation, pixels.
+        degrees: counter-clockwise rotation.
+        rng: source of the pattern's period and phase.
+
+    Returns:
+        (2, H, W) from 0 to 1: coverage, and share of the second shade. H is 0 if no pixel is
+        covered by half.
+    """
+    master = _master(shape)
+    scale = side * _OVERSAMPLING / max(master.size)
+    tile = master.resize((max(1, round(master.width * scale)), max(1, round(master.height * scale))))
+    tile = tile.rotate(degrees, Image.Resampling.BILINEAR, expand=True).reduce(_OVERSAMPLING)
+    coverage, detail, outline = np.moveaxis(np.asarray(tile, dtype=np.float32) / 255, 2, 0)
+    if pattern == "outlined":
+        coverage, detail = np.maximum(outline, np.minimum(detail, coverage)), np.zeros_like(detail)
+    elif pattern != "plain":
+        detail = _pattern(pattern, coverage.shape, side, rng)
+    rows, columns = (np.flatnonzero((coverage >= 0.5).any(axis=axis)) for axis in (1, 0))
+    mask = np.stack([coverage, detail])
+    return mask[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else mask[:, :0]
+
+
+@cache
+def _master(shape: str) -> Image.Image:
+    """Draw the upright shape, large: coverage, details and the rim as three channels."""
+    body, detail = (Image.new("L", (_MASTER, _MASTER)) for _ in range(2))
+    for stroke in _PROGRAMS[shape].split(";"):
+        command, *values = stroke.split()
+        layer = detail if command[0] == "~" else body
+        _stroke(ImageDraw.Draw(layer), command[-1], values, 0 if command[0] == "-" else 255)
+    depth = distance_transform_edt(np.pad(np.asarray(body), 1))[1:-1, 1:-1]
+    rim = (depth > 0) & (depth <= min(14.0, 0.45 * depth.max()))
+    channels = [np.asarray(body), np.asarray(detail), rim * np.uint8(255)]
+    return Image.fromarray(np.stack(channels, axis=2)).crop(body.getbbox())
+
+
+def _stroke(draw: ImageDraw.ImageDraw, command: str, values: list[str], fill: int) -> None:
+    if command == "g":
+        font = ImageFont.load_default(0.8 * _MASTER)
+        draw.text((_MASTER / 2, _MASTER / 2), values[0], fill, font, anchor="mm", stroke_width=7)
+        return
+    numbers = [float(value) * (_MASTER / 100) for value in values]
+    if command == "e":
+        x, y, rx, ry = numbers
+        draw.ellipse([x - rx, y - ry, x + rx, y + ry], fill)
+        return
+    width = numbers.pop(0) if command == "l" else 0.0
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    if command == "l":
+        draw.line(points, fill, round(width))
+        for x, y in points:  # round ends and joints
+            draw.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill)
+    else:
+        draw.polygon(_smooth(points) if command == "s" else points, fill)
+
+
+def _smooth(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points of the closed Catmull-Rom curve through `points`."""
+    corners = np.array(points)
+    before, after, far = (np.roll(corners, -shift, axis=0) for shift in (-1, 1, 2))
+    t = np.linspace(0, 1, 10, endpoint=False)[:, None, None]
+    curve = 2 * corners + (after - before) * t + (2 * before - 5 * corners + 4 * after - far) * t**2
+    curve = (curve + (3 * corners - before - 3 * after + far) * t**3) / 2
+    return [(float(x), float(y)) for x, y in curve.transpose(1, 0, 2).reshape(-1, 2)]
+
+
+def _pattern(pattern: str, size_hw: tuple[int, ...], side: float, rng: random.Random) -> NDArray[np.float32]:
+    """Draw stripes, dots or checks with edges about a pixel wide."""
+    period = side / rng.uniform(3.5, 5.5) * (1.3 if pattern == "checkered" else 1.0)
+    angle = rng.uniform(0, math.pi)
+    ys, xs = np.mgrid[0 : size_hw[0], 0 : size_hw[1]].astype(np.float32) * (2 * math.pi / period)
+    along = xs * math.cos(angle) + ys * math.sin(angle) + rng.uniform(0, 6)
+    across = ys * math.cos(angle) - xs * math.sin(angle) + rng.uniform(0, 6)
+    if pattern == "striped":
+        height = np.sin(along)
+    elif pattern == "dotted":
+        height = np.cos(along) + np.cos(across) - 0.75
+    else:
+        height = np.sin(along) * np.sin(across) * 2
+    return np.clip(0.5 + height * period / 5, 0, 1)

@@ -1,146 +1,117 @@
-"""Data sets of generated images, written as what people really have: COCO boxes with classes, or ODVG captions.
+"""Write data sets of generated images: COCO boxes with classes, or ODVG captions.
 
-A data set is a stand-in for a user's own images where none can be shipped: made in seconds, with names ("red circle")
-that say what they show. Everything follows from the seed.
+Each image has a random generator of its own, so a larger set begins with the same images.
 """
 
 import json
 import random
-import shutil
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from groundtune.data.sample import match_class_names
-from groundtune.data.scenes.captions import Caption, Drawn, caption_of, plan
-from groundtune.data.scenes.draw import draw_image, draw_scene, image_size
-from groundtune.data.scenes.names import DEFAULT_CLASSES, scene_classes
+from groundtune.data.scenes.captions import Caption, captioned_scene
+from groundtune.data.scenes.draw import Box, draw_scene
+from groundtune.data.scenes.shapes import scene_classes
 from groundtune.errors import DataError
+from groundtune.files import atomic_folder, ensure_empty_output
 
-_SMALLEST_SIZE = 32
+DEFAULT_CLASSES = [
+    "red circle", "blue star", "green triangle", "yellow square", "purple heart", "orange ring"
+]  # fmt: skip
+_MIN_SIZE = 32  # pixels
+
+Labels = TypeVar("Labels")
+Scenes = list[tuple[str, tuple[int, int], Labels]]
+"""The file name, (width, height) and labels of each image of a split."""
 
 
 def write_scenes(
     out: Path, *, train: int, valid: int, classes: list[str] | None = None, size: int = 320, seed: int = 0
 ) -> None:
-    """Write a data set of scenes in Roboflow's COCO layout, placeholder category included.
+    """Write a data set of scenes in Roboflow's COCO layout, with its placeholder category.
 
-    The folder appears when it is complete; an interrupted run leaves nothing in its place.
+    The folder appears when it is complete; an interrupted call leaves nothing.
 
     Args:
-        out: the folder to make. It must not exist, or be empty.
-        train: images in `train/`; one in twelve or so has no object.
-        valid: images in `valid/`.
-        classes: names out of `scene_classes()`; None takes `DEFAULT_CLASSES`.
-        size: the longer side of an image in pixels, at least 32.
-        seed: of everything.
+        out: folder to write, new or empty.
+        train: number of images in `train/`. About one in twelve has no object.
+        valid: number of images in `valid/`.
+        classes: names out of `scene_classes()`; None means `DEFAULT_CLASSES`.
+        size: longer side of an image in pixels, at least 32.
+        seed: random seed.
 
     Raises:
-        DataError: a class cannot be drawn, the images are too small for objects, or the folder is not empty.
+        DataError: a class cannot be drawn, `size` is too small, or the folder is not empty.
     """
     drawable = scene_classes()
     names = [drawable[index] for index in match_class_names(classes or DEFAULT_CLASSES, drawable)]
-
-    def write_split(folder: Path, split: str, count: int) -> None:
-        _write_boxes(folder, split, count, names, size, seed)
-
-    _write_splits(out, {"train": train, "valid": valid}, size, write_split)
+    draw = partial(draw_scene, names, size)
+    _write(out, {"train": train, "valid": valid}, size, seed, draw, partial(_write_boxes, names))
 
 
 def write_captioned_scenes(out: Path, *, train: int, valid: int, size: int = 320, seed: int = 0) -> None:
-    """Write the data set that `nano` is pretrained on: scenes with captions in ODVG, nothing held out in them.
+    """Write the data set that `nano` is pretrained on: scenes with captions, in ODVG.
 
-    Arguments, errors and interruption are as for `write_scenes`. A phrase without a box is not in the image.
+    A phrase without a box is not in the image. Arguments and errors are those of `write_scenes`.
     """
 
-    def write_split(folder: Path, split: str, count: int) -> None:
-        _write_captions(folder, split, count, size, seed)
+    def draw(rng: random.Random) -> tuple[Image.Image, Caption]:
+        return captioned_scene(size, rng)[:2]
 
-    _write_splits(out, {"train": train, "valid": valid}, size, write_split)
-
-
-def captioned_scene(size: int, rng: random.Random) -> tuple[Image.Image, Caption, list[Drawn]]:
-    """Draw one image with its caption; and list everything in it."""
-    naming, wanted = plan(rng)
-    image, found = draw_image(wanted, image_size(size, rng), rng)
-    drawn = [(wanted[number][0], box) for number, box in found]
-    return image, caption_of(naming, drawn, rng), drawn
+    _write(out, {"train": train, "valid": valid}, size, seed, draw, _write_captions)
 
 
-def _write_splits(
-    out: Path, counts: dict[str, int], size: int, write_split: Callable[[Path, str, int], None]
+def _write(
+    out: Path,
+    counts: dict[str, int],
+    size: int,
+    seed: int,
+    draw: Callable[[random.Random], tuple[Image.Image, Labels]],
+    annotate: Callable[[Scenes[Labels], Path], None],
 ) -> None:
-    """Write all splits beside the folder, then move them into its place."""
-    if size < _SMALLEST_SIZE:
-        raise DataError(
-            f"size: images of {size} pixels are too small for shapes; expected at least {_SMALLEST_SIZE}."
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty. Remove it, or choose another folder for the generated images.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        unfinished = Path(temporary) / "scenes"
+    """Write the images of each split, and annotate them from their names, sizes and labels."""
+    if size < _MIN_SIZE:
+        raise DataError(f"size: expected at least {_MIN_SIZE} pixels, got {size}. Choose larger images.")
+    ensure_empty_output(out)
+    with atomic_folder(out) as folder:
         for split, count in counts.items():
-            (unfinished / split).mkdir(parents=True)
-            write_split(unfinished / split, split, count)
-        if out.exists():
-            out.rmdir()
-        shutil.move(unfinished, out)
+            (folder / split).mkdir()
+            written = []
+            for number in range(count):
+                rng = random.Random(f"{seed}/{split}/{number}")
+                image, labels = draw(rng)
+                file_name = f"{split}_{number:05d}.jpg"
+                image.save(folder / split / file_name, quality=rng.randint(70, 95))
+                written.append((file_name, image.size, labels))
+            annotate(written, folder / split)
 
 
-def _write_boxes(folder: Path, split: str, count: int, names: list[str], size: int, seed: int) -> None:
+def _write_boxes(names: list[str], scenes: Scenes[list[tuple[str, Box]]], folder: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number in range(count):
-        rng = _image_rng(seed, split, number)
-        image, found = draw_scene(names, size, rng)
-        file_name = _save(image, folder, number, rng)
-        images.append({"id": number, "file_name": file_name, "width": image.width, "height": image.height})
-        for name, (x0, y0, x1, y1) in found:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": names.index(name) + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                }
-            )
+    for number, (file_name, (width, height), boxes) in enumerate(scenes):
+        images.append({"id": number, "file_name": file_name, "width": width, "height": height})
+        for name, (x0, y0, x1, y1) in boxes:
+            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1}
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            annotations.append(ids | box)
     categories: list[dict[str, Any]] = [{"id": 0, "name": "shapes", "supercategory": "none"}]
-    categories += [
-        {"id": i, "name": name, "supercategory": "shapes"} for i, name in enumerate(names, start=1)
-    ]
+    categories += [{"id": i, "name": name, "supercategory": "shapes"} for i, name in enumerate(names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _write_captions(folder: Path, split: str, count: int, size: int, seed: int) -> None:
+def _write_captions(scenes: Scenes[Caption], folder: Path) -> None:
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(count):
-            rng = _image_rng(seed, split, number)
-            image, caption, _ = captioned_scene(size, rng)
+        for file_name, (width, height), caption in scenes:
             regions: list[dict[str, Any]] = []
             for (begin, end), boxes in caption.phrases:
                 phrase = {"phrase": caption.text[begin:end], "tokens_positive": [[begin, end]]}
                 regions += [{"bbox": box} | phrase for box in boxes] or [{"bbox": []} | phrase]
-            row = {
-                "filename": _save(image, folder, number, rng),
-                "height": image.height,
-                "width": image.width,
-            }
-            file.write(json.dumps(row | {"grounding": {"caption": caption.text, "regions": regions}}) + "\n")
-
-
-def _image_rng(seed: int, split: str, number: int) -> random.Random:
-    """A generator of its own per image: a data set of more images begins with the same ones."""
-    return random.Random(f"{seed}/{split}/{number}")
-
-
-def _save(image: Image.Image, folder: Path, number: int, rng: random.Random) -> str:
-    file_name = f"{folder.name}_{number:05d}.jpg"
-    image.save(folder / file_name, quality=rng.randint(70, 95))
-    return file_name
+            grounding = {"caption": caption.text, "regions": regions}
+            row = {"filename": file_name, "height": height, "width": width, "grounding": grounding}
+            file.write(json.dumps(row) + "\n")

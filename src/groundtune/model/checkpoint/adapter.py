@@ -1,11 +1,10 @@
-"""Adapters on disk: a folder of a few MB, which needs the model that it was trained on.
+"""Adapters on disk: a folder of a few MB that needs the model on which it was trained.
 
-adapter_config.json and adapter_model.safetensors are peft's own form, heads.safetensors has the class and box heads and the
-denoising labels, which train whole, and groundtune.json the classes, the image format and a fingerprint of the base's
-weights: on another base, an adapter would give wrong boxes without a word.
+adapter_config.json and adapter_model.safetensors are peft's own form. heads.safetensors has the
+class and box heads and the denoising labels, which train fully. groundtune.json has the classes,
+the image format and a fingerprint of the base weights: on another base, an adapter would silently
+give wrong boxes.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -20,34 +19,46 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from groundtune.errors import CheckpointError
-from groundtune.model.adapters import adapter_weights, add_adapters, base_weights, is_adapter, merge_adapters
+from groundtune.model.adapters import (
+    LAYERS,
+    adapted_layers,
+    adapter_weights,
+    add_adapters,
+    base_weights,
+    is_adapter,
+    merge_adapters,
+)
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.checkpoint.convert import LABELS
-from groundtune.model.checkpoint.files import read_json, read_safetensors
-from groundtune.model.checkpoint.save import check_replaceable, replacing
+from groundtune.model.checkpoint.files import check_fit, read_json, read_safetensors
+from groundtune.model.checkpoint.save import check_replaceable, replacing_folder
 from groundtune.text.prompt import clean_name
 
 CONFIG = "adapter_config.json"
 _WEIGHTS, _HEADS = "adapter_model.safetensors", "heads.safetensors"
-_PREFIX, _NAME = "base_model.model.", ".default"  # of peft's names: in the file, in the network
+_PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file, in the network
 
 
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the adapters of a network that has them; the folder appears whole or not at all, an old adapter is replaced.
+    """Write the adapters of a network, all or nothing, in place of an older adapter.
 
     Args:
-        bundle: its `source` is what the adapter will ask for as its base.
-        folder: to write.
-        results: "data", "metrics", "zero_shot", for people.
+        bundle: its `source` becomes the base model of the adapter.
+        results: "data", "metrics", "zero_shot", for readers.
 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
     """
+    from peft import LoraConfig  # takes a second, and only this needs it
+
     check_replaceable(folder)
-    network, source = bundle.network, Path(bundle.source)
-    config = vars(network)["peft_config"]["default"]  # peft leaves it there
+    network, source = bundle.detector, Path(bundle.source)
+    layer = next(layer for _, layer in adapted_layers(network))
+    config = LoraConfig(r=layer.rank, lora_alpha=layer.alpha, target_modules=LAYERS)  # type: ignore[arg-type]
     config.base_model_name_or_path = str(source.resolve()) if source.exists() else bundle.source
     weights = {name: tensor.cpu().contiguous() for name, tensor in adapter_weights(network).items()}
+    adapters = {_PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if is_adapter(name)}
+    heads = {name: weights[name] for name in weights if not is_adapter(name)}
     meta = {
         "format": 1,
         "base_fingerprint": _fingerprint(base_weights(network)),
@@ -56,92 +67,67 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
         "results": dict(results),
     }
     try:
-        with replacing(folder) as staging:
-            config.save_pretrained(staging)
-            adapters = {
-                _PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if is_adapter(name)
-            }
+        with replacing_folder(folder) as staging:
+            config.save_pretrained(str(staging))
             save_file(adapters, staging / _WEIGHTS, metadata={"format": "pt"})
-            save_file({name: weights[name] for name in weights if not is_adapter(name)}, staging / _HEADS)
+            save_file(heads, staging / _HEADS)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write the adapter to {folder}: {error}.") from error
 
 
 def base_of(folder: Path) -> tuple[str, list[Path]]:
-    """The whole model that an adapter stands on (a preset, a path or a Hub id), and the adapters between, this one last.
+    """Return the base model of an adapter, and the chain of adapters on it, this one last.
 
     Raises:
-        CheckpointError: it names none, or in the end itself.
+        CheckpointError: an adapter names no base, or the chain is a circle.
     """
     adapters, base = [], str(folder)
     while (Path(base) / CONFIG).is_file():
         adapters.append(Path(base))
         base = read_json(Path(base) / CONFIG).get("base_model_name_or_path") or ""
-        if (
-            not base
-            or not isinstance(base, str)
-            or Path(base).resolve() in [path.resolve() for path in adapters]
-        ):
-            told = f"{adapters[-1] / CONFIG} names no model as base_model_name_or_path, found {base!r}."
-            raise CheckpointError(f"{told} Expected a preset, a model folder or a Hub id.")
+        known = [path.resolve() for path in adapters]
+        if not base or not isinstance(base, str) or Path(base).resolve() in known:
+            raise CheckpointError(
+                f"{adapters[-1] / CONFIG} names no model as base_model_name_or_path, found {base!r}. "
+                "Expected a preset, a model folder or a Hub id."
+            )
     return base, adapters[::-1]
 
 
 def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
-    """A base with an adapter merged into its network, in place.
+    """Merge an adapter into the network of its base, in place.
 
     Raises:
-        CheckpointError: the adapter is damaged or not one of ours, or was trained on other weights than this base's.
+        CheckpointError: the adapter is damaged, or was trained on other weights than this base's.
     """
     settings, meta = read_json(folder / CONFIG), read_json(folder / "groundtune.json")
-    stored = read_safetensors(folder / _WEIGHTS)
-    adapters = {
-        name.removeprefix(_PREFIX).replace(".weight", f"{_NAME}.weight"): stored[name] for name in stored
-    }
+    stored = read_safetensors(folder / _WEIGHTS).items()
+    adapters = {n.removeprefix(_PREFIX).replace(".weight", f"{_NAME}.weight"): tensor for n, tensor in stored}
     weights = adapters | read_safetensors(folder / _HEADS)
     try:
         image_format = image_format_of(meta["image_format"])
         classes = [clean_name(str(name)) for name in meta["classes"]]
-        recipe, fingerprint, alpha = (
-            dict(meta["recipe"]),
-            meta["base_fingerprint"],
-            float(settings["lora_alpha"]),
-        )
+        recipe, fingerprint = dict(meta["recipe"]), meta["base_fingerprint"]
+        alpha = float(settings["lora_alpha"])
         rank = next(tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in name)
         labels, width = weights[LABELS].shape
     except (KeyError, StopIteration, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The adapter {folder} is not complete, or not one of groundtune: {error!r}."
-        ) from error
-    network = base.network
+        raise CheckpointError(f"The adapter {folder} is incomplete or not one of ours: {error!r}.") from error
+    network = base.detector
     if _fingerprint(base_weights(network)) != fingerprint:
         raise CheckpointError(
             f"The adapter {folder} was trained on other weights than those of {base.source!r}. Name the right base in "
-            f"base_model_name_or_path of its {CONFIG}; or use the whole model, which lies in the run's folder model/."
+            f"base_model_name_or_path of its {CONFIG}, or use the merged model in the run's folder model/."
         )
     add_adapters(network, rank, alpha)
     network.decoder.label_embedding = nn.Embedding(labels, width)
-    expected = adapter_weights(network)
-    wrong = sorted(expected.keys() ^ weights.keys())
-    wrong += [
-        name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"The adapter {folder} does not fit the model {base.source!r}: {len(wrong)} weights are missing, unknown or of "
-            f"another shape, for example {', '.join(wrong[:3])}."
-        )
+    check_fit(weights, adapter_weights(network), f"the adapter {folder}")
     network.load_state_dict(weights, strict=False)
     merge_adapters(network)
-    return replace(
-        base,
-        config=replace(base.config, num_labels=labels),
-        image_format=image_format,
-        classes=classes,
-        recipe=recipe,
-        source=str(folder),
-    )
+    config = replace(base.config, num_labels=labels)
+    base = replace(base, config=config, image_format=image_format, source=str(folder))
+    return replace(base, classes=classes, recipe=recipe)
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

@@ -1,10 +1,9 @@
-"""Weights of other projects ↔ ours, by the tables of `names`, and the sizes that the weights themselves tell.
+"""Weights of other projects ↔ ours, by the tables of `names`; and the sizes that they imply.
 
-Two things are more than names. Packed projections (query, key and value in one tensor) are cut apart. MMDetection's
-Swin merges patches with `nn.Unfold`, whose channels come in another order than the concatenation of the original code.
+Two things are more than names. Packed projections (query, key and value in one tensor) are cut
+apart. MMDetection's Swin merges patches with `nn.Unfold`, whose channels are in another order than
+the concatenation of the original code.
 """
-
-from __future__ import annotations
 
 import re
 from collections import defaultdict
@@ -15,34 +14,38 @@ import torch
 from torch import Tensor
 
 from groundtune.errors import CheckpointError
-from groundtune.model.checkpoint.names import (
-    Layout,
-    idea_layout,
-    mmdetection_layout,
-    renamed,
-    transformers_layout,
-)
+from groundtune.model.checkpoint.files import summary
+from groundtune.model.checkpoint.names import LAYOUTS, Layout, Rows, renamed
 from groundtune.model.config import ModelConfig
 
-LABELS = "decoder.label_embedding.weight"  # the denoising labels, which transformers and IDEA's published weights lack
+LABELS = (
+    "decoder.label_embedding.weight"  # denoising labels, absent in transformers and IDEA's published weights
+)
 IDEA_LABELS = "label_enc.weight"  # their name in DINO, on which IDEA's code is built
 
-_LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}
-_POINTS = ModelConfig.encoder_points  # a .pth tells only heads × points; every published one has this many
+_POINTS = ModelConfig.encoder_points  # a .pth implies only heads × points; all published ones have this many
 _BERT_HEAD = 64  # width of a head of every published BERT
 
 
 def layout_of(name: str, config: ModelConfig) -> Layout:
-    """The names of "transformers", "idea" or "mmdetection" for a network of these sizes."""
+    """Return the names of "transformers", "idea" or "mmdetection" for a network of these sizes."""
     stages = list(config.backbone_config.get("out_indices", [2, 3, 4]))
-    return _LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
+    return LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
+
+
+def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
+    """Return the names of a .pth; a `KeyError` where it has no level embedding."""
+    backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
+    stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
+    levels, layers = len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
+    return LAYOUTS[family](stages, levels, layers)
 
 
 def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
-    """Give their weights our names, floating-point ones as float32 (float64 stays).
+    """Rename their weights to ours, floating-point ones as float32 (float64 is kept).
 
     Raises:
-        CheckpointError: unknown names, copies of a tied tensor that differ from it, or tensors that cannot be cut.
+        CheckpointError: names or shapes are unknown, or copies of a tied tensor differ from it.
     """
     ours: dict[str, Tensor] = {}
     faults: dict[str, list[str]] = defaultdict(list)
@@ -54,29 +57,21 @@ def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> di
             if not torch.equal(tensor, state[original]):
                 faults["copies of a tied weight that differ from it"].append(name)
             continue
-        targets = [found for rows in layout.columns if (found := renamed(original, rows))]
+        targets = [target for rows in layout.columns if (target := renamed(original, rows))]
         values = _cut(tensor, original, len(targets), layout)
         if not targets:
             faults["weights that groundtune does not know"].append(name)
         if not values:
-            faults["weights of a shape that their layout does not have"].append(
-                f"{name} {list(tensor.shape)}"
-            )
+            shaped = f"{name} {list(tensor.shape)}"
+            faults["weights of a shape that their layout does not have"].append(shaped)
         ours |= dict(zip(targets, values, strict=False))
     if faults:
-        told = [f"{len(names)} {what}, for example {', '.join(names[:3])}" for what, names in faults.items()]
-        raise CheckpointError(f"{where} has {'; '.join(told)}.")
+        raise CheckpointError(f"{where} has {summary(faults)}.")
     return ours
 
 
-def source_name(name: str, layout: Layout | None) -> str:
-    """What a tensor of ours is called there, or is a part of; our own name where it has no place."""
-    columns = layout.columns if layout is not None else []
-    return renamed(name, [(ours, theirs) for rows in columns for theirs, ours in rows]) or name
-
-
 def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
-    """Their tensor as ours: widened, in our order of channels, in as many parts; [] where its shape forbids it."""
+    """Return our tensors from theirs: widened, reordered, cut; [] where its shape forbids it."""
     value = tensor if tensor.dtype == torch.float64 or not tensor.is_floating_point() else tensor.float()
     value = value.view(1) if value.ndim == 0 and re.fullmatch(layout.scalars, name) else value
     if re.fullmatch(layout.unfolded, name):
@@ -89,10 +84,10 @@ def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
 
 
 def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Our weights by their names, contiguous, copies of tied heads included; and those that they have no name for."""
-    left, pieces = {name: tensor.cpu() for name, tensor in state.items()}, defaultdict(list)
-    for rows in layout.columns:
-        backwards = [(ours, theirs) for theirs, ours in rows]
+    """Return our weights by their names, with copies of tied heads; and those without a name."""
+    left = {name: tensor.cpu() for name, tensor in state.items()}
+    pieces: dict[str, list[Tensor]] = defaultdict(list)
+    for backwards in map(_inverse, layout.columns):
         for name in state:
             if (target := renamed(name, backwards)) is not None:
                 pieces[target].append(left.pop(name))
@@ -101,31 +96,44 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
         tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
         tensor = _to_unfold(tensor) if re.fullmatch(layout.unfolded, name) else tensor
         theirs[name] = tensor.view(()) if re.fullmatch(layout.scalars, name) else tensor.contiguous()
-    backwards = [(original, copy) for copy, original in layout.copies]
-    return theirs | {
-        copy: tensor for name, tensor in theirs.items() if (copy := renamed(name, backwards))
-    }, left
+    backwards = _inverse(layout.copies)
+    copies = {copy: tensor for name, tensor in theirs.items() if (copy := renamed(name, backwards))}
+    return theirs | copies, left
 
 
-def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
-    """The names of a .pth of "idea" or "mmdetection"; a `KeyError` where it has no level embedding."""
-    backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
-    stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
-    return _LAYOUTS[family](
-        stages, len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
-    )
+def source_name(name: str, layout: Layout | None) -> str:
+    """Return the name in a layout of (the tensor that contains) ours, or else our own name."""
+    rows = [row for rows in layout.columns for row in rows] if layout is not None else []
+    return renamed(name, _inverse(rows)) or name
+
+
+def _inverse(rows: Rows) -> Rows:
+    return [(ours, theirs) for theirs, ours in rows]
+
+
+def _from_unfold(tensor: Tensor) -> Tensor:
+    """(…, 4·C) from channel-major in reading order to neighbor-major, column by column."""
+    return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
+
+
+def _to_unfold(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
 
 
 def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
-    """The sizes of a .pth, read off its weights by our names; no tensor tells `bert_heads`, None is one per 64 channels.
+    """Read the sizes of a .pth off its weights, by our names.
+
+    Args:
+        bert_heads: which no weight implies; None is one per 64 channels.
 
     Raises:
-        KeyError, IndexError, ValueError, ZeroDivisionError: a tensor that tells a size is missing or has another shape.
+        KeyError, IndexError, ValueError, ZeroDivisionError: a tensor or its shape is wrong.
     """
     levels, width = ours["encoder.level_embed"].shape
     decoder_layers = _count(ours, "decoder.layers.")
     heads = max(1, ours["encoder.layers.0.self_attn.attention_weights.weight"].shape[0] // levels // _POINTS)
     biased = "bbox_head.cls_branches.0.bias" in ours
+    learned = "bbox_head.cls_branches.0.log_scale" in ours
     return ModelConfig(
         backbone_config=_swin_config(ours),
         language_config=_bert_config(ours, bert_heads),
@@ -139,14 +147,10 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
         fusion_dim=len(ours["encoder.fusion_layers.0.attn.vision_proj.weight"]),
         fusion_heads=max(1, heads // 2),
         text_ffn_dim=len(ours["encoder.text_layers.0.ffn.linear1.weight"]),
-        # MM-Grounding-DINO trains a head for each layer; those of an untrained one are equal and must not be tied for it
+        # MM-Grounding-DINO trains a head per layer: equal ones (untrained) must not be tied
         share_box_head=not biased and same_branches(ours, "reg", decoder_layers),
         share_class_head=not biased and same_branches(ours, "cls", decoder_layers),
-        contrastive_scale="learnable"
-        if "bbox_head.cls_branches.0.log_scale" in ours
-        else "auto"
-        if biased
-        else "none",
+        contrastive_scale="learnable" if learned else "auto" if biased else "none",
         contrastive_bias=biased,
         decoder_eps=1e-3,
         head_eps=1e-3 if family == "idea" else 1e-5,
@@ -156,32 +160,27 @@ def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | Non
 
 
 def same_branches(ours: Mapping[str, Tensor], kind: str, decoder_layers: int) -> bool:
-    """Whether all decoder layers have the same box ("reg") or class ("cls") branch, or only the first one is there."""
+    """Whether all decoder layers' box ("reg") or class ("cls") branches are equal or absent."""
     first, *others = (f"bbox_head.{kind}_branches.{layer}." for layer in range(decoder_layers))
-    names = [
-        (name, other + name.removeprefix(first))
-        for name in ours
-        if name.startswith(first)
-        for other in others
-    ]
-    return all(other not in ours or torch.equal(ours[other], ours[name]) for name, other in names)
+    parts = [name.removeprefix(first) for name in ours if name.startswith(first)]
+    pairs = [(first + part, other + part) for part in parts for other in others]
+    return all(other not in ours or torch.equal(ours[other], ours[name]) for name, other in pairs)
 
 
 def _swin_config(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    layers = "backbone.body.swin.encoder.layers."
+    body = "backbone.body."
+    layers = f"{body}swin.encoder.layers."
     stages = range(_count(ours, layers))
     table = "blocks.0.attention.relative_position_bias.relative_position_bias_table"
     tables = [ours[f"{layers}{stage}.{table}"] for stage in stages]
-    patches = ours["backbone.body.swin.embeddings.patch_embeddings.projection.weight"]
+    patches = ours[f"{body}swin.embeddings.patch_embeddings.projection.weight"]
     return {
         "embed_dim": patches.shape[0],
         "patch_size": patches.shape[-1],
         "depths": [_count(ours, f"{layers}{stage}.blocks.") for stage in stages],
         "num_heads": [entry.shape[1] for entry in tables],
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
-        "out_indices": [
-            n + 1 for n in stages if f"backbone.body.hidden_states_norms.stage{n + 1}.weight" in ours
-        ],
+        "out_indices": [n + 1 for n in stages if f"{body}hidden_states_norms.stage{n + 1}.weight" in ours],
     }
 
 
@@ -200,12 +199,3 @@ def _bert_config(ours: Mapping[str, Tensor], heads: int | None) -> dict[str, Any
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _from_unfold(tensor: Tensor) -> Tensor:
-    """(…, 4·C) from channel-major in reading order to the four neighbors one after another, column by column."""
-    return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
-
-
-def _to_unfold(tensor: Tensor) -> Tensor:
-    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)

@@ -1,12 +1,11 @@
-"""Files of weights and settings, read so that a wrong one is told in words and none can run code.
+"""Files of weights and settings: damaged ones are reported in a sentence, none can run code.
 
-Pickles (.pth, .bin) are opened with `weights_only=True`: they can be damaged, but what they name is never imported.
+Pickles (.pth, .bin) are opened with `weights_only=True`: code that they name is never imported.
 """
-
-from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +17,43 @@ from torch import Tensor
 from groundtune.errors import CheckpointError
 
 
-def in_one_line(error: BaseException, lines: int | None = None) -> str:
-    """What an error says (in its first lines), or its kind where it says nothing."""
-    return " ".join(" ".join(str(error).strip().splitlines()[:lines]).split()) or type(error).__name__
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's model.safetensors, its shards, or pytorch_model.bin; a `CheckpointError` if damaged."""
+    """Read all tensors of a folder's model.safetensors, its shards, or pytorch_model.bin.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
     index, pickled = folder / "model.safetensors.index.json", folder / "pytorch_model.bin"
     if (folder / "model.safetensors").is_file():
         return read_safetensors(folder / "model.safetensors")
     if pickled.is_file() and not index.is_file():
         return _tensors_by_name(_unpickled(pickled), pickled)
     if not index.is_file():
-        raise CheckpointError(
-            f"Cannot read the weights in {folder}: there is no model.safetensors nor shards of it."
-        )
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise CheckpointError(f"Cannot read the weights in {folder}: expected model.safetensors or shards.")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index} has no weight_map from names to files.")
-    for shard in places.values():
+    for shard in shards.values():
         if Path(shard).name != shard:
             raise CheckpointError(f"{index} names a file outside its folder: {shard}. It is not opened.")
-    shards = [read_safetensors(folder / shard) for shard in sorted(set(places.values()))]
-    return {name: tensor for shard in shards for name, tensor in shard.items()}
+    parts = [read_safetensors(folder / shard) for shard in sorted(set(shards.values()))]
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file; a `CheckpointError` if it is missing or damaged."""
+    """Read the tensors of a .safetensors file; a `CheckpointError` if it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the weights {path}: {error}. Is the file whole?") from error
+        raise CheckpointError(f"Cannot read the weights {path}: {error}. Is the file complete?") from error
 
 
 def read_pth(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights of a .pth, and whose names they have, "idea" or "mmdetection"; a `CheckpointError` if of neither."""
+    """Read a .pth; return its weights and its layout, "idea" or "mmdetection"."""
     content = _unpickled(path)
     for key in ("model", "state_dict"):
-        content = (
-            content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-        )
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     state = {name.removeprefix("module."): tensor for name, tensor in _tensors_by_name(content, path).items()}
     if any(name.startswith("transformer.encoder.fusion_layers.") for name in state):
         return state, "idea"
@@ -74,12 +69,11 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # torch.load raises whatever its parser meets in a damaged file
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
-            raise CheckpointError(
-                f"Cannot read the weights {path}: {in_one_line(error, 1)}. Is the file whole?"
-            ) from error
+            why = in_one_line(error, 1)
+            raise CheckpointError(f"Cannot read the weights {path}: {why}. Is the file complete?") from error
         raise CheckpointError(
-            f"{path} carries more than weights, it names {named.group(1)}, and is not opened: such a file can run code. "
-            "Have the tool that wrote it save its state_dict alone."
+            f"{path} contains more than weights ({named.group(1)}) and is not opened: such a file can run code. "
+            "Save its state_dict alone with the tool that wrote it."
         ) from error
 
 
@@ -88,19 +82,55 @@ def _tensors_by_name(content: Any, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not hold weights by name, found {type(content).__name__}.")
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        found = f"{len(others)} of its entries are no tensors, for example {', '.join(others[:3])}"
-        raise CheckpointError(f"{path} does not hold weights by name: {found}.")
+        problem = summary({"of its entries are no tensors": others})
+        raise CheckpointError(f"{path} does not hold weights by name: {problem}.")
     return {str(name): tensor for name, tensor in content.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; a `CheckpointError` if it does not, or cannot be read."""
+    """Read a JSON file that holds an object; a `CheckpointError` if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"Cannot read {path}: {error}. Expected the JSON file of a saved model."
-        ) from error
+        raise CheckpointError(f"Cannot read {path}: {error}. Expected the JSON of a saved model.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object, found {type(content).__name__}.")
     return content
+
+
+def check_fit(
+    weights: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    where: str,
+    optional: Collection[str] = (),
+    rename: Callable[[str], str] = str,
+) -> None:
+    """Check that weights have the names and shapes of those expected.
+
+    Args:
+        optional: expected names that may be missing.
+        where, rename: the source, and the names in it, for messages.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    common = [name for name in weights if name in expected]
+    shapes = [(rename(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
+    faults = {
+        "missing": [rename(name) for name in expected if name not in weights and name not in optional],
+        "unexpected": [rename(name) for name in weights if name not in expected],
+        "of another shape": [f"{name} {a}, expected {b}" for name, a, b in shapes if a != b],
+    }
+    if problems := summary(faults):
+        raise CheckpointError(f"The weights in {where} do not fit the model: {problems}.")
+
+
+def summary(faults: Mapping[str, list[str]]) -> str:
+    """Describe names by fault: "2 missing, for example a, b; 1 unexpected, for example c"."""
+    kinds = [(kind, names) for kind, names in faults.items() if names]
+    return "; ".join(f"{len(names)} {kind}, for example {', '.join(names[:3])}" for kind, names in kinds)
+
+
+def in_one_line(error: BaseException, lines: int | None = None) -> str:
+    """Return (the first lines of) an error's message in one line, or its type if it has none."""
+    return " ".join(" ".join(str(error).strip().splitlines()[:lines]).split()) or type(error).__name__

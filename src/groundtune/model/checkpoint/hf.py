@@ -1,10 +1,8 @@
 """config.json and preprocessor_config.json of transformers' two families, read and written.
 
-Deviation: transformers' default for `dropout` is 0.1, which the weights were not made with (0.0 in IDEA's and MMDetection's
-configurations); it is not taken over, `ModelConfig.dropout` keeps its 0.0.
+Deviation: transformers' default for `dropout` is 0.1, with which the weights were not trained (0.0
+in IDEA's and MMDetection's configurations). It is ignored; `ModelConfig.dropout` stays 0.0.
 """
-
-from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
@@ -19,28 +17,21 @@ from groundtune.model.checkpoint.files import in_one_line, read_json
 from groundtune.model.config import ModelConfig
 
 PUBLISHED_IMAGE = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 800, 1333)
-_FAMILIES: dict[str, Any] = {
-    "grounding-dino": GroundingDinoConfig,
-    "mm-grounding-dino": MMGroundingDinoConfig,
-}
 SWIN_OPTIONS = (
     *("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias"),
     *("hidden_act", "drop_path_rate", "layer_norm_eps", "use_absolute_embeddings"),
 )
 BERT_OPTIONS = (
-    *(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "hidden_act",
-    ),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
-    *("layer_norm_eps", "pad_token_id"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings"),
+    *("type_vocab_size", "layer_norm_eps", "pad_token_id"),
 )
-_ALIKE = ("d_model", "num_queries", "encoder_layers", "decoder_layers", "fusion_droppath", "max_text_len")
-_OPTIONS = {name: name for name in _ALIKE} | {  # ours: theirs, taken over in both directions
+_FAMILIES: dict[str, Any] = {
+    "grounding-dino": GroundingDinoConfig,
+    "mm-grounding-dino": MMGroundingDinoConfig,
+}
+_SAME = ("d_model", "num_queries", "encoder_layers", "decoder_layers", "fusion_droppath", "max_text_len")
+_OPTIONS = {name: name for name in _SAME} | {  # ours: theirs
     "num_heads": "encoder_attention_heads",
     "num_levels": "num_feature_levels",
     "encoder_points": "encoder_n_points",
@@ -48,13 +39,9 @@ _OPTIONS = {name: name for name in _ALIKE} | {  # ours: theirs, taken over in bo
     "ffn_dim": "encoder_ffn_dim",
     "share_box_head": "decoder_bbox_embed_share",
 }
-_FROM_HUB = (
-    "backbone",
-    "use_pretrained_backbone",
-    "use_timm_backbone",
-    "backbone_kwargs",
-)  # a folder is all we read
-_EXPECTED = {  # what our network does, and a configuration may not ask otherwise
+# options that make transformers fetch a backbone from the Hub
+_FROM_HUB = ("backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs")
+_EXPECTED = {  # the only values that our network implements
     "two_stage": True,
     "embedding_init_target": True,
     "position_embedding_type": "sine",
@@ -64,38 +51,33 @@ _EXPECTED = {  # what our network does, and a configuration may not ask otherwis
 
 
 def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
-    """Our sizes and variants for a config.json; a `CheckpointError` lists the options that our network does not have."""
+    """Convert a config.json; a `CheckpointError` lists options that our network lacks."""
     family = settings.get("model_type")
     if family not in list(_FAMILIES):
         families = " and ".join(map(repr, _FAMILIES))
         raise CheckpointError(f"{where} is a model of the type {family!r}; groundtune loads {families}.")
-    for part, kind in (
-        ("backbone_config", "swin"),
-        ("text_config", "bert"),
-    ):  # others may look for more on the Hub
+    for part, kind in {"backbone_config": "swin", "text_config": "bert"}.items():  # others may need the Hub
         inner = settings.get(part) or {}
-        found = inner.get("model_type", kind) if isinstance(inner, dict) else inner
-        if found != kind:
-            raise CheckpointError(
-                f"{where} cannot be loaded: {part}.model_type is {found!r:.60}, expected {kind!r}."
-            )
+        given = inner.get("model_type", kind) if isinstance(inner, dict) else inner
+        if given != kind:
+            raise CheckpointError(f"{where}: {part}.model_type is {given!r:.60}, expected {kind!r}.")
     try:
-        theirs = _FAMILIES[family].from_dict(
-            {name: settings[name] for name in settings if name not in _FROM_HUB}
-        )
-        problems = _beyond_ours(theirs)
+        local = {name: settings[name] for name in settings if name not in _FROM_HUB}
+        theirs = _FAMILIES[family].from_dict(local)
+        problems = _unsupported_by_us(theirs)
     except Exception as error:  # their validation raises classes of several libraries
         raise CheckpointError(f"{where}: its config.json cannot be used: {in_one_line(error)}.") from error
     if problems:
         raise CheckpointError(f"{where} cannot be loaded: {'; '.join(problems)}.")
     swin, bert, mm = theirs.backbone_config, theirs.text_config, family == "mm-grounding-dino"
-    width, heads = theirs.encoder_ffn_dim // 2, theirs.encoder_attention_heads // 2
     return ModelConfig(
         **{ours: getattr(theirs, name) for ours, name in _OPTIONS.items()},
         backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS}
         | {"out_indices": list(swin.out_indices)},
         language_config={name: getattr(bert, name) for name in BERT_OPTIONS},
-        **{"fusion_dim": width, "text_ffn_dim": width, "fusion_heads": heads},
+        fusion_dim=theirs.encoder_ffn_dim // 2,
+        text_ffn_dim=theirs.encoder_ffn_dim // 2,
+        fusion_heads=theirs.encoder_attention_heads // 2,
         share_class_head=theirs.decoder_cls_embed_share if mm else theirs.decoder_bbox_embed_share,
         contrastive_scale="auto" if mm else "none",
         contrastive_bias=mm,
@@ -104,21 +86,16 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     )
 
 
-def _beyond_ours(theirs: Any) -> list[str]:
-    """What of a configuration our network does not have, in words."""
-    wanted = _EXPECTED | {
-        f"decoder_{n}": getattr(theirs, f"encoder_{n}") for n in ("attention_heads", "ffn_dim")
-    }
-    found = {name: attrgetter(name)(theirs) for name in wanted}
-    return [
-        f"{name} is {found[name]!r}, expected {wanted[name]!r}"
-        for name in wanted
-        if found[name] != wanted[name]
-    ]
+def _unsupported_by_us(theirs: Any) -> list[str]:
+    shared = ("attention_heads", "ffn_dim")  # of encoder and decoder
+    expected = _EXPECTED | {f"decoder_{name}": getattr(theirs, f"encoder_{name}") for name in shared}
+    given = {name: attrgetter(name)(theirs) for name in expected}
+    wrong = [name for name in expected if given[name] != expected[name]]
+    return [f"{name} is {given[name]!r}, expected {expected[name]!r}" for name in wrong]
 
 
 def unsupported_by_transformers(config: ModelConfig) -> list[str]:
-    """What of a network transformers cannot express, in words; without the eps, there always 1e-5, as the card says."""
+    """List what transformers cannot express, except for the eps, of which the card warns."""
     width, heads = config.ffn_dim // 2, config.num_heads // 2
     temperature, logits = config.position_temperature, (config.contrastive_scale, config.contrastive_bias)
     reasons = {
@@ -128,15 +105,15 @@ def unsupported_by_transformers(config: ModelConfig) -> list[str]:
         f"the backbone is {config.backbone}": config.backbone != "swin",
         f"the language model is {config.language_model}": config.language_model != "bert",
         "the queries start from the selected positions": config.query_content != "learned",
-        f"position_temperature is {temperature}, there it is a whole number": temperature != int(temperature),
+        f"position_temperature is {temperature}, there it is an integer": temperature != int(temperature),
         f"contrastive_scale and contrastive_bias are {logits}": logits
         not in (("none", False), ("auto", True)),
     }
-    return [reason for reason, holds in reasons.items() if holds]
+    return [reason for reason, applies in reasons.items() if applies]
 
 
 def transformers_config(config: ModelConfig) -> GroundingDinoConfig | MMGroundingDinoConfig:
-    """transformers' configuration of a network that it can express."""
+    """Return transformers' configuration of a network that it can express."""
     settings: dict[str, Any] = {
         **{theirs: getattr(config, name) for name, theirs in _OPTIONS.items()},
         "backbone_config": {"model_type": "swin", "out_indices": [2, 3, 4], **config.backbone_config},
@@ -154,7 +131,11 @@ def transformers_config(config: ModelConfig) -> GroundingDinoConfig | MMGroundin
 
 
 def image_of_transformers(folder: Path) -> ImageFormat:
-    """The image format of a directory's preprocessor, the published one without; a `CheckpointError` if unusable."""
+    """Return the image format of a directory's preprocessor, or else the published one.
+
+    Raises:
+        CheckpointError: the preprocessor's format cannot be used.
+    """
     files = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
     path = next((path for path in files if path.is_file()), None)
     if path is None:
@@ -165,11 +146,8 @@ def image_of_transformers(folder: Path) -> ImageFormat:
         size = settings.get("size", {"shortest_edge": 800, "longest_edge": 1333})
         if "shortest_edge" not in size or "longest_edge" not in size:
             raise ValueError(f"size is {size}, expected a shortest_edge and a longest_edge")
-        colors = {
-            name: settings.get(f"image_{name}", getattr(PUBLISHED_IMAGE, name)) for name in ("mean", "std")
-        }
-        return image_format_of(
-            {**colors, "short_side": size["shortest_edge"], "max_side": size["longest_edge"]}
-        )
+        colors = {n: settings.get(f"image_{n}", getattr(PUBLISHED_IMAGE, n)) for n in ("mean", "std")}
+        sides = {"short_side": size["shortest_edge"], "max_side": size["longest_edge"]}
+        return image_format_of(colors | sides)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its image format cannot be used: {error}.") from error

@@ -1,11 +1,10 @@
 """The names of other projects' weights, as data: one table per layout, read in both directions.
 
-A row is a pair of prefixes (theirs, ours); `{i}` and `{j}` stand for numbers and are the same on both sides. A row of
-`packed` has three of ours: their tensor is ours one under another (query, key, value). The tables below have rows as words
-"theirs=ours" under a pair of prefixes; a word without "=" is the same on both sides, and "*" stands for q, k and v.
+A row is a pair of prefixes (theirs, ours); `{i}` and `{j}` stand for numbers and are the same on
+both sides. The tables have rows as words "theirs=ours" under a pair of prefixes; a word without "="
+is the same on both sides. Where ours has a "*", their tensor is a stack of three of ours: query,
+key and value, with q, k and v for the "*".
 """
-
-from __future__ import annotations
 
 import functools
 import re
@@ -20,48 +19,55 @@ _DECODER, _BERT, _NORMS = "decoder.layers.{i}.", "language_model.bert.", "backbo
 
 @dataclass(frozen=True)
 class Layout:
-    """One project's names."""
+    """One project's names.
 
-    rows: Rows  # prefixes (theirs, ours)
-    packed: list[tuple[str, list[str]]]  # their prefix, and ours of the three parts
-    copies: (
-        Rows  # prefixes (copy, original) of theirs: names that repeat another tensor of the file (tied heads)
-    )
-    unfolded: str = ""  # pattern of whole names whose last axis is in the order of `nn.Unfold`
-    scalars: str = ""  # pattern of whole names that have no axis where ours has one of length 1
-    # pattern of whole names that hold nothing learned: tables that are computed, parts that no output reads
+    Attributes:
+        columns: four tables (theirs, ours): of whole tensors, and of each of the packed parts.
+        copies: prefixes (copy, original) of theirs; a copy repeats another tensor (tied heads).
+        unfolded: pattern of names whose last axis is in the order of `nn.Unfold`.
+        scalars: pattern of names without an axis, where ours has one of length 1.
+        dropped: pattern of names that hold nothing learned, or that no output reads.
+    """
+
+    columns: list[Rows]
+    copies: Rows
+    unfolded: str = ""
+    scalars: str = ""
     dropped: str = r".*\.(relative_position_index|position_ids|pooler\..*|model\.(swin\.)?layernorm\..*)"
 
-    @property
-    def columns(self) -> list[Rows]:
-        """The rows, and those of each of the three parts."""
-        return [self.rows, *([(theirs, ours[n]) for theirs, ours in self.packed] for n in range(3))]
+
+def renamed(name: str, rows: Rows) -> str | None:
+    """Exchange the prefix of a name by the row that matches most of it, if any."""
+    matches = [(match, old, new) for old, new in rows if (match := _pattern(old).match(name))]
+    if not matches:
+        return None
+    match, _, new = max(matches, key=lambda row: (row[0].end(), "{" not in row[1]))
+    return new.format(**match.groupdict()) + name[match.end() :]
+
+
+@functools.cache
+def _pattern(prefix: str) -> re.Pattern[str]:
+    return re.compile(re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)"))
 
 
 def _under(theirs: str, ours: str, words: str) -> Rows:
     return [(theirs + pair[0], ours + pair[-1]) for pair in (word.split("=") for word in words.split())]
 
 
-def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
-    packed = [(theirs, [ours.replace("*", part) for part in "qkv"]) for theirs, ours in rows if "*" in ours]
-    return Layout([row for row in rows if "*" not in row[1]], packed, copies, **patterns)
-
-
 _BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_position_bias_table"
-_ATTENTION = (
-    "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."  # torch's `nn.MultiheadAttention`
-)
+# of torch's `nn.MultiheadAttention`
+_ATTENTION = "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."
 
-# transformers' `GroundingDinoForObjectDetection` and `MMGroundingDinoForObjectDetection`, as their files have them
-_HF_SWIN, _HF_TEXT = "model.backbone.conv_encoder.model.", "model.encoder.layers.{i}.text_enhancer_layer."
+# the files of transformers' two families
+_HF_SWIN, _HF_LAYER = "model.backbone.conv_encoder.model.", "model.encoder.layers.{i}."
+_HF_TEXT, _HF_VISION = _HF_LAYER + "text_enhancer_layer.", _HF_LAYER + "deformable_layer."
 _HF_BLOCK, _HF_DECODER = _HF_SWIN + "encoder.layers.{i}.blocks.{j}.", "model.decoder.layers.{i}."
 _HF_QKV, _HF_FFN = "query.=q_proj. key.=k_proj. value.=v_proj.", "fc1.=ffn.linear1. fc2.=ffn.linear2."
+_HF_CROSS = ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."
 _HF_ROWS = [
     *_under(_HF_SWIN, _SWIN, "embeddings. encoder.layers.{i}.downsample."),
-    *_under(
-        _HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. attention.output.dense.=attention.o_proj."
-    ),
-    *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. output.dense.=mlp.fc2."),
+    *_under(_HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. output.dense.=mlp.fc2."),
+    *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. attention.output.dense.=attention.o_proj."),
     *_under(_HF_BLOCK + "attention.self.", _BLOCK + "attention.", f"{_HF_QKV} {_BIAS_TABLE}"),
     *_under("", "", f"{_HF_SWIN}hidden_states_norms.={_NORMS} model.text_backbone.={_BERT}"),
     *_under("model.", "encoder.", "text_projection. level_embed"),
@@ -70,15 +76,10 @@ _HF_ROWS = [
     ("model.decoder.reference_points_head.", "decoder.ref_point_head."),
     *_under(_HF_TEXT + "self_attn.", _TEXT + "self_attn.", f"{_HF_QKV} out_proj."),
     *_under(_HF_TEXT, _TEXT, f"layer_norm_before.=norm1. layer_norm_after.=norm2. {_HF_FFN}"),
+    *_under(_HF_LAYER + "fusion_layer.", _FUSION, "vision_param=gamma_vision text_param=gamma_text ="),
     *_under(
-        "model.encoder.layers.{i}.fusion_layer.", _FUSION, "vision_param=gamma_vision text_param=gamma_text ="
+        _HF_VISION, _VISION, f"self_attn. {_HF_FFN} self_attn_layer_norm.=norm1. final_layer_norm.=norm2."
     ),
-    *_under(
-        "model.encoder.layers.{i}.deformable_layer.",
-        _VISION,
-        f"self_attn. {_HF_FFN} final_layer_norm.=norm2.",
-    ),
-    *_under("model.encoder.layers.{i}.deformable_layer.", _VISION, "self_attn_layer_norm.=norm1."),
     *_under(_HF_DECODER + "self_attn.", _DECODER + "self_attn.", f"{_HF_QKV} out_proj."),
     *_under(_HF_DECODER + "encoder_attn_text.", _DECODER + "cross_attn_text.", f"{_HF_QKV} out_proj."),
     *_under(
@@ -88,7 +89,7 @@ _HF_ROWS = [
     *_under("", "bbox_head.", "bbox_embed.=reg_branches. class_embed.=cls_branches."),
 ]
 
-# IDEA-Research/GroundingDINO's .pth, "module." in front of every name left out
+# IDEA-Research/GroundingDINO's .pth, without the "module." in front of every name
 _IDEA_BLOCK, _IDEA_DECODER = "backbone.0.layers.{i}.blocks.{j}.", "transformer.decoder.layers.{i}."
 _IDEA_ROWS = [
     *_under("backbone.0.patch_embed.", _SWIN + "embeddings.", "proj.=patch_embeddings.projection. norm."),
@@ -131,68 +132,55 @@ _MMDET_ROWS = [
     *_under("bbox_head.reg_branches.{i}.", "bbox_head.reg_branches.{i}.layers.", "0. 2.=1. 4.=2."),
 ]
 
-# Of the fusion, in both
+# The fusion of IDEA and MMDetection
 _SHORT_FUSION = (
     "gamma_v=gamma_vision gamma_l=gamma_text layer_norm_v.=layer_norm_vision. layer_norm_l.=layer_norm_text. "
-    "attn.v_proj.=attn.vision_proj. attn.l_proj.=attn.text_proj. attn.values_v_proj.=attn.values_vision_proj. "
-    "attn.values_l_proj.=attn.values_text_proj. attn.out_v_proj.=attn.out_vision_proj. attn.out_l_proj.=attn.out_text_proj."
+    "attn.v_proj.=attn.vision_proj. attn.values_v_proj.=attn.values_vision_proj. attn.out_v_proj.=attn.out_vision_proj. "
+    "attn.l_proj.=attn.text_proj. attn.values_l_proj.=attn.values_text_proj. attn.out_l_proj.=attn.out_text_proj."
 )
 
 
+def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
+    """Map their one list of all levels to our two."""
+    ours = [f"convs.{n}." for n in range(len(stages))]
+    ours += [f"extra_convs.{n}." for n in range(levels - len(stages))]
+    pairs = [_under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.") for n, name in enumerate(ours)]
+    return [row for pair in pairs for row in pair]
+
+
+def _stage_norms(theirs: str, stages: list[int]) -> Rows:
+    """Map their norms, which count stages from 0."""
+    return [(f"{theirs}{stage - 1}.", f"{_NORMS}stage{stage}.") for stage in stages]
+
+
+def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
+    whole = [row for row in rows if "*" not in row[1]]
+    packed = [(theirs, ours) for theirs, ours in rows if "*" in ours]
+    parts = [[(theirs, ours.replace("*", part)) for theirs, ours in packed] for part in "qkv"]
+    return Layout([whole, *parts], copies, **patterns)
+
+
 def transformers_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Names of transformers' files; the output `stages` count from 1, the encoder's own branch is after the decoder's."""
-    own = f"bbox_embed.=reg_branches.{decoder_layers}. class_embed.=cls_branches.{decoder_layers}."
+    """Return the names of transformers' files; the output `stages` of the backbone count from 1."""
+    of_encoder = f"bbox_embed.=reg_branches.{decoder_layers}. class_embed.=cls_branches.{decoder_layers}."
     rows = _HF_ROWS + _neck("model.input_proj_vision.", stages, levels)
-    rows += _under("model.encoder_output_", "bbox_head.", own)
-    return _layout(
-        rows, _under("model.decoder.", "", "bbox_embed. class_embed."), scalars=r".*class_embed\..*"
-    )
+    rows += _under("model.encoder_output_", "bbox_head.", of_encoder)
+    copies = _under("model.decoder.", "", "bbox_embed. class_embed.")
+    return _layout(rows, copies, scalars=r".*class_embed\..*")
 
 
 def idea_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Names of IDEA's files; arguments as in `transformers_layout`."""
-    rows = (
-        _IDEA_ROWS
-        + _under("transformer." + _FUSION, _FUSION, _SHORT_FUSION)
-        + _neck("input_proj.", stages, levels)
-    )
-    own = f"enc_out_bbox_embed.=bbox_head.reg_branches.{decoder_layers}."
-    rows += _under("transformer.", "", own) + _stage_norms("backbone.0.norm", stages)
+    """Return the names of IDEA's files; arguments as in `transformers_layout`."""
+    rows = _IDEA_ROWS + _under("transformer." + _FUSION, _FUSION, _SHORT_FUSION)
+    rows += _neck("input_proj.", stages, levels) + _stage_norms("backbone.0.norm", stages)
+    rows += [("transformer.enc_out_bbox_embed.", f"bbox_head.reg_branches.{decoder_layers}.")]
     return _layout(rows, _under("transformer.decoder.", "", "bbox_embed."))
 
 
 def mmdetection_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Names of MMDetection's files; arguments as in `transformers_layout`."""
+    """Return the names of MMDetection's files; arguments as in `transformers_layout`."""
     rows = _MMDET_ROWS + _under(_FUSION, _FUSION, _SHORT_FUSION) + _stage_norms("backbone.norm", stages)
     return _layout(rows, [], unfolded=r"backbone\.stages\.\d+\.downsample\.(norm|reduction)\..*")
 
 
-def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
-    """Levels run on through one list there; ours has the extra ones apart."""
-    ours = [f"convs.{n}." for n in range(len(stages))] + [
-        f"extra_convs.{n}." for n in range(levels - len(stages))
-    ]
-    return [
-        row
-        for n, name in enumerate(ours)
-        for row in _under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.")
-    ]
-
-
-def _stage_norms(theirs: str, stages: list[int]) -> Rows:
-    """Stages are counted from 0 there."""
-    return [(f"{theirs}{stage - 1}.", f"{_NORMS}stage{stage}.") for stage in stages]
-
-
-@functools.cache
-def _pattern(prefix: str) -> re.Pattern[str]:
-    return re.compile(re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)"))
-
-
-def renamed(name: str, rows: Rows) -> str | None:
-    """The name with its prefix exchanged, by the row that says most; None where none fits."""
-    found = [(match, old, new) for old, new in rows if (match := _pattern(old).match(name))]
-    if not found:
-        return None
-    match, _, new = max(found, key=lambda row: (row[0].end(), "{" not in row[1]))
-    return new.format(**match.groupdict()) + name[match.end() :]
+LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}

@@ -1,13 +1,11 @@
 """Models on disk, in forms that other tools read.
 
-A Swin + BERT network becomes a Hugging Face directory that transformers opens: config.json, model.safetensors, tokenizer
-and processor, with the flags of head sharing always written out (pitfall 13). Beside it lie groundtune.json (classes,
-recipe, sizes), README.md (the model card), and groundtune.safetensors with what transformers has no place for, the
-denoising labels. A network that transformers cannot express, such as nano with its packaged towers or one with learned
-offsets of class names, keeps our own names, and the card says so.
+A Swin + BERT network becomes a Hugging Face directory that transformers opens. Beside its files are
+groundtune.json (classes, recipe, sizes), README.md (the model card), and groundtune.safetensors
+with the denoising labels, for which transformers has no name. A network that transformers cannot
+express, such as nano with its packaged towers or one with learned offsets of class names, is saved
+under our own names, and the card says so.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -29,26 +27,28 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 )
 
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import ModelBundle, kept_state, packaged_towers, unique_state
+from groundtune.files import replacing
+from groundtune.model.bundle import TOWERS, ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
 from groundtune.model.checkpoint.hf import transformers_config, unsupported_by_transformers
 
-KEPT = "kept.safetensors"
+BASE_NETWORK = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder; it appears whole or not at all, an existing one of ours is replaced.
+    """Write a model folder, all or nothing, in place of an older model of ours.
 
     Args:
-        bundle, folder: the model, and the directory to write, whose parent exists or is made.
-        results: for the card: "data", "metrics", "zero_shot"; None leaves those parts out.
+        folder: its parent is created if need be.
+        results: for the card: "data", "metrics", "zero_shot"; None omits those parts.
 
     Raises:
         CheckpointError: the folder holds something else than a model of ours, or cannot be written.
     """
     check_replaceable(folder)
-    bundle.config.num_labels = bundle.network.decoder.label_embedding.num_embeddings
-    in_transformers, offsets = not unsupported_by_others(bundle), bundle.network.encoder.phrase_offsets
+    network = bundle.detector
+    bundle.config.num_labels = network.decoder.label_embedding.num_embeddings
+    in_transformers, offsets = not unsupported_by_others(bundle), network.encoder.phrase_offsets
     card = _model_card(bundle, results or {}, in_transformers)
     meta = {
         "format": 1,
@@ -60,7 +60,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "results": dict(results or {}),
     }
     try:
-        with replacing(folder) as staging:
+        with replacing_folder(folder) as staging:
             (_write_transformers if in_transformers else _write_own)(bundle, staging)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             (staging / "README.md").write_text(card, encoding="utf-8")
@@ -69,34 +69,34 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
 
 
 def check_replaceable(folder: Path) -> None:
-    """A `CheckpointError` where a folder holds something that is not ours to replace."""
+    """Raise a `CheckpointError` where a folder holds something else than a model of ours."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "groundtune.json").is_file():
         raise CheckpointError(f"The folder {folder} is not empty and no model of groundtune; name another.")
 
 
 def unsupported_by_others(bundle: ModelBundle) -> list[str]:
-    """What of a model neither transformers nor IDEA's code can express, in words."""
-    learned = bundle.network.encoder.phrase_offsets is not None
-    return [
-        *unsupported_by_transformers(bundle.config),
-        *["it has learned offsets of class names (--tune prompt)"] * learned,
-        *["it has two sets of weights (--keep-base)"] * (bundle.kept is not None),
-    ]
+    """List what neither transformers nor IDEA's code can express of a model."""
+    reasons = unsupported_by_transformers(bundle.config)
+    if bundle.detector.encoder.phrase_offsets is not None:
+        reasons.append("it has learned offsets of class names (--tune prompt)")
+    if bundle.base_network is not None:
+        reasons.append("it has two sets of weights (--keep-base)")
+    return reasons
 
 
 def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers: bool) -> str:
-    """Markdown with the metadata that the Hub reads in front; the owner fills in the license, as base and data decide it."""
+    """Render Markdown with the Hub's metadata; the owner fills in the license."""
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
-    template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
     context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
+    template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
     return template.render(context, examples=examples, labels=[f"{name}." for name in examples])
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of `folder`; the old one stays until then, and on failure."""
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which then replaces `folder`; on failure the old one stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     previous = staging.with_name(f"{staging.name}.previous")
@@ -118,23 +118,20 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
     towers = set(packaged_towers(bundle.config))
-    bundle.own_towers |= towers - bundle.network.frozen
-    left_out = tuple(f"{tower}." for tower in towers - bundle.own_towers)
-    kept = {
-        name: tensor for name, tensor in unique_state(bundle.network).items() if not name.startswith(left_out)
-    }
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in kept.items()}, folder / "model.safetensors"
-    )
-    if bundle.kept is not None:
-        base = {name: tensor.detach().cpu().contiguous() for name, tensor in kept_state(bundle.kept).items()}
-        save_file(base, folder / KEPT)
+    bundle.tuned_towers |= towers - bundle.detector.frozen
+    _save(unique_state(bundle.detector, towers - bundle.tuned_towers), folder / "model.safetensors")
+    if bundle.base_network is not None:
+        _save(unique_state(bundle.base_network, TOWERS), folder / BASE_NETWORK)
     bundle.tokenizer.save_pretrained(folder)
+
+
+def _save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, path)
 
 
 def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
     layout, image = layout_of("transformers", bundle.config), bundle.image_format
-    theirs, left = to_layout(bundle.network.state_dict(), layout)
+    theirs, left = to_layout(bundle.detector.state_dict(), layout)
     assert set(left) == {LABELS}, f"no name in transformers for {sorted(set(left) - {LABELS})}"
     copies = tuple(copy for copy, _ in layout.copies)
     weights = {name: tensor.clone() for name, tensor in theirs.items() if not name.startswith(copies)}
@@ -143,20 +140,19 @@ def _write_transformers(bundle: ModelBundle, folder: Path) -> None:
     transformers_config(bundle.config).save_pretrained(folder)
     size = {"shortest_edge": image.short_side, "longest_edge": image.max_side}
     images = GroundingDinoImageProcessorPil(image_mean=list(image.mean), image_std=list(image.std), size=size)
-    images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 look for
+    images.save_pretrained(folder)  # preprocessor_config.json, which versions before 5 need
     GroundingDinoProcessor(images, bundle.tokenizer).save_pretrained(folder)
     for path in (folder / "preprocessor_config.json", folder / "processor_config.json"):
-        text = path.read_text(encoding="utf-8")  # the class gets the name that every version knows
-        path.write_text(
-            text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor"), encoding="utf-8"
-        )
+        text = path.read_text(encoding="utf-8")  # use the class name that all versions know
+        text = text.replace("GroundingDinoImageProcessorPil", "GroundingDinoImageProcessor")
+        path.write_text(text, encoding="utf-8")
 
 
 def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
-    """Write a .pth for IDEA's own code; returns, in sentences, what that does otherwise or has to be told.
+    """Write a .pth for IDEA's own code; return notes on differences and on settings that it needs.
 
     Raises:
-        CheckpointError: IDEA's code cannot express the network (every reason is given), or the file cannot be written.
+        CheckpointError: IDEA's code cannot express the network, or the file cannot be written.
     """
     config = bundle.config
     reasons = unsupported_by_others(bundle)
@@ -168,25 +164,22 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         raise CheckpointError(
             f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}."
         )
-    theirs, left = to_layout(bundle.network.state_dict(), layout_of("idea", config))
+    theirs, left = to_layout(bundle.detector.state_dict(), layout_of("idea", config))
     assert not left, f"no name in IDEA's layout for {sorted(left)}"
-    notes = ["IDEA's file has no classes and no image format in it."] if bundle.classes else []
-    if config.class_labels:  # they belong to this data set's classes, whose names the file does not have
+    notes = ["IDEA's file does not store classes and image format."] if bundle.classes else []
+    if config.class_labels:  # rows of this data set's classes, whose names the file does not have
         del theirs[IDEA_LABELS]
-        notes.append("The denoising labels, which only training uses, are left out.")
+        notes.append("The denoising labels, which only training uses, are omitted.")
     if not config.share_box_head:
         notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
     if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
         notes.append(
             "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.items()}}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.items()}}, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"Cannot write {path}: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return notes

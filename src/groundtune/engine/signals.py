@@ -1,0 +1,92 @@
+"""SIGINT, SIGTERM and SIGUSR1 as requests to stop, which a run follows after the current step.
+
+SLURM sends SIGTERM, or with `--signal=USR1@120` SIGUSR1, some time before it kills a job.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from accelerate import Accelerator
+
+from groundtune.errors import Interrupted
+
+STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+
+
+@contextmanager
+def handled_signals(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
+) -> Iterator[None]:
+    """Handle signals inside and restore their handlers afterwards; only in the main thread.
+
+    An ignored signal stays ignored: nohup, or a shell that starts a background job, means it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class StopRequest:
+    """Remembers the first stop signal. A second SIGINT raises KeyboardInterrupt immediately."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._raises = False
+
+    def raise_if_requested(self, accelerator: Accelerator) -> None:
+        """Raise `Interrupted` if any process has received a signal. All processes call this."""
+        requested = self._number is not None
+        if accelerator.num_processes > 1:
+            if requested:
+                accelerator.set_trigger()
+            requested = accelerator.check_trigger()
+        if requested:
+            raise self._interrupted()
+
+    @contextmanager
+    def immediately(self, accelerator: Accelerator) -> Iterator[None]:
+        """Inside, a signal raises `Interrupted` at any point: only for work that may be abandoned.
+
+        Several processes finish the work instead: in its middle they would wait for each other.
+        """
+        self._raises = accelerator.num_processes == 1
+        try:
+            if self._raises and self._number is not None:
+                raise self._interrupted()
+            yield
+        finally:
+            self._raises = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._number is None and number == signal.SIGINT:  # print is not reentrant
+            os.write(2, b"\nStopping after this step; press Ctrl-C again to stop now without saving.\n")
+        self._number = self._number or number
+        if self._raises:
+            self._raises = False
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted("interrupted", 130 if self._number == signal.SIGINT else 143)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn the stop signals inside into a `StopRequest`; in the main thread only."""
+    request = StopRequest()
+    with handled_signals(request.receive, STOP_SIGNALS):
+        yield request

@@ -1,0 +1,235 @@
+"""Predictions by name or sentence: boxes in the user's pixels, names as the user wrote them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from predict_fakes import make_predictor
+from supervision import Detections
+
+from groundtune.api import Model
+from groundtune.errors import ConfigError, DataError
+from groundtune.predict.detect import detect_batch, sentence_prompts
+from groundtune.predict.predictor import batched
+from groundtune.predict.sources import Frame
+from groundtune.predict.tiles import Tiles
+from groundtune.predict.writers import records_of
+from groundtune.text.prompt import sentence_prompt
+
+
+@pytest.fixture(scope="module")
+def nano():
+    from groundtune.model.checkpoint.load import load_bundle
+
+    return load_bundle("nano")
+
+
+def run(bundle, images, names=("cat", "dog"), threshold=0.0, **options):
+    return list(make_predictor(bundle, list(names), threshold=threshold, **options).each(images))
+
+
+def noise(height=40, width=60, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_nano_gives_boxes_inside_the_image_for_paths_images_and_arrays(nano, tmp_path):
+    array = noise(90, 200)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    results = run(nano, [tmp_path / "a.png", Image.fromarray(array), array], ["Red_Circle", "dog"])
+    assert [len(part) for part in results] == [200] * 3  # 100 queries, two classes
+    for part in results:
+        assert (part.xyxy >= 0).all() and (part.xyxy <= [200, 90, 200, 90]).all()
+        assert (part.xyxy[:, 2:] >= part.xyxy[:, :2]).all()
+        assert part.xyxy[:, 2].max() > 90  # neither relative nor square
+        assert (np.diff(part.confidence) <= 0).all()
+        assert part.confidence.min() >= 0 and part.confidence.max() <= 1
+        assert set(part.data["class_name"]) == {"Red_Circle", "dog"}
+        # of 200 pixels; each row of a batch is rounded differently
+        np.testing.assert_allclose(part.xyxy, results[0].xyxy, atol=1e-3)
+
+
+def test_predictions_do_not_depend_on_the_batch(nano):
+    images = [noise(90, 200, 1), noise(150, 60, 2), noise(100, 100, 3)]
+    for a, b in zip(run(nano, images, batch_size=3), run(nano, images, batch_size=1), strict=True):
+        np.testing.assert_allclose(np.sort(a.confidence), np.sort(b.confidence), atol=1e-4)
+        np.testing.assert_allclose(a.xyxy[:5], b.xyxy[:5], atol=0.05)
+
+
+def test_the_modes_of_the_network_and_of_torch_are_restored_after_each_batch(nano):
+    nano.network.decoder.train()
+    predictions = make_predictor(nano, ["cat"], batch_size=1, precision="bf16").each([noise(), noise()])
+    next(predictions)
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    assert nano.network.decoder.training and not nano.network.backbone.training
+    nano.network.eval()
+
+
+def test_a_list_gives_a_list_and_an_image_its_detections(stub):
+    model = Model(stub, "cpu")
+    single = model.predict(noise(), ["cat"])
+    assert isinstance(single, Detections) and len(single) == 2
+    several = model.predict([noise(), noise(20, 30)], ["cat"])
+    assert [part.xyxy[0].tolist() for part in several] == [[0, 0, 60, 40], [0, 0, 30, 20]]
+    assert model.predict([], ["cat"]) == [] and run(stub, []) == []
+    assert make_predictor(stub, ["cat"]).find([]) == []
+    with pytest.raises(ConfigError, match="no classes of its own"):
+        model.predict(noise())
+
+
+def test_batches_have_the_batch_size_and_keep_the_order(stub):
+    predictions = run(stub, [noise(20 + i, 30) for i in range(5)], batch_size=2)
+    assert [call.sizes_hw for call in stub.calls] == [[(20, 30), (21, 30)], [(22, 30), (23, 30)], [(24, 30)]]
+    assert [part.xyxy[0, 3] for part in predictions] == [20, 21, 22, 23, 24]
+    # short side 32: the network gets resized images, the boxes are in pixels of the original
+    assert stub.calls[2].images[0].shape == (3, 32, 40)
+
+
+def test_only_one_batch_of_a_stream_is_read_at_a_time(stub):
+    read = []
+    images = (read.append(i) or noise() for i in range(9))
+    predictions = make_predictor(stub, ["cat"], batch_size=2).each(images)
+    next(predictions)
+    assert read == [0, 1]
+    assert len(list(predictions)) == 8 and len(read) == 9
+    assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]] and list(batched("", 2)) == []
+
+
+def test_frames_are_streamed_with_their_detections(stub):
+    frames = [Frame(Path(f"{i}.png"), Image.fromarray(noise(20 + i, 30))) for i in range(3)]
+    results = list(make_predictor(stub, ["cat"], batch_size=2).stream(frames))
+    assert [frame.path.name for frame, _ in results] == ["0.png", "1.png", "2.png"]
+    assert [part.xyxy[0, 3] for _, part in results] == [20, 21, 22]
+
+
+@pytest.mark.parametrize(
+    ("names", "prompt", "ids"),
+    [
+        (["Red_Circle", "dog"], "red circle. dog.", [0, 1]),
+        (["cat", "Cat", "CAT (big)", "dog"], "cat. dog.", [0, 3]),  # one class, under its first name
+        (["  TV.monitor "], "tv monitor.", [0, 0]),
+    ],
+)
+def test_names_come_back_as_they_were_given(stub, names, prompt, ids):
+    (detections,) = run(stub, [noise()], names)
+    assert stub.tokenizer.decode(stub.calls[0].prompts.text.input_ids[0][1:-1]) == prompt
+    assert detections.class_id.tolist() == ids
+    assert detections.data["class_name"].tolist() == [names[i] for i in ids]
+
+
+def test_names_without_text_are_refused(stub):
+    with pytest.raises(DataError, match="no text left.*'_'"):
+        run(stub, [noise()], ["cat", "_"])
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.0, 2), (0.5, 2), (0.51, 1), (0.75, 1), (0.76, 0)])
+def test_the_threshold_is_the_lowest_score(stub, threshold, count):
+    (detections,) = run(stub, [noise()], threshold=threshold)
+    assert detections.xyxy.shape == (count, 4)
+    assert len(detections.class_id) == len(detections.data["class_name"]) == count
+    cat = {"class": "cat", "score": 0.75, "box_xyxy": [0, 0, 60, 40]}
+    dog = {"class": "dog", "score": 0.5, "box_xyxy": [0, 0, 30, 40]}
+    assert records_of(detections) == [cat, dog][:count]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "names"),
+    [
+        ({"CAT": 0.8}, ["dog"]),
+        ({"dog": 0.51, "horse": 0.0}, ["Cat"]),
+        ({"cat": 0.75, "dog": 0.5}, ["Cat", "dog"]),
+    ],
+)
+def test_a_class_has_its_own_threshold_however_it_is_written(stub, thresholds, names):
+    """The scores are 0.75 and 0.5."""
+    (detections,) = run(stub, [noise()], ["Cat", "dog"], 0.5, thresholds=thresholds)
+    assert detections.data["class_name"].tolist() == names
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (noise().astype(np.float32), r"\(40, 60, 3\) float32"),
+        (noise()[:, :, 0], r"\(40, 60\) uint8"),
+        (noise().transpose(2, 0, 1), r"\(3, 40, 60\)"),
+        (np.zeros((40, 60, 4), dtype=np.uint8), r"RGB order, got \(40, 60, 4\)"),
+        (np.zeros((0, 60, 3), dtype=np.uint8), r"\(0, 60, 3\)"),
+        (("a.png", "b.png"), "got tuple"),
+        (None, "got NoneType"),
+        (Path("absent.png"), "absent.png does not exist"),
+    ],
+)
+def test_other_values_are_no_images(stub, image, message):
+    with pytest.raises(DataError, match=message):
+        run(stub, [noise(), image])
+
+
+def test_files_are_read_alike_from_a_path_and_opened_by_the_user(stub, tmp_path):
+    """Transparency and 16 bits are converted in PIL images as `load_image` does in files."""
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((32, 32), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name, value in (("clear.png", 1.0), ("deep.png", 128 / 255)):
+        run(stub, [tmp_path / name, Image.open(tmp_path / name)])
+        for image in stub.calls.pop().images:
+            torch.testing.assert_close(image, torch.full((3, 32, 32), value))
+
+
+def test_a_truncated_image_is_named(stub, tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(noise(64, 64)).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    for image in (path, Image.open(path)):
+        with pytest.raises(DataError, match="cut.jpg"):
+            run(stub, [image])
+
+
+def test_sentences_are_prompts_of_their_own(stub):
+    sentences = ["The cat. on the left?", "a [big dog] near [the sofa]"]
+    predictor = make_predictor(stub, sentences, sentences=True)
+    assert predictor.names == ["The cat on the left", "big dog", "the sofa"]
+    (detections,) = predictor.find([Image.fromarray(noise())])
+    prompts = stub.calls[0].prompts
+    assert prompts.score_reduction == "max" and prompts.class_indices == [[0], [1, 2]]
+    ids = prompts.text.input_ids
+    texts = [stub.tokenizer.decode(row[row != stub.tokenizer.pad_token_id][1:-1]) for row in ids]
+    assert texts == ["the cat on the left.", "a big dog near the sofa."]
+    # tokens: [CLS] the cat on the left . [SEP] and [CLS] a big dog near the sofa . [SEP]
+    assert [rows.nonzero()[:, 1].tolist() for rows in prompts.phrase_maps] == [[1, 2, 3, 4, 5], [2, 3, 5, 6]]
+    assert detections.data["class_name"].tolist() == ["The cat on the left", "the sofa"]
+    assert detections.class_id.tolist() == [0, 2]
+
+
+def test_the_score_of_a_sentence_is_the_best_of_its_tokens(tokenizer):
+    logits = torch.full((1, 2, 256), -torch.inf)
+    logits[0, :, 1:6] = torch.tensor([[0.0, 2.0, -1.0, 0.0, 0.0], [-3.0, -2.0, -3.0, -3.0, -3.0]])
+    output = {"pred_logits": logits, "pred_boxes": torch.tensor([[[0.5, 0.5, 1, 1]] * 2])}
+    network = SimpleNamespace(forward_features=lambda maps, text: output)
+    prompts = sentence_prompts(tokenizer, [sentence_prompt("the cat on the left")], 256)
+    (detections,) = detect_batch(network, [[]], prompts, [(10, 10)])
+    torch.testing.assert_close(detections.scores, torch.tensor([2.0, -2.0]).sigmoid())
+
+
+@pytest.mark.parametrize("sentence", ["", " . ", "a [cat", "cat]", "[]", "a [ ] cat", "[a [b] c]", "?"])
+def test_sentences_without_a_phrase_are_refused(stub, sentence):
+    with pytest.raises(DataError, match="The sentence"):
+        make_predictor(stub, [sentence], sentences=True)
+
+
+def test_a_sentence_of_one_word_scores_like_a_name(nano):
+    """Mean and maximum of one token are equal."""
+    image = noise(90, 120)
+    (name,) = run(nano, [image], ["cat"])
+    (sentence,) = run(nano, [image], ["cat"], sentences=True)
+    np.testing.assert_allclose(name.confidence, sentence.confidence, atol=1e-5)
+
+
+def test_tiles_are_detected_in_batches_and_merged(stub):
+    (detections,) = run(stub, [noise(100, 180)], tiles=Tiles(100, 0.2), batch_size=2)
+    assert [call.sizes_hw for call in stub.calls] == [[(100, 180), (100, 100)], [(100, 100)]]
+    cats = detections.xyxy[detections.class_id == 0].tolist()
+    assert cats == [[0, 0, 180, 100]]  # the cats of the tiles are cut, and agree with the whole one
+    assert len(detections) > 1 and detections.data["class_name"][0] == "cat"
+    (small,) = run(stub, [noise(100, 180)], tiles=Tiles(200, 0.2))
+    assert len(small) == 2
