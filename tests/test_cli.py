@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_runs import tiny_bundle
+from tiny_models import tiny_bundle
 
 import groundtune as gt
 from groundtune import api, config
@@ -55,11 +55,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def train(
-        config: TrainConfig, bundle: Any, splits: Any, out: Path, progress: Any, retained: Any
+        config: TrainConfig, bundle: Any, splits: Any, out: Path, progress: Any, retention_data: Any
     ) -> RunResult:
         calls.append({"config": config, "bundle": bundle, "splits": splits, "out": out})
         out.mkdir(parents=True, exist_ok=True)
-        numbers = {name: {"before": {"AP": 0.4116}, "after": {"AP": 0.22}} for name in retained}
+        numbers = {name: {"before": {"AP": 0.4116}, "after": {"AP": 0.22}} for name in retention_data}
         return RunResult(out, {}, {"valid/AP": 0.5}, {}, {}, numbers, 61.4)
 
     monkeypatch.setattr("groundtune.engine.train.train", train)

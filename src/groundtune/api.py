@@ -116,9 +116,7 @@ class Model:
         return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model directory for `load`. It appears when it is complete, and replaces an
-        existing one.
-        """
+        """Write a model directory for `load`; it appears when it is complete, and replaces an old one."""
         from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(_with_weights(self, "saved"), Path(folder))
@@ -194,7 +192,7 @@ def train(
         names = ", ".join(dict.fromkeys(run.warnings))
         progress.message(f"Warnings about the data: {names}. For details: groundtune check {config.data}")
     config = replace(config, output_dir=str(run.folder))
-    result = run_training(config, run.bundle, run.training_splits, run.folder, progress, run.retained)
+    result = run_training(config, run.bundle, run.training_splits, run.folder, progress, run.retention_data)
     if is_main():
         try:
             build_report(run.folder, run.splits, ReportConfig.max_images)
@@ -236,9 +234,7 @@ def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
 
 
 def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float | None, float | None]]:
-    """Return name, metric, values before and after training, and their quotient of each retention
-    data set.
-    """
+    """Return of each retention data set name, metric, value before and after, and their quotient."""
     from groundtune.metrics.grounding import retention
 
     return [(name, *retention(numbers)) for name, numbers in run.retention.items()]
@@ -266,8 +262,7 @@ def evaluate(
     from groundtune.data.reading import read_data
     from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
-    from groundtune.engine.evaluate import eval_task
-    from groundtune.engine.evaluate import evaluate as evaluate_here
+    from groundtune.engine.evaluate import eval_task, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
 
@@ -279,16 +274,16 @@ def evaluate(
     indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
     bundle = _loaded(model, config.model)
     with closing(Progress(quiet=quiet)) as progress:
-        settings: dict[str, Any] = {"batch_size": config.batch_size, "progress": progress}
         if config.ray is not None:
-            pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
             task = eval_task(bundle, dataset, indices, config.precision)
-            result = evaluate_on_ray(task, dataset, pool, device=config.device, **settings)
+            pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
+            settings: dict[str, Any] = {"batch_size": config.batch_size, "device": config.device}
+            result = evaluate_on_ray(task, dataset, pool, progress=progress, **settings)
         else:
             set_up_cpu(config.threads)
             device = pick_device(config.device)
-            settings |= {"device": device, "precision": pick_precision(config.precision, device)}
-            result = evaluate_here(bundle, dataset, class_indices=indices, **settings)
+            task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
+            result = run_task(task, dataset, config.batch_size, device, progress)
     if output is not None:
         output.write_text(json.dumps(result.predictions), encoding="utf-8")
     return result
@@ -656,8 +651,10 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
     from groundtune.export.runtime import is_exported
 
     if is_exported(model.bundle.network):
-        problem = f"{model.bundle.source} is an exported file, which cannot be {use}, only predict and be evaluated."
-        raise CheckpointError(f"{problem} Use the model that it was exported from.")
+        raise CheckpointError(
+            f"{model.bundle.source} is an exported file, which can predict and be evaluated, but cannot be "
+            f"{use}. Use the model that it was exported from."
+        )
     return model.bundle
 
 

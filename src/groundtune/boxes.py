@@ -61,9 +61,7 @@ def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the GIoU (...), in [-1, 1], of (..., 4) boxes with the boxes at the same index, by
-    broadcasting.
-    """
+    """Return the GIoU (...), in [-1, 1], of (..., 4) boxes at the same index, by broadcasting."""
     overlap, union = _overlap_and_union(a_xyxy, b_xyxy)
     left_top = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     right_bottom = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])

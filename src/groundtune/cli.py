@@ -98,8 +98,7 @@ def _parse(
         parser.parse_args(arguments)
     if verb not in parsers:
         raise ConfigError(f"there is no command {verb!r}.{suggestion(verb, parsers)} See groundtune --help.")
-    # The verb's parser is called directly, and "intermixed": otherwise options before an optional
-    # DATA would hide it.
+    # Call the verb's parser directly, and "intermixed": otherwise options before DATA would hide it.
     values, unknown = parsers[verb].parse_known_intermixed_args(arguments[1:])
     see = f"See groundtune {verb} --help."
     if flags := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
@@ -142,9 +141,7 @@ def build_parsers() -> "tuple[_Parser, dict[str, _Parser]]":
 
 
 def _usage(name: str, options: type) -> str:
-    """Return the usage with what is required: "groundtune convert DATA OUTPUT_DIR --format
-    coco|yolo [options]".
-    """
+    """Return the usage with what is required, such as "groundtune check DATA [options]"."""
     words = ["groundtune", name]
     leaves = leaf_fields(options)
     for key, field in sorted(leaves.items(), key=lambda item: not item[1].metadata.get("positional")):

@@ -1,6 +1,6 @@
-"""The options of every command: one dataclass each. Command line, YAML file, keyword arguments and
-help come from the fields.
+"""The options of every command: one dataclass each.
 
+Command line, YAML file, keyword arguments and help texts come from the fields.
 A training run is resolved as defaults < the model's recipe < YAML file < command line; `options`
 reads and checks the values. An option's default, unit and range stand here and nowhere else.
 Nothing here imports torch.
@@ -17,7 +17,7 @@ from groundtune.errors import ConfigError, suggestion
 from groundtune.options import COMMAND_LINE, Layer, check, fail, option, read_yaml, resolve
 
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
-"""Module names that `param_groups` accepts: those of MMDetection. Paths may go deeper, such as encoder.layers.0."""
+"""Module names in `param_groups`, as in MMDetection. Paths may go deeper, such as encoder.layers.0."""
 
 TUNE_MODES = ("full", "lora", "prompt", "heads")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -33,8 +33,8 @@ _NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
 _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
 _DATA = "data set (a directory of images with boxes, or an annotation file)"
 _NEW_DIR = "directory to write, new or empty"
-_CLASSES = "class names to detect, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
-_RENAME = "phrase that the model reads for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
+_CLASSES = "class names, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
+_RENAME = "phrase for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 _SIDES = (
     "short side of an image in pixels; default: the model's",
     "maximum long side in pixels; default: the model's",
@@ -88,7 +88,7 @@ class PredictorOptions(DetectOptions):
 
     phrase: list[str] = option(
         [],
-        "sentence to detect instead of classes, as 'the cat on the left' or 'a [cat] on the [sofa]'; repeatable",
+        "sentence instead of classes, as 'the cat on the left' or 'a [cat] on the [sofa]'; repeatable",
         repeat=True,
     )
     tiles: int | None = option(
@@ -144,8 +144,8 @@ class TrainConfig(ComputeOptions):
     )
     retention_data: list[str] = _run(
         ["self"],
-        "data sets that measure forgetting, evaluated before and after training; self measures whether the model "
-        "still detects the common objects that it detected before; none skips it",
+        "data sets that measure forgetting, evaluated before and after training; self measures whether "
+        "the model still detects the common objects that it detected before; none skips it",
     )
     rehearsal: list[str] = _run(
         [], "data sets to rehearse against forgetting, as PATH=SHARE; SHARE (0.2) of an epoch's images"
@@ -168,8 +168,8 @@ class TrainConfig(ComputeOptions):
     param_groups: list[ParamGroup] = field(default_factory=_default_groups)
     tune: str = _training(
         "full",
-        "weights to train: full (all but backbone and language model), lora (low-rank adapters and the heads), heads, "
-        "or prompt (only the class-name embeddings; other classes are unaffected)",
+        "weights to train: full (all but backbone and language model), lora (low-rank adapters and the "
+        "heads), heads, or prompt (only the class-name embeddings; other classes are unaffected)",
         choices=TUNE_MODES,
     )
     lora_rank: int = _training(8, "rank of --tune lora", low=1)
@@ -344,8 +344,8 @@ class LabelConfig(DetectOptions, RayOptions):
     )
     captions: str | None = option(
         None,
-        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}; the phrases in brackets are detected '
-        "and written as a data set with captions",
+        'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}; the phrases in '
+        "brackets are detected and written as a data set with captions",
     )
     format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
@@ -493,7 +493,8 @@ def validate(config: TrainConfig) -> None:
     problems = check(config) + _group_problems(config.param_groups)
     if config.tune != "full" and config.param_groups != _default_groups():
         problems.append(
-            f"tune, param_groups: --tune {config.tune} and param_groups both choose the trained weights; remove one of them."
+            f"tune, param_groups: --tune {config.tune} and param_groups both choose the trained weights; "
+            "remove one of them."
         )
     if config.keep_base and (config.tune != "full" or config.blend is not None):
         problems.append("keep_base: requires --tune full without --blend; remove these options.")

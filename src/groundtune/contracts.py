@@ -1,11 +1,9 @@
-"""The data that rooms exchange: a training target, the images of a model, the output of the
-network.
-"""
+"""The data that rooms exchange: a training target, the images of a model, the output of the network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -86,13 +84,3 @@ class Output(LayerOutput):
     enc_outputs: LayerOutput
     dn_outputs: NotRequired[list[LayerOutput]]
     dn_meta: NotRequired[dict[str, int]]
-
-
-class Network(Protocol):
-    """What prediction and evaluation use of a network; `GroundingDINO` and `ExportedNetwork` have
-    it.
-    """
-
-    def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]: ...
-
-    def forward_features(self, features: list[list[Tensor]], text: Any) -> Output: ...

@@ -84,9 +84,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: what torch allocated on a GPU, or the resident memory of the
-    process.
-    """
+    """Return the peak memory in bytes: allocated on a GPU, or resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

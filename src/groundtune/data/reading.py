@@ -11,13 +11,13 @@ from groundtune.errors import DataError
 
 
 def read_data(
-    data: str, mix: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
+    data: str, extra: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
 ) -> dict[str, Dataset]:
     """Read the splits of a data set.
 
     Args:
         data: a directory, or an annotation file.
-        mix: other training data, each as "PATH" or "PATH=WEIGHT".
+        extra: other training data, each as "PATH" or "PATH=WEIGHT".
         names: new names of classes, by their names in the data set.
         limits: maximum number of images, by split.
 
@@ -25,7 +25,7 @@ def read_data(
         ConfigError: a weight is not a number.
         DataError: the data cannot be read, or a class does not exist.
     """
-    others = parse_weighted_paths(mix, "extra_data", 1.0)
+    others = parse_weighted_paths(extra, "extra_data", 1.0)
     splits = load_splits(Path(data))
     for split, limit in (limits or {}).items():
         if split in splits:
@@ -63,8 +63,8 @@ def read_retention_data(paths: Sequence[str]) -> dict[str, Dataset]:
         dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
         if all(sample.crowd.all() for sample in dataset.samples):
             raise DataError(
-                f"retention_data: the split {dataset.name!r} of {path} has no boxes, so it cannot be evaluated. "
-                "Choose another data set."
+                f"retention_data: the split {dataset.name!r} of {path} has no boxes, so it cannot be "
+                "evaluated. Choose another data set."
             )
         name = Path(path).resolve().name
         datasets[path if name in datasets else name] = dataset

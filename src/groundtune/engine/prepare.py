@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from groundtune.config import TrainConfig
-from groundtune.data.check.run import ModelLimits, raise_for_errors
+from groundtune.data.check.kinds import ModelLimits
+from groundtune.data.check.run import raise_for_errors
 from groundtune.data.combine import parse_weighted_paths, with_rehearsal
 from groundtune.data.reading import read_data, read_retention_data
 from groundtune.data.sample import Dataset
@@ -22,7 +23,7 @@ class Prepared(NamedTuple):
     bundle: ModelBundle
     splits: dict[str, Dataset]  # of the data set
     training_splits: dict[str, Dataset]  # the same with the images to rehearse
-    retained: dict[str, Dataset]  # the data sets that measure forgetting
+    retention_data: dict[str, Dataset]  # the data sets that measure forgetting
     warnings: list[str]  # names of the checks of the data that warn
 
 
@@ -37,15 +38,15 @@ def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
     folder = run_directory(config)
     limits = {"train": config.max_train_images, "valid": config.max_valid_images}
     splits = read_data(config.data, config.extra_data, config.rename, limits)
-    retained = read_retention_data(config.retention_data)
+    retention_data = read_retention_data(config.retention_data)
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     warnings = raise_for_errors(splits, limits_of(bundle, config.short_side, config.max_side))
-    for dataset in (next(iter(splits.values())), *retained.values()):
+    for dataset in (next(iter(splits.values())), *retention_data.values()):
         if dataset.class_names:
             class_prompts(bundle.tokenizer, dataset.class_names, bundle.config.max_text_len)
     others = parse_weighted_paths(config.rehearsal, "rehearsal", 0.2, 1.0)
     train = {"train": with_rehearsal(splits["train"], others)} if "train" in splits else {}
-    return Prepared(folder, bundle, splits, splits | train, retained, warnings)
+    return Prepared(folder, bundle, splits, splits | train, retention_data, warnings)
 
 
 def limits_of(bundle: ModelBundle, short_side: int | None, max_side: int | None) -> ModelLimits:

@@ -9,7 +9,7 @@ from groundtune.data.formats.files import read_text
 from groundtune.device import pick_device, pick_precision, set_up_cpu
 from groundtune.errors import ConfigError, escape_control_chars
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.predictor import Predictor, batched
+from groundtune.predict.predictor import Predictor
 from groundtune.predict.sources import iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
@@ -90,14 +90,13 @@ def predict_files(
     saves_video = results is not None and "annotated" in config.save_as
     frames = iter_frames(config.images, config.recursive, config.frame_stride, skip)
     try:
-        for group in batched(frames, config.batch_size):
-            for frame, detections in zip(group, predictor.find([f.image for f in group]), strict=True):
-                if results is not None:
-                    results.add(frame, detections)
-                if saves_video and frame.video is not None and frame.video.sound:
-                    progress.message("The sound of videos is not saved.")
-                    saves_video = False
-                yield {**origin_of(frame), "detections": records_of(detections)}
+        for frame, detections in predictor.stream(frames):
+            if results is not None:
+                results.add(frame, detections)
+            if saves_video and frame.video is not None and frame.video.sound:
+                progress.message("The sound of videos is not saved.")
+                saves_video = False
+            yield {**origin_of(frame), "detections": records_of(detections)}
         yield from ({"image": path, "error": reason} for path, reason in unreadable.items())
     finally:
         if results is not None:

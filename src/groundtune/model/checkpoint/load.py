@@ -111,9 +111,8 @@ def model_source(source: str | Path) -> str:
 
 def load_recipe(source: str | Path) -> dict[str, Any]:
     """Return the training defaults of a preset or a folder of ours, or else {}."""
-    known = presets()
-    if str(source) in known and not Path(source).is_dir():
-        return dict(known[str(source)].get("training", {}))
+    if str(source) in presets() and not Path(source).is_dir():
+        return dict(presets()[str(source)].get("training", {}))
     path = Path(source) / "groundtune.json"
     recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
     if not isinstance(recipe, dict):
