@@ -1,8 +1,8 @@
 """Remove the labels of half of the training images: `python half_labeled.py DATA OUT`.
 
-DATA is a COCO data set with the splits train and valid. OUT/labeled gets every second training image
-with its boxes. OUT/all gets all training images; the other half has no boxes. Both get the split valid.
-The images are linked.
+DATA is a COCO data set with the splits train and valid. OUT/labeled gets every second training
+image with its boxes. OUT/all gets all training images; the other half has no boxes. Both get the
+split valid. The images are linked.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Detect objects with an exported file with fixed classes; needs onnxruntime, NumPy and Pillow only.
+"""Detect objects with an exported file with fixed classes; needs onnxruntime, NumPy and Pillow
+only.
 
 groundtune export nano --format onnx --classes "cat, dog" --output model.onnx
 python onnx_standalone.py model.onnx image.jpg [threshold]

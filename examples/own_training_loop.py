@@ -3,8 +3,8 @@
     python examples/own_training_loop.py DATA.json IMAGES --model IDEA-Research/grounding-dino-tiny
 
 DATA.json is a COCO file. The loop uses three parts of Groundtune: prompts with character spans
-(`class_prompt`), the map from spans to tokens (`create_positive_map`), and the criterion, which matches
-queries with boxes and computes the losses.
+(`class_prompt`), the map from spans to tokens (`create_positive_map`), and the criterion, which
+matches queries with boxes and computes the losses.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from groundtune.text.tokens import create_positive_map
 
 
 def read_coco(json_path: Path, folder: Path) -> tuple[list[tuple[Path, Tensor, list[int]]], list[str]]:
-    """Return (image path, boxes as xywh in pixels, class indices) of each image, and the class names."""
+    """Return (image path, boxes as xywh in pixels, class indices) of each image, and the class
+    names.
+    """
     content = json.loads(json_path.read_text())
     index_of = {category["id"]: index for index, category in enumerate(content["categories"])}
     rows: dict[int, list] = {image["id"]: [] for image in content["images"]}
@@ -37,7 +39,9 @@ def read_coco(json_path: Path, folder: Path) -> tuple[list[tuple[Path, Tensor, l
 
 
 def make_target(boxes_xywh: Tensor, labels: list[int], size: tuple[int, int], phrase_map: Tensor) -> Target:
-    """Make the target of one image: cxcywh relative to the image, and the tokens of each box's phrase."""
+    """Make the target of one image: cxcywh relative to the image, and the tokens of each box's
+    phrase.
+    """
     width, height = size
     x, y, w, h = boxes_xywh.unbind(1)
     scale = torch.tensor([width, height, width, height])

@@ -1,9 +1,10 @@
-"""Review the labels of a model automatically, with known true labels: `python reviewed.py LABELED TRUTH`.
+"""Review the labels of a model automatically, with known true labels: `python reviewed.py LABELED
+TRUTH`.
 
-Both are COCO data sets. The boxes with a score in LABELED's split train are reviewed. A box is accepted,
-with the class of the true box, if it matches a true box of the same image with an IoU of 0.5 or more.
-Each true box is matched once, with the highest score first. All other boxes are rejected. No box is added
-or moved.
+Both are COCO data sets. The boxes with a score in LABELED's split train are reviewed. A box is
+accepted, with the class of the true box, if it matches a true box of the same image with an IoU of
+0.5 or more. Each true box is matched once, with the highest score first. All other boxes are
+rejected. No box is added or moved.
 """
 
 import json

@@ -91,7 +91,9 @@ def test_every_command_has_a_page_that_readme_index_and_site_link_to(command: st
 
 
 def command_lines(page: Path) -> list[tuple[str, str]]:
-    """Return the commands in code blocks and sentences: the name, and the text up to the end of the line or code."""
+    """Return the commands in code blocks and sentences: the name, and the text up to the end of the
+    line or code.
+    """
     text = text_of(page).replace("\\\n", " ")
     commands = re.findall(r"groundtune(?:\.cli)? ([a-z]+)\b([^`\n#>]*)", text)
     return [(name, rest) for name, rest in commands if name in COMMANDS or rest.lstrip().startswith("-")]

@@ -1,4 +1,5 @@
-"""The rules of the house: floors of imports, sizes, one default per option, and the words of the field.
+"""The rules of the house: floors of imports, sizes, one default per option, and the words of the
+field.
 
 CONTRIBUTING.md explains them. A rule that is in the way is discussed, not worked around.
 """
@@ -135,7 +136,9 @@ def options() -> set[str]:
 
 
 def test_an_option_has_its_default_in_config_only() -> None:
-    """Below the api a parameter that is an option has no default, or the one of its field (`TrainConfig.focal_alpha`)."""
+    """Below the api a parameter that is an option has no default, or the one of its field
+    (`TrainConfig.focal_alpha`).
+    """
     wrong = []
     for path in FILES:
         if name_of(path) in ("api.py", "config.py", "cli.py", "options.py"):
@@ -154,7 +157,8 @@ def test_an_option_has_its_default_in_config_only() -> None:
                 )
                 if argument.arg in options() and not of_field:
                     wrong.append(
-                        f"{name_of(path)}:{function.lineno} {function.name}({argument.arg}={ast.unparse(default)})"
+                        f"{name_of(path)}:{function.lineno} "
+                        f"{function.name}({argument.arg}={ast.unparse(default)})"
                     )
     assert wrong == []
 

@@ -1,4 +1,6 @@
-"""The example of Groundtune's loss in an own training loop, on a small random model of transformers."""
+"""The example of Groundtune's loss in an own training loop, on a small random model of
+transformers.
+"""
 
 import importlib.util
 import statistics

@@ -4,8 +4,8 @@
 
 WORK gets the scenes (about 300 MB), a run directory for each stage, and at the end
 `nano.safetensors`. After an interruption, run the same command again: complete stages are kept. The
-released weights come from these stages, all with seed 0. The data of --extra-data-last are used in the
-last stage only. So `WORK/second/model` has not seen them, and can be evaluated on them.
+released weights come from these stages, all with seed 0. The data of --extra-data-last are used in
+the last stage only. So `WORK/second/model` has not seen them, and can be evaluated on them.
 """
 
 import argparse
@@ -71,7 +71,9 @@ def main() -> None:
 
 
 def save_half(model: Path, out: Path) -> None:
-    """Write the trained weights as float16, without the towers and the denoising labels of a data set."""
+    """Write the trained weights as float16, without the towers and the denoising labels of a data
+    set.
+    """
     bundle = groundtune.load(model).bundle
     skipped = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
     trained = {

@@ -116,7 +116,7 @@ class Model:
         return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model directory for `load`; it appears when it is complete, and replaces an old one."""
+        """Write a model directory for `load`. It appears when complete, and replaces an old one."""
         from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(_with_weights(self, "saved"), Path(folder))
@@ -234,7 +234,7 @@ def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
 
 
 def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float | None, float | None]]:
-    """Return of each retention data set name, metric, value before and after, and their quotient."""
+    """Return name, metric, values before and after, and their quotient of each retention set."""
     from groundtune.metrics.grounding import retention
 
     return [(name, *retention(numbers)) for name, numbers in run.retention.items()]
@@ -608,7 +608,7 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
 
 
 def known_models() -> dict[str, dict[str, Any]]:
-    """Return the built-in and the published models by name: parameters, backbone, license, summary."""
+    """Return the built-in and published models by name: parameters, backbone, license, summary."""
     from groundtune.model.bundle import presets, published
 
     return presets() | published()
@@ -627,7 +627,7 @@ def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:
 
 
 def _given(kind: type, **given: Any) -> dict[str, Any]:
-    """Return the options that are not None; a loaded model gives its source, device and precision."""
+    """Return the options that are not None, with source, device and precision of a loaded model."""
     given = {name: value for name, value in given.items() if value is not None}
     model = given.get("model")
     if isinstance(model, Model):

@@ -98,7 +98,7 @@ def _parse(
         parser.parse_args(arguments)
     if verb not in parsers:
         raise ConfigError(f"there is no command {verb!r}.{suggestion(verb, parsers)} See groundtune --help.")
-    # Call the verb's parser directly, and "intermixed": otherwise options before DATA would hide it.
+    # The verb's parser is called directly, "intermixed": else options before DATA would hide it.
     values, unknown = parsers[verb].parse_known_intermixed_args(arguments[1:])
     see = f"See groundtune {verb} --help."
     if flags := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:

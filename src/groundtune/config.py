@@ -17,7 +17,7 @@ from groundtune.errors import ConfigError, suggestion
 from groundtune.options import COMMAND_LINE, Layer, check, fail, option, read_yaml, resolve
 
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
-"""Module names in `param_groups`, as in MMDetection. Paths may go deeper, such as encoder.layers.0."""
+"""Module names in `param_groups`, as in MMDetection; paths may go deeper (encoder.layers.0)."""
 
 TUNE_MODES = ("full", "lora", "prompt", "heads")
 PRECISIONS = ("auto", "fp32", "bf16")

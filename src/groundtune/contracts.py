@@ -1,4 +1,4 @@
-"""The data that rooms exchange: a training target, the images of a model, the output of the network."""
+"""The data that rooms exchange: training targets, image formats, and outputs of the network."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class OutOfMemory(GroundtuneError):
 
 
 class Interrupted(GroundtuneError):
-    """A signal interrupted a run, whose state is saved. Exit code 130 for SIGINT, 143 for others."""
+    """A signal interrupted a run, whose state is saved. Exit code 130 for SIGINT, else 143."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)

@@ -86,7 +86,7 @@ def is_required(field: Field) -> bool:
 
 
 def flag_of(name: str, field: Field) -> str:
-    """Return an option as the command line has it: "--weight-decay", or "DATA" if it is positional."""
+    """Return an option as on the command line: "--weight-decay", or "DATA" if positional."""
     key = name.rpartition(".")[2]
     return key.upper() if field.metadata.get("positional") else "--" + key.replace("_", "-")
 

@@ -64,7 +64,7 @@ class Progress:
             self._work_seconds += done - begin
 
     def step(self, done: int, losses: Mapping[str, float], lr: float, memory_bytes: int) -> None:
-        """Show the number of steps, running means of the losses, largest learning rate, peak memory."""
+        """Show the step, running means of the losses, the largest learning rate, peak memory."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step = (now, done)

@@ -69,8 +69,9 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
             differing.append(name)
     if differing:
         raise CheckpointError(
-            f"The models cannot be blended: {len(differing)} weights are in one of them only or differ in shape, for "
-            f"example {', '.join(differing[:3])}. Expected a model and what was fine-tuned from it."
+            f"The models cannot be blended: {len(differing)} weights are in one of them only or differ in "
+            f"shape, for example {', '.join(differing[:3])}. Expected a model and what was fine-tuned from "
+            "it."
         )
 
     def between(name: str) -> Tensor:

@@ -102,8 +102,8 @@ def add_self_distillation(
         samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
     new_names = [others[index] for index in used]
     progress.message(
-        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled objects join "
-        f"the training images: {join_examples(new_names, 10) or 'none'}."
+        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled "
+        f"objects join the training images: {join_examples(new_names, 10) or 'none'}."
     )
     first_id = max(dataset.category_ids, default=0) + 1
     category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]

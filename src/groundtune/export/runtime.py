@@ -141,7 +141,7 @@ class ExportedNetwork(nn.Module):
         """Do nothing: the graph caches no phrases."""
 
     def _columns(self, prompt: TextInput) -> list[int]:
-        """Return the file's column of each token of a prompt; names may be fewer and in any order."""
+        """Return the column of each token of a prompt; names may be fewer and in any order."""
         phrases = [ids for _, ids in phrase_blocks(prompt)[0]]
         unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for ids in phrases if ids not in self._blocks]
         if unknown:

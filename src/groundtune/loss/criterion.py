@@ -219,7 +219,8 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
     num_queries, most = layers[-1]["pred_boxes"].shape[1], max(counts)
     if num_queries != num_groups * group_size or most > group_size // 2:
         raise ValueError(
-            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to {most} boxes"
+            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to "
+            f"{most} boxes"
         )
     heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])}
     heads["dn_"] = _head(layers[-1])

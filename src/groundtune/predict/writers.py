@@ -77,9 +77,7 @@ class Results:
         """Return the path of a new file and create its directory."""
         path = self._folder / name
         if is_media(name) and path.exists() and self._folder.resolve() in self._inputs:
-            raise ConfigError(
-                f"output_dir: {path} would be replaced, among the inputs; choose another directory."
-            )
+            raise ConfigError(f"output_dir: {path} is an input and would be replaced; choose another.")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -275,7 +273,7 @@ def draw(image: Image.Image, detections: sv.Detections) -> Image.Image:
 
 
 class _VideoFile:
-    """An H.264 file whose frames keep their times. A black line may be added: sides must be even."""
+    """An H.264 file whose frames keep their times. Odd sides get a black line."""
 
     def __init__(self, path: Path, video: VideoStream, size: tuple[int, int]) -> None:
         self._file = av.open(str(path.absolute()), "w")

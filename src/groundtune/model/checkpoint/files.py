@@ -72,8 +72,8 @@ def _unpickled(path: Path) -> Any:
             why = in_one_line(error, 1)
             raise CheckpointError(f"Cannot read the weights {path}: {why}. Is the file complete?") from error
         raise CheckpointError(
-            f"{path} contains more than weights ({named.group(1)}) and is not opened: such a file can run code. "
-            "Save its state_dict alone with the tool that wrote it."
+            f"{path} contains more than weights ({named.group(1)}) and is not opened: such a file can run "
+            "code. Save its state_dict alone with the tool that wrote it."
         ) from error
 
 

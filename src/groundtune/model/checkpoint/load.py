@@ -95,9 +95,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     else:
         no_files = "a folder without groundtune.json and config.json"
         raise CheckpointError(
-            f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. Expected a "
-            f"preset ({', '.join(known)}), a model folder or run directory of groundtune, a Hugging Face directory or Hub "
-            "id, or a .pth of IDEA or MMDetection."
+            f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. "
+            f"Expected a preset ({', '.join(known)}), a model folder or run directory of groundtune, a "
+            "Hugging Face directory or Hub id, or a .pth of IDEA or MMDetection."
         )
     bundle.source, bundle.base_model = name, bundle.base_model or base_model
     return bundle
@@ -173,8 +173,8 @@ def _bundle_of_adapter(folder: Path, seed: int) -> ModelBundle:
         bundle = load_bundle(base, seed)
     except CheckpointError as error:
         raise CheckpointError(
-            f"The adapter {folder} needs the model {base!r}, which cannot be loaded: {in_one_line(error)} Give its new "
-            f"path in base_model_name_or_path of {adapters[0] / adapter.CONFIG}."
+            f"The adapter {folder} needs the model {base!r}, which cannot be loaded: {in_one_line(error)} "
+            f"Give its new path in base_model_name_or_path of {adapters[0] / adapter.CONFIG}."
         ) from error
     for part in adapters:
         bundle = adapter.with_adapter(bundle, part)
