@@ -1,5 +1,6 @@
-# make demo, make test: alone, on a fresh machine with Python 3.11 or newer. All paths are relative, so that a folder with
-# a space in its name works. PYTHON=/path/to/python chooses the interpreter; pip's own variables (PIP_INDEX_URL, …) hold.
+# Each target works on a fresh machine with Python 3.11 or newer. All paths are relative, so that a directory
+# with a space in its name works. PYTHON=/path/to/python chooses the interpreter; pip reads its own variables
+# (PIP_INDEX_URL, …).
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -12,7 +13,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.t
 PEERS := .peers
 
 DEMO_DATA := demo/scenes
-# Shapes that the pretraining of nano never drew or named.
+# Shapes that the pretraining of nano never used.
 DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple umbrella,brown mushroom,orange guitar,blue crown
 
 .DEFAULT_GOAL := help
@@ -20,39 +21,40 @@ DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple um
 .PHONY: help demo test test-all lint audit docs bench install clean
 
 help:
-	@echo "make demo      fine-tune the model nano on generated images, to a table of AP and a run folder"
-	@echo "make test      run the tests"
-	@echo "make test-all  run the slow tests too"
+	@echo "make demo      fine-tune nano on generated images; ends with AP before and after, and a report"
+	@echo "make test      run the fast tests"
+	@echo "make test-all  run all tests, including the slow ones"
 	@echo "make lint      run ruff and mypy"
-	@echo "make audit     look the pinned packages up in the databases of known vulnerabilities"
-	@echo "make docs      build the API reference in docs/api"
-	@echo "make bench     compare time and memory with MMDetection and transformers (builds them in $(PEERS))"
-	@echo "make install   only set up .venv (the others do it themselves)"
-	@echo "make clean     remove .venv and the generated images; run folders stay"
+	@echo "make audit     check the pinned packages for known vulnerabilities"
+	@echo "make docs      build the documentation site in build/site"
+	@echo "make bench     compare time and memory with MMDetection and transformers (built in $(PEERS))"
+	@echo "make install   create .venv (the other targets do it if necessary)"
+	@echo "make clean     remove .venv and the generated images; run directories stay"
 
 install: $(READY) $(TOOLS)
 
 demo: $(READY)
 	@if [ -d "$(DEMO_DATA)" ]; then \
-	    echo "==> The generated images are in $(DEMO_DATA) already."; \
+	    echo "==> Using the generated images in $(DEMO_DATA)"; \
 	else \
-	    echo "==> Generating images in $(DEMO_DATA): drawn by a program, of things that nano never saw."; \
+	    echo "==> Generating images of objects that nano has never seen in $(DEMO_DATA)"; \
 	    $(GROUNDTUNE) init scenes "$(DEMO_DATA)" --classes "$(DEMO_CLASSES)"; \
 	fi
-	@echo "==> groundtune train $(DEMO_DATA)   (run folders: runs/scenes-nano, runs/scenes-nano-2, ...)"
+	@echo "==> groundtune train $(DEMO_DATA)   (run directories: runs/scenes-nano, runs/scenes-nano-2, ...)"
 	@$(GROUNDTUNE) train "$(DEMO_DATA)"
 	@run=$$(ls -td runs/scenes-nano* | head -n 1); \
 	echo "==> groundtune predict $$run $(DEMO_DATA)/valid --output-dir $$run/images"; \
 	$(GROUNDTUNE) predict "$$run" "$(DEMO_DATA)/valid" --output-dir "$$run/images" > /dev/null && \
-	echo "==> Images with what it finds: $$run/images. The whole run on one page: $$run/report.html" && \
-	echo "==> That was on generated images. On your own: .venv/bin/groundtune train FOLDER"
+	echo "==> Annotated images: $$run/images" && \
+	echo "==> Report: $$run/report.html" && \
+	echo "==> With your own data: .venv/bin/groundtune train DATA"
 
 test: $(TOOLS)
 	@echo "==> Running the tests (slow ones: make test-all)"
 	@$(PY) -m pytest -q
 
 test-all: $(TOOLS)
-	@echo "==> Running all tests, the slow ones too"
+	@echo "==> Running all tests, including the slow ones"
 	@$(PY) -m pytest -q -m "not gpu"
 
 lint: $(TOOLS)
@@ -65,9 +67,10 @@ audit: $(TOOLS)
 	@echo "==> pip-audit"
 	@$(PY) .ci/audit.py
 
-docs: $(TOOLS)
-	@$(PY) docs/build_api.py docs/api
-	@echo "==> The API reference is in docs/api/groundtune.html"
+docs: $(READY)
+	@$(PIP) -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "==> The site is in build/site/index.html"
 
 bench: $(READY)
 	@if [ ! -x "$(PEERS)/hf/bin/python" ]; then \
@@ -99,7 +102,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) -e .
 	@touch $(READY)
 
-# What tests and checks need more, with everything that is optional.
+# Packages for tests and checks, and all optional packages.
 $(TOOLS): $(READY)
 	@echo "==> Installing the tools and the optional packages"
 	@$(PIP) -e ".[test,dev,docs,demo,onnx,openvino,ray]"

@@ -1,7 +1,8 @@
-"""Look up the pinned packages in the databases of known vulnerabilities, by pip-audit in an environment of its own.
+"""Look up the pinned packages in the databases of known vulnerabilities, by pip-audit in an
+environment of its own.
 
-A finding fails. Where nothing can be looked up (no network, an index without that data) it says so loudly and passes, for a
-broken connection is no finding.
+A finding fails. Where nothing can be looked up (no network, an index without that data) it says so
+loudly and passes, for a broken connection is no finding.
 """
 
 import json
@@ -28,9 +29,25 @@ def main(place: Path = PLACE, pins: Path = ROOT / "constraints.txt") -> int:
     try:
         if not program.is_file():
             venv.create(place, with_pip=True, clear=True)
-            install = [place / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit>=2.9"]
+            install = [
+                place / "bin/pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "pip-audit>=2.9",
+            ]
             subprocess.run(install, check=True, capture_output=True, text=True, timeout=SECONDS)
-        look_up = [program, "-r", pins, "--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off"]
+        look_up = [
+            program,
+            "-r",
+            pins,
+            "--disable-pip",
+            "--no-deps",
+            "--format",
+            "json",
+            "--progress-spinner",
+            "off",
+        ]
         done = subprocess.run(look_up, capture_output=True, text=True, timeout=SECONDS)
         answer = done.stderr
         packages = json.loads(done.stdout)["dependencies"]
@@ -48,7 +65,8 @@ def main(place: Path = PLACE, pins: Path = ROOT / "constraints.txt") -> int:
     if not known:
         return skipped(f"the database knows none of the {len(packages)} packages")
     print(
-        f"{len(found)} known vulnerabilities in {len(known)} of {len(packages)} packages; the others it does not know."
+        f"{len(found)} known vulnerabilities in {len(known)} of {len(packages)} packages; the others it does "
+        "not know."
     )
     return 1 if found else 0
 

@@ -2,10 +2,11 @@
 
     python benchmarks/export.py [--model nano] [--file FILE] [--threads 1] [--rounds 20]
 
-FILE is a closed set that `groundtune export` made of the model; without one, OpenVINO in float32 is written for three names.
-Measured are the network, which gets a normalized image of 4 : 3 on both sides and in PyTorch has its text features in memory,
-and `Model.predict` of an image in memory, by PyTorch in float32 and as it would choose, in bfloat16 on some processors.
-Before, the file is asked often enough to have a graph of this size. Printed are the medians of wall and CPU milliseconds, and
+FILE is a closed set that `groundtune export` made of the model; without one, OpenVINO in float32 is
+written for three names. Measured are the network, which gets a normalized image of 4 : 3 on both
+sides and in PyTorch has its text features in memory, and `Model.predict` of an image in memory, by
+PyTorch in float32 and as it would choose, in bfloat16 on some processors. Before, the file is asked
+often enough to have a graph of this size. Printed are the medians of wall and CPU milliseconds, and
 of their ratios, which a busy machine leaves whole.
 """
 
@@ -87,8 +88,8 @@ def compare(
     for clock, (own, exported) in zip(("wall", "CPU"), measured.transpose(2, 1, 0), strict=True):
         low, middle, high = statistics.quantiles(own / exported, n=4)
         print(
-            f"{what}  {clock}  PyTorch {1000 * np.median(own):.0f} ms  file {1000 * np.median(exported):.0f} ms  "
-            f"ratio {middle:.2f} ({low:.2f} to {high:.2f})"
+            f"{what}  {clock}  PyTorch {1000 * np.median(own):.0f} ms  file {1000 * np.median(exported):.0f} "
+            f"ms  ratio {middle:.2f} ({low:.2f} to {high:.2f})"
         )
 
 

@@ -1,10 +1,13 @@
-"""What fine-tuning forgets, way by way: the target's AP and the retained APs before and after, mean and spread over seeds.
+"""What fine-tuning forgets, way by way: the target's AP and the retained APs before and after, mean
+and spread over seeds.
 
-    python benchmarks/keep.py ../shared/data/bccd --retention-data ../shared/data/chess,../shared/data/amenity --seeds 0,1,2
+    python benchmarks/keep.py ../shared/data/bccd --retention-data
+    ../shared/data/chess,../shared/data/amenity --seeds 0,1,2
 
-Each way is one `groundtune train` with the options below; a run that is there already is not made again. The last lines are a
-Markdown table: target AP before, after and the share of full fine-tuning's gain; retained AP as a share of what it was before
-(the mean of the sets' shares), each with its spread (half of the range) over the seeds.
+Each way is one `groundtune train` with the options below; a run that is there already is not made
+again. The last lines are a Markdown table: target AP before, after and the share of full
+fine-tuning's gain; retained AP as a share of what it was before (the mean of the sets' shares),
+each with its spread (half of the range) over the seeds.
 """
 
 import argparse
@@ -15,8 +18,8 @@ import sys
 from pathlib import Path
 
 WAYS: dict[str, list[str]] = {
-    "full": ["--rehearsal", "none"],
-    "blend 0.5": ["--rehearsal", "none", "--blend", "0.5"],
+    "full": ["--no-self-distillation"],
+    "blend 0.5": ["--no-self-distillation", "--blend", "0.5"],
     "default": [],
     "lora": ["--tune", "lora"],
     "heads": ["--tune", "heads"],
@@ -40,8 +43,8 @@ def main() -> None:
     found = {}
     for way in (way for way in WAYS if way in given.ways.split(",")):
         for seed in seeds:
-            out = given.out / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
-            options = [*WAYS[way], "--retention-data", given.retain, "--seed", seed, *given.options]
+            out = given.output_dir / f"{Path(given.data).name}-{way.replace(' ', '-')}-{seed}"
+            options = [*WAYS[way], "--retention-data", given.retention_data, "--seed", seed, *given.options]
             if not (out / "metrics.json").is_file():
                 command = [
                     sys.executable,

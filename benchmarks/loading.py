@@ -1,4 +1,5 @@
-"""One measured process: from a JPEG file of 640 x 480 to the normalized tensor of 1066 x 800 that a network gets.
+"""One measured process: from a JPEG file of 640 x 480 to the normalized tensor of 1066 x 800 that a
+network gets.
 
     python benchmarks/loading.py groundtune
     python benchmarks/loading.py transformers        (in the peers' environment)

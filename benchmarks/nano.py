@@ -1,4 +1,5 @@
-"""One measured process: seconds until the model nano is loaded, and of one prediction on an image of 640 x 640.
+"""One measured process: seconds until the model nano is loaded, and of one prediction on an image
+of 640 x 640.
 
 The last line is JSON.
 """

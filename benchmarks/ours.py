@@ -1,9 +1,11 @@
-"""One measured process of groundtune: a training step or a prediction at published sizes, with random weights.
+"""One measured process of groundtune: a training step or a prediction at published sizes, with
+random weights.
 
     python benchmarks/ours.py step --size 640 --precision fp32 [--train-all] [--compile]
     python benchmarks/ours.py predict --size 640 --precision bf16
 
-The last line is JSON: seconds (wall), cpu_s (user and system) of the median repetition, and peak resident memory.
+The last line is JSON: seconds (wall), cpu_s (user and system) of the median repetition, and peak
+resident memory.
 """
 
 import argparse

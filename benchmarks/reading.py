@@ -83,7 +83,8 @@ def main() -> None:
             seconds, megabytes = measure(images, format, Path(folder))
             coco = coco or seconds
             print(
-                f"{format:6}  {seconds:7.2f}  {seconds / coco:7.2f}  {seconds / quarter:12.2f}  {megabytes:.0f}"
+                f"{format:6}  {seconds:7.2f}  {seconds / coco:7.2f}  {seconds / quarter:12.2f}  "
+                f"{megabytes:.0f}"
             )
 
 

@@ -1,9 +1,11 @@
-"""Side by side with the peers: alternating processes, medians, ratios with their spread, into RESULTS.md.
+"""Side by side with the peers: alternating processes, medians, ratios with their spread, into
+RESULTS.md.
 
     python benchmarks/run.py --peers DIR [--rounds 3] [--only predict] [--no-scaling]
 
-DIR is what `peers/setup.sh DIR` built: `DIR/mmdet`, `DIR/hf` and `DIR/bench`. In every round each side runs once, in an
-order that turns round by round; a ratio is taken within a round, and its spread is the lowest and the highest of them.
+DIR is what `peers/setup.sh DIR` built: `DIR/mmdet`, `DIR/hf` and `DIR/bench`. In every round each
+side runs once, in an order that turns round by round; a ratio is taken within a round, and its
+spread is the lowest and the highest of them.
 """
 
 import argparse
@@ -39,7 +41,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides, what is compared of them (a key of UNITS), and the largest ratio that is wanted, if any is."""
+    """Two sides, what is compared of them (a key of UNITS), and the largest ratio that is wanted,
+    if any is.
+    """
 
     title: str
     ours: Side
@@ -108,7 +112,9 @@ def comparisons(peers: Path) -> list[Comparison]:
 
 
 def measure(side: Side) -> dict[str, float]:
-    """Run one process and read the JSON of its last line; of a command that prints none, the whole time."""
+    """Run one process and read the JSON of its last line; of a command that prints none, the whole
+    time.
+    """
     begin = time.perf_counter()
     done = subprocess.run(side.command, cwd=side.folder, capture_output=True, text=True)
     elapsed = time.perf_counter() - begin
@@ -158,8 +164,8 @@ def nano() -> list[str]:
         "",
         "## nano, an image of 640 x 640, three names",
         "",
-        f"Loaded in {found['load_s']:.2f} s (imports apart); the first image {found['first_s']:.2f} s, the next ones "
-        f"{found['seconds']:.3f} s or {found['cpu_s']:.3f} CPU s each.",
+        f"Loaded in {found['load_s']:.2f} s (imports apart); the first image {found['first_s']:.2f} s, the "
+        f"next ones {found['seconds']:.3f} s or {found['cpu_s']:.3f} CPU s each.",
     ]
 
 
@@ -194,9 +200,11 @@ def introduction(rounds: int) -> list[str]:
     return [
         "# Results",
         "",
-        "Written by `make bench`; see the head of `benchmarks/run.py`. Random weights: times and bytes, not accuracy.",
-        f"Swin-T + BERT-base, 640 px, batch 1, one name, 5 boxes, two threads; {rounds} rounds, medians. {cpu}, {bf16}; "
-        f"Python {platform.python_version()}, torch 2.13.0 on all sides. The peers run in fp32, as they do by default.",
+        "Written by `make bench`; see the head of `benchmarks/run.py`. Random weights: times and bytes, "
+        "not accuracy.",
+        f"Swin-T + BERT-base, 640 px, batch 1, one name, 5 boxes, two threads; {rounds} rounds, medians. "
+        f"{cpu}, {bf16}; Python {platform.python_version()}, torch 2.13.0 on all sides. The peers run in "
+        "fp32, as they do by default.",
         "",
     ]
 
@@ -207,7 +215,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of the titles")
     parser.add_argument("--no-scaling", action="store_true")
-    parser.add_argument("--output-dir", type=Path, default=HERE / "RESULTS.md")
+    parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     args = parser.parse_args()
     chosen = [c for c in comparisons(args.peers.resolve()) if args.only in c.title]
     lines = [
@@ -220,8 +228,8 @@ def main() -> None:
         lines += ["", "## How our step grows (bf16, one number changed, the others as above)", ""]
         lines += ["| what | number | CPU s | peak MB |", "|---|---|---|---|", *scaling()]
     lines += nano()
-    args.out.write_text("\n".join([*lines, NOT_MEASURED]), encoding="utf-8")
-    print(args.out.read_text(encoding="utf-8"))
+    args.output.write_text("\n".join([*lines, NOT_MEASURED]), encoding="utf-8")
+    print(args.output.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

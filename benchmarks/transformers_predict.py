@@ -1,6 +1,8 @@
-"""transformers' prediction of one image at the sizes of `ours.py predict`; run in the peers' environment and folder.
+"""transformers' prediction of one image at the sizes of `ours.py predict`; run in the peers'
+environment and folder.
 
-Names that do not fit into 256 tokens are asked in chunks, one forward pass each, as its users write the loop.
+Names that do not fit into 256 tokens are asked in chunks, one forward pass each, as its users write
+the loop.
 """
 
 import argparse

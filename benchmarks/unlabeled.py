@@ -1,10 +1,13 @@
-"""Whether things that nobody labeled stay findable: fine-tune without the boxes of some names, then ask for them.
+"""Whether things that nobody labeled stay findable: fine-tune without the boxes of some names, then
+ask for them.
 
-    python benchmarks/unlabeled.py ../shared/data/chess --without "white queen,black knight" --output-dir runs/unlabeled
+    python benchmarks/unlabeled.py ../shared/data/chess --without "white queen,black knight"
+    --output-dir runs/unlabeled
 
-The images stay as they are; the boxes of these names, and the names, are taken out of a copy of the annotations (Roboflow's
-COCO). The copy is fine-tuned on with the options of `groundtune train`, if any follow `--options`, and the result is asked for
-all names on the whole validation split. The last lines are AP and AP50 of each name.
+The images stay as they are; the boxes of these names, and the names, are taken out of a copy of the
+annotations (Roboflow's COCO). The copy is fine-tuned on with the options of `groundtune train`, if
+any follow `--options`, and the result is asked for all names on the whole validation split. The
+last lines are AP and AP50 of each name.
 """
 
 import argparse
@@ -30,25 +33,28 @@ def main() -> None:
     without = {clean_name(name) for name in given.without.split(",")}
     names: dict[str, None] = {}
     for split in ("train", "valid"):
-        names |= take_out(given.data / split, given.out / "data" / split, without)
+        names |= take_out(given.data / split, given.output_dir / "data" / split, without)
     groundtune = [sys.executable, "-m", "groundtune.cli"]
     run = [
         *groundtune,
         "train",
-        str(given.out / "data"),
+        str(given.output_dir / "data"),
         "--output-dir",
-        str(given.out / "run"),
+        str(given.output_dir / "run"),
         *given.options,
     ]
     subprocess.run(run, check=True)
     asked = ",".join(names)
     subprocess.run(
-        [*groundtune, "evaluate", str(given.out / "run"), str(given.data), "--classes", asked], check=True
+        [*groundtune, "evaluate", str(given.output_dir / "run"), str(given.data), "--classes", asked],
+        check=True,
     )
 
 
 def take_out(source: Path, target: Path, without: set[str]) -> dict[str, None]:
-    """Write the annotations of a split without some names, beside links to its images; all names that have boxes."""
+    """Write the annotations of a split without some names, beside links to its images; all names
+    that have boxes.
+    """
     target.mkdir(parents=True, exist_ok=True)
     data = json.loads((source / FILE).read_text(encoding="utf-8"))
     used = {row["category_id"] for row in data["annotations"]}

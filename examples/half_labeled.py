@@ -1,7 +1,8 @@
-"""A COCO data set with half of its training labels taken away: `python half_labeled.py DATA OUT`.
+"""Remove the labels of half of the training images: `python half_labeled.py DATA OUT`.
 
-OUT/labeled has every second training image with its boxes, OUT/all has all of them, the others without a box. Both have
-DATA's split valid. The images are linked.
+DATA is a COCO data set with the splits train and valid. OUT/labeled gets every second training
+image with its boxes. OUT/all gets all training images; the other half has no boxes. Both get the
+split valid. The images are linked.
 """
 
 import json
@@ -12,13 +13,12 @@ data, out = map(Path, sys.argv[1:])
 for part in ("labeled", "all"):
     for split in ("train", "valid"):
         content = json.loads((data / split / "_annotations.coco.json").read_text())
-        kept = content["images"][:: 2 if split == "train" else 1]
-        ids = {image["id"] for image in kept}
-        content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
-        content["images"] = kept if part == "labeled" else content["images"]
+        labeled = content["images"][:: 2 if split == "train" else 1]
+        ids = {image["id"] for image in labeled}
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in ids]
+        content["images"] = labeled if part == "labeled" else content["images"]
         (out / part / split).mkdir(parents=True)
         (out / part / split / "_annotations.coco.json").write_text(json.dumps(content))
         for image in content["images"]:
-            (out / part / split / image["file_name"]).symlink_to(
-                (data / split / image["file_name"]).resolve()
-            )
+            source = (data / split / image["file_name"]).resolve()
+            (out / part / split / image["file_name"]).symlink_to(source)

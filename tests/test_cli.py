@@ -1,4 +1,6 @@
-"""The command line: parsing, exit codes, what is printed and what is left behind. Training is replaced."""
+"""The command line: parsing, exit codes, what is printed and what is left behind. Training is
+replaced.
+"""
 
 import dataclasses
 import json

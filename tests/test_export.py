@@ -1,4 +1,6 @@
-"""`groundtune export`: Hugging Face directories, IDEA's .pth and the Hub, and what cannot be expressed in them."""
+"""`groundtune export`: Hugging Face directories, IDEA's .pth and the Hub, and what cannot be
+expressed in them.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What a fresh machine gets: the package's files, the pins, the README's commands, the Makefile's choice of Python."""
+"""What a fresh machine gets: the package's files, the pins, the README's commands, the Makefile's
+choice of Python.
+"""
 
 import ast
 import importlib.metadata
@@ -125,7 +127,9 @@ def test_the_pins_satisfy_what_is_asked_for_in_one_line() -> None:
 
 
 def test_what_is_pinned_is_all_that_the_packages_ask_for() -> None:
-    """From the metadata of what is installed here: nothing that an install would pull is left to the index."""
+    """From the metadata of what is installed here: nothing that an install would pull is left to
+    the index.
+    """
     pinned, seen = {canonical(name) for name in PINS}, set()
     waiting = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
     waiting += [
@@ -234,8 +238,8 @@ def test_the_wheel_in_an_environment_of_its_own_has_the_weights_of_nano(built: P
     venv.create(tmp_path / "env", with_pip=False)
     subprocess.run([*install, "--target", tmp_path / "installed", wheel], check=True)
     show = (
-        "import groundtune as gt; model = gt.load('nano'); print(gt.__file__);"
-        "print(model.bundle.network.decoder.layers[0].cross_attn.value_proj.weight.double().abs().sum().item())"
+        "import groundtune as gt; model = gt.load('nano'); "
+        "print(gt.__file__);print(model.bundle.network.decoder.layers[0].cross_attn.value_proj.weight.double().abs().sum().item())"
     )
     packages = sysconfig.get_path(
         "purelib"

@@ -48,9 +48,12 @@ def test_a_pipe_gets_a_line_every_15_seconds(monkeypatch: pytest.MonkeyPatch) ->
     assert stream.getvalue().splitlines() == [
         "step 18/40  loss 0.056  cls 0.028  giou 0.014  lr 5.0e-04  data 28%  3,000 MB  0:00:44 left",
         "evaluation  AP 0.500 (best -)",
-        "step 28/40  loss 0.036  cls 0.018  giou 0.009  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  0:00:24 left",
-        "step 36/40  loss 0.028  cls 0.014  giou 0.007  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  0:00:08 left",
-        "step 40/40  loss 0.025  cls 0.013  giou 0.006  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  0:00:00 left",
+        "step 28/40  loss 0.036  cls 0.018  giou 0.009  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  "
+        "0:00:24 left",
+        "step 36/40  loss 0.028  cls 0.014  giou 0.007  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  "
+        "0:00:08 left",
+        "step 40/40  loss 0.025  cls 0.013  giou 0.006  AP 0.500 (best -)  lr 5.0e-04  data 26%  3,000 MB  "
+        "0:00:00 left",
     ]
 
 

@@ -32,7 +32,8 @@ SIZES: dict[str, Any] = {
     "num_labels": 1,
 }
 
-# a little larger, for tests of the network: IDEA's family ("swin"), and the preset's towers and variants ("nano")
+# a little larger, for tests of the network: IDEA's family ("swin"), and the preset's towers and
+# variants ("nano")
 WIDER_SWIN = SWIN | {"image_size": 32, "embed_dim": 16, "num_heads": [1, 2, 2, 4]}
 WIDER_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,12 +1,11 @@
-"""Pretrain the transformer of `nano` on generated scenes and on real images of your own sets.
+"""Pretrain the transformer of `nano`: grounding on generated scenes, mixed with real images.
 
-    python examples/pretrain_nano/pretrain.py WORK --extra-data DATA=4,OTHER=3
-        [--extra-last CHESS,CELLS=2] [--threads 2]
+    python examples/pretrain_nano/pretrain.py WORK --extra-data A=4,B=3 [--extra-data-last C,D=2]
 
-WORK gets the scenes (about 300 MB), a run directory for each stage, and `nano.safetensors` at the
-end. After an interruption, repeat the command: complete stages are kept. The published weights come
-from these stages with seed 0. Sets of --extra-last join in the last stage only: `WORK/second/model`
-has never seen them, so it shows the quality on a set that pretraining did not use.
+WORK gets the scenes (about 300 MB), a run directory for each stage, and at the end
+`nano.safetensors`. After an interruption, run the same command again: complete stages are kept. The
+released weights come from these stages, all with seed 0. The data of --extra-data-last are used in
+the last stage only. So `WORK/second/model` has not seen them, and can be evaluated on them.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from groundtune.data.scenes import write_captioned_scenes
 from groundtune.model.bundle import packaged_towers
 from groundtune.model.checkpoint.convert import LABELS
 
-# First small images and a high learning rate, to learn to detect at all; then the full image size.
+# Small images and a high learning rate first, then the full image size.
 STAGES = {
     "first": {"lr": 1e-3, "lr_drop_at": 1.0, "warmup_steps": 200, "short_side": 256, "max_side": 256},
     "second": {
@@ -39,20 +38,24 @@ STAGES = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
-    parser.add_argument("--extra-data", default="", help="data sets of real images, PATH or PATH=WEIGHT")
-    parser.add_argument("--extra-last", default="", help="more of them, for the last stage only")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--extra-data",
+        default="",
+        help="data sets of real images in the first and last stage, as PATH=WEIGHT,PATH=WEIGHT",
+    )
+    parser.add_argument("--extra-data-last", default="", help="more data sets of the last stage")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 keeps PyTorch's own number")
     args = parser.parse_args()
     scenes = args.work / "scenes"
     if not scenes.exists():
         write_captioned_scenes(scenes, train=16000, valid=200, seed=1)
     model: str | Path = "nano-untrained"
     for name, options in STAGES.items():
-        extra = {"first": args.extra_data, "last": f"{args.extra_data},{args.extra_last}"}.get(name, "")
-        options["extra_data"] = [source for source in extra.split(",") if source]
+        extra = {"first": [args.extra_data], "last": [args.extra_data, args.extra_data_last]}.get(name, [])
+        options["extra_data"] = [source for sources in extra for source in sources.split(",") if source]
         run = args.work / name
         if not (run / "metrics.json").exists():
-            shutil.rmtree(run, ignore_errors=True)  # start the epoch over
+            shutil.rmtree(run, ignore_errors=True)  # a stage is one epoch, and starts over
             groundtune.train(
                 model,
                 scenes,
@@ -68,7 +71,9 @@ def main() -> None:
 
 
 def save_half(model: Path, out: Path) -> None:
-    """Write the trained part as float16, without the packaged towers and the denoising labels."""
+    """Write the trained weights as float16, without the towers and the denoising labels of a data
+    set.
+    """
     bundle = groundtune.load(model).bundle
     skipped = (*(f"{tower}." for tower in packaged_towers(bundle.config)), LABELS)
     trained = {

@@ -6,7 +6,8 @@ All functions have some arguments in common:
 - `data` is a directory of images with boxes, or an annotation file.
 - `options` are the other options of the command with the same name. `groundtune COMMAND --help`
   lists them. None leaves an option at its default.
-- `config` has all options at once instead, as an instance of the command's class in `groundtune.config`.
+- `config` has all options at once instead, as an instance of the command's class in
+  `groundtune.config`.
 - `quiet` hides the progress that is shown on stderr.
 
 A `ConfigError` lists all options that are unknown or invalid; a `DataError` says that images,
@@ -87,8 +88,8 @@ class Model:
             options: threshold=0.3, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
-            The detections, best first: boxes xyxy in pixels, `class_id` the index of the class name,
-            `data["class_name"]`. A list of images gives a list, an empty one an empty list.
+            The detections, best first: boxes xyxy in pixels, `class_id` the index of the class
+            name, `data["class_name"]`. A list of images gives a list, an empty one an empty list.
         """
         inputs = [Path(image) if isinstance(image, str) else image for image in _as_list(images)]
         detections = list(self.predictor(classes, **options).each(inputs))
@@ -101,7 +102,8 @@ class Model:
         thresholds: Mapping[str, float] | str | Path | None = None,
         **options: Any,
     ) -> "Predictor":
-        """Prepare a prompt for many images: `for detections in model.predictor(["cat"]).each(paths)`.
+        """Prepare a prompt for many images: `for detections in
+        model.predictor(["cat"]).each(paths)`.
 
         Args:
             classes: class names to detect; None means those of the fine-tuning.
@@ -114,7 +116,7 @@ class Model:
         return _predictor(self.bundle, config, config.classes, by_class)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model directory for `load`; it appears when it is complete, and replaces an old one."""
+        """Write a model directory for `load`. It appears when complete, and replaces an old one."""
         from groundtune.model.checkpoint.save import save_bundle
 
         save_bundle(_with_weights(self, "saved"), Path(folder))
@@ -157,7 +159,8 @@ def train(
         options: such as epochs=20 or lr=1e-4; they override those of the file.
 
     Returns:
-        The run: `folder`, `zero_shot["valid/AP"]`, `metrics["valid/AP"]` of the best weights, `per_class`.
+        The run: `folder`, `zero_shot["valid/AP"]`, `metrics["valid/AP"]` of the best weights,
+        `per_class`.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGUSR1 interrupted the run, which can be resumed.
@@ -200,7 +203,9 @@ def train(
 
 
 def training_options(given: Mapping[str, Any], file: str | Path | None, where: str) -> TrainConfig:
-    """Resolve the options of a training run, with the recipe of the model; `where` is the name of `given`."""
+    """Resolve the options of a training run, with the recipe of the model; `where` is the name of
+    `given`.
+    """
 
     def recipe(source: str) -> Mapping[str, Any]:
         from groundtune.model.checkpoint.load import load_recipe, model_source
@@ -229,7 +234,7 @@ def train_in_processes(config: TrainConfig) -> "int | RunResult | None":
 
 
 def retention_rows(run: "RunResult") -> list[tuple[str, str, float | None, float | None, float | None]]:
-    """Return of each retention data set name, metric, value before and after, and their quotient."""
+    """Return name, metric, values before and after, and their quotient of each retention set."""
     from groundtune.metrics.grounding import retention
 
     return [(name, *retention(numbers)) for name, numbers in run.retention.items()]
@@ -246,8 +251,9 @@ def evaluate(
     """Evaluate a model on a data set.
 
     Returns:
-        `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency, `metrics["recall@1"]`
-        and so on for captions; `per_class[name]["AP"]`; `predictions` in COCO's result format.
+        `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency,
+        `metrics["recall@1"]` and so on for captions; `per_class[name]["AP"]`; `predictions` in
+        COCO's result format.
     """
     config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
     output = None if config.output is None else Path(config.output)
@@ -326,7 +332,8 @@ def label(
         options: such as data="data/cells" or threshold=0.4.
 
     Returns:
-        `written.images` and `written.boxes` by split; `unreadable`, the skipped images and the reasons.
+        `written.images` and `written.boxes` by split; `unreadable`, the skipped images and the
+        reasons.
     """
     given = {**options, "images": _as_list(images), "output_dir": output_dir}
     config = _resolve(configs.LabelConfig, config, "label()", model=model, **given)
@@ -348,7 +355,8 @@ def blend(
     quiet: bool = True,
     **options: Any,
 ) -> "tuple[list[BlendPoint], BlendPoint]":
-    """Find the best model between a base model and its fine-tuned version, on the line of their weights.
+    """Find the best model between a base model and its fine-tuned version, on the line of their
+    weights.
 
     Args:
         tuned: a run directory, whose data is evaluated on; or a source for `load`, with data=.
@@ -514,7 +522,8 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
 
 
 def push_to_hub(model: Model | str | Path, name: str, *, private: bool = ExportConfig.private) -> str:
-    """Upload a model directory to the Hugging Face Hub. The environment variable HF_TOKEN must allow it.
+    """Upload a model directory to the Hugging Face Hub. The environment variable HF_TOKEN must
+    allow it.
 
     Args:
         name: "owner/model"; created if it does not exist.
@@ -552,7 +561,8 @@ def write_report(
 
 
 def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.output) -> list[str]:
-    """Write an HTML page that compares two or more run directories: metrics, options, curves and classes.
+    """Write an HTML page that compares two or more run directories: metrics, options, curves and
+    classes.
 
     Returns:
         Warnings about the comparison, which the page has too.
@@ -598,7 +608,7 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
 
 
 def known_models() -> dict[str, dict[str, Any]]:
-    """Return the built-in and the published models by name: parameters, backbone, license, summary."""
+    """Return the built-in and published models by name: parameters, backbone, license, summary."""
     from groundtune.model.bundle import presets, published
 
     return presets() | published()
@@ -617,7 +627,7 @@ def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:
 
 
 def _given(kind: type, **given: Any) -> dict[str, Any]:
-    """Return the options that are not None; a loaded model gives its source, device and precision."""
+    """Return the options that are not None, with source, device and precision of a loaded model."""
     given = {name: value for name, value in given.items() if value is not None}
     model = given.get("model")
     if isinstance(model, Model):
@@ -635,7 +645,9 @@ def _loaded(model: Any, source: str) -> "ModelBundle":
 
 
 def _with_weights(model: Model, use: str) -> "ModelBundle":
-    """Return the bundle of a model that is not an exported file; `use` is a participle for the message."""
+    """Return the bundle of a model that is not an exported file; `use` is a participle for the
+    message.
+    """
     from groundtune.export.runtime import is_exported
 
     if is_exported(model.bundle.network):

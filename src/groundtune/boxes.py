@@ -46,13 +46,17 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the IoU (..., N, M), in [0, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
+    """Return the IoU (..., N, M), in [0, 1], of every box in (..., N, 4) with every box in (..., M,
+    4).
+    """
     overlap, union = _overlap_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
     return overlap / union
 
 
 def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the GIoU (..., N, M), in [-1, 1], of every box in (..., N, 4) with every box in (..., M, 4)."""
+    """Return the GIoU (..., N, M), in [-1, 1], of every box in (..., N, 4) with every box in (...,
+    M, 4).
+    """
     return paired_giou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
 
 

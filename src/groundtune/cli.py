@@ -98,7 +98,7 @@ def _parse(
         parser.parse_args(arguments)
     if verb not in parsers:
         raise ConfigError(f"there is no command {verb!r}.{suggestion(verb, parsers)} See groundtune --help.")
-    # Call the verb's parser directly, and "intermixed": otherwise options before DATA would hide it.
+    # The verb's parser is called directly, "intermixed": else options before DATA would hide it.
     values, unknown = parsers[verb].parse_known_intermixed_args(arguments[1:])
     see = f"See groundtune {verb} --help."
     if flags := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
@@ -156,7 +156,9 @@ def _usage(name: str, options: type) -> str:
 
 
 def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Add the fields of an options class. Values stay strings, and those that are not given are absent."""
+    """Add the fields of an options class. Values stay strings, and those that are not given are
+    absent.
+    """
     groups: dict[str, Any] = {"": parser}
     shown = [item for item in leaf_fields(options).items() if item[1].metadata.get("flag")]
     for name, field in sorted(shown, key=lambda item: _ORDER.index(item[1].metadata["group"])):

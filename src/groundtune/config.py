@@ -17,7 +17,7 @@ from groundtune.errors import ConfigError, suggestion
 from groundtune.options import COMMAND_LINE, Layer, check, fail, option, read_yaml, resolve
 
 MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_head")
-"""Module names in `param_groups`, as in MMDetection. Paths may go deeper, such as encoder.layers.0."""
+"""Module names in `param_groups`, as in MMDetection; paths may go deeper (encoder.layers.0)."""
 
 TUNE_MODES = ("full", "lora", "prompt", "heads")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -456,7 +456,8 @@ def train_config(
         where: name of the source of `given` in messages.
 
     Raises:
-        ConfigError: the file cannot be read, or options are unknown or invalid; all of them are listed.
+        ConfigError: the file cannot be read, or options are unknown or invalid; all of them are
+            listed.
     """
     if given.get("resume") and yaml_path is None:
         yaml_path = Path(given["resume"]) / "config.yaml"
@@ -469,7 +470,7 @@ def train_config(
 
     def training_defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
         defaults = recipe(values.get("model", TrainConfig.model)) if callable(recipe) else recipe
-        # A recipe may come from a stranger's model.
+        # A recipe may come with an untrusted model.
         paths = [name for name, value in defaults.items() if name in _PATHS and value not in _NOT_A_PATH]
         fail([f"the model's recipe: {name}: a recipe may not set paths; remove this key." for name in paths])
         if "epochs" in values:  # an explicit number of epochs is meant
@@ -486,7 +487,8 @@ def validate(config: TrainConfig) -> None:
     """Check a training configuration, including one that was built by hand.
 
     Raises:
-        ConfigError: values out of range, unknown modules, or conflicting options; all of them are listed.
+        ConfigError: values out of range, unknown modules, or conflicting options; all of them are
+            listed.
     """
     problems = check(config) + _group_problems(config.param_groups)
     if config.tune != "full" and config.param_groups != _default_groups():
@@ -514,7 +516,9 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def _group_problems(groups: list[ParamGroup]) -> list[str]:
-    """Return what is wrong with the module names. Only the network knows whether a deeper path exists."""
+    """Return what is wrong with the module names. Only the network knows whether a deeper path
+    exists.
+    """
     paths = [path for group in groups for path in group.modules]
     problems = [
         f"param_groups[{index}].modules: empty; expected module names."

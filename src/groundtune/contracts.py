@@ -1,4 +1,4 @@
-"""The data that rooms exchange: a training target, the images of a model, the output of the network."""
+"""The data that rooms exchange: training targets, image formats, and outputs of the network."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ class ImageFormat:
 
 
 class LayerOutput(TypedDict):
-    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in `Output`."""
+    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in
+    `Output`.
+    """
 
     pred_logits: Tensor
     pred_boxes: Tensor

@@ -17,12 +17,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def escape_control_chars(text: str) -> str:
-    """Return text whose control characters are spelled out, such as `\\x1b`, so that it is safe to print."""
+    """Return text whose control characters are spelled out, such as `\\x1b`, so that it is safe to
+    print.
+    """
     return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class GroundtuneError(Exception):
-    """A problem that its message explains: what is wrong and where, what was expected, how to fix it."""
+    """A problem that its message explains: what is wrong and where, what was expected, how to fix
+    it.
+    """
 
     exit_code = 1
 
@@ -68,7 +72,7 @@ class OutOfMemory(GroundtuneError):
 
 
 class Interrupted(GroundtuneError):
-    """A signal interrupted a run, whose state is saved. Exit code 130 for SIGINT, 143 for others."""
+    """A signal interrupted a run, whose state is saved. Exit code 130 for SIGINT, else 143."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)

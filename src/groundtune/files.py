@@ -27,7 +27,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedR
     """Yield a file to write (and read). It replaces `path` when it is complete and on the disk.
 
     Args:
-        previous: new path of the old file, which is deleted otherwise. For a moment only this one exists.
+        previous: new path of the old file, which is deleted otherwise. For a moment only this one
+            exists.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -49,7 +50,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedR
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty directory, which replaces `path` when it is complete; on errors the old one stays."""
+    """Yield an empty directory, which replaces `path` when it is complete; on errors the old stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     previous = staging.with_name(f"{staging.name}.previous")

@@ -93,5 +93,5 @@ RENAMED = {
     "push_to_hub": "hub_model_id repo_id",
     "private": "hub_private_repo",
 }
-"""Our options, and the names that users type for them: formerly ours, or of Ultralytics, transformers'
-Trainer, RF-DETR, DETR, accelerate. A sentence with our names in braces stands where none fits alone."""
+"""Our options, and other names for them: removed ones, and those of Ultralytics, transformers,
+RF-DETR, DETR and accelerate. A key with braces is a sentence, where no single option fits."""

@@ -86,7 +86,7 @@ def is_required(field: Field) -> bool:
 
 
 def flag_of(name: str, field: Field) -> str:
-    """Return an option as the command line has it: "--weight-decay", or "DATA" if it is positional."""
+    """Return an option as on the command line: "--weight-decay", or "DATA" if positional."""
     key = name.rpartition(".")[2]
     return key.upper() if field.metadata.get("positional") else "--" + key.replace("_", "-")
 
@@ -224,7 +224,9 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
 
 
 def _missing(leaves: Mapping[str, Field], values: Values, where: str) -> list[str]:
-    """Return the problems of required options without a value. `where` is the layer nearest to the user."""
+    """Return the problems of required options without a value. `where` is the layer nearest to the
+    user.
+    """
     names = [name for name, field in leaves.items() if is_required(field) and name not in values]
     problems = []
     for name in names:

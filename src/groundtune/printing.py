@@ -115,7 +115,7 @@ def print_skipped(paths: Sequence[str]) -> int:
 
 
 def print_written(written: "Converted", format: str, folder: str) -> None:
-    """Print the messages, the images and boxes by split, and the directory of a written data set."""
+    """Print the messages, the images and boxes by split, and the directory of a data set."""
     for message in written.messages:
         print(message, file=sys.stderr)
     rows = [[split, str(count), str(written.boxes[split])] for split, count in written.images.items()]
@@ -148,7 +148,7 @@ def _prompt_line(classes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def print_report(report: "Report") -> None:
-    """Print summary, classes, findings with examples and fixes, and verdict of a checked data set."""
+    """Print summary, classes, findings with examples and fixes, and verdict of a data set."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)

@@ -29,7 +29,9 @@ def format_metric(value: float | None) -> str:
 
 
 class Progress:
-    """Shows the steps of a run on a stream (None means stderr); `quiet` hides everything, also messages."""
+    """Shows the steps of a run on a stream (None means stderr); `quiet` hides everything, also
+    messages.
+    """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet
@@ -62,7 +64,7 @@ class Progress:
             self._work_seconds += done - begin
 
     def step(self, done: int, losses: Mapping[str, float], lr: float, memory_bytes: int) -> None:
-        """Show the number of steps, running means of the losses, largest learning rate, peak memory."""
+        """Show the step, running means of the losses, the largest learning rate, peak memory."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step = (now, done)

@@ -1,4 +1,6 @@
-"""A small data set for the tests of loaders: black images of mixed shapes with their boxes filled white."""
+"""A small data set for the tests of loaders: black images of mixed shapes with their boxes filled
+white.
+"""
 
 from pathlib import Path
 

@@ -37,7 +37,7 @@ def test_a_batch_moves_to_a_device_as_a_whole(images, tokenizer):
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_evaluation_gets_whole_images_in_order(images, threads):
-    batches = list(evaluation_images(images, FORMAT, 3, lambda index: index != 5, threads))
+    batches = list(evaluation_images(images, FORMAT, 3, lambda index: index != 5, threads=threads))
     assert [batch.indices for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
     for batch in batches:
         for index, own, image, (h, w) in zip(
@@ -48,7 +48,7 @@ def test_evaluation_gets_whole_images_in_order(images, threads):
                 with Image.open(own.image_path) as stored:
                     wanted = np.asarray(stored.resize((w, h), Image.Resampling.BILINEAR)) / 255
                 np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), wanted, atol=1e-6)
-    assert list(evaluation_images(dataset_of([]), FORMAT, 3)) == []
+    assert list(evaluation_images(dataset_of([]), FORMAT, 3, threads=0)) == []
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -231,7 +231,9 @@ def test_crowd_boxes_become_difficult_or_are_skipped_with_a_message(tmp_path):
     ("stated", "frame"), [((50, 20), "stored"), ((20, 50), "turned"), ((100, 40), "scaled")]
 )
 def test_turned_and_scaled_images_keep_their_boxes_on_the_object(tmp_path, stated, frame):
-    """A white square under the box, stored pixels 50 x 20 with EXIF orientation 6 (viewers show 20 x 50)."""
+    """A white square under the box, stored pixels 50 x 20 with EXIF orientation 6 (viewers show 20
+    x 50).
+    """
     box = {"stored": [5, 5, 10, 10], "turned": [5, 5, 10, 10], "scaled": [10, 10, 20, 20]}[frame]
     pixels = np.zeros((20, 50, 3), dtype=np.uint8)
     pixels[5:15, 5:15] = 255  # shown turned, stored (x, y) is at (19 - y, x): the square's place is the same

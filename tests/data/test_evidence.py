@@ -132,7 +132,9 @@ def test_lvis_images_are_found_by_their_url(tmp_path):
     ],
 )
 def test_lvis_rules(tmp_path, frequencies, negative, expected):
-    """Ids are those of the file, others are ignored; without a frequency of each class there are no rules."""
+    """Ids are those of the file, others are ignored; without a frequency of each class there are no
+    rules.
+    """
     content = coco(
         names=["a.png", "b.png"], categories=[(10, "cat"), (30, "dog")], boxes=[(1, 10, [1, 1, 5, 5])]
     )

@@ -1,4 +1,6 @@
-"""Corrupted annotation files: each loads or is one DataError, and nothing outside the folder is opened."""
+"""Corrupted annotation files: each loads or is one DataError, and nothing outside the folder is
+opened.
+"""
 
 import os
 import random
@@ -19,7 +21,9 @@ _watch: dict[str, object] = {"inside": None, "touched": []}
 
 
 def _hook(event: str, args: tuple) -> None:
-    """Record all files outside the watched folder that Python opens or lists, and all that it changes."""
+    """Record all files outside the watched folder that Python opens or lists, and all that it
+    changes.
+    """
     inside = _watch["inside"]
     if inside is None or event not in {"open", "os.listdir", "os.scandir"} | CHANGES:
         return

@@ -29,7 +29,9 @@ def test_the_same_seed_gives_the_same_files_and_more_images_begin_alike(tmp_path
 
 
 def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
-    """White shapes (218 to 255 by their light) on black, shadows below 30 × 0.4: bright pixels are covered by half."""
+    """White shapes (218 to 255 by their light) on black, shadows below 30 × 0.4: bright pixels are
+    covered by half.
+    """
     monkeypatch.setattr(draw, "_background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh))
     monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
     monkeypatch.setattr(draw, "_second_shade", lambda base, color: base)

@@ -1,4 +1,6 @@
-"""Captioned scenes: captions describe their images exactly, and held-out things are never shown or named."""
+"""Captioned scenes: captions describe their images exactly, and held-out things are never shown or
+named.
+"""
 
 import json
 import random

@@ -1,4 +1,6 @@
-"""Boxes and pixels move together, and images of every kind are loaded in the frame of their annotations."""
+"""Boxes and pixels move together, and images of every kind are loaded in the frame of their
+annotations.
+"""
 
 import random
 from dataclasses import replace
@@ -129,7 +131,8 @@ def test_the_same_generator_state_gives_the_same_view_and_no_augmentation_the_wh
     assert whole == resize_keep_ratio((90, 70), FORMAT)
 
 
-# EXIF orientation: the visual side that the stored row 0 and the stored column 0 are at (Exif 2.3, tag 274)
+# EXIF orientation: the visual side that the stored row 0 and the stored column 0 are at (Exif 2.3,
+# tag 274)
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -143,7 +146,9 @@ SIDES = {
 
 
 def oriented(path, orientation):
-    """Write an image with an orientation; return the rows as viewers show them and as they are stored."""
+    """Write an image with an orientation; return the rows as viewers show them and as they are
+    stored.
+    """
     upright = np.random.default_rng(3).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     row, column = SIDES[orientation]
     stored = upright if row in ("top", "bottom") else upright.transpose(1, 0, 2)

@@ -1,4 +1,6 @@
-"""Images that become unreadable during training: they are skipped and reported, and too many of them end the run."""
+"""Images that become unreadable during training: they are skipped and reported, and too many of
+them end the run.
+"""
 
 import dataclasses
 import re

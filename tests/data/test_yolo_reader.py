@@ -134,7 +134,9 @@ def test_images_without_a_label_file_have_no_objects_and_pixels_are_reported(tmp
 
 
 def test_the_frame_is_the_image_as_viewers_show_it(tmp_path):
-    """YOLO states no size, and its tools draw on turned images: a stored 50 x 20 with orientation 6 is 20 wide."""
+    """YOLO states no size, and its tools draw on turned images: a stored 50 x 20 with orientation 6
+    is 20 wide.
+    """
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "images").mkdir()

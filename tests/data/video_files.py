@@ -26,7 +26,9 @@ def write_video(
     rotation: int = 0,
     sound: bool = False,
 ) -> Path:
-    """Frames in H.264, one for each time in seconds, with the red of `shade`; a white corner; noise, which makes them large."""
+    """Frames in H.264, one for each time in seconds, with the red of `shade`; a white corner;
+    noise, which makes them large.
+    """
     unit = Fraction(1, 1000)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=30)

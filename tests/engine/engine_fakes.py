@@ -1,4 +1,6 @@
-"""A detector small enough to train in a second, with the six modules and the real freezing, for the tests of the engine."""
+"""A detector small enough to train in a second, with the six modules and the real freezing, for the
+tests of the engine.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,9 @@ class FakeLanguageModel(nn.Module):
 
 
 class FakeNetwork(GroundingDINO):
-    """Grid cells answer for the classes whose token embeddings they resemble. Dropout 0.1 while training."""
+    """Grid cells answer for the classes whose token embeddings they resemble. Dropout 0.1 while
+    training.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         nn.Module.__init__(self)

@@ -21,8 +21,8 @@ from groundtune import cli
 from groundtune.model.checkpoint.save import save_bundle
 
 _OPTIONS = (
-    "--epochs 2 --batch-size 2 --save-steps 2 --log-steps 4 --ema-decay 0.9 --lr 1e-3 --warmup-steps 2 --device cpu "
-    "--precision fp32 --threads 1 --report-to none"
+    "--epochs 2 --batch-size 2 --save-steps 2 --log-steps 4 --ema-decay 0.9 --lr 1e-3 --warmup-steps 2 "
+    "--device cpu --precision fp32 --threads 1 --report-to none"
 )
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
@@ -31,10 +31,11 @@ _PROCESSES.set_forkserver_preload(
 
 
 class Blow(NamedTuple):
-    """A signal that a process gives itself at the n-th of its file events of that kind, just before it happens.
+    """A signal that a process gives itself at the n-th of its file events of that kind, just before
+    it happens.
 
-    The events are Python's audit events: "open" (to write), "os.rename", "os.mkdir", "os.remove"; "half" is in the middle
-    of writing a state.
+    The events are Python's audit events: "open" (to write), "os.rename", "os.mkdir", "os.remove";
+    "half" is in the middle of writing a state.
     """
 
     event: str
@@ -50,7 +51,9 @@ def prepare(folder: Path, tokenizer: Any) -> list[str]:
 
 
 def start(argv: Sequence[str], blow: Blow | None, stderr: Path) -> Any:
-    """The process of a command line; its exit code is the command's, or minus the signal that killed it."""
+    """The process of a command line; its exit code is the command's, or minus the signal that
+    killed it.
+    """
     process = _PROCESSES.Process(target=_command, args=(list(argv), blow, stderr))
     process.start()
     return process

@@ -1,4 +1,6 @@
-"""Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn images, and a recording watcher."""
+"""Runs small enough for tests: a real Grounding DINO of a few thousand weights, drawn images, and a
+recording watcher.
+"""
 
 import json
 from collections.abc import Iterator
@@ -57,8 +59,9 @@ class Recorder:
 def steady_bundle(tokenizer) -> ModelBundle:
     """A bundle whose gradients hardly change where other last bits come in.
 
-    Without the fourth level: a group norm over one cell of two channels makes much of them. With noise on the weights: at
-    their start all boxes lie on a grid, and the last bits would decide which one is matched.
+    Without the fourth level: a group norm over one cell of two channels makes much of them. With
+    noise on the weights: at their start all boxes lie on a grid, and the last bits would decide
+    which one is matched.
     """
     bundle, generator = tiny_bundle(tokenizer, num_levels=3), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -69,7 +72,9 @@ def steady_bundle(tokenizer) -> ModelBundle:
 
 @contextmanager
 def gradients_of(bundle: ModelBundle) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """The gradients that the optimizer gets, by step and name. Comparing them later: AdamW divides their scale away."""
+    """The gradients that the optimizer gets, by step and name. Comparing them later: AdamW divides
+    their scale away.
+    """
     found: list[dict[str, torch.Tensor]] = []
 
     def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:

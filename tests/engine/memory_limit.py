@@ -1,4 +1,5 @@
-"""A run whose address space is limited before its first step. A process of its own: test_out_of_memory.py starts it.
+"""A run whose address space is limited before its first step. A process of its own:
+test_out_of_memory.py starts it.
 
 Arguments: a folder to work in, and how many MB there may be beyond those that are in use then.
 """

@@ -1,4 +1,6 @@
-"""`--tune`: what each way trains, what it leaves alone, what it costs in memory, and what lies on disk afterwards."""
+"""`--tune`: what each way trains, what it leaves alone, what it costs in memory, and what lies on
+disk afterwards.
+"""
 
 import json
 from pathlib import Path

@@ -70,7 +70,9 @@ def test_stops_after_too_many_with_the_weights_unharmed(
 
 
 def test_one_good_step_resets_the_count(tmp_path: Path, data: Path, bundle: ModelBundle, monkeypatch) -> None:
-    """Three epochs of three steps, of which two in a row are bad three times; the schedule waits for good ones."""
+    """Three epochs of three steps, of which two in a row are bad three times; the schedule waits
+    for good ones.
+    """
     break_loss(monkeypatch, {1, 2, 4, 5, 7, 8})
     watcher = Recorder()
     run(options(data, epochs=3, max_nonfinite_steps=3), bundle, tmp_path / "run", watcher)

@@ -1,4 +1,6 @@
-"""Blending: exact at both ends, linear between them for weights and adapters, and the point that is chosen."""
+"""Blending: exact at both ends, linear between them for weights and adapters, and the point that is
+chosen.
+"""
 
 import json
 from pathlib import Path

@@ -18,7 +18,8 @@ from groundtune.engine import distributed as launching
 from groundtune.engine.distributed import init_distributed_env, launch, slurm_variables
 from groundtune.errors import ConfigError, DataError
 
-# Scripts that stand for `groundtune train`; "rank" is this process's number, a file of that name is its own.
+# Scripts that stand for `groundtune train`; "rank" is this process's number, a file of that name is
+# its own.
 BEGIN = """
 import os, signal, sys, time
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""A full disk and a read-only run folder: one message, exit code 4, and the checkpoints of before are whole."""
+"""A full disk and a read-only run folder: one message, exit code 4, and the checkpoints of before
+are whole.
+"""
 
 import shutil
 import subprocess

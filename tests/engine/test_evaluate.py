@@ -1,4 +1,6 @@
-"""COCO's numbers of a data set: by name whatever the ids, for some classes or all, in batches, with cached features."""
+"""COCO's numbers of a data set: by name whatever the ids, for some classes or all, in batches, with
+cached features.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +28,9 @@ FALSE_DOG = [10, 0, 10, 15]
 
 
 class Oracle(FakeNetwork):
-    """Knows the boxes by the image's brightness and the classes by their token; it also sees a dog too many."""
+    """Knows the boxes by the image's brightness and the classes by their token; it also sees a dog
+    too many.
+    """
 
     def __init__(self, tokenizer) -> None:
         super().__init__()
@@ -77,7 +81,9 @@ def dataset(folder: Path, ids: dict[str, int], order: list[str]) -> Dataset:
 def test_any_category_ids_give_the_same_ap(
     tmp_path: Path, oracle: ModelBundle, ids: dict[str, int], order: list[str]
 ) -> None:
-    """By hand: cat and bird are perfect. The false dog ranks above the true one: precision 1/2 at every recall."""
+    """By hand: cat and bird are perfect. The false dog ranks above the true one: precision 1/2 at
+    every recall.
+    """
     found = evaluated(oracle, dataset(tmp_path, ids, order))
     assert {name: found.per_class[name]["AP"] for name in ids} == pytest.approx(
         {"cat": 1.0, "dog": 0.5, "bird": 1.0}
@@ -110,7 +116,9 @@ def test_some_classes(tmp_path: Path, oracle: ModelBundle, classes: list[str], a
 def test_a_data_set_with_frequencies_is_measured_by_lvis_rules(
     tmp_path: Path, oracle: ModelBundle, negative: list[int], dog: float
 ) -> None:
-    """The false dog is in an image where only the bird has a box: it counts where dogs were looked for."""
+    """The false dog is in an image where only the bird has a box: it counts where dogs were looked
+    for.
+    """
     dataset(tmp_path, {"cat": 9, "dog": 4, "bird": 6}, ["cat", "dog", "bird"])
     path = tmp_path / "valid/_annotations.coco.json"
     content = json.loads(path.read_text())

@@ -1,4 +1,6 @@
-"""Self-distillation on detections away from the boxes, and retention measured by the base model's own detections."""
+"""Self-distillation on detections away from the boxes, and retention measured by the base model's
+own detections.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +58,9 @@ def distilled(
 
 
 def test_detections_away_from_the_boxes_join_with_their_relative_confidence(monkeypatch) -> None:
-    """The labeled boxes score 0.8, 0.4 and 0.3 under their names: 0.4 counts as 1, below 0.2 is left out."""
+    """The labeled boxes score 0.8, 0.4 and 0.3 under their names: 0.4 counts as 1, below 0.2 is
+    left out.
+    """
     samples = [image(1, [A, B], [0, 1]), image(2, [A], [2])]
     own = [
         detections((A, 0.9, 1), (A, 0.8, 0), (B, 0.4, 1)),  # the best one of A has another name
@@ -161,7 +165,9 @@ def test_at_most_50_images_from_first_to_last(monkeypatch) -> None:
 
 
 def test_it_is_measured_before_and_after_a_run(tmp_path: Path, tokenizer, monkeypatch) -> None:
-    """Untrained scores are low; so everything counts as sure here. The model agrees with itself before."""
+    """Untrained scores are low; so everything counts as sure here. The model agrees with itself
+    before.
+    """
     monkeypatch.setattr(forgetting, "MIN_SURE_SCORE", 0.0)
     monkeypatch.setattr(forgetting, "COMMON_NAMES", ("dog", "tree"))
     torch.manual_seed(0)

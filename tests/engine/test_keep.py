@@ -1,4 +1,6 @@
-"""`--keep-base`: the trained weights answer for the names of the data set, the base's for all others, bit for bit."""
+"""`--keep-base`: the trained weights answer for the names of the data set, the base's for all
+others, bit for bit.
+"""
 
 import json
 from pathlib import Path

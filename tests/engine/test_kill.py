@@ -98,7 +98,9 @@ def test_fifty_kills(train: list[str], whole, tmp_path: Path, seed: int) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_stopped_by_sigterm_at_random_moments(train: list[str], whole, tmp_path: Path, seed: int) -> None:
-    """Before the run has its handlers SIGTERM kills; afterwards the state is saved, and the run says how to go on."""
+    """Before the run has its handlers SIGTERM kills; afterwards the state is saved, and the run
+    says how to go on.
+    """
     rng, out, codes = random.Random(seed), tmp_path / "run", []
     for _ in range(6):
         process = start(next_command(train, out), None, tmp_path / "err")

@@ -1,4 +1,6 @@
-"""1203 class names, as many as LVIS has: training samples them, evaluation ranks their chunks together."""
+"""1203 class names, as many as LVIS has: training samples them, evaluation ranks their chunks
+together.
+"""
 
 import itertools
 from dataclasses import replace
@@ -66,7 +68,9 @@ def splits(tmp_path_factory) -> dict[str, Dataset]:
 
 
 def by_hand(bundle, dataset: Dataset, index: int) -> list[tuple[float, int, list[float]]]:
-    """One image, chunk after chunk through the whole network, all scores in one list, the best 300 of it."""
+    """One image, chunk after chunk through the whole network, all scores in one list, the best 300
+    of it.
+    """
     sample = dataset.samples[index]
     view = resize_keep_ratio(sample.size_hw, bundle.image_format)
     pixels = to_tensor(view.image(load_image(sample.image_path, sample.size_hw)), bundle.image_format)

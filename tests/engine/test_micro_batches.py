@@ -1,4 +1,6 @@
-"""A step in several parts is the step as a whole: losses, gradients and logged terms (gradient accumulation)."""
+"""A step in several parts is the step as a whole: losses, gradients and logged terms (gradient
+accumulation).
+"""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +28,9 @@ from groundtune.model.detector import GroundingDINO
 
 
 def mixed_images(folder: Path) -> Dataset:
-    """Eight images of seven shapes with 1, 6, 0, 2, 3, 0, 2 and 30 boxes; the last has more than the 20 queries."""
+    """Eight images of seven shapes with 1, 6, 0, 2, 3, 0, 2 and 30 boxes; the last has more than
+    the 20 queries.
+    """
     corners = [(x, y, x + 7 + x % 3, y + 6 + y % 4) for y in (2, 11, 20) for x in range(1, 20, 2)]
     counts = [1, 6, 0, 2, 3, 0, 2, 30]
     return dataset_of(

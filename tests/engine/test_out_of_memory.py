@@ -1,4 +1,6 @@
-"""Too little memory: the step is repeated in smaller parts, with the same result, and one image too many ends the run."""
+"""Too little memory: the step is repeated in smaller parts, with the same result, and one image too
+many ends the run.
+"""
 
 import dataclasses
 import os
@@ -31,7 +33,8 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     MemoryError(),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+        "tried ..."
     ),
     RuntimeError("could not create a primitive"),
 ]
@@ -53,7 +56,8 @@ def dropping(tokenizer) -> ModelBundle:
 
 
 def short_of_memory(monkeypatch, most: int, error: Exception = ERRORS[0], late: bool = False) -> list[int]:
-    """Forward passes of more than `most` images fail at their end; `late` ones only where all parts before are done.
+    """Forward passes of more than `most` images fail at their end; `late` ones only where all parts
+    before are done.
 
     Returns:
         The numbers of images of the passes, also those to come.
@@ -174,7 +178,9 @@ def test_other_errors_are_not_taken_for_it(
 
 @pytest.mark.slow
 def test_a_real_limit_of_the_address_space(tmp_path: Path) -> None:
-    """In a process of its own: a step of eight images does not fit into what is left, one of fewer does."""
+    """In a process of its own: a step of eight images does not fit into what is left, one of fewer
+    does.
+    """
     here = Path(__file__).parent
     command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "550"]
     paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}:{here.parent}"}

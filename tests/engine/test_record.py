@@ -76,7 +76,9 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     [((0, 0), 1), ((0, -1), 0), ((0, 2), 3), ((1, 2), 4), ((1, 3), 5), ((2, 3), 6), ((9, 9), 6)],
 )
 def test_forget_after(tmp_path: Path, place: tuple[int, int], kept: int) -> None:
-    """Two steps an epoch, the evaluation after it has the next one's number. The line that a crash cut off goes."""
+    """Two steps an epoch, the evaluation after it has the next one's number. The line that a crash
+    cut off goes.
+    """
     folder = RunFolder(tmp_path, False, True)
     lines = [
         {"step": step, "epoch": epoch} for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 2), (1, 3), (2, 3))

@@ -1,4 +1,6 @@
-"""A run that was stopped and resumed equals the uninterrupted one, and what would make it another run is refused."""
+"""A run that was stopped and resumed equals the uninterrupted one, and what would make it another
+run is refused.
+"""
 
 import json
 import shutil
@@ -49,7 +51,9 @@ class StopsAtMetrics(Recorder):
 
 
 def evaluate_arbitrarily(*args: Any) -> Evaluation:
-    """The real predictions, with an AP that jumps up and down with them, so that any epoch may be the best."""
+    """The real predictions, with an AP that jumps up and down with them, so that any epoch may be
+    the best.
+    """
     found = run_task(*args)
     found.metrics["AP"] = 1e4 * sum(prediction["score"] for prediction in found.predictions) % 1
     return found
@@ -220,7 +224,9 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.fixture(scope="module")
 def saved(data: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer) -> tuple[TrainConfig, Path, Path]:
-    """Options that save each step; the folder of a whole run, and of one that was stopped in step 6 of 6."""
+    """Options that save each step; the folder of a whole run, and of one that was stopped in step 6
+    of 6.
+    """
     config, folder = options(data, save_steps=1, ema_decay=0.9), tmp_path_factory.mktemp("saved")
     run(config, tiny_bundle(tokenizer), folder / "whole")
     with pytest.raises(KeyboardInterrupt):

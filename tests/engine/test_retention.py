@@ -1,4 +1,6 @@
-"""Retained data sets: measured before and after training with the right weights, and kept through a resume."""
+"""Retained data sets: measured before and after training with the right weights, and kept through a
+resume.
+"""
 
 import json
 from pathlib import Path
@@ -25,7 +27,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched:
-    """The real `evaluate` with the APs of a list; remembers the sets that it was asked for, and the weights."""
+    """The real `evaluate` with the APs of a list; remembers the sets that it was asked for, and the
+    weights.
+    """
 
     def __init__(self, aps: list[float]) -> None:
         self.aps = aps

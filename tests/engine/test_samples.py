@@ -16,7 +16,9 @@ from groundtune.engine.run_folder import write_samples
 
 
 def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokenizer) -> None:
-    """Mirrored and twice as large: a box 10 … 30 of 100 pixels lies at 140 … 180 of 200. The left half is bright."""
+    """Mirrored and twice as large: a box 10 … 30 of 100 pixels lies at 140 … 180 of 200. The left
+    half is bright.
+    """
     pixels = np.full((50, 100, 3), 40, np.uint8)
     pixels[:, :50] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -41,7 +41,9 @@ def _process(rank: int, count: int, port: int, work: Work, folder: Path) -> None
 
 
 def in_processes(count: int, work: Work, folder: Path) -> list[Any]:
-    """What `work` gives in each of so many processes; forked, so that nothing has to be imported again."""
+    """What `work` gives in each of so many processes; forked, so that nothing has to be imported
+    again.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -91,7 +93,9 @@ def bundle(tokenizer) -> ModelBundle:
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("kind", ["classes", "captions"])
 def test_processes_evaluate_to_the_same_bits(request, tmp_path: Path, bundle, kind: str, count: int) -> None:
-    """Seven images by two: shares of 4 and 3 or of 3, 2 and 2. By four: one process of three has none."""
+    """Seven images by two: shares of 4 and 3 or of 3, 2 and 2. By four: one process of three has
+    none.
+    """
     data = request.getfixturevalue(kind)
 
     def work(rank: int) -> list[Evaluation]:
@@ -109,7 +113,9 @@ def test_processes_evaluate_to_the_same_bits(request, tmp_path: Path, bundle, ki
 
 
 def test_phrases_are_met_in_the_company_of_their_batch_only(bundle, captions) -> None:
-    """Those that another batch or another process met earlier are encoded again: seen here by weights that change."""
+    """Those that another batch or another process met earlier are encoded again: seen here by
+    weights that change.
+    """
     evaluated(bundle, captions)
     words = bundle.network.language_model.bert.embeddings.word_embeddings.weight
     before = words.detach().clone()

@@ -51,7 +51,9 @@ def assert_equal(bundle: ModelBundle, out: Path, whole: tuple[dict[str, torch.Te
 
 
 class Sends(Recorder):
-    """Sends signals to its own process at an event, "step" or "evaluation", from the `after`-th on, one at each."""
+    """Sends signals to its own process at an event, "step" or "evaluation", from the `after`-th on,
+    one at each.
+    """
 
     def __init__(self, event: str, after: int, *numbers: signal.Signals) -> None:
         super().__init__()

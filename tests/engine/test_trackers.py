@@ -1,4 +1,6 @@
-"""Trackers: TensorBoard's own reader finds every number; others get the same; one that is not installed is refused."""
+"""Trackers: TensorBoard's own reader finds every number; others get the same; one that is not
+installed is refused.
+"""
 
 import json
 from pathlib import Path

@@ -33,7 +33,9 @@ from groundtune.model.checkpoint.load import load_bundle
 
 
 class ScriptedEvaluation:
-    """Stands in for `evaluate`: gives the APs of a list, and keeps the weights that it was asked about."""
+    """Stands in for `evaluate`: gives the APs of a list, and keeps the weights that it was asked
+    about.
+    """
 
     def __init__(self, aps: list[float]) -> None:
         self.aps = aps

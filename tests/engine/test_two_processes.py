@@ -1,4 +1,6 @@
-"""Two processes compute what one does, whatever goes wrong in one of them, and only the first of them writes."""
+"""Two processes compute what one does, whatever goes wrong in one of them, and only the first of
+them writes.
+"""
 
 import dataclasses
 import json
@@ -114,9 +116,11 @@ def same_numbers(folder: Path) -> None:
     "changed", [{"epochs": 5}, {"epochs": 4, "cache_features": True, "ema_decay": 0.9, "batch_size": 3}]
 )
 def test_two_processes_equal_one(tmp_path: Path, tokenizer, changed: dict[str, Any]) -> None:
-    """20 steps with denoising; images with none to six boxes, so that the processes' own numbers differ.
+    """20 steps with denoising; images with none to six boxes, so that the processes' own numbers
+    differ.
 
-    Batches of three are split into 2 and 1. The last batch of an epoch has one image, and the second process none.
+    Batches of three are split into 2 and 1. The last batch of an epoch has one image, and the
+    second process none.
     """
     data = scenes(tmp_path / "data", train=13, valid=2)
     config = options(data, batch_size=4, max_grad_norm=0.0, seed=3, lr=1e-4)
@@ -172,7 +176,9 @@ def test_one_process_that_is_short_of_memory_halves_the_parts_of_both(tmp_path: 
 
 
 def test_an_unreadable_image_of_one_process_is_told_by_the_main_one(tmp_path: Path, tokenizer) -> None:
-    """A process without an image takes the step of the other. A second unreadable image ends the run of both."""
+    """A process without an image takes the step of the other. A second unreadable image ends the
+    run of both.
+    """
     data = scenes(tmp_path / "data", train=5, valid=2)
     config = options(data, epochs=1, batch_size=2, max_grad_norm=0.0)
     next(data.rglob("train_00001.jpg")).write_text("hello")

@@ -1,4 +1,6 @@
-"""Exported files against their models: ONNX Runtime and OpenVINO, open vocabulary and fixed classes."""
+"""Exported files against their models: ONNX Runtime and OpenVINO, open vocabulary and fixed
+classes.
+"""
 
 import ast
 import importlib.util
@@ -38,9 +40,11 @@ STANDALONE = Path(__file__).parents[2] / "examples/onnx_standalone.py"
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """A random Swin + BERT detector for images of 96 to 128 pixels, whose outputs depend on the image.
+    """A random Swin + BERT detector for images of 96 to 128 pixels, whose outputs depend on the
+    image.
 
-    Its second stage has shifted windows, which do not fit images of 101 x 96 and 127 x 97, so that its maps are padded.
+    Its second stage has shifted windows, which do not fit images of 101 x 96 and 127 x 97, so that
+    its maps are padded.
     """
     patch = pytest.MonkeyPatch()
     patch.setitem(SWIN, "depths", [1, 2, 1, 1])

@@ -1,4 +1,6 @@
-"""The criterion's rules: all queries, valid tokens only, binary targets, one normalizer, always finite."""
+"""The criterion's rules: all queries, valid tokens only, binary targets, one normalizer, always
+finite.
+"""
 
 import math
 from types import SimpleNamespace
@@ -244,7 +246,9 @@ def test_a_zero_area_box_is_finite_even_where_the_prediction_equals_it(extra):
 
 
 def test_the_terms_of_parts_of_a_batch_add_up_to_its_own():
-    """Parts of processes or of micro-batches. Of seven boxes in one image five find a query, of the encoder's four."""
+    """Parts of processes or of micro-batches. Of seven boxes in one image five find a query, of the
+    encoder's four.
+    """
     outputs, targets = _batch(10, [7, 1, 0, 2])
     whole = criterion(outputs, targets)
     counts = BatchCounts(
@@ -260,7 +264,9 @@ def test_the_terms_of_parts_of_a_batch_add_up_to_its_own():
 
 
 def test_boxes_past_the_queries_do_not_count():
-    """Three equal boxes, two queries a tenth beside them: the mean over the two pairs is 5 × 0.1, over the boxes less."""
+    """Three equal boxes, two queries a tenth beside them: the mean over the two pairs is 5 × 0.1,
+    over the boxes less.
+    """
     mask = torch.ones(1, 2, dtype=torch.bool)
     logits = torch.full((1, 2, 256), -math.inf)
     logits[..., :2] = 0

@@ -63,7 +63,7 @@ def _focal(meta):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_golden_terms_of_every_head(golden_files, seed):
-    """Also pitfalls 4 (sign of the cost), 6 (prompts that differ) and 26 (targets of auxiliary layers)."""
+    """The cases also have prompts that differ, costs of both signs and targets of auxiliary layers."""
     arrays, meta = _golden(golden_files, seed)
     terms = _criterion(meta)(_outputs(arrays, meta), _targets(arrays, meta))
     ours = {

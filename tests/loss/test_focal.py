@@ -21,13 +21,16 @@ def test_focal_loss_is_cross_entropy_without_focus_and_plain_at_infinity():
     logits, targets = torch.randn(50), (torch.rand(50) < 0.5).float()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(2 * sigmoid_focal_loss(logits, targets, alpha=0.5, gamma=0), expected)
-    # no repair inside the loss: filtering is the criterion's duty, and a NaN here shows that it was forgotten
+    # no repair inside the loss: filtering is the criterion's duty, and a NaN here shows that it was
+    # forgotten
     assert sigmoid_focal_loss(torch.tensor([-math.inf]), torch.tensor([0.0])).isnan()
     assert sigmoid_focal_loss(torch.zeros(0), torch.zeros(0)).shape == (0,)
 
 
 def test_soft_targets_by_hand_and_no_pull_where_the_model_agrees():
-    """Quality focal loss: |t - p|^gamma times the cross-entropy, here with the weight between those of 0 and 1."""
+    """Quality focal loss: |t - p|^gamma times the cross-entropy, here with the weight between those
+    of 0 and 1.
+    """
     p, t = 0.7, 0.4
     logit = torch.tensor(math.log(p / (1 - p)), requires_grad=True)
     loss = sigmoid_focal_loss(logit, torch.tensor(t))

@@ -43,7 +43,7 @@ def _random_case(seed, counts, sizes, length=6):
 
 
 def _plain_cost(logits, boxes, mask, target):
-    """Semantics 14 as loops over python floats."""
+    """The matching cost (docs/semantics.md, rule 14) as loops over Python floats."""
     rows = []
     for q in range(len(boxes)):
         row = []

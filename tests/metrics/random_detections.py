@@ -11,7 +11,9 @@ from groundtune.data.sample import Dataset, Sample
 
 
 def random_dataset(rng: np.random.Generator, images: int = 12, crowds: bool = True) -> Dataset:
-    """Images of 400 x 500 with 0 to 6 boxes of all sizes, three classes with scattered, unsorted category ids."""
+    """Images of 400 x 500 with 0 to 6 boxes of all sizes, three classes with scattered, unsorted
+    category ids.
+    """
     samples = []
     for index in range(images):
         count = int(rng.integers(0, 7))
@@ -37,7 +39,9 @@ def random_dataset(rng: np.random.Generator, images: int = 12, crowds: bool = Tr
 
 
 def random_predictions(rng: np.random.Generator, dataset: Dataset) -> list[dict]:
-    """Each box found about twice with jitter, sometimes under the wrong class, and some detections of nothing."""
+    """Each box found about twice with jitter, sometimes under the wrong class, and some detections
+    of nothing.
+    """
     found = []
     for sample in dataset.samples:
         for box, class_id in zip(sample.boxes_xyxy.tolist(), sample.class_ids.tolist(), strict=True):

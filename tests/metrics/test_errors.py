@@ -81,7 +81,9 @@ def test_overlaps_by_hand_and_of_nothing() -> None:
 
 
 def test_best_threshold_by_hand() -> None:
-    """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from the top."""
+    """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from the
+    top.
+    """
     data = dataset([(CAT, BOX), (CAT, FAR)])
     results = collect(
         data,
@@ -124,7 +126,9 @@ def test_counts_add_up_over_an_image_with_everything() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    """In the bin of .9: one right of one. In the bin of .5: one right of two. Gap (|.95 − 1| + 2 · |.55 − .5|) / 3."""
+    """In the bin of .9: one right of one. In the bin of .5: one right of two. Gap (|.95 − 1| + 2 ·
+    |.55 − .5|) / 3.
+    """
     data = dataset([(CAT, BOX), (CAT, FAR)])
     found = collect(
         data, [detection(CAT, BOX, 0.95), detection(CAT, FAR, 0.55), detection(CAT, [0, 90, 9, 99], 0.55)]

@@ -34,7 +34,9 @@ def recalls(answers):
 
 
 def test_recall_by_hand():
-    """The second is P@1, P@5 and P@10 on referring data: the share of phrases with their one box among the first k."""
+    """The second is P@1, P@5 and P@10 on referring data: the share of phrases with their one box
+    among the first k.
+    """
     right, half, wrong = RIGHT, HALF, WRONG
     answers = [
         answer([right], [right]),  # first
@@ -76,14 +78,18 @@ def test_an_answer_is_right_when_no_box_is_missed_and_none_too_many(found, score
 
 
 def test_boxes_are_paired_the_largest_overlap_first():
-    """The better answer overlaps the left box more, but the other one can only have that: 80 / 104, 64 / 120, .9, 50 / 140."""
+    """The better answer overlaps the left box more, but the other one can only have that: 80 / 104,
+    64 / 120, .9, 50 / 140.
+    """
     left, right = [0, 0, 10, 10], [0, 4, 10, 14]
     between, second = [0, 2, 10, 10.4], [0, 0, 10, 9]
     assert grounding_metrics([answer([between, second], [left, right], [0.9, 0.8])])["Pr@F1=1"] == 1
 
 
 def test_shares_of_sets_by_hand():
-    """Of three phrases with boxes two are answered, of two without one; three of five answers are right."""
+    """Of three phrases with boxes two are answered, of two without one; three of five answers are
+    right.
+    """
     answers = [
         answer([RIGHT], [RIGHT], [0.5]),
         answer([FAR], [RIGHT], [0.5]),

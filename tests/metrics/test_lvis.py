@@ -1,4 +1,6 @@
-"""LVIS numbers: by hand, equal to COCO's where every class was looked for, and equal to LVIS's own code."""
+"""LVIS numbers: by hand, equal to COCO's where every class was looked for, and equal to LVIS's own
+code.
+"""
 
 import copy
 import logging
@@ -70,7 +72,9 @@ def test_frequencies_group_the_classes() -> None:
 
 
 def test_the_limit_is_of_a_class_in_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed AP: of three detections of cats two count, the one with the lowest score is the right one of image 2."""
+    """Fixed AP: of three detections of cats two count, the one with the lowest score is the right
+    one of image 2.
+    """
     data = animals([image(1, 0), image(2, 0), image(3, 1)], {}, {})
     found = [said(2, CAT, BOX, 0.1), said(1, CAT, BOX, 0.9), said(1, CAT, FAR, 0.2), said(3, DOG, BOX, 0.05)]
     assert lvis_metrics(data, found).metrics["APr"] == pytest.approx((51 + 50 * 2 / 3) / 101)
@@ -104,7 +108,9 @@ def test_equals_coco_where_all_was_looked_for(seed: int) -> None:
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset, list[dict]], dict[str, float]]:
-    """The numbers of the package lvis, of 2020, made to run beside NumPy 2 and without OpenCV, which only draws."""
+    """The numbers of the package lvis, of 2020, made to run beside NumPy 2 and without OpenCV,
+    which only draws.
+    """
     monkeypatch.setattr(np, "float", float, raising=False)
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
     theirs = pytest.importorskip("lvis", reason="needs LVIS's own code: pip install --no-deps lvis==0.5.3")

@@ -36,7 +36,9 @@ def tiny() -> Callable[..., GroundingDINO]:
 
 @pytest.fixture(scope="session")
 def make_case(tokenizer) -> Callable[..., Case]:
-    """`make_case(names, sizes_hw, counts, seed)`: noise images, and that many boxes of random classes in each."""
+    """`make_case(names, sizes_hw, counts, seed)`: noise images, and that many boxes of random
+    classes in each.
+    """
 
     def make(
         names: list[list[str]], sizes_hw: list[tuple[int, int]], counts: list[int], seed: int = 0

@@ -1,8 +1,10 @@
-"""A server on loopback that answers like the Hugging Face Hub, as far as `huggingface_hub` 2.4 asks it to download.
+"""A server on loopback that answers like the Hugging Face Hub, as far as `huggingface_hub` 2.4 asks
+it to download.
 
 `HubServer(FOLDER)` serves FOLDER/OWNER/MODEL/* as models at its `address`, in a thread of its own.
-`huggingface_hub` asks for `/api/models/ID/revision/main` (the commit), `/api/models/ID/tree/COMMIT?recursive=true` (the
-files), and `HEAD` and `GET /ID/resolve/COMMIT/FILE` (`ETag`, `X-Repo-Commit`, `Content-Length`, `Range`).
+`huggingface_hub` asks for `/api/models/ID/revision/main` (the commit),
+`/api/models/ID/tree/COMMIT?recursive=true` (the files), and `HEAD` and `GET
+/ID/resolve/COMMIT/FILE` (`ETag`, `X-Repo-Commit`, `Content-Length`, `Range`).
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""Backbones, the neck's norms and the position encodings, against other implementations of the same formulas."""
+"""Backbones, the neck's norms and the position encodings, against other implementations of the same
+formulas.
+"""
 
 import importlib.util
 import math
@@ -34,7 +36,9 @@ def published():
 
 
 def conv_bn(x, weights, conv, norm, stride=1, groups=1, relu=True):
-    """Unfolded: convolution, batch norm, ReLU6. TensorFlow's strided "SAME" output is every second one of stride 1's."""
+    """Unfolded: convolution, batch norm, ReLU6. TensorFlow's strided "SAME" output is every second
+    one of stride 1's.
+    """
     x = F.conv2d(x, weights[f"{conv}.weight"], padding="same", groups=groups)
     if stride == 2:
         first_row, first_column = (

@@ -1,4 +1,6 @@
-"""`configure_training`: denoising adds outputs; buckets and gradient checkpointing change no number."""
+"""`configure_training`: denoising adds outputs; buckets and gradient checkpointing change no
+number.
+"""
 
 import math
 

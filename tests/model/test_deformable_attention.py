@@ -1,4 +1,6 @@
-"""Multi-scale deformable attention against a plain loop with bilinear interpolation by hand, and against transformers."""
+"""Multi-scale deformable attention against a plain loop with bilinear interpolation by hand, and
+against transformers.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ POSITIONS = sum(h * w for h, w in LEVELS)
 
 
 def bilinear(feature_map, x, y):
-    """Value at (x, y) of a map (h, w, C) whose cell (column i, row j) has its center at (i + .5, j + .5); 0 outside."""
+    """Value at (x, y) of a map (h, w, C) whose cell (column i, row j) has its center at (i + .5, j
+    + .5); 0 outside.
+    """
     h, w, width = feature_map.shape
     left, top = math.floor(x - 0.5), math.floor(y - 0.5)
     value = feature_map.new_zeros(width)

@@ -52,7 +52,9 @@ def test_no_box_in_the_batch_gives_none(batch):
 
 
 def test_corners_move_by_up_to_half_a_side_for_positives_and_up_to_a_whole_one_for_negatives():
-    """The corners of a negative pass each other where both move inwards; its side is then 0, as the reference clamps it."""
+    """The corners of a negative pass each other where both move inwards; its side is then 0, as the
+    reference clamps it.
+    """
     targets = [target(10, seed) for seed in range(30)]
     denoising = denoising_queries(targets, one_hot_embedding())
     center, side = by_group(denoising, denoising.boxes_cxcywh).split(2, dim=-1)

@@ -1,4 +1,6 @@
-"""The whole network: always finite, every parameter alive, and an image's result independent of its batch."""
+"""The whole network: always finite, every parameter alive, and an image's result independent of its
+batch.
+"""
 
 import math
 from functools import cache
@@ -15,7 +17,8 @@ from groundtune.text.tokens import count_tokens
 CRITERION = GroundingDINOCriterion()
 NAMES = [["cat"], ["red blood cell", "remote control", "platelet"], ["zebra", "traffic light"]]
 SIZES_HW = [(64, 96), (96, 48), (40, 72)]
-# transformers' SwinBackbone has a norm whose result is not among its feature maps; the oracle's weights have it too
+# transformers' SwinBackbone has a norm whose result is not among its feature maps; the oracle's
+# weights have it too
 
 cached = cache(lambda tiny, kind: tiny(kind))
 written_names = st.lists(
@@ -59,7 +62,9 @@ def gradients(network, loss):
 
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 def test_loss_and_gradients_are_always_finite(kind, tiny, make_case, tokenizer):
-    """Any prompt; images down to one pixel; no boxes, more boxes than queries or positions, boxes without area."""
+    """Any prompt; images down to one pixel; no boxes, more boxes than queries or positions, boxes
+    without area.
+    """
     network = cached(tiny, kind).train()
 
     @settings(deadline=None, max_examples=25)
@@ -172,7 +177,9 @@ def test_frozen_modules_stay_in_eval_mode_and_out_of_autograd(frozen, tiny, make
 @pytest.mark.parametrize("kind", ["swin", "nano"])
 @pytest.mark.parametrize("frozen", [("backbone", "language_model"), ("backbone",)])
 def test_an_image_in_a_batch_equals_the_image_alone(kind, frozen, tiny, make_case):
-    """Other sizes, longer prompts and more phrases beside it; the cached text path and the plain one."""
+    """Other sizes, longer prompts and more phrases beside it; the cached text path and the plain
+    one.
+    """
     network = tiny(kind, frozen, num_queries=30, encoder_layers=2)
     sizes_hw = [*SIZES_HW, (13, 30)]  # the last one has fewer positions than queries
     case = make_case([*NAMES, ["dog", "hair dryer"]], sizes_hw, [0] * 4, seed=3)

@@ -1,4 +1,6 @@
-"""Model sources that are wrong in one way: `CheckpointError` with the names and the number of them, and no code runs."""
+"""Model sources that are wrong in one way: `CheckpointError` with the names and the number of them,
+and no code runs.
+"""
 
 import json
 import os
@@ -109,7 +111,8 @@ DAMAGES = {
                 {"model.decoder.bbox_embed.0.layers.0.bias": s["bbox_embed.0.layers.0.bias"] + 1}
             ),
         ),
-        "has 1 copies of a tied weight that differ from it, for example model.decoder.bbox_embed.0.layers.0.bias",
+        "has 1 copies of a tied weight that differ from it, for example "
+        "model.decoder.bbox_embed.0.layers.0.bias",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "expected model.safetensors or shards"),
     "a shard outside": (

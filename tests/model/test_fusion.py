@@ -43,7 +43,8 @@ def test_folding_gives_the_numbers_and_the_gradients_of_the_plain_form(padded: b
             torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output) for output in outputs
         ]
         loss = sum((output * w).sum() for output, w in zip(outputs, weight, strict=True))
-        # the key bias shifts all scores of a row alike, and its own gradient through the text side is 0
+        # the key bias shifts all scores of a row alike, and its own gradient through the text side
+        # is 0
         results.append((*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)))
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

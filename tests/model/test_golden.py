@@ -1,4 +1,6 @@
-"""Weights and outputs of the original codes, made with IDEA's GroundingDINO and with MMDetection 3.3.0."""
+"""Weights and outputs of the original codes, made with IDEA's GroundingDINO and with MMDetection
+3.3.0.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ FAMILIES = {"idea_tiny": "idea", "mmdet_mm_tiny": "mmdetection"}
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    """`golden(name)`: the stored numbers, what they were made with, and the model of the file beside them."""
+    """`golden(name)`: the stored numbers, what they were made with, and the model of the file
+    beside them.
+    """
 
     def read(name):
         stored = np.load(shared / f"golden/{name}_outputs.npz")
@@ -59,7 +63,9 @@ def test_half_weights_are_widened(name, golden, shared):
 
 
 def test_what_a_file_says_about_itself(golden):
-    """Sizes of meta_json; IDEA shares its box head and clamps at 1e-3; MMDetection's head clamps at 1e-5."""
+    """Sizes of meta_json; IDEA shares its box head and clamps at 1e-3; MMDetection's head clamps at
+    1e-5.
+    """
     _, meta, idea = golden("idea_tiny")
     _, _, mm = golden("mmdet_mm_tiny")
     for config in (idea.config, mm.config):

@@ -1,4 +1,6 @@
-"""The Hub: huggingface_hub's real download code against a server on loopback, in a process of its own with its own cache."""
+"""The Hub: huggingface_hub's real download code against a server on loopback, in a process of its
+own with its own cache.
+"""
 
 import os
 import subprocess
@@ -67,7 +69,9 @@ def in_this_process(monkeypatch, tmp_path):
 
 @pytest.fixture
 def in_a_process(tmp_path):
-    """`in_a_process(address, code or verb, *arguments, **environment)`: what a user's process says and returns."""
+    """`in_a_process(address, code or verb, *arguments, **environment)`: what a user's process says
+    and returns.
+    """
 
     def start(address, code, *arguments, **environment):
         start_with = ["-c", code] if "\n" in code else ["-m", code]
@@ -102,7 +106,9 @@ def test_a_model_is_downloaded_once_and_then_works_without_the_hub(server, model
 
 
 def test_a_cut_connection_is_resumed_where_it_broke(server, models, in_a_process, tmp_path):
-    """The server closes half-way through the weights; the second request asks for the second half only."""
+    """The server closes half-way through the weights; the second request asks for the second half
+    only.
+    """
     size = (models / MODEL / "model.safetensors").stat().st_size
     server.cut = {"model.safetensors"}
     found = in_a_process(server.address, LOAD, MODEL)
@@ -150,8 +156,9 @@ def test_the_command_line_reports_a_refusal(model, status, message, server, in_t
 
 
 NOTHING_CACHED = (
-    f"groundtune: error: The model {MODEL!r} is not completely in the cache, and the Hub cannot be reached (or "
-    "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and give its path, or use the built-in --model nano.\n"
+    f"groundtune: error: The model {MODEL!r} is not completely in the cache, and the Hub cannot be reached "
+    "(or HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and give its path, or use the "
+    "built-in --model nano.\n"
 )
 
 

@@ -1,4 +1,6 @@
-"""A phrase reads the same alone, in a prompt, and from the cache; the cache never outlives its weights."""
+"""A phrase reads the same alone, in a prompt, and from the cache; the cache never outlives its
+weights.
+"""
 
 import pytest
 import torch

@@ -1,7 +1,9 @@
-"""Every published model: each name of its file is used once, each of our parameters is filled once, shapes agree.
+"""Every published model: each name of its file is used once, each of our parameters is filled once,
+shapes agree.
 
-Nothing of the sizes is held in memory: our networks and transformers' are built on the meta device, and a source tensor
-is one number, its own, seen in the shape of the tensor; so the number says where a parameter of ours came from.
+Nothing of the sizes is held in memory: our networks and transformers' are built on the meta device,
+and a source tensor is one number, its own, seen in the shape of the tensor; so the number says
+where a parameter of ours came from.
 """
 
 import json
@@ -42,7 +44,8 @@ PUBLISHED = {  # backbone, its output stages, family; MM-Grounding-DINO and LLMD
     "mm-grounding-dino-large, llmdet-large": (LARGE, [1, 2, 3, 4], True),
 }
 KEY_LISTS = {"idea_swin-t": "idea", "mmdet_mm_swin-t": "mmdetection"}
-# What a file has and a network needs not: tables that are computed, the pooler, and second names of tied heads
+# What a file has and a network needs not: tables that are computed, the pooler, and second names of
+# tied heads
 NOT_LEARNED = (
     r".*(relative_position_index|position_ids)|.*pooler\..*|.*conv_encoder\.model(\.swin)?\.layernorm\..*"
 )
@@ -61,7 +64,9 @@ def their_config(name):
 
 
 def shapes_in_file(model):
-    """Names and shapes as `save_pretrained` writes them (`test_the_names_are_those_of_a_saved_file` sees to it)."""
+    """Names and shapes as `save_pretrained` writes them (`test_the_names_are_those_of_a_saved_file`
+    sees to it).
+    """
     model._weight_conversions = None
     state = revert_weight_conversion(model, dict(model.state_dict()))
     tied = {name for name in state if re.match(SECOND_NAMES, name)}
@@ -83,7 +88,9 @@ def numbered(shapes, shared):
 
 
 def check_complete(state, ours, config, packed):
-    """Each source number arrives: once, or in the three parts of a packed tensor; each of our parameters has one."""
+    """Each source number arrives: once, or in the three parts of a packed tensor; each of our
+    parameters has one.
+    """
     with torch.device("meta"):
         network = build_network(config)
     expected = {
@@ -165,7 +172,9 @@ def test_a_rename_table_is_one_to_one(name, stages):
 @pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_all_our_names_go_out_and_come_back(name, stages):
-    """For every parameter of a network, and with values: packing, reordering and tied heads are undone too."""
+    """For every parameter of a network, and with values: packing, reordering and tied heads are
+    undone too.
+    """
     config = tiny_config(
         backbone_config=WIDER_SWIN | {"depths": [2, 1, 1, 1], "out_indices": stages},
         num_levels=len(stages) + 1,

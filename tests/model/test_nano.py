@@ -1,4 +1,6 @@
-"""The weights of nano that ship: they read what they are asked for, in words that stood together in no training image."""
+"""The weights of nano that ship: they read what they are asked for, in words that stood together in
+no training image.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What we train and save, opened by transformers: the same detections; and the files beside the weights."""
+"""What we train and save, opened by transformers: the same detections; and the files beside the
+weights.
+"""
 
 import json
 
@@ -30,7 +32,9 @@ VARIANTS = {  # of the config.json that transformers gets: its flags of shared h
 
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory):
-    """`trained(variant)`: the run's model folder after six steps that train every part of the network."""
+    """`trained(variant)`: the run's model folder after six steps that train every part of the
+    network.
+    """
     folders = {}
 
     def train(variant):
@@ -52,7 +56,9 @@ def trained(tokenizer, tmp_path_factory):
 
 
 def scores_and_boxes(logits, boxes_cxcywh, encoding, caption, size):
-    """Detections of every query and class, worked out here: mean probability of the class's tokens; boxes in pixels."""
+    """Detections of every query and class, worked out here: mean probability of the class's tokens;
+    boxes in pixels.
+    """
     width, height = size
     center, half = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
     boxes = torch.cat((center - half, center + half), dim=1).clamp(0, 1) * torch.tensor([width, height] * 2)
@@ -69,7 +75,9 @@ def scores_and_boxes(logits, boxes_cxcywh, encoding, caption, size):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trained, shared, caplog):
-    """One real image alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the configuration here."""
+    """One real image alone, so that nothing is padded. transformers clamps boxes at 1e-5, as the
+    configuration here.
+    """
     folder = trained(variant)
     image = Image.open(next((shared / "data/cat144/valid").glob("*.jpg"))).convert("RGB")
     model = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
@@ -98,7 +106,9 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
 
 
 def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
-    """The pipeline asks for one label at a time, scores a box by its best token, and rounds boxes to whole pixels."""
+    """The pipeline asks for one label at a time, scores a box by its best token, and rounds boxes
+    to whole pixels.
+    """
     folder = trained("mm-grounding-dino")
     path = next((shared / "data/cat144/valid").glob("*.jpg"))
     detect = pipeline("zero-shot-object-detection", model=str(folder))

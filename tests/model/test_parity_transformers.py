@@ -1,4 +1,6 @@
-"""transformers' models, saved by transformers and loaded by us: the same logits, the same boxes, for both families."""
+"""transformers' models, saved by transformers and loaded by us: the same logits, the same boxes,
+for both families.
+"""
 
 import pytest
 import torch
@@ -31,7 +33,9 @@ def differences(expected, output):
 
 @pytest.mark.parametrize(("family", "heads", "stages"), CASES)
 def test_logits_and_boxes_equal_transformers(family, heads, stages, load_ours, tokenizer):
-    """Ragged prompts and padded images; 20 queries of hundreds of positions, whose scores are far apart in float32."""
+    """Ragged prompts and padded images; 20 queries of hundreds of positions, whose scores are far
+    apart in float32.
+    """
     model = oracle(family, heads, stages)
     network = load_ours(model)
     images = torch.randn(3, 3, 128, 192, generator=torch.Generator().manual_seed(1))
@@ -55,7 +59,9 @@ def test_logits_and_boxes_equal_transformers(family, heads, stages, load_ours, t
 
 @pytest.mark.parametrize(("family", "heads", "stages"), CASES)
 def test_float64_parity(family, heads, stages, load_ours, tokenizer):
-    """In float64 no near-tie of the query selection can swap: the outputs agree far below float32's resolution."""
+    """In float64 no near-tie of the query selection can swap: the outputs agree far below float32's
+    resolution.
+    """
     model = oracle(family, heads, stages, queries=30)
     network = load_ours(model).double()
     model = model.double()

@@ -57,7 +57,9 @@ print(json.dumps({"loss": float(loss), "moved": moved, "without": without, "peak
 
 @pytest.mark.slow
 def test_one_step_at_the_published_size_fits_in_8_gb(shared):
-    """All parts train, AdamW's two moments included. The towers are random: time and memory do not depend on them."""
+    """All parts train, AdamW's two moments included. The towers are random: time and memory do not
+    depend on them.
+    """
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", STEP, str(shared / "data/bccd")]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

@@ -56,7 +56,9 @@ def test_transformers_to_ours_to_transformers(family, heads, stages, theirs, tmp
 
 
 def test_idea_to_ours_to_idea(shared, tmp_path):
-    """Without the tables that are computed; the box heads stand under both of their names, as in the original."""
+    """Without the tables that are computed; the box heads stand under both of their names, as in
+    the original.
+    """
     original, family = read_pth(shared / "golden/idea_tiny.pth")
     bundle = bundle_of_pth_state(original, family, "idea_tiny.pth", bert_heads=4)
     notes = save_idea(bundle, tmp_path / "deep/ours.pth")
@@ -98,8 +100,10 @@ def test_mmdetection_to_ours_to_transformers(shared, tmp_path):
 
 
 def test_patch_merging_is_reordered_by_hand():
-    """MMDetection unfolds 2 x 2 patches channel by channel in reading order: (c, row, column). The original stacks the
-    four neighbors (0, 0), (1, 0), (0, 1), (1, 1), each with all its channels. Two channels, written out."""
+    """MMDetection unfolds 2 x 2 patches channel by channel in reading order: (c, row, column). The
+    original stacks the four neighbors (0, 0), (1, 0), (0, 1), (1, 1), each with all its channels.
+    Two channels, written out.
+    """
     from groundtune.model.checkpoint.convert import _from_unfold, _to_unfold
 
     theirs = torch.arange(8)[None]  # c0: 00 01 10 11, c1: 00 01 10 11

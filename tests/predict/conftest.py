@@ -6,5 +6,7 @@ from predict_fakes import fake_bundle
 
 @pytest.fixture()
 def stub(monkeypatch, tokenizer):
-    """A bundle that detects, in each image, all of it as class 0 (0.75) and its left half as the last class (0.5)."""
+    """A bundle that detects, in each image, all of it as class 0 (0.75) and its left half as the
+    last class (0.5).
+    """
     return fake_bundle(monkeypatch, tokenizer, lambda w, h: [[0, 0, w, h], [0, 0, w / 2, h]], [0.75, 0.5])

@@ -22,7 +22,8 @@ def make_predictor(bundle: Any, names: list[str], **options: Any) -> Predictor:
 def fake_bundle(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Any, boxes: Any, scores: list[float]
 ) -> SimpleNamespace:
-    """A bundle that detects `boxes(w, h)` in each image; the first half is class 0, the second the last class.
+    """A bundle that detects `boxes(w, h)` in each image; the first half is class 0, the second the
+    last class.
 
     `calls` are the batches, with sizes_hw, prompts and images; loading any model gives this bundle.
     """

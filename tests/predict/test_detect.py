@@ -23,7 +23,9 @@ def images() -> list[torch.Tensor]:
 
 
 def ranking_by_hand(network: FakeNetwork, image: torch.Tensor, names: list[str], tokenizer) -> list[tuple]:
-    """(score, class, query) of all pairs, best first, from one prompt per class: the fake scores each token by itself."""
+    """(score, class, query) of all pairs, best first, from one prompt per class: the fake scores
+    each token by itself.
+    """
     maps = network.extract_features(image[None], [tuple(image.shape[1:])])
     pairs = []
     for index, name in enumerate(names):
@@ -75,7 +77,9 @@ def test_fewer_pairs_than_300(tokenizer) -> None:
 
 
 def test_a_batch_gives_what_each_image_gives_alone(tokenizer) -> None:
-    """With the real network, whose classes attend to each other within a prompt, and prompts of several lengths."""
+    """With the real network, whose classes attend to each other within a prompt, and prompts of
+    several lengths.
+    """
     network = tiny_bundle(tokenizer).network
     prompts = class_prompts(tokenizer, NAMES[:20], 40)
     with torch.no_grad():
@@ -133,7 +137,9 @@ class FixedBoxes(FakeNetwork):
 
 
 def test_boxes_are_pixels_of_the_original_and_inside_it(tokenizer) -> None:
-    """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever the size that the network gets."""
+    """Images of 40 x 200 and 100 x 50 pixels (height x width), whatever the size that the network
+    gets.
+    """
     network = FixedBoxes([[0.5, 0.5, 0.5, 0.5], [0.1, 0.5, 0.4, 1.0], [0.9, 0.95, 0.4, 0.2]]).eval()
     with torch.no_grad():
         maps = extract(network, images()[:2], CPU)

@@ -1,4 +1,6 @@
-"""`groundtune label`: detections become a data set, boxes of people stay, and an interrupted run is resumed."""
+"""`groundtune label`: detections become a data set, boxes of people stay, and an interrupted run is
+resumed.
+"""
 
 import json
 import weakref
@@ -21,7 +23,9 @@ JOURNAL = Path("out.labels.jsonl")
 
 @pytest.fixture()
 def stub(monkeypatch, tokenizer, tmp_path):
-    """A model that detects, in each image, all of it twice as the first class, its left half as the last one, and a line."""
+    """A model that detects, in each image, all of it twice as the first class, its left half as the
+    last one, and a line.
+    """
     bundle = fake_bundle(
         monkeypatch,
         tokenizer,

@@ -35,8 +35,7 @@ def test_the_recipe_goes_round_and_labels_every_second_image(tmp_path: Path) -> 
         "cpu",
         "--retention-data",
         "none",
-        "--rehearsal",
-        "none",
+        "--no-self-distillation",
     ]
     done = subprocess.run(
         ["bash", ROOT / "examples/label_loop.sh", tmp_path / "data", tmp_path / "out", *options],

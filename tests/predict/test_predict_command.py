@@ -122,7 +122,9 @@ def test_names_of_files_cannot_command_the_terminal(folder, capsys):
 
 @pytest.mark.parametrize(("scores", "kept"), [((0.7, 0.45), [0, 1]), ((0.8, 0.45), [1])])
 def test_thresholds_of_a_run_are_those_of_its_report(folder, capsys, scores, kept):
-    """Each object is detected with the score of its class, and a wrong box 0.2 below: F1 is 1 at that score."""
+    """Each object is detected with the score of its class, and a wrong box 0.2 below: F1 is 1 at
+    that score.
+    """
     from groundtune.data.formats.detect import load_splits
     from groundtune.data.scenes import write_scenes
 

@@ -1,4 +1,6 @@
-"""Ray workers give the results of one process, also if one of them is killed; errors reach the caller."""
+"""Ray workers give the results of one process, also if one of them is killed; errors reach the
+caller.
+"""
 
 import json
 import os

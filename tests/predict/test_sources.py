@@ -1,4 +1,6 @@
-"""Inputs: files, directories, patterns, stdin, videos with their times, cameras; and unreadable ones."""
+"""Inputs: files, directories, patterns, stdin, videos with their times, cameras; and unreadable
+ones.
+"""
 
 import io
 import os

@@ -33,7 +33,9 @@ def test_tiles_cover_the_image_with_the_given_overlap(height, width, side, overl
 
 
 def perfect_detections(objects, size_hw, tiles, in_whole):
-    """Per region the visible part of each object, unless it is too small; `in_whole` are the indices in the whole image."""
+    """Per region the visible part of each object, unless it is too small; `in_whole` are the
+    indices in the whole image.
+    """
     regions = tiles.regions(size_hw)
     parts = []
     for number, (x0, y0, x1, y1) in enumerate(regions):

@@ -101,12 +101,12 @@ def test_a_drawn_image_never_replaces_an_image(tmp_path, monkeypatch, first, sec
         Image.new("RGB", (80, 60)).save(name)
     before = Path("out/a.png").read_bytes()
     results = Results(Path("out"), ["annotated"], ["cat"], [Path(second).parent])
-    with pytest.raises(ConfigError, match="a.png would be replaced"):
+    with pytest.raises(ConfigError, match="a.png is an input"):
         for name in (first, second):
             results.add(Frame(Path(name), load_image(Path(name))), make_detections([(1, 2, 30, 40)], [0]))
     assert Path("out/a.png").read_bytes() == before
     late = Results(Path("out/../out"), ["annotated"], ["cat"], [])  # inputs from stdin are not known before
-    with pytest.raises(ConfigError, match="a.png would be replaced"):
+    with pytest.raises(ConfigError, match="a.png is an input"):
         late.add(Frame(Path("out/a.png"), load_image(Path("out/a.png"))), Detections.empty())
 
 

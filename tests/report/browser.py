@@ -29,9 +29,11 @@ document.title = JSON.stringify(result);
 
 
 def opened(page: str, script: str, folder: Path, width: int) -> dict[str, Any]:
-    """What a script at the page's end found out and put into `result`; the page must be without errors, requests, overflow.
+    """What a script at the page's end found out and put into `result`; the page must be without
+    errors, requests, overflow.
 
-    The script has `clicked(table, head)`, which clicks a heading and gives the first column as it is sorted then.
+    The script has `clicked(table, head)`, which clicks a heading and gives the first column as it
+    is sorted then.
     """
     nonce = re.findall(r'<script nonce="(\w+)">', page)[0]  # no other script may run
     own = (_SCRIPT % script).replace("<script>", f'<script nonce="{nonce}">')

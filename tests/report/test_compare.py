@@ -1,4 +1,6 @@
-"""The comparison of runs: numbers, changed options, validation splits that differ, and the page in a browser."""
+"""The comparison of runs: numbers, changed options, validation splits that differ, and the page in
+a browser.
+"""
 
 import json
 import re
@@ -21,7 +23,9 @@ EVIL = "<script>hacked=1</script>"
 def run_folder(
     folder: Path, config: dict[str, Any], aps: list[float], per_class: dict[str, float | None]
 ) -> Path:
-    """A finished run of as many epochs as there are APs after the zero-shot one; the best is the largest."""
+    """A finished run of as many epochs as there are APs after the zero-shot one; the best is the
+    largest.
+    """
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
         yaml.safe_dump({"data": "d/cats", "model": "m/model", "out": "x"} | config)
@@ -37,7 +41,9 @@ def run_folder(
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """Two runs on the same classes, one of which is called like a script; the second is better on one of them."""
+    """Two runs on the same classes, one of which is called like a script; the second is better on
+    one of them.
+    """
     first = {"epochs": 2, "optimizer": {"lr": 1e-3, "type": "AdamW"}}
     second = {"epochs": 3, "optimizer": {"lr": 1e-4, "type": "AdamW"}, "seed": 0}
     return [
@@ -81,7 +87,8 @@ def test_numbers_options_and_classes_stand_side_by_side(runs: list[Path], tmp_pa
     )
     assert EVIL not in page and 'id="warnings"' not in page and 'id="unfinished"' not in page
     assert page.count("<polyline") == 2 and "slow &amp; long</span>" in page
-    # the first run ends at epoch 2 of 3: two thirds of the way from 46 to 508, and AP 0.2 a fifth of that from 186 up to 12
+    # the first run ends at epoch 2 of 3: two thirds of the way from 46 to 508, and AP 0.2 a fifth
+    # of that from 186 up to 12
     assert re.findall(r'points="([^"]*)"', page)[0].split()[-1] == "354.0,151.2"
 
 

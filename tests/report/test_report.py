@@ -1,4 +1,6 @@
-"""The report: what it shows of a run, whole or cut off; and that it works as a page, in headless Chromium."""
+"""The report: what it shows of a run, whole or cut off; and that it works as a page, in headless
+Chromium.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,9 @@ EVIL = "<script>hacked=1</script>"
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
-    """A finished run on scenes whose second class is called like a script; detections made from the boxes."""
+    """A finished run on scenes whose second class is called like a script; detections made from the
+    boxes.
+    """
     root = tmp_path_factory.mktemp("report")
     write_scenes(root / "scenes", train=6, valid=8, classes=["red circle", "blue star"], size=96)
     for path in root.glob("scenes/*/_annotations.coco.json"):

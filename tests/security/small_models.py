@@ -1,4 +1,6 @@
-"""Folders of a model of a few thousand weights, and the vocabulary of a thousand words that goes with it."""
+"""Folders of a model of a few thousand weights, and the vocabulary of a thousand words that goes
+with it.
+"""
 
 from pathlib import Path
 from typing import Any

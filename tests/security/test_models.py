@@ -1,4 +1,6 @@
-"""Model folders from strangers: a `CheckpointError` or a model that predicts; no network, no code, no memory taken on trust."""
+"""Model folders from strangers: a `CheckpointError` or a model that predicts; no network, no code,
+no memory taken on trust.
+"""
 
 import json
 import random

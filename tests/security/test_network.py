@@ -1,4 +1,6 @@
-"""Nothing asks the network unless the user named something that is there: every verb, in processes of their own."""
+"""Nothing asks the network unless the user named something that is there: every verb, in processes
+of their own.
+"""
 
 import os
 import shutil

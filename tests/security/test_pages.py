@@ -1,4 +1,6 @@
-"""report.html and comparison.html of runs and data whose every name is an attack: the pages are built of the same tags."""
+"""report.html and comparison.html of runs and data whose every name is an attack: the pages are
+built of the same tags.
+"""
 
 import json
 import re
@@ -50,7 +52,9 @@ class Tags(HTMLParser):
 
 
 def make_run(root: Path, names: list[str]) -> Path:
-    """A finished run; the names are those of classes, files, options, packages, other data sets, and the values of them."""
+    """A finished run; the names are those of classes, files, options, packages, other data sets,
+    and the values of them.
+    """
     files = [f"{number} {name}.png".replace("/", "∕").replace("\0", "") for number, name in enumerate(names)]
     for split in ("train", "valid"):
         for name in files:

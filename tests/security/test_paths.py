@@ -1,4 +1,6 @@
-"""Paths in data sets and models stay in their folders; all output is in the folder that the user named."""
+"""Paths in data sets and models stay in their folders; all output is in the folder that the user
+named.
+"""
 
 import json
 import os
@@ -86,7 +88,9 @@ def test_a_yolo_file_names_no_folder_outside_its_own(tmp_path: Path, text: str) 
 
 
 def test_links_of_the_user_are_followed_but_two_dots_do_not_leave_through_them(tmp_path: Path) -> None:
-    """`pics/..` is the data folder, although the system would go to the parent of the link's target."""
+    """`pics/..` is the data folder, although the system would go to the parent of the link's
+    target.
+    """
     image(tmp_path / "elsewhere/pics/a.png")
     image(tmp_path / "elsewhere/secret.png", 7, 7)
     target = image(tmp_path / "data/secret.png", 9, 9)
@@ -103,7 +107,9 @@ def test_links_of_the_user_are_followed_but_two_dots_do_not_leave_through_them(t
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("link", [False, True])
 def test_convert_writes_in_its_folder_only(tmp_path: Path, format: str, link: bool) -> None:
-    """Names of classes and files that look like paths, markup and commands to whoever reads them next."""
+    """Names of classes and files that look like paths, markup and commands to whoever reads them
+    next.
+    """
     hostile = [
         "../../escape",
         "/tmp/escape",

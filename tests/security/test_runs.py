@@ -1,4 +1,6 @@
-"""Run folders from strangers: their checkpoints are gone on from or refused, their files become a page or one message."""
+"""Run folders from strangers: their checkpoints are gone on from or refused, their files become a
+page or one message.
+"""
 
 import hashlib
 import json
@@ -35,7 +37,9 @@ class Ready(Exception):
 
 
 class Resuming:
-    """Goes on from a checkpoint up to the point from which it would train, again and again on the same parts."""
+    """Goes on from a checkpoint up to the point from which it would train, again and again on the
+    same parts.
+    """
 
     def __init__(self, folder: Path) -> None:
         data = scenes(folder / "data", train=3, valid=2)

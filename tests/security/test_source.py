@@ -1,4 +1,6 @@
-"""No line of the package, the examples or the benchmarks can run code from a file, by their syntax trees."""
+"""No line of the package, the examples or the benchmarks can run code from a file, by their syntax
+trees.
+"""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Text from untrusted files on the terminal: control characters are escaped, and names are cleaned quickly."""
+"""Text from untrusted files on the terminal: control characters are escaped, and names are cleaned
+quickly.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""What a file made the process do: network, other programs, code out of pickles, and whatever else nobody asked for."""
+"""What a file made the process do: network, other programs, code out of pickles, and whatever else
+nobody asked for.
+"""
 
 import os
 import signal
@@ -50,7 +52,9 @@ class Hangs(BaseException):
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raises `Hangs` where the block takes longer; far above what any of them needs on a busy machine."""
+    """Raises `Hangs` where the block takes longer; far above what any of them needs on a busy
+    machine.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hangs(f"more than {seconds} s")

@@ -39,7 +39,8 @@ def test_clean_name_is_idempotent_and_has_no_separator(name):
     cleaned = clean_name(name)
     assert not set("._?") & set(cleaned)
     assert cleaned == " ".join(cleaned.split())
-    # lower() of a few letters (İ) is not a fixed point of itself for casing rules, but cleaning twice changes nothing
+    # lower() of a few letters (İ) is not a fixed point of itself for casing rules, but cleaning
+    # twice changes nothing
     assert clean_name(cleaned) == cleaned
 
 

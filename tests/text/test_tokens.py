@@ -1,4 +1,6 @@
-"""Token inputs: phrase blocks against transformers, positive maps by hand, nothing cut, nothing silent."""
+"""Token inputs: phrase blocks against transformers, positive maps by hand, nothing cut, nothing
+silent.
+"""
 
 from pathlib import Path
 
@@ -91,7 +93,9 @@ def test_phrase_mask_equals_transformers_for_repeated_separators(tokenizer, capt
     final_separator=st.booleans(),
 )
 def test_and_12_an_image_does_not_depend_on_the_batch(tokenizer, batches, final_separator):
-    """The last phrase, with or without a final ".", reads the same however the caption is padded; pads see nothing."""
+    """The last phrase, with or without a final ".", reads the same however the caption is padded;
+    pads see nothing.
+    """
     captions = [class_prompt(names).caption for names in batches]
     if not final_separator:
         captions = [caption.removesuffix(". ") for caption in captions]

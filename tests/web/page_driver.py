@@ -1,4 +1,6 @@
-"""A page in headless Chromium, driven over two pipes by the DevTools protocol; no driver program, no port."""
+"""A page in headless Chromium, driven over two pipes by the DevTools protocol; no driver program,
+no port.
+"""
 
 import json
 import os

@@ -31,7 +31,9 @@ LABELS = "[...document.querySelectorAll('g:not([hidden]) text')].map(text => tex
 
 @pytest.fixture()
 def calls(monkeypatch) -> list:
-    """All predictions: the classes at 0.9, 0.5 and 0.1 in the image's left half; lower for the base model."""
+    """All predictions: the classes at 0.9, 0.5 and 0.1 in the image's left half; lower for the base
+    model.
+    """
     calls: list = []
     busy = threading.Lock()
 

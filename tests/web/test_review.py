@@ -22,7 +22,9 @@ EVIL = "<img src=x onerror='window.hacked=1'>"
 
 @pytest.fixture()
 def file(tmp_path: Path) -> Path:
-    """Three boxes of a model and one of a person in a.jpg, one in each of four images that cannot be shown, 302 classes."""
+    """Three boxes of a model and one of a person in a.jpg, one in each of four images that cannot
+    be shown, 302 classes.
+    """
     names = ["a.jpg", "text.jpg", "missing.jpg", "large.png", "../outside.jpg"]
     boxes = [(1, 1, [4, 4, 20, 20]), (1, 2, [50, 10, 20, 40]), (1, 1, [5, 60, 90, 30]), (1, 2, [0, 0, 9, 9])]
     boxes += [(number, 1, [1, 1, 5, 5]) for number in (2, 3, 4, 5)]

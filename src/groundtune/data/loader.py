@@ -111,7 +111,7 @@ class TrainLoader:
         return plan
 
     def _images_of(self, epoch: int) -> list[int]:
-        """Return the images of an epoch, unordered. The fraction of a weight is drawn anew."""
+        """Return the images of an epoch, unordered; the fraction of a weight is drawn each time."""
         images = []
         for weight, indices in self._by_weight.items():
             whole, rest = divmod(max(1, round(weight * len(indices))), len(indices))
@@ -265,7 +265,8 @@ def check_captions(dataset: Dataset, tokenizer: BertTokenizer, max_text_len: int
             problems.append(f"{name} (no token in one of {prompt.phrases!r})")
     if problems:
         raise DataError(
-            f"The model cannot read {len(problems)} captions of {dataset.root}: {join_examples(problems)}. It reads "
-            f"at most {max_text_len} tokens, and each phrase needs one. Shorten long captions, or list an "
-            "image several times with a part of the caption each; correct spans without visible characters."
+            f"The model cannot read {len(problems)} captions of {dataset.root}: {join_examples(problems)}. "
+            f"It reads at most {max_text_len} tokens, and each phrase needs one. Shorten long captions, or "
+            "list an image several times with a part of the caption each; correct spans without visible "
+            "characters."
         )

@@ -80,7 +80,8 @@ def evaluation_images(
     image_format: ImageFormat,
     batch_size: int,
     needs_pixels: Callable[[int], bool] | None = None,
-    threads: int = 0,
+    *,
+    threads: int,
     unreadable: dict[str, str] | None = None,
 ) -> Iterator[EvalBatch]:
     """Yield all images in the order of the data set, whole and at the model's image size.

@@ -100,13 +100,13 @@ _UNUSABLE = {
 }
 _ERRORS = {
     "boxes-look-xyxy": (
-        "the boxes look like corners x1, y1, x2, y2: read as x, y, width, height {n} of them leave the image, read "
-        "as corners none does.",
+        "the boxes look like corners x1, y1, x2, y2: read as x, y, width, height {n} of them leave the "
+        "image, read as corners none does.",
         "COCO boxes are x, y, width, height; export the annotations again, or convert them.",
     ),
     "boxes-look-xywh": (
-        "the boxes look like x, y, width, height: read as corners x1, y1, x2, y2 {n} of them are inverted or leave "
-        "the image, read as width and height none does.",
+        "the boxes look like x, y, width, height: read as corners x1, y1, x2, y2 {n} of them are inverted "
+        "or leave the image, read as width and height none does.",
         "The boxes of this format are corners; export the annotations again, or convert them.",
     ),
     "boxes-look-normalized": (
@@ -114,7 +114,8 @@ _ERRORS = {
         "Multiply them by the width and height of their images, or export the annotations again.",
     ),
     "boxes-look-pixels": (
-        "{n} boxes have numbers far above 1, so they look like pixels; the boxes of this format are normalized.",
+        "{n} boxes have numbers far above 1, so they look like pixels; the boxes of this format are "
+        "normalized.",
         "Divide them by the width and height of their images, or export the annotations again.",
     ),
 }
@@ -150,8 +151,8 @@ _NOTES = {
         "No action is needed if they are.",
     ),
     "annotation-ignored-field": (
-        "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every category has a "
-        "frequency; in training, classes without annotations count as absent.",
+        "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every "
+        "category has a frequency; in training, classes without annotations count as absent.",
         _NO_ACTION,
     ),
     "crowd-regions": (

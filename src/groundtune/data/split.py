@@ -30,8 +30,8 @@ def hold_out(dataset: Dataset, *, share: float, seed: int) -> dict[str, Dataset]
         return {"train": dataset}
     held = _choose(dataset, max(1, round(share * count)), share, seed)
     message = (
-        f"no validation split found: {len(held)} of {count} images were held out as 'valid' (stratified by class, "
-        f"seed {seed}), {count - len(held)} are left for training."
+        f"no validation split found: {len(held)} of {count} images were held out as 'valid' (stratified by "
+        f"class, seed {seed}), {count - len(held)} are left for training."
     )
     valid = replace(
         dataset,

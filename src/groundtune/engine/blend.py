@@ -69,8 +69,9 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
             differing.append(name)
     if differing:
         raise CheckpointError(
-            f"The models cannot be blended: {len(differing)} weights are in one of them only or differ in shape, for "
-            f"example {', '.join(differing[:3])}. Expected a model and what was fine-tuned from it."
+            f"The models cannot be blended: {len(differing)} weights are in one of them only or differ in "
+            f"shape, for example {', '.join(differing[:3])}. Expected a model and what was fine-tuned from "
+            "it."
         )
 
     def between(name: str) -> Tensor:
@@ -91,8 +92,9 @@ def measure_line(
 ) -> list[BlendPoint]:
     """Evaluate the models at some positions, in order and always with the ends.
 
-    `measure` evaluates `tuned`, which receives each point's weights, its own last, on the target and
-    on the other data sets by name. Both networks are on one device. Errors are those of `blended`.
+    `measure` evaluates `tuned`, which receives each point's weights, its own last, on the target
+    and on the other data sets by name. Both networks are on one device. Errors are those of
+    `blended`.
     """
     ends = base.state_dict(), {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     points: list[BlendPoint] = []

@@ -1,6 +1,6 @@
 """Training state on disk, in one file of tensors and plain Python values.
 
-It is read with `weights_only=True`: a checkpoint from a stranger may be wrong but cannot run code.
+It is read with `weights_only=True`: an untrusted checkpoint may be wrong but cannot run code.
 Frozen modules are not in it; they come from the model. The file ends with a SHA-256 of all before
 it, which torch ignores: torch's own format does not detect a flipped bit.
 """

@@ -131,9 +131,9 @@ def check_launcher(devices: int) -> None:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
             raise ConfigError(
-                f"accelerate launch asks for {name}, which shards the model. Expected no sharding: each process has "
-                "the whole model, at most 5 GB in training. Launch without it; --gradient-checkpointing and "
-                "--micro-batch-size save memory."
+                f"accelerate launch asks for {name}, which shards the model. Expected no sharding: each "
+                "process has the whole model, at most 5 GB in training. Launch without it; "
+                "--gradient-checkpointing and --micro-batch-size save memory."
             )
 
 

@@ -157,9 +157,10 @@ def iter_maps(
 ) -> Iterator[tuple[EvalBatch, FeatureMaps]]:
     """Iterate over batches and the backbone's maps of each image, which may be cached."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
-    for batch in evaluation_images(
-        dataset, bundle.image_format, batch_size, needs_pixels, DECODE_THREADS, unreadable
-    ):
+    images = evaluation_images(
+        dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
+    )
+    for batch in images:
         if features is not None:
             yield batch, features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
         else:
@@ -242,14 +243,14 @@ def eval_task(
         return EvalTask(bundle, None, [], [], precision)
     if any(sample.grounding is not None for sample in dataset.samples):
         raise DataError(
-            f"{dataset.name}: some images have captions and some have classes, whose metrics differ. Evaluate on each "
-            "kind alone; train on both with --extra-data."
+            f"{dataset.name}: some images have captions and some have classes, whose metrics differ. "
+            "Evaluate on each kind alone; train on both with --extra-data."
         )
     indices = list(range(len(dataset.class_names)) if class_indices is None else class_indices)
     if not dataset.samples or not indices:
         raise DataError(
-            f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images and "
-            f"{len(indices)} classes."
+            f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images "
+            f"and {len(indices)} classes."
         )
     names = [dataset.class_names[index] for index in indices]
     prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.tuned_names)

@@ -1,7 +1,7 @@
 """What fine-tuning forgets: self-distillation against it, and a measure that needs no other data.
 
 Fine-tuning teaches every query without a box as background, also one on an object that the model
-knew and nobody labeled. With `--self-distillation` the model therefore detects other class names
+knew and that has no label. With `--self-distillation` the model therefore detects other class names
 (`text.prompt`) in the training images before the first step. Its detections away from the labeled
 boxes are trained too, as soft targets. Such a name is in the prompts only of images in which it was
 detected, so it is never taught as absent, and the fine-tuned model's classes stay the data set's.
@@ -102,8 +102,8 @@ def add_self_distillation(
         samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
     new_names = [others[index] for index in used]
     progress.message(
-        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled objects join "
-        f"the training images: {join_examples(new_names, 10) or 'none'}."
+        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled "
+        f"objects join the training images: {join_examples(new_names, 10) or 'none'}."
     )
     first_id = max(dataset.category_ids, default=0) + 1
     category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]
@@ -134,7 +134,7 @@ def detect_groups(
 
 
 def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:
-    """Return the median score of the labeled boxes for their own names; undetected ones have 0."""
+    """Return the median score of the labeled boxes for their classes; undetected ones have 0."""
     best = [np.zeros(0)]
     for sample, detected in zip(samples, detections, strict=True):
         same_class = sample.class_ids[None] == detected.class_indices.numpy()[:, None]

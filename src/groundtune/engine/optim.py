@@ -139,8 +139,8 @@ def build_schedule(optimizer: Optimizer, config: TrainConfig, total_steps: int) 
 class WeightAverage:
     """Exponential moving average (EMA) of the trained parameters.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)): the first weights soon count little.
-    `average` holds the averages by parameter name, `updates` is n.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)): the first weights soon count
+    little. `average` holds the averages by parameter name, `updates` is n.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

@@ -77,7 +77,8 @@ def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out
         return Resumed(None, "", [])
     if Path(config.resume).resolve() != out.resolve():
         raise ConfigError(
-            f"resume: a run resumes in its own folder {config.resume}, but the output is {out}. Remove --output-dir."
+            f"resume: a run resumes in its own folder {config.resume}, but the output is {out}. Remove "
+            "--output-dir."
         )
     messages = []
     for name in ("last", "previous"):

@@ -45,8 +45,8 @@ def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
         if type(error) not in (OSError, PermissionError, FileNotFoundError):
             raise
         raise CheckpointError(
-            f"The run folder {folder} cannot be written: {error}. Its checkpoints are whole; free some space and resume "
-            f"with: {resume_command}"
+            f"The run directory {folder} cannot be written: {error}. Its checkpoints are whole; free some "
+            f"space and resume with: {resume_command}"
         ) from error
 
 
@@ -66,13 +66,14 @@ class RunFolder:
             raise ConfigError(f"output_dir: {path} is a file; expected a new or empty folder.")
         if not resume and path.is_dir() and any(path.iterdir()):
             raise ConfigError(
-                f"output_dir: the run folder {path} is not empty. Choose another, or continue its run with --resume."
+                f"output_dir: the run directory {path} is not empty. Choose another, or continue its run "
+                "with --resume."
             )
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"output_dir: the run folder {path} cannot be created: {error.strerror}."
+                f"output_dir: the run directory {path} cannot be created: {error.strerror}."
             ) from error
         for leftover in (*path.glob(".model.*"), *path.glob(".*.tmp"), *path.glob("checkpoints/.*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # killed
@@ -134,7 +135,7 @@ _COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 
 
 def write_samples(loader: TrainLoader, folder: Path, limit: int = 8) -> None:
-    """Write the first images of the first epoch as JPEGs with numbered boxes, and `samples.json`."""
+    """Write the first training images as JPEGs with numbered boxes, and `samples.json`."""
     folder.mkdir(exist_ok=True)
     entries = ((batch, index) for batch in loader.epoch(0) for index in range(len(batch.samples)))
     records = []

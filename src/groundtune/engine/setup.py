@@ -167,9 +167,9 @@ def build_setup(
     frozen = f"frozen: {', '.join(sorted(network.frozen)) or 'nothing'}"
     tuned = frozen if config.tune == "full" else f"tune: {config.tune}"
     setup.log(
-        f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on {len(training.samples)} images, "
-        f"{len(training.class_names)} classes, {config.epochs} epochs, {device}, {config.precision}; {tuned}."
-        f"{cache_message}"
+        f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on "
+        f"{len(training.samples)} images, {len(training.class_names)} classes, {config.epochs} epochs, "
+        f"{device}, {config.precision}; {tuned}.{cache_message}"
     )
     return setup
 

@@ -177,13 +177,13 @@ def _halve_micro_batch(
     fixes = "--short-side, --gradient-checkpointing or --precision bf16"
     if micro_batch_size == 1:
         raise OutOfMemory(
-            f"{where}. A step cannot be divided further: save memory with {fixes}, or use another machine. The saved "
-            f"checkpoints are whole, in {setup.folder.path / 'checkpoints'}."
+            f"{where}. A step cannot be divided further: save memory with {fixes}, or use another machine. "
+            f"The saved checkpoints are whole, in {setup.folder.path / 'checkpoints'}."
         )
     state.micro_batch_size = micro_batch_size // 2
     setup.log(
-        f"{where}: from now on {state.micro_batch_size} at a time; optimizer steps and losses are the same, but slower. "
-        f"Save memory with {fixes}."
+        f"{where}: from now on {state.micro_batch_size} at a time; optimizer steps and losses are the same, "
+        f"but slower. Save memory with {fixes}."
     )
 
 
@@ -204,9 +204,9 @@ def _skip_step(
     setup.optimizer.zero_grad(set_to_none=True)
     if state.bad_steps >= setup.config.max_nonfinite_steps:
         raise TrainingDiverged(
-            f"{state.bad_steps} steps in a row were not finite, at step {state.step + 1} of epoch {state.epoch + 1} "
-            f"({reason}). Try a lower learning rate or --precision fp32; {setup.folder.path / 'train.log'} names the "
-            "images and modules."
+            f"{state.bad_steps} steps in a row were not finite, at step {state.step + 1} of epoch "
+            f"{state.epoch + 1} ({reason}). Try a lower learning rate or --precision fp32; "
+            f"{setup.folder.path / 'train.log'} names the images and modules."
         )
 
 

@@ -5,7 +5,8 @@
 
 A run can be resumed after any step. The order of the data follows from seed and epoch, and the
 state has every random generator, so a resumed run on a CPU equals the uninterrupted one bit for bit
-(with captions up to the last bits: phrases are encoded along with others). Evaluation is in float32.
+(with captions up to the last bits: phrases are encoded along with others). Evaluation is in
+float32.
 """
 
 import json

@@ -45,9 +45,10 @@ def skip_unreadable(
     allowed = max(1, int(share * images)) if share else 0
     if len(known) > allowed:
         raise DataError(
-            f"{len(known)} of {images} images of {dataset.name} cannot be read; max_unreadable_share {share:g} allows "
-            f"{allowed}. The last one is {list(known)[-1]}, all are listed in {log_file}. Repair or remove them "
-            "(`groundtune check` finds them all), or allow more with --max-unreadable-share."
+            f"{len(known)} of {images} images of {dataset.name} cannot be read; max_unreadable_share "
+            f"{share:g} allows {allowed}. The last one is {list(known)[-1]}, all are listed in {log_file}. "
+            "Repair or remove them (`groundtune check` finds them all), or allow more with "
+            "--max-unreadable-share."
         )
 
 

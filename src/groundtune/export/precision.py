@@ -57,7 +57,7 @@ def quantize(path: Path, images: Iterable[Tensor], tokens: dict[str, np.ndarray]
 
     model = onnx.load(path)
     layers, limits = _isolate_layers(model)
-    # tell ONNX Runtime that the exporter has folded constants; otherwise it advises to do so
+    # mark the model as preprocessed; otherwise ONNX Runtime advises to do so
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     float32 = path.with_suffix(".float32.onnx")
     onnx.save(model, float32)

@@ -32,7 +32,8 @@ from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, ph
 
 METADATA, VOCABULARY = "groundtune", "vocabulary"  # keys in the file
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
-# OpenVINO runs a graph of fixed size a fifth faster, but compiling it costs as much as 100 images gain.
+# OpenVINO runs a graph of fixed size a fifth faster, but compiling it costs as much as 100 images
+# gain.
 _IMAGES_UNTIL_COMPILED, _MAX_COMPILED = 100, 2
 
 Feed = dict[str, np.ndarray]  # the graph's inputs by name
@@ -140,7 +141,7 @@ class ExportedNetwork(nn.Module):
         """Do nothing: the graph caches no phrases."""
 
     def _columns(self, prompt: TextInput) -> list[int]:
-        """Return the file's column of each token of a prompt; names may be fewer and in any order."""
+        """Return the column of each token of a prompt; names may be fewer and in any order."""
         phrases = [ids for _, ids in phrase_blocks(prompt)[0]]
         unknown = [str(self._tokenizer.decode(list(ids[:-1]))) for ids in phrases if ids not in self._blocks]
         if unknown:

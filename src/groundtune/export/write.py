@@ -16,7 +16,7 @@ import torch
 
 from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import Evaluation, evaluate
+from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, evaluate
 from groundtune.errors import ConfigError, DataError, ExportError
 from groundtune.export.graph import TEXT_INPUTS, fixed_prompt, smallest_side, trace
 from groundtune.export.runtime import SUFFIXES, ExportMetadata, metadata_props, not_installed, open_exported
@@ -58,11 +58,10 @@ def write_exported(
     Raises:
         ConfigError: wrong suffix, or int8 without data.
         DataError: the data lacks a split or all classes.
-        ExportError: a package is missing, the graph cannot express the model, or int8 loses too
-            much.
+        ExportError: a package is missing, the model is not supported, or int8 loses too much.
     """
     if SUFFIXES.get(path.suffix) != spec.format:
-        suffix = next(suffix for suffix, format in SUFFIXES.items() if format == spec.format)
+        suffix = {format: suffix for suffix, format in SUFFIXES.items()}[spec.format]
         raise ConfigError(f"output: expected a name that ends in {suffix} for {spec.format}, got {path}.")
     if any(importlib.util.find_spec(package) is None for package in _PACKAGES[spec.format]):
         raise not_installed(spec.format)
@@ -81,7 +80,7 @@ def write_exported(
         precision=spec.precision,
         source=bundle.source,
     )
-    notes = []
+    notes: list[str] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -95,7 +94,7 @@ def write_exported(
             if spec.format == "openvino" and spec.precision == "fp32":
                 _check_equal(bundle, open_exported(written), names)
             if splits is not None:
-                notes.append(_compare_scores(bundle, written, spec, splits["valid"], names, progress))
+                notes = [_compare_scores(bundle, written, spec, splits["valid"], names, progress)]
             for suffix in (".bin", ".xml") if spec.format == "openvino" else (".onnx",):
                 os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     except OSError as error:
@@ -175,7 +174,7 @@ def _quantize(bundle: ModelBundle, graph: Path, names: list[str], train: Dataset
         known = train.class_names or ["object"]
         text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).rows([0])
         tokens = {name: getattr(text, name).numpy() for name in TEXT_INPUTS}
-    batches = evaluation_images(chosen, bundle.image_format, 1)
+    batches = evaluation_images(chosen, bundle.image_format, 1, threads=DECODE_THREADS)
     quantize(graph, (image for batch in batches for image in batch.images if image is not None), tokens)
 
 

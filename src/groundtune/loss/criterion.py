@@ -12,7 +12,7 @@ queries of each decoder layer. Three rules (docs/semantics.md, rules 5, 11 and 1
 
 Deviations from MMDetection 3.3 `GroundingDINOHead`: GIoU is computed in relative coordinates,
 `loss_iou` is called `loss_giou`, and the class weight defaults to 2. Terms are normalized by the
-pairs of the whole optimizer batch, so that those of its micro-batches and processes add up (the
+pairs of the full batch, so that those of its micro-batches and processes add up (the
 reference averages each process's number, at least 1 on each).
 """
 
@@ -60,7 +60,7 @@ def sigmoid_focal_loss(
 
 
 class BatchCounts(NamedTuple):
-    """Size of an optimizer batch, of which the criterion may see a part.
+    """Size of the batch of one optimizer step, of which the criterion may see a part.
 
     Attributes:
         boxes: number of boxes of each image.
@@ -114,7 +114,7 @@ class GroundingDINOCriterion:
                 4) cxcywh relative to the resized, unpadded image, `text_token_mask` (B, T) bool,
                 optionally `aux_outputs`, `enc_outputs`, and `dn_outputs` with `dn_meta`.
             targets: one per image. Images without boxes, and batches without any, are valid.
-            whole: size of the optimizer batch that these images are a part of; None if they are all
+            whole: size of the full batch that these images are a part of; None if they are all
                 of it.
 
         Returns:
@@ -122,7 +122,7 @@ class GroundingDINOCriterion:
             with the prefix `d{i}.` of layer i, `enc_` of the encoder, `dn_` of denoising queries;
             `total` adds them up. Detached: `class_error`, the percentage of valid (query, token)
             positions on the wrong side of 0.5, and `matched_boxes`, the pairs of the last layer.
-            The scalars of the parts of an optimizer batch add up to those of the whole.
+            The scalars of the parts of a full batch add up to those of the whole.
 
         Raises:
             NonFiniteCost: predictions or boxes of an image are not finite.
@@ -157,7 +157,9 @@ class GroundingDINOCriterion:
         return terms
 
     def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
-        """Return the weighted, unnormalized class loss of one head, over all queries and valid tokens."""
+        """Return the weighted, unnormalized class loss of one head, over all queries and valid
+        tokens.
+        """
         logits, labels = _valid_positions(head, matched, truth)
         return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
 
@@ -217,7 +219,8 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
     num_queries, most = layers[-1]["pred_boxes"].shape[1], max(counts)
     if num_queries != num_groups * group_size or most > group_size // 2:
         raise ValueError(
-            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to {most} boxes"
+            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to "
+            f"{most} boxes"
         )
     heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])}
     heads["dn_"] = _head(layers[-1])

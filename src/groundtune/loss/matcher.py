@@ -42,8 +42,8 @@ class NonFiniteCost(GroundtuneError, FloatingPointError):
     def __init__(self, image_indices: Sequence[int]) -> None:
         self.image_indices = tuple(image_indices)
         super().__init__(
-            f"The matching cost is not finite for image {', '.join(map(str, image_indices))} of the batch: its "
-            "predictions or its boxes contain NaN or infinite values."
+            f"The matching cost is not finite for image {', '.join(map(str, image_indices))} of the batch: "
+            "its predictions or its boxes contain NaN or infinite values."
         )
 
 

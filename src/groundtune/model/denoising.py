@@ -4,7 +4,7 @@ In training the decoder gets extra queries that start at noised ground-truth box
 by less than half a side, must return to their box; negatives, moved by more, must predict nothing.
 A group is M positives, then M negatives, where M is the largest number of boxes of an image; groups
 repeat this with new noise. Query i belongs to box i; queries past an image's own boxes are
-background. M counts the whole optimizer batch, however it is split over micro-batches or processes.
+background. M counts the full batch, however it is split over micro-batches or processes.
 
 Deviation: the noise of an image comes from the image's own seed rather than from one stream over
 the batch, so that it does not depend on which images share the batch.

@@ -127,7 +127,7 @@ class GroundingDINO(nn.Module):
             sizes_hw: height and width of each image on the canvas.
             text: B prompts.
             targets: of B images, for the denoising queries in training.
-            max_boxes: largest number of boxes of an image in the optimizer batch; None: of these.
+            max_boxes: largest number of boxes of an image in the full batch; None: of these.
         """
         if self.exact_padding:
             return self.forward_features(self.extract_features(images, sizes_hw), text, targets, max_boxes)

@@ -17,7 +17,7 @@ from groundtune.model.detector import GroundingDINO
 
 
 def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
-    """Compute the backbone maps (C_l, h_l, w_l) of normalized images (3, h, w), without gradient."""
+    """Compute the backbone maps (C_l, h_l, w_l) of normalized images (3, h, w), without grad."""
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (max(size[axis] for size in sizes_hw) for axis in (0, 1))
     canvas = torch.zeros(len(images), 3, height, width)

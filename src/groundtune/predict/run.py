@@ -22,8 +22,10 @@ def build_predictor(
     """Build a predictor.
 
     Args:
-        classes: class names to detect, or a .txt file of them; empty means those of the fine-tuning.
-        thresholds: confidence thresholds by class name; `options.threshold` applies to other classes.
+        classes: class names to detect, or a .txt file of them; empty means those of the
+            fine-tuning.
+        thresholds: confidence thresholds by class name; `options.threshold` applies to other
+            classes.
 
     Raises:
         ConfigError: there are no class names.
@@ -50,7 +52,9 @@ def build_predictor(
 
 
 def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
-    """Return the classes to detect: those given, the lines of a .txt file, or those of the fine-tuning."""
+    """Return the classes to detect: those given, the lines of a .txt file, or those of the
+    fine-tuning.
+    """
     if len(classes) == 1 and classes[0].endswith(".txt"):
         classes = [line for line in read_text(Path(classes[0])).splitlines() if line.strip()]
         if not classes:
@@ -66,11 +70,13 @@ def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
 def predict_files(
     config: PredictConfig, predictor: Predictor, progress: Progress
 ) -> Generator[dict[str, Any], None, None]:
-    """Detect objects in `config.images`, and write the results to `config.output_dir` if there is one.
+    """Detect objects in `config.images`, and write the results to `config.output_dir` if there is
+    one.
 
     Yields:
         {"image": path, "detections": [{"class", "score", "box_xyxy"}, …]}, for a video also "frame"
-        and "seconds"; in the end {"image": path, "error": reason} for each file that cannot be read.
+        and "seconds"; in the end {"image": path, "error": reason} for each file that cannot be
+        read.
     """
     unreadable: dict[str, str] = {}
 

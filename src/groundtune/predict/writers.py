@@ -77,9 +77,7 @@ class Results:
         """Return the path of a new file and create its directory."""
         path = self._folder / name
         if is_media(name) and path.exists() and self._folder.resolve() in self._inputs:
-            raise ConfigError(
-                f"output_dir: {path} would be replaced, among the inputs; choose another directory."
-            )
+            raise ConfigError(f"output_dir: {path} is an input and would be replaced; choose another.")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -275,7 +273,7 @@ def draw(image: Image.Image, detections: sv.Detections) -> Image.Image:
 
 
 class _VideoFile:
-    """An H.264 file whose frames keep their times. A black line may be added: sides must be even."""
+    """An H.264 file whose frames keep their times. Odd sides get a black line."""
 
     def __init__(self, path: Path, video: VideoStream, size: tuple[int, int]) -> None:
         self._file = av.open(str(path.absolute()), "w")
@@ -287,7 +285,9 @@ class _VideoFile:
         self._last = -1
 
     def add(self, image: Image.Image, time: Fraction) -> None:
-        """Append a frame, resized if necessary. Times that do not rise (damaged videos) are shifted."""
+        """Append a frame, resized if necessary. Times that do not rise (damaged videos) are
+        shifted.
+        """
         size = self._stream.width, self._stream.height
         fits = all(0 <= full - given <= 1 for full, given in zip(size, image.size, strict=True))
         frame = av.VideoFrame.from_image(image.crop((0, 0, *size)) if fits else image.resize(size))

@@ -47,12 +47,13 @@ def _progress(run: RunData) -> list[str]:
     last_step, last = scores[-1]
     if best_step == last_step and last - scores[-2][1] >= 0.005:
         return [
-            f"AP was still rising at the end ({best:.3f} at step {last_step}): train longer (--epochs or --min-steps)."
+            f"AP was still rising at the end ({best:.3f} at step {last_step}): train longer (--epochs or "
+            "--min-steps)."
         ]
     if best - last > 0.02 and best_step < 0.7 * last_step:
         return [
-            f"AP fell from {best:.3f} at step {best_step} to {last:.3f} at the end: the model overfits. The best weights were "
-            "saved. More images help, or --multi-scale and --crop."
+            f"AP fell from {best:.3f} at step {best_step} to {last:.3f} at the end: the model overfits. The "
+            "best weights were saved. More images help, or --multi-scale and --crop."
         ]
     return []
 

@@ -15,8 +15,9 @@ from groundtune.report.build import share, write_page
 from groundtune.report.figures import line_chart
 
 RULE = (
-    f"The chosen point: among those with {100 * ENOUGH_GAIN:.0f} % of the gain on the target, the one that retains most of the "
-    "other data sets; without a gain, the best harmonic mean; without other data sets, the best score on the target."
+    f"The chosen point: among those with {100 * ENOUGH_GAIN:.0f} % of the gain on the target, the one that "
+    "retains most of the other data sets; without a gain, the best harmonic mean; without other data sets, "
+    "the best score on the target."
 )
 
 

@@ -44,7 +44,7 @@ def build_report(folder: Path, splits: dict[str, Dataset], max_images: int) -> P
         max_images: maximum number of images in the gallery.
 
     Raises:
-        DataError: the folder is no run directory, or its files are malformed.
+        DataError: the folder is not a run directory, or its files are malformed.
     """
     path = folder / "report.html"
     with values_of_runs(folder):

@@ -25,7 +25,7 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
 
     Raises:
         ConfigError: there are fewer than two runs, or the file is not writable.
-        DataError: one is no run directory, or its files are malformed.
+        DataError: one is not a run directory, or its files are malformed.
     """
     if len(folders) < 2:
         raise ConfigError(f"runs: expected two or more run directories to compare, got {len(folders)}.")
@@ -99,7 +99,7 @@ def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
             str(run.config.get("epochs", "–")),
         ]
         source = Path(str(run.config.get("model", "")))
-        model = source.parent.name if source.name == "model" else source.name  # a run folder's model
+        model = source.parent.name if source.name == "model" else source.name  # the model of a run directory
         data = Path(str(run.config.get("data", ""))).name
         rows.append([name, *map(share, best), share(before), *cost, model, data])
     before_title = [f"zero-shot {numbers[0]}"] if numbers else ["zero-shot"]

@@ -61,7 +61,7 @@ def read_run(folder: Path) -> RunData:
     """Read a run directory.
 
     Raises:
-        DataError: the folder is no run directory.
+        DataError: the folder is not a run directory.
     """
     if not (folder / "config.yaml").is_file():
         raise DataError(f"{folder} is not a run directory: it has no config.yaml.")
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunData:
 
 @contextmanager
 def values_of_runs(*folders: Path) -> Iterator[None]:
-    """Turn errors about malformed values into a `DataError`; a run may come from a stranger."""
+    """Turn errors about malformed values into a `DataError`; runs are untrusted."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -128,12 +128,14 @@ def score(numbers: Mapping[str, Any]) -> float:
 
 
 def run_thresholds(folder: Path) -> dict[str, float]:
-    """Return the confidence threshold with the best F1 of each class on the validation split of a run.
+    """Return the confidence threshold with the best F1 of each class on the validation split of a
+    run.
 
     Classes without a right detection are absent.
 
     Raises:
-        DataError: it is not a run directory, it has no detections of classes yet, or its data cannot be read.
+        DataError: it is not a run directory, it has no detections of classes yet, or its data
+            cannot be read.
     """
     run = read_run(folder)
     splits = read_run_data(run.config)

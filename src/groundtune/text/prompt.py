@@ -70,7 +70,8 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]
         written[clean].append(name)
     index_of = {clean: index for index, clean in enumerate(written)}
     messages = [
-        f"{len(group)} class names ({', '.join(map(repr, group))}) become {unique!r} after cleaning: they are one class."
+        f"{len(group)} class names ({', '.join(map(repr, group))}) become {unique!r} after cleaning: they "
+        "are one class."
         for unique, group in written.items()
         if len(group) > 1
     ]
@@ -88,8 +89,8 @@ def class_prompt(names: Sequence[str]) -> Prompt:
     if len(set(phrases)) < len(phrases):
         repeated = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
         raise DataError(
-            f"The prompt contains {', '.join(map(repr, repeated))} more than once (after cleaning), and the model cannot "
-            "distinguish equal phrases. Name every class once."
+            f"The prompt contains {', '.join(map(repr, repeated))} more than once (after cleaning), and the "
+            "model cannot distinguish equal phrases. Name every class once."
         )
     caption, spans = "", []
     for phrase in phrases:
@@ -167,19 +168,21 @@ def _check_not_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
     empty = [repr(name) for name, clean in zip(names, cleaned, strict=True) if not clean]
     if empty:
         raise DataError(
-            f"Class names with no text left after cleaning: {', '.join(empty)}. Text in parentheses and '_', '.' and '?' do "
-            "not count; rename these classes."
+            f"Class names with no text left after cleaning: {', '.join(empty)}. Text in parentheses and '_', "
+            "'.' and '?' do not count; rename these classes."
         )
 
 
 COMMON_NAMES = tuple(
-    """person, face, hand, dog, cat, bird, horse, cow, sheep, fish, insect, flower, tree, plant, leaf, fruit, apple, banana,
-    orange, vegetable, bread, cake, pizza, food, plate, bowl, cup, glass, bottle, spoon, fork, knife, table, chair, sofa,
-    bed, lamp, door, window, shelf, box, bag, book, paper, pen, scissors, clock, phone, screen, laptop, keyboard, mouse,
-    remote control, camera, toy, ball, shoe, hat, shirt, glasses, umbrella, bicycle, motorcycle, car, bus, truck, train,
-    boat, airplane, wheel, traffic light, sign, building, house, bench, wall, tool, machine, robot, letter, number""".replace(
-        "\n   ", ""
-    ).split(", ")
+    (
+        "person, face, hand, dog, cat, bird, horse, cow, sheep, fish, insect, flower, tree, plant, leaf, "
+        "fruit, apple, banana, orange, vegetable, bread, cake, pizza, food, plate, bowl, cup, glass, "
+        "bottle, spoon, fork, knife, table, chair, sofa, bed, lamp, door, window, shelf, box, bag, book, "
+        "paper, pen, scissors, clock, phone, screen, laptop, keyboard, mouse, remote control, camera, toy, "
+        "ball, shoe, hat, shirt, glasses, umbrella, bicycle, motorcycle, car, bus, truck, train, boat, "
+        "airplane, wheel, traffic light, sign, building, house, bench, wall, tool, machine, robot, letter, "
+        "number"
+    ).split(", ")  # noqa: SIM905
 )
 """Everyday objects that a base model may know."""
 
@@ -190,7 +193,7 @@ def recombined_names(names: Sequence[str]) -> list[str]:
     """Combine the first words that several class names share with every last word of such names.
 
     "white king" and "black queen" show the model what white, black, king and queen mean, so it may
-    detect a "white queen" that nobody labeled.
+    detect a "white queen" without a label.
 
     Args:
         names: cleaned class names.

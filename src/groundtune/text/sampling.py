@@ -106,6 +106,6 @@ def _check_lengths(names: Sequence[str], token_counts: Sequence[int], max_text_l
     oversized = [f"{name!r} ({n} tokens)" for name, n in zip(names, token_counts, strict=True) if n > budget]
     if oversized:
         raise DataError(
-            f"Class names that do not fit into a prompt of {max_text_len} tokens: {', '.join(oversized)}. Expected at most "
-            f"{budget} tokens with the closing '.'; shorten them."
+            f"Class names that do not fit into a prompt of {max_text_len} tokens: {', '.join(oversized)}. "
+            f"Expected at most {budget} tokens with the closing '.'; shorten them."
         )

@@ -75,8 +75,8 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
     if ids != _SEPARATOR_IDS:
         raise CheckpointError(
-            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {ids}, expected "
-            f"{_SEPARATOR_IDS}."
+            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {ids}, "
+            f"expected {_SEPARATOR_IDS}."
         )
     return tokenizer
 
@@ -102,8 +102,8 @@ def tokenize(
 
     Args:
         tokenizer: result of `build_tokenizer`.
-        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives [CLS] [SEP]
-            and a (0, 256) map.
+        prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives `[CLS]
+            [SEP]` and a (0, 256) map.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:
@@ -123,8 +123,8 @@ def tokenize(
     too_long = [f"{n} tokens in prompt {i}" for i, n in enumerate(lengths) if n > max_text_len]
     if too_long:
         raise DataError(
-            f"The model reads at most {max_text_len} tokens of text, got {', '.join(too_long)}. Use fewer classes per "
-            "prompt, or split them into chunks (text.sampling.chunk_names)."
+            f"The model reads at most {max_text_len} tokens of text, got {', '.join(too_long)}. Use fewer "
+            "classes per prompt, or split them into chunks (text.sampling.chunk_names)."
         )
     maps: list[Tensor] = []
     unreadable: list[str] = []
@@ -134,8 +134,8 @@ def tokenize(
         unreadable += [repr(prompt.phrases[row]) for row, _ in without_token]
     if unreadable:
         raise DataError(
-            f"Class names in which the tokenizer finds no token: {', '.join(dict.fromkeys(unreadable))}. They have no "
-            "visible character; rename these classes."
+            f"Class names in which the tokenizer finds no token: {', '.join(dict.fromkeys(unreadable))}. "
+            "They have no visible character; rename these classes."
         )
     phrase_mask, position_ids = phrase_mask_and_positions(input_ids, text_token_mask)
     return TextInput(input_ids, text_token_mask, position_ids, phrase_mask), maps

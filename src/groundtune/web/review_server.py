@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(answer)
 
     def _path(self) -> str | None:
-        """Return the path after the token; for another host or token send an error and return None."""
+        """Return the path after the token; for a wrong host or token send an error, return None."""
         token, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
         if not self.server.is_own_name(self.headers.get("Host", "")):
             message = "Unknown host name. Open the address printed in the terminal."

@@ -1,4 +1,6 @@
-"""Each check detects its planted fault, a clean data set has none, and real ones have the known ones."""
+"""Each check detects its planted fault, a clean data set has none, and real ones have the known
+ones.
+"""
 
 from pathlib import Path
 

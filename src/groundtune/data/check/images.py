@@ -95,7 +95,7 @@ def _facts(opened: Image.Image, digest: bytes) -> ImageFacts:
 
 
 def check_images(dataset: Dataset, facts: Facts, problems: Collector) -> None:
-    """Check the files of a split, each once, and look for image files beside them."""
+    """Check the files of a split, each once, and find image files beside them."""
     samples = {sample.image_path: sample for sample in dataset.samples}
     for path, sample in samples.items():
         fact = facts[path]
@@ -132,7 +132,7 @@ def _check_size(sample: Sample, fact: ImageFacts, problems: Collector) -> None:
 
 
 def check_duplicates(dataset: Dataset, earlier: Sequence[Dataset], facts: Facts, problems: Collector) -> None:
-    """Look for duplicates of a split's images in it and in earlier splits.
+    """Find duplicates of a split's images in it and in earlier splits.
 
     A file that two splits list is reported by `names.check_splits`.
     """

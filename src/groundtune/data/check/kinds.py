@@ -1,6 +1,6 @@
 """The problems that checking can find: severity, message and fix of each.
 
-An error would stop training. A warning spoils a part of the result or of its evaluation. A note is
+An error would stop training. A warning impairs a part of the result or of its evaluation. A note is
 only good to know. Problems that reading finds are in `data.problems`.
 """
 

@@ -1,7 +1,7 @@
 """Checks of class names as the model reads them, and of how classes are spread over the splits.
 
 The model was trained with words, so a name that is no word carries less. The tokens of a name show
-how it is read: [UNK] for unknown characters, several tokens for an unknown abbreviation.
+its tokens: [UNK] for unknown characters, several tokens for an unknown abbreviation.
 """
 
 import re

@@ -18,7 +18,8 @@ from groundtune.errors import DataError
 from groundtune.files import read_text
 
 _COLUMNS = {
-    "path": "path filename file file_name filepath file_path image image_path img img_path image_name image_id imageid",
+    "path": "path filename file file_name filepath file_path image image_path img img_path image_name "
+    "image_id imageid",
     "class": "class label class_name category label_name labelname category_name name",
     "x1": "x1 xmin x_min left bbox_x1",
     "y1": "y1 ymin y_min top bbox_y1",

@@ -36,9 +36,10 @@ _SPLIT_WORD = re.compile(
     re.IGNORECASE,
 )
 _LAYOUTS = (
-    "train/_annotations.coco.json, .jsonl, .csv or .xml files (and valid/, test/); annotations/instances_train*.json "
-    "with train*/ or images/; a YOLO data.yaml, or images/ + labels/ + classes.txt; a VOC Annotations/ with "
-    "JPEGImages/; or one .json, .jsonl or .csv file with the images beside it or in images/"
+    "train/_annotations.coco.json, .jsonl, .csv or .xml files (and valid/, test/); "
+    "annotations/instances_train*.json with train*/ or images/; a YOLO data.yaml, or images/ + labels/ + "
+    "classes.txt; a VOC Annotations/ with JPEGImages/; or one .json, .jsonl or .csv file with the images "
+    "beside it or in images/"
 )
 _FILES = "a COCO, LVIS or tokens_positive .json file, an ODVG .jsonl file, a .csv file, or a YOLO data.yaml"
 
@@ -97,7 +98,8 @@ def _find(path: Path) -> tuple[Path, dict[str, Source]]:
             return path, sources
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     raise DataError(
-        f"No data set in {path}. Expected {_LAYOUTS}. Found: {join_examples(entries, 8) or 'an empty folder'}."
+        f"No data set in {path}. Expected {_LAYOUTS}. Found: "
+        f"{join_examples(entries, 8) or 'an empty folder'}."
     )
 
 
@@ -137,8 +139,8 @@ def _single_file(root: Path) -> dict[str, Source]:
         if len(files) > 1:
             names = join_examples([file.name for file in files])
             raise DataError(
-                f"{root} has {len(files)} {suffix[1:].upper()} files ({names}) and none is named after a split. "
-                "Give the path of one of them."
+                f"{root} has {len(files)} {suffix[1:].upper()} files ({names}) and none is named after a "
+                "split. Give the path of one of them."
             )
         if files:
             return {"train": _source(files[0], root)}

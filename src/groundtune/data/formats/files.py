@@ -155,7 +155,7 @@ def truncated_repr(value: Any) -> str:
 
 
 def to_number(text: str | None) -> float | str | None:
-    """Return text as a number if it is one, otherwise as it is."""
+    """Return text as a number if it is one, otherwise unchanged."""
     try:
         return float(text or "")
     except ValueError:

@@ -13,8 +13,8 @@ ODVG (Open-GroundingDINO, MMDetection) is one image a line, with classes or a ca
   each occurrence is a span. Regions with the same spans are one phrase.
 
 `tokens_positive` JSON (Flickr30k of MDETR and GLIP) is COCO with a caption for each of the
-`images`, and spans for each of the `annotations` instead of a category. `tokens_positive_eval` of an
-image lists its phrases, also those without a box. An image file may occur once per caption.
+`images`, and spans for each of the `annotations` instead of a category. `tokens_positive_eval` of
+an image lists its phrases, also those without a box. An image file may occur once per caption.
 """
 
 import json

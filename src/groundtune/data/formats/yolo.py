@@ -81,8 +81,8 @@ def sources_of_yaml(path: Path) -> dict[str, Source]:
     if not sources or "train" in missing:
         names = ", ".join(f"{split} {value}" for split, value in missing.items()) or "no split at all"
         raise DataError(
-            f"{path} names {names}, which does not exist. Expected folders of images or lists of files (.txt) "
-            f"inside {path.parent}, relative to it or to 'path'."
+            f"{path} names {names}, which does not exist. Expected folders of images or lists of files "
+            f"(.txt) inside {path.parent}, relative to it or to 'path'."
         )
     return sources
 
@@ -107,7 +107,8 @@ def _classes(names: Any, path: Path) -> list[RawClass]:
         entries = sorted(((int(key), name) for key, name in names.items()), key=lambda entry: entry[0])
     if not entries or not all(is_text(name) for _, name in entries):
         raise DataError(
-            f"{path}: 'names' is not usable. Expected a list of names, or a mapping such as {{0: cat, 1: dog}}."
+            f"{path}: 'names' is not usable. Expected a list of names, or a mapping such as {{0: cat, 1: "
+            f"dog}}."
         )
     return [RawClass(str(number), name, number) for number, name in entries]
 
@@ -145,8 +146,8 @@ def _sources_of_folders(root: Path) -> dict[str, Source]:
     names = find_name_list(*(root / folder for folder in beside))
     if not names:
         raise DataError(
-            f"{root} has YOLO labels but no class names, which the model reads. Add a classes.txt with one name "
-            "a line, in the order of the class numbers, or a data.yaml."
+            f"{root} has YOLO labels but no class names, which the model reads. Add a classes.txt with one "
+            "name a line, in the order of the class numbers, or a data.yaml."
         )
     classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
     read = partial(_read_split, root=root, classes=classes, key_points=False)

@@ -1,4 +1,4 @@
-"""Captioned scenes: one image, and a list or a sentence that names what it shows.
+"""Captioned scenes: one image, and a list or a sentence that names its objects.
 
 All objects of an image are named in one way, so that each belongs to exactly one phrase. A list
 ("red ring . blue star") also names things that are not in the image, near misses above all.

@@ -41,7 +41,7 @@ _PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file
 
 
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
-    """Write the adapters of a network, all or nothing, in place of an older adapter.
+    """Write the adapters of a network, all or nothing, replacing an older adapter.
 
     Args:
         bundle: its `source` becomes the base model of the adapter.
@@ -118,8 +118,9 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     network = base.detector
     if _fingerprint(base_weights(network)) != fingerprint:
         raise CheckpointError(
-            f"The adapter {folder} was trained on other weights than those of {base.source!r}. Name the right base in "
-            f"base_model_name_or_path of its {CONFIG}, or use the merged model in the run's folder model/."
+            f"The adapter {folder} was trained on other weights than those of {base.source!r}. Name the "
+            f"right base in base_model_name_or_path of its {CONFIG}, or use the merged model in the run's "
+            "folder model/."
         )
     add_adapters(network, rank, alpha)
     network.decoder.label_embedding = nn.Embedding(labels, width)

@@ -72,8 +72,8 @@ def _unpickled(path: Path) -> Any:
             why = in_one_line(error, 1)
             raise CheckpointError(f"Cannot read the weights {path}: {why}. Is the file complete?") from error
         raise CheckpointError(
-            f"{path} contains more than weights ({named.group(1)}) and is not opened: such a file can run code. "
-            "Save its state_dict alone with the tool that wrote it."
+            f"{path} contains more than weights ({named.group(1)}) and is not opened: such a file can run "
+            "code. Save its state_dict alone with the tool that wrote it."
         ) from error
 
 
@@ -100,22 +100,22 @@ def check_fit(
     expected: Mapping[str, Tensor],
     where: str,
     optional: Collection[str] = (),
-    rename: Callable[[str], str] = str,
+    rename_tensor: Callable[[str], str] = str,
 ) -> None:
     """Check that weights have the names and shapes of those expected.
 
     Args:
         optional: expected names that may be missing.
-        where, rename: the source, and the names in it, for messages.
+        where, rename_tensor: the source, and the names in it, for messages.
 
     Raises:
         CheckpointError: they do not fit.
     """
     common = [name for name in weights if name in expected]
-    shapes = [(rename(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
+    shapes = [(rename_tensor(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
     faults = {
-        "missing": [rename(name) for name in expected if name not in weights and name not in optional],
-        "unexpected": [rename(name) for name in weights if name not in expected],
+        "missing": [rename_tensor(name) for name in expected if name not in weights and name not in optional],
+        "unexpected": [rename_tensor(name) for name in weights if name not in expected],
         "of another shape": [f"{name} {a}, expected {b}" for name, a, b in shapes if a != b],
     }
     if problems := summary(faults):

@@ -39,8 +39,9 @@ def snapshot(name: str) -> Path:
         http = error if isinstance(error, errors.HfHubHTTPError) else error.__cause__
         if not isinstance(http, errors.HfHubHTTPError):
             raise CheckpointError(
-                f"The model {name!r} is not completely in the cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
-                "set). Connect once, copy the model's folder here and give its path, or use the built-in --model nano."
+                f"The model {name!r} is not completely in the cache, and the Hub cannot be reached (or "
+                "HF_HUB_OFFLINE is set). Connect once, copy the model's folder here and give its path, or "
+                "use the built-in --model nano."
             ) from error
         status = http.response.status_code
         why = _REASONS.get(status, f"the Hub returned {status}; try again later")

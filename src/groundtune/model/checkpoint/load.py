@@ -1,9 +1,8 @@
 """Models from everywhere: presets, our own folders, Hugging Face directories, the Hub, .pth files.
 
-The source decides the sizes, the contrastive variant, head sharing, tokenizer, image format and
-the eps of the inverse sigmoid. Deviation from transformers: whether the decoder layers share their
-heads is read off the weights; where a configuration omits the flag, transformers would tie heads
-that are not equal.
+The source decides sizes, contrastive variant, head sharing, tokenizer, image format and the eps of
+the inverse sigmoid. Deviation from transformers: the weights decide whether decoder layers share
+heads; where a configuration omits the flag, transformers would tie heads that are not equal.
 """
 
 import math
@@ -96,9 +95,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     else:
         no_files = "a folder without groundtune.json and config.json"
         raise CheckpointError(
-            f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. Expected a "
-            f"preset ({', '.join(known)}), a model folder or run folder of groundtune, a Hugging Face directory or Hub "
-            "id, or a .pth of IDEA or MMDetection."
+            f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. "
+            f"Expected a preset ({', '.join(known)}), a model folder or run directory of groundtune, a "
+            "Hugging Face directory or Hub id, or a .pth of IDEA or MMDetection."
         )
     bundle.source, bundle.base_model = name, bundle.base_model or base_model
     return bundle
@@ -174,8 +173,8 @@ def _bundle_of_adapter(folder: Path, seed: int) -> ModelBundle:
         bundle = load_bundle(base, seed)
     except CheckpointError as error:
         raise CheckpointError(
-            f"The adapter {folder} needs the model {base!r}, which cannot be loaded: {in_one_line(error)} Give its new "
-            f"path in base_model_name_or_path of {adapters[0] / adapter.CONFIG}."
+            f"The adapter {folder} needs the model {base!r}, which cannot be loaded: {in_one_line(error)} "
+            f"Give its new path in base_model_name_or_path of {adapters[0] / adapter.CONFIG}."
         ) from error
     for part in adapters:
         bundle = adapter.with_adapter(bundle, part)
@@ -295,6 +294,6 @@ def _tokenizer(folder: Path) -> BertTokenizer:
         raise CheckpointError(f"Cannot read the tokenizer in {folder}: {in_one_line(error)}.") from error
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATORS}
     if ids != _SEPARATORS:
-        why = f"the phrase separators have the ids {ids}, expected {_SEPARATORS}"
-        raise CheckpointError(f"The tokenizer in {folder} is not that of bert-base-uncased: {why}.")
+        why = f"the phrase separators have the ids {ids}, expected {_SEPARATORS}."
+        raise CheckpointError(f"The tokenizer in {folder} is not that of bert-base-uncased: {why}")
     return tokenizer

@@ -50,8 +50,8 @@ def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)"))
 
 
-def _under(theirs: str, ours: str, words: str) -> Rows:
-    return [(theirs + pair[0], ours + pair[-1]) for pair in (word.split("=") for word in words.split())]
+def _under(theirs: str, ours: str, names: str) -> Rows:
+    return [(theirs + pair[0], ours + pair[-1]) for pair in (name.split("=") for name in names.split())]
 
 
 _BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_position_bias_table"
@@ -134,9 +134,11 @@ _MMDET_ROWS = [
 
 # The fusion of IDEA and MMDetection
 _SHORT_FUSION = (
-    "gamma_v=gamma_vision gamma_l=gamma_text layer_norm_v.=layer_norm_vision. layer_norm_l.=layer_norm_text. "
-    "attn.v_proj.=attn.vision_proj. attn.values_v_proj.=attn.values_vision_proj. attn.out_v_proj.=attn.out_vision_proj. "
-    "attn.l_proj.=attn.text_proj. attn.values_l_proj.=attn.values_text_proj. attn.out_l_proj.=attn.out_text_proj."
+    "gamma_v=gamma_vision gamma_l=gamma_text layer_norm_v.=layer_norm_vision. "
+    "layer_norm_l.=layer_norm_text. attn.v_proj.=attn.vision_proj. "
+    "attn.values_v_proj.=attn.values_vision_proj. attn.out_v_proj.=attn.out_vision_proj. "
+    "attn.l_proj.=attn.text_proj. attn.values_l_proj.=attn.values_text_proj. "
+    "attn.out_l_proj.=attn.out_text_proj."
 )
 
 

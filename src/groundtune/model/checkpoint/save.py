@@ -4,7 +4,7 @@ A Swin + BERT network becomes a Hugging Face directory that transformers opens. 
 groundtune.json (classes, recipe, sizes), README.md (the model card), and groundtune.safetensors
 with the denoising labels, for which transformers has no name. A network that transformers cannot
 express, such as nano with its packaged towers or one with learned offsets of class names, is saved
-under our own names, and the card says so.
+under our own tensor names, which the card states.
 """
 
 import json
@@ -32,7 +32,7 @@ BASE_NETWORK = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, all or nothing, in place of an older model of ours.
+    """Write a model folder, all or nothing, replacing an older one.
 
     Args:
         folder: its parent is created if need be.
