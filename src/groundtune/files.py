@@ -48,14 +48,9 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedR
         os.close(folder)
 
 
-replacing = atomic_write  # its former name
-
-
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty directory to fill. It replaces `path` when it is complete; on errors the old
-    one stays.
-    """
+    """Yield an empty directory, which replaces `path` when it is complete; on errors the old stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     previous = staging.with_name(f"{staging.name}.previous")

@@ -185,7 +185,7 @@ def test_the_command(base, tuned, tmp_path, monkeypatch, capsys) -> None:
     ]
     assert main(arguments) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split() == ["at", "target", "gain", "other", "kept"]
+    assert table[0].split() == ["alpha", "target", "gain", "other", "retention"]
     assert [line.split()[0] for line in table[1:4]] == ["0", "0.5", "1"]
     told = json.loads(Path("chosen/blend.json").read_text())
     assert [point["at"] for point in told["points"]] == [0.0, 0.5, 1.0]

@@ -8,7 +8,7 @@ import pytest
 
 from groundtune.engine.run_folder import RunFolder, disk_faults
 from groundtune.errors import CheckpointError, ConfigError
-from groundtune.files import replacing
+from groundtune.files import atomic_write
 
 
 def test_writes_lines_and_whole_files(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(
     monkeypatch.setattr(os, "replace", lambda old, new: (note("rename", str(old)), kept[1](old, new)))
     (tmp_path / "folder").mkdir()
     for _ in range(2):
-        with replacing(tmp_path / "folder/a", tmp_path / "folder/b") as file:
+        with atomic_write(tmp_path / "folder/a", tmp_path / "folder/b") as file:
             file.write(b"x")
     assert seen[:3] == ["sync .a.tmp", "rename .a.tmp", "sync folder"]
     assert seen[3:] == ["sync .a.tmp", "rename a", "rename .a.tmp", "sync folder"]

@@ -134,7 +134,7 @@ def test_a_failing_write_leaves_the_old_model_whole(failing, error, saved, make_
         elif failing == "tokenizer":
             patch.setattr(type(bundle.tokenizer), "save_pretrained", fail)
         else:
-            patch.setattr(room.os, "replace", fail if failing == "replace" else fail_at_the_second)
+            patch.setattr(os, "replace", fail if failing == "replace" else fail_at_the_second)
         with pytest.raises(CheckpointError, match="disk full"):
             save_bundle(bundle, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -162,7 +162,7 @@ def _without(prefix):
 
 DAMAGES = {  # of what only our own folders have; weights and tokenizers are in test_faults
     "without groundtune.json": lambda f: (f / "groundtune.json").unlink(),
-    "Cannot read .*groundtune.json": lambda f: (f / "groundtune.json").write_text("{"),
+    "groundtune.json is not valid JSON": lambda f: (f / "groundtune.json").write_text("{"),
     "must hold an object, found list": lambda f: (f / "groundtune.json").write_text("[]"),
     "damaged: KeyError.*classes": lambda f: _edit(f, lambda meta: meta.pop("classes")),
     "damaged: TypeError.*color": lambda f: _edit(f, lambda meta: meta["config"].update(color=1)),

@@ -222,7 +222,7 @@ def test_captions_get_the_boxes_of_their_phrases(images, format):
         (["no JSON"], "line 1: expected a JSON object with the strings 'image' and 'caption'"),
         ([{"image": "in/a.jpg"}], "line 1: expected a JSON object"),
         ([{"image": "in/a.jpg", "caption": 3}], "line 1: expected a JSON object"),
-        ([{"image": "in/a.jpg", "caption": "a [cat"}], "line 1: The sentence 'a [cat'"),
+        ([{"image": "in/a.jpg", "caption": "a [cat"}], "line 1: Invalid phrase 'a [cat'"),
         ([CAPTIONS[0], CAPTIONS[0]], "line 2: in/a.jpg already has a caption"),
         ([], "the file has no captions"),
     ],

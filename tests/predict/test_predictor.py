@@ -213,7 +213,7 @@ def test_the_score_of_a_sentence_is_the_best_of_its_tokens(tokenizer):
 
 @pytest.mark.parametrize("sentence", ["", " . ", "a [cat", "cat]", "[]", "a [ ] cat", "[a [b] c]", "?"])
 def test_sentences_without_a_phrase_are_refused(stub, sentence):
-    with pytest.raises(DataError, match="The sentence"):
+    with pytest.raises(DataError, match="Invalid phrase"):
         make_predictor(stub, [sentence], sentences=True)
 
 

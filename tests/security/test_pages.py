@@ -107,7 +107,7 @@ def pages(root: Path, names: list[str]) -> dict[str, str]:
     other = Path(shutil.copytree(run, root / f"other {names[4]}".replace("/", "∕")))
     (other / "config.yaml").write_text((run / "config.yaml").read_text().replace("epochs: 2", "epochs: 3"))
     build_comparison([run, other], root / "c.html")
-    report = build_report(run, load_splits(root / "data")).read_text(encoding="utf-8")
+    report = build_report(run, load_splits(root / "data"), 500).read_text(encoding="utf-8")
     return {"report": report, "comparison": (root / "c.html").read_text(encoding="utf-8")}
 
 
@@ -146,9 +146,9 @@ def test_attacks_do_nothing_in_a_browser(attacked, tmp_path: Path, name: str) ->
     script = """
     for (const node of document.querySelectorAll("*")) {
       for (const kind of ["mouseover", "focus", "click"]) if (node.tagName !== "TH") node.dispatchEvent(new Event(kind));
-      if ([...node.attributes].some(own => own.name.startsWith("on"))) said.handler = node.outerHTML;
+      if ([...node.attributes].some(own => own.name.startsWith("on"))) result.handler = node.outerHTML;
     }
-    said.scripts = document.scripts.length;
+    result.scripts = document.scripts.length;
     """
     assert opened(attacked[name], script, tmp_path, 1280) == {"scripts": 2}
 

@@ -255,5 +255,5 @@ def test_values_in_a_metrics_file_are_told_in_words(reported, tmp_path: Path) ->
     run_folder, splits = reported
     copy = Path(shutil.copytree(run_folder, tmp_path / "run"))
     (copy / "metrics.json").write_text(json.dumps({"best": {"valid/AP": "high"}}))
-    with pytest.raises(GroundtuneError, match=r"run holds values that no run writes \(TypeError"):
-        build_report(copy, splits)
+    with pytest.raises(GroundtuneError, match=r"run contains values that no run writes \(TypeError"):
+        build_report(copy, splits, 500)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundtune.errors import CheckpointError
-from groundtune.files import replacing
+from groundtune.files import atomic_write
 from groundtune.model.detector import GroundingDINO
 
 State = dict[str, Any]
@@ -85,7 +85,7 @@ def save_state(state: State, path: Path, previous: Path | None = None) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, previous) as file:
+        with atomic_write(path, previous) as file:
             torch.save(state, file)
             file.seek(0)
             file.write(_CHECKSUM.format(hashlib.file_digest(file, "sha256").hexdigest()).encode())

@@ -30,7 +30,7 @@ from groundtune.contracts import ImageFormat
 from groundtune.data.batch import Batch
 from groundtune.data.loader import TrainLoader
 from groundtune.errors import CheckpointError, ConfigError
-from groundtune.files import replacing
+from groundtune.files import atomic_write
 
 
 @contextmanager
@@ -126,7 +126,7 @@ class RunFolder:
     def text(self, name: str, text: str) -> None:
         """Write a whole text file."""
         if self._writes:
-            with replacing(self.path / name) as file:
+            with atomic_write(self.path / name) as file:
                 file.write(text.encode())
 
 

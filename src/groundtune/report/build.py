@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from groundtune._version import __version__
 from groundtune.data.check.names import count_boxes
 from groundtune.data.sample import Dataset
+from groundtune.files import atomic_write
 from groundtune.metrics import errors
 from groundtune.metrics.grounding import retention
 from groundtune.report.advice import advice
@@ -61,9 +61,8 @@ def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
         lstrip_blocks=True,
     )
     about = {"version": __version__, "date": time.strftime("%Y-%m-%d %H:%M"), "nonce": secrets.token_hex(16)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(environment.get_template(template).render(about | context), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(environment.get_template(template).render(about | context).encode())
 
 
 def _context(run: RunData, splits: dict[str, Dataset], max_images: int) -> dict[str, Any]:

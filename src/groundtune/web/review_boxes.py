@@ -14,7 +14,7 @@ from groundtune.data.formats.coco import coco_lists
 from groundtune.data.formats.files import inside, is_text
 from groundtune.data.images import load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.files import read_json, replacing
+from groundtune.files import atomic_write, read_json
 from groundtune.text.prompt import clean_name
 
 _MAX_SIDE = 1600  # pixels of the displayed image
@@ -129,7 +129,7 @@ class Boxes:
             raise DataError(f"Another program changed {self.path.name}. Restart groundtune review.")
         content = self._content | {"annotations": [*rows.values()], "categories": categories}
         try:
-            with replacing(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.write(json.dumps(content).encode())
         except OSError as error:
             reason = error.strerror or error

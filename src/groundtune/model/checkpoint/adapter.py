@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from groundtune.errors import CheckpointError
+from groundtune.files import atomic_folder
 from groundtune.model.adapters import (
     LAYERS,
     adapted_layers,
@@ -31,7 +32,7 @@ from groundtune.model.adapters import (
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.checkpoint.convert import LABELS
 from groundtune.model.checkpoint.files import check_fit, read_json, read_safetensors
-from groundtune.model.checkpoint.save import check_replaceable, replacing_folder
+from groundtune.model.checkpoint.save import check_replaceable
 from groundtune.text.prompt import clean_name
 
 CONFIG = "adapter_config.json"
@@ -67,7 +68,7 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
         "results": dict(results),
     }
     try:
-        with replacing_folder(folder) as staging:
+        with atomic_folder(folder) as staging:
             config.save_pretrained(str(staging))
             save_file(adapters, staging / _WEIGHTS, metadata={"format": "pt"})
             save_file(heads, staging / _HEADS)

@@ -3,7 +3,6 @@
 Pickles (.pth, .bin) are opened with `weights_only=True`: code that they name is never imported.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from groundtune import files
 from groundtune.errors import CheckpointError
 
 
@@ -89,10 +89,7 @@ def _tensors_by_name(content: Any, path: Path) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object; a `CheckpointError` if it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}. Expected the JSON of a saved model.") from error
+    content = files.read_json(path, CheckpointError, "Expected the JSON of a saved model.")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object, found {type(content).__name__}.")
     return content

@@ -8,11 +8,7 @@ under our own tensor names, which the card states.
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +23,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 )
 
 from groundtune.errors import CheckpointError
-from groundtune.files import replacing
+from groundtune.files import atomic_folder, atomic_write
 from groundtune.model.bundle import TOWERS, ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
 from groundtune.model.checkpoint.hf import transformers_config, unsupported_by_transformers
@@ -60,7 +56,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "results": dict(results or {}),
     }
     try:
-        with replacing_folder(folder) as staging:
+        with atomic_folder(folder) as staging:
             (_write_transformers if in_transformers else _write_own)(bundle, staging)
             (staging / "groundtune.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             (staging / "README.md").write_text(card, encoding="utf-8")
@@ -92,28 +88,6 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
     context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
     return template.render(context, examples=examples, labels=[f"{name}." for name in examples])
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which then replaces `folder`; on failure the old one stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    previous = staging.with_name(f"{staging.name}.previous")
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if folder.exists():
-            os.replace(folder, previous)
-        try:
-            os.replace(staging, folder)
-        except OSError:
-            if previous.exists():
-                os.replace(previous, folder)
-            raise
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
@@ -178,7 +152,7 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             torch.save({"model": {f"module.{name}": tensor for name, tensor in theirs.items()}}, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"Cannot write {path}: {error}.") from error
