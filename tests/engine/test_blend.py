@@ -102,7 +102,7 @@ def point(at: float, ap: float, kept: float | None, gain: float | None) -> Blend
     ],
 )
 def test_the_point_that_is_chosen(points, chosen) -> None:
-    assert best_point([point(*values) for values in points]).at == chosen
+    assert best_point([point(*values) for values in points]).alpha == chosen
 
 
 def test_a_line_is_measured_with_its_ends(tokenizer) -> None:
@@ -122,13 +122,13 @@ def test_a_line_is_measured_with_its_ends(tokenizer) -> None:
 
     points = measure_line(base, tuned, [0.25], measure)
     assert seen == pytest.approx([0.0, 0.25, 1.0], abs=1e-5)
-    assert [p.at for p in points] == [0.0, 0.25, 1.0]
+    assert [p.alpha for p in points] == [0.0, 0.25, 1.0]
     assert [p.gain for p in points] == pytest.approx([0.0, 0.75, 1.0])
-    assert [p.kept for p in points] == pytest.approx(
+    assert [p.retention_share for p in points] == pytest.approx(
         [1.0, 2 / 3, 1 / 3]
     )  # a set with nothing to keep does not count
     assert torch.equal(tuned.encoder.level_embed, end)
-    assert points[1].retained["coco"] == {
+    assert points[1].retention["coco"] == {
         "before": {"AP": pytest.approx(0.3)},
         "after": {"AP": pytest.approx(0.2)},
     }
@@ -188,11 +188,11 @@ def test_the_command(base, tuned, tmp_path, monkeypatch, capsys) -> None:
     assert table[0].split() == ["alpha", "target", "gain", "other", "retention"]
     assert [line.split()[0] for line in table[1:4]] == ["0", "0.5", "1"]
     told = json.loads(Path("chosen/blend.json").read_text())
-    assert [point["at"] for point in told["points"]] == [0.0, 0.5, 1.0]
+    assert [point["alpha"] for point in told["points"]] == [0.0, 0.5, 1.0]
     metrics = json.loads((tuned / "metrics.json").read_text())
     assert told["points"][0]["metrics"]["AP"] == metrics["zero_shot"]["valid/AP"]
     assert told["points"][2]["metrics"]["AP"] == metrics["best"]["valid/AP"]
-    assert told["points"][2]["retained"]["other"]["after"] == metrics["retention"]["other"]["after"]
+    assert told["points"][2]["retention"]["other"]["after"] == metrics["retention"]["other"]["after"]
     marked = [line.split()[0] for line in table[1:4] if line.endswith("chosen")]
     assert marked == [f"{told['chosen']:g}"]
     chosen, ends = load_bundle("chosen"), [weights(load_bundle(folder)) for folder in (base, tuned / "model")]

@@ -31,18 +31,18 @@ class BlendPoint:
     """One model on the line.
 
     Attributes:
-        at: 0 is the base, 1 the fine-tuned model.
+        alpha: 0 is the base, 1 the fine-tuned model.
         metrics: metrics on the target.
-        retained: other data set → its metrics "before" (base) and "after" (this model).
+        retention: other data set → its metrics "before" (base) and "after" (this model).
         gain: share of the fine-tuned model's gain on the target; None if it gained nothing.
-        kept: mean share of the base's metrics on the other data sets; None without such sets.
+        retention_share: mean share of the base's metrics on the other data sets; None without such sets.
     """
 
-    at: float
+    alpha: float
     metrics: Metrics
-    retained: dict[str, dict[str, Metrics]] = field(default_factory=dict)
+    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)
     gain: float | None = None
-    kept: float | None = None
+    retention_share: float | None = None
 
     @property
     def score(self) -> float:
@@ -50,8 +50,8 @@ class BlendPoint:
         return self.metrics.get("AP", self.metrics.get("recall@1")) or 0.0
 
 
-def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) -> Weights:
-    """Return the weights base + at·(tuned − base); at 0 and 1 the ends themselves, bit for bit.
+def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> Weights:
+    """Return the weights base + alpha·(tuned − base); at 0 and 1 the ends themselves, bit for bit.
 
     Unmerged LoRA adapters blend by their scale: B is scaled (it is 0 in the base), A is the tuned
     one. Label embeddings of other classes, which only training reads, are the tuned ones.
@@ -78,8 +78,8 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
         if ".lora_A." in name or (name == LABELS and other_labels):
             return tuned[name].clone()
         if tuned[name].is_floating_point():  # exact at both ends, unlike base + 1·(…)
-            return torch.lerp(base[name].to(tuned[name]), tuned[name], at)
-        return (tuned if at > 0 else base)[name].clone()
+            return torch.lerp(base[name].to(tuned[name]), tuned[name], alpha)
+        return (tuned if alpha > 0 else base)[name].clone()
 
     return {name: between(name) for name in tuned}
 
@@ -87,7 +87,7 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], at: float) 
 def measure_line(
     base: GroundingDINO,
     tuned: GroundingDINO,
-    at: Sequence[float],
+    alphas: Sequence[float],
     measure: Callable[[], tuple[Evaluation, dict[str, Evaluation]]],
 ) -> list[BlendPoint]:
     """Evaluate the models at some positions, in order and always with the ends.
@@ -99,7 +99,7 @@ def measure_line(
     ends = base.state_dict(), {name: tensor.clone() for name, tensor in tuned.state_dict().items()}
     points: list[BlendPoint] = []
     before: dict[str, Metrics] | None = None
-    for position in sorted({0.0, 1.0, *at}):
+    for position in sorted({0.0, 1.0, *alphas}):
         tuned.load_state_dict(blended(*ends, position))
         target, others = measure()
         after = {name: evaluation.metrics for name, evaluation in others.items()}
@@ -108,10 +108,10 @@ def measure_line(
         points.append(BlendPoint(position, target.metrics, retained))
     rise = points[-1].score - points[0].score
     for point in points:
-        shares = [retention(metrics).share for metrics in point.retained.values()]
+        shares = [retention(metrics).share for metrics in point.retention.values()]
         known = [share for share in shares if share is not None]
         point.gain = (point.score - points[0].score) / rise if rise > 0 else None
-        point.kept = fmean(known) if known else None
+        point.retention_share = fmean(known) if known else None
     return points
 
 
@@ -122,12 +122,12 @@ def best_point(points: Sequence[BlendPoint]) -> BlendPoint:
     gained nothing, the best harmonic mean of target score and retention. Without other data sets,
     the best target score.
     """
-    if any(point.kept is None for point in points):
+    if any(point.retention_share is None for point in points):
         return max(points, key=lambda point: point.score)
     enough = [point for point in points if point.gain is not None and point.gain >= ENOUGH_GAIN]
     if enough:
-        return max(enough, key=lambda point: (point.kept, point.score))
-    return max(points, key=lambda point: _harmonic_mean(point.score, point.kept or 0.0))
+        return max(enough, key=lambda point: (point.retention_share, point.score))
+    return max(points, key=lambda point: _harmonic_mean(point.score, point.retention_share or 0.0))
 
 
 def _harmonic_mean(a: float, b: float) -> float:
@@ -139,14 +139,14 @@ def best_blend(
     tuned: ModelBundle,
     alphas: Sequence[float],
     dataset: Dataset,
-    retained: Mapping[str, Dataset],
+    retention_data: Mapping[str, Dataset],
     **settings: Any,
 ) -> tuple[list[BlendPoint], BlendPoint]:
     """Evaluate the points between two models, and give `tuned` the weights of the best one.
 
     Args:
         dataset: the data set of the fine-tuning.
-        retained: the data sets that measure forgetting, by name.
+        retention_data: the data sets that measure forgetting, by name.
         settings: `batch_size`, `device`, `precision` and `progress` of `evaluate`.
 
     Returns:
@@ -155,11 +155,11 @@ def best_blend(
 
     def measure() -> tuple[Evaluation, dict[str, Evaluation]]:
         target = evaluate(tuned, dataset, **settings)
-        return target, {name: evaluate(tuned, other, **settings) for name, other in retained.items()}
+        return target, {name: evaluate(tuned, other, **settings) for name, other in retention_data.items()}
 
     networks = base.detector.to(settings["device"]), tuned.detector.to(settings["device"])
     points = measure_line(*networks, alphas, measure)
     best = best_point(points)
     weights = base.detector.state_dict(), tuned.detector.state_dict()
-    tuned.detector.load_state_dict(blended(*weights, best.at))
+    tuned.detector.load_state_dict(blended(*weights, best.alpha))
     return points, best

@@ -23,20 +23,25 @@ RULE = (
 
 def blend_chart(points: Sequence[BlendPoint]) -> str:
     """Draw the scores on the target and the other data sets over alpha, as an `<svg>` element."""
-    alphas = [point.at for point in points]
+    alphas = [point.alpha for point in points]
     others = []
-    for name in points[0].retained:
-        after = [retention(point.retained[name]).after for point in points]
+    for name in points[0].retention:
+        after = [retention(point.retention[name]).after for point in points]
         others.append((name, alphas, [math.nan if value is None else value for value in after]))
     return line_chart([("target", alphas, [point.score for point in points]), *others], "alpha", (0.0, 1.0))
 
 
 def blend_rows(points: Sequence[BlendPoint], format_metric: Callable[[float | None], str]) -> list[list[str]]:
     """Return a table of the points, with a header row."""
-    rows = [["alpha", "target", "gain", *points[0].retained, "retention"]]
+    rows = [["alpha", "target", "gain", *points[0].retention, "retention"]]
     for point in points:
-        others = [retention(numbers).after for numbers in point.retained.values()]
-        rows.append([f"{point.at:g}", *map(format_metric, [point.score, point.gain, *others, point.kept])])
+        others = [retention(numbers).after for numbers in point.retention.values()]
+        rows.append(
+            [
+                f"{point.alpha:g}",
+                *map(format_metric, [point.score, point.gain, *others, point.retention_share]),
+            ]
+        )
     return rows
 
 
@@ -54,7 +59,7 @@ def write_blend(
     Raises:
         CheckpointError: the directory is not writable.
     """
-    record = {**about, "chosen": best.at, "rule": RULE, "points": [asdict(point) for point in points]}
+    record = {**about, "chosen": best.alpha, "rule": RULE, "points": [asdict(point) for point in points]}
     heads, *rows = blend_rows(points, share)
     context = {
         "title": f"{about['tuned']} blended with {about['base']}",
