@@ -32,7 +32,7 @@ Not measured: no GPU was at hand. The code path there is grid_sample with recomp
 
 @dataclass(frozen=True)
 class Side:
-    """One measured command: what the table calls it, its arguments, and the folder that it runs in."""
+    """One measured command: its name in the table, its arguments, and its working directory."""
 
     name: str
     command: tuple[str, ...]

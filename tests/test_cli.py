@@ -336,8 +336,5 @@ def test_unknown_public_names_are_attribute_errors() -> None:
         _ = gt.trian
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the package `export` hides the function once it is imported; rename it"
-)
 def test_no_package_hides_a_public_function() -> None:
     assert not {module.name for module in pkgutil.iter_modules(gt.__path__)} & set(gt.__all__)

@@ -27,7 +27,7 @@ from groundtune.model.checkpoint.load import load_bundle
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/groundtune"
-LATE_MODULES = {SOURCE / "export/precision.py"}  # whole modules that are imported where an extra is used
+LATE_MODULES = {SOURCE / "exporting/precision.py"}  # whole modules that are imported where an extra is used
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = dict(
     line.split("==")

@@ -133,7 +133,7 @@ def load(source: str | Path, *, seed: int = TrainConfig.seed, device: str = Dete
         device: default device of the model: auto, cpu, cuda, …
     """
     if Path(source).suffix in (".onnx", ".xml") and Path(source).is_file():
-        from groundtune.export.runtime import open_exported
+        from groundtune.exporting.runtime import open_exported
 
         return Model(open_exported(Path(source)), device)
     from groundtune.model.checkpoint.load import load_bundle, model_source
@@ -503,7 +503,7 @@ def export(
 
 def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool) -> list[str]:
     from groundtune.data.reading import read_data
-    from groundtune.export.write import ExportSpec, write_exported
+    from groundtune.exporting.write import ExportSpec, write_exported
     from groundtune.model.checkpoint.save import save_bundle, save_idea, unsupported_by_others
     from groundtune.predict.run import class_names
 
@@ -648,7 +648,7 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
     """Return the bundle of a model that is not an exported file; `use` is a participle for the
     message.
     """
-    from groundtune.export.runtime import is_exported
+    from groundtune.exporting.runtime import is_exported
 
     if is_exported(model.bundle.network):
         raise CheckpointError(

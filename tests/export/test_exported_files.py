@@ -24,8 +24,8 @@ from groundtune.contracts import ImageFormat
 from groundtune.data.images import load_image
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.errors import CheckpointError, ConfigError, DataError, ExportError
-from groundtune.export import graph, runtime, write
-from groundtune.export.runtime import open_exported
+from groundtune.exporting import graph, runtime, write
+from groundtune.exporting.runtime import open_exported
 from groundtune.model.bundle import companion
 from groundtune.model.config import ModelConfig
 from groundtune.model.prompt_tuning import PhraseOffsets

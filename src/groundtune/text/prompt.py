@@ -182,7 +182,7 @@ COMMON_NAMES = tuple(
         "ball, shoe, hat, shirt, glasses, umbrella, bicycle, motorcycle, car, bus, truck, train, boat, "
         "airplane, wheel, traffic light, sign, building, house, bench, wall, tool, machine, robot, letter, "
         "number"
-    ).split(", ")  # noqa: SIM905
+    ).split(", ")
 )
 """Everyday objects that a base model may know."""
 

@@ -23,7 +23,7 @@ from transformers import BertTokenizer
 
 from groundtune.contracts import ImageFormat, LayerOutput, Output
 from groundtune.errors import DataError, ExportError
-from groundtune.export.graph import TEXT_INPUTS
+from groundtune.exporting.graph import TEXT_INPUTS
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.config import ModelConfig
 from groundtune.model.detector import ABSENT_LOGIT

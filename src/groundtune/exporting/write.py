@@ -18,8 +18,14 @@ from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
 from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, evaluate
 from groundtune.errors import ConfigError, DataError, ExportError
-from groundtune.export.graph import TEXT_INPUTS, fixed_prompt, smallest_side, trace
-from groundtune.export.runtime import SUFFIXES, ExportMetadata, metadata_props, not_installed, open_exported
+from groundtune.exporting.graph import TEXT_INPUTS, fixed_prompt, smallest_side, trace
+from groundtune.exporting.runtime import (
+    SUFFIXES,
+    ExportMetadata,
+    metadata_props,
+    not_installed,
+    open_exported,
+)
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, inference_mode
 from groundtune.progress import Progress
@@ -165,7 +171,7 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, names: list[str]) ->
 
 
 def _quantize(bundle: ModelBundle, graph: Path, names: list[str], train: Dataset) -> None:
-    from groundtune.export.precision import quantize
+    from groundtune.exporting.precision import quantize
 
     step = max(1, len(train.samples) // _CALIBRATION_IMAGES)
     chosen = replace(train, samples=train.samples[::step][:_CALIBRATION_IMAGES])
@@ -190,7 +196,7 @@ def _convert(graph: Path, spec: ExportSpec) -> Path:
         openvino.save_model(model, graph.with_suffix(".xml"), compress_to_fp16=spec.precision == "fp16")
         return graph.with_suffix(".xml")
     if spec.precision == "fp16":
-        from groundtune.export.precision import store_float16
+        from groundtune.exporting.precision import store_float16
 
         store_float16(graph)
     return graph
