@@ -153,7 +153,7 @@ def test_finished_is_what_the_summary_says(tmp_path: Path) -> None:
     "error", [OSError(28, "No space left"), PermissionError(13, "no"), FileNotFoundError(2, "gone")]
 )
 def test_faults_of_the_disk_become_one_message(error: OSError) -> None:
-    message = "run folder runs/a cannot be written.*GO ON"
+    message = "run directory runs/a cannot be written.*GO ON"
     with pytest.raises(CheckpointError, match=message) as found, disk_faults(Path("runs/a"), "GO ON"):
         raise error
     assert found.value.exit_code == 4

@@ -186,7 +186,7 @@ def test_a_damaged_folder_is_refused_with_the_reason(message, saved):
 @pytest.mark.parametrize("source", ["nano2", "a/missing/folder", ""])
 def test_an_unknown_source_lists_the_presets(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="Expected a preset .*nano.*, a model folder or run folder"):
+    with pytest.raises(CheckpointError, match="Expected a preset .*nano.*, a model folder or run directory"):
         load_bundle(source)
     assert load_recipe(source) == {}
 
