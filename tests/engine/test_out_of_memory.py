@@ -176,7 +176,7 @@ def test_other_errors_are_not_taken_for_it(
 def test_a_real_limit_of_the_address_space(tmp_path: Path) -> None:
     """In a process of its own: a step of eight images does not fit into what is left, one of fewer does."""
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "550"]
+    command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "620"]
     paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths)
     assert found.returncode == 0, found.stderr[-3000:]
