@@ -364,7 +364,8 @@ def blend(
         options: such as alphas=[0.3, 0.5].
 
     Returns:
-        The points in order (`alpha`, `metrics`, `retention`, `gain`, `retention_share`), and the best one.
+        The points in order (`alpha`, `metrics`, `retention`, `gain`, `retention_share`), and the
+        best one.
     """
     given = {**options, "base": base, "tuned": tuned, "output_dir": output_dir}
     config = _resolve(configs.BlendConfig, config, "blend()", **given)

@@ -254,7 +254,7 @@ def test_two_processes_train_from_the_command_line(tmp_path: Path, train: list[s
     assert (tmp_path / "run/report.html").is_file()
 
     (tmp_path / "data/train/_annotations.coco.json").write_text("{")
-    run = command(*train, "--epochs", "1")
+    run = command(*train, "--epochs", "1", "--output-dir", str(tmp_path / "other"))
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 3 and errors.count("groundtune: error:") == 1 and "Traceback" not in errors
 

@@ -182,7 +182,7 @@ def test_a_real_limit_of_the_address_space(tmp_path: Path) -> None:
     does.
     """
     here = Path(__file__).parent
-    command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "550"]
+    command = [sys.executable, str(here / "memory_limit.py"), str(tmp_path), "620"]
     paths = {"PYTHONPATH": f"{here.parents[1] / 'src'}:{here}:{here.parent}"}
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths)
     assert found.returncode == 0, found.stderr[-3000:]

@@ -35,7 +35,7 @@ class BlendPoint:
         metrics: metrics on the target.
         retention: other data set → its metrics "before" (base) and "after" (this model).
         gain: share of the fine-tuned model's gain on the target; None if it gained nothing.
-        retention_share: mean share of the base's metrics on the other data sets; None without such sets.
+        retention_share: mean share of the base's metrics on the other data sets, if any.
     """
 
     alpha: float

@@ -120,9 +120,7 @@ def _add_gradients(
     sums: dict[str, Tensor] = {}
     for part in parts:
         try:
-            part = part.to(setup.device)
-            terms = setup.criterion(_forward(setup, part, counts), part.targets, counts)
-            total(terms).backward()
+            terms = _backward(setup, part, counts)
         except NonFiniteCost as error:
             paths = ", ".join(str(part.samples[image].image_path) for image in error.image_indices)
             return {}, _Outcome([], not_finite=f"the matching cost is not finite for {paths}")
@@ -133,8 +131,16 @@ def _add_gradients(
             reason = str(error).split("\n")[0] or type(error).__name__
             images = f"images at a time: {len(part.targets)} ({sizes} pixels; {reason})"
             return {}, _Outcome([], out_of_memory=images)
-        sums = {name: term.detach() + sums[name] if sums else term.detach() for name, term in terms.items()}
+        sums = {name: term + sums[name] if sums else term for name, term in terms.items()}
     return sums, _Outcome(list(sums))
+
+
+def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> dict[str, Tensor]:
+    """Add the gradients of a part, and return its terms without their graph, which is freed."""
+    part = part.to(setup.device)
+    terms = setup.criterion(_forward(setup, part, counts), part.targets, counts)
+    total(terms).backward()
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> Output:
