@@ -9,6 +9,9 @@ TOOLS := $(VENV)/.groundtune-tools
 GROUNDTUNE := $(PY) -m groundtune.cli
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# One worker per core and one torch thread per worker; the tests of a file stay in one worker.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest -q -n logical --maxprocesses 8 --dist loadfile
+
 # MMDetection and transformers, for make bench only.
 PEERS := .peers
 
@@ -51,11 +54,11 @@ demo: $(READY)
 
 test: $(TOOLS)
 	@echo "==> Running the tests (slow ones: make test-all)"
-	@$(PY) -m pytest -q
+	@$(PYTEST)
 
 test-all: $(TOOLS)
 	@echo "==> Running all tests, including the slow ones"
-	@$(PY) -m pytest -q -m "not gpu"
+	@$(PYTEST) -m "not gpu"
 
 lint: $(TOOLS)
 	@echo "==> ruff"
