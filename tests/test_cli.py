@@ -273,7 +273,7 @@ def test_predict_prints_boxes_or_json_and_saves(
     assert main(line) == 0  # the classes of the fine-tuning
     lines = capsys.readouterr().out.splitlines()
     first = content[0]["detections"]
-    assert lines[0] == f"{content[0]['image']}: {len(first)} found"
+    assert lines[0] == f"{content[0]['image']}: {len(first)} detections"
     assert lines[1].split("  ")[1] in ("red circle", "blue star") and len(lines[1].split()) == 7
 
 

@@ -50,7 +50,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedR
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that replaces `path` when complete; errors keep the old one."""
+    """Yield an empty directory that replaces `path` when complete; errors leave the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     previous = staging.with_name(f"{staging.name}.previous")

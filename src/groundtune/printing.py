@@ -100,7 +100,7 @@ def _print_detections(prediction: Mapping[str, Any]) -> None:
     detections = prediction["detections"]
     frame = f" frame {prediction['frame']} at {prediction['seconds']:.3f} s" if "frame" in prediction else ""
     name = f"{prediction['image']}{frame}".encode(errors="replace").decode()
-    print(f"{escape_control_chars(name)}: {len(detections)} found")
+    print(f"{escape_control_chars(name)}: {len(detections)} detections")
     for found in detections:
         print(f"  {found['class']}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
 

@@ -33,7 +33,12 @@ def saved_images():
 def test_the_command_prints_and_saves(folder, capsys):
     assert main([*PREDICT, "in", "--output-dir", "out"]) == 0
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == ["in/a.jpg: 2 found", *DETECTIONS, "in/b.jpg: 2 found", *DETECTIONS]
+    assert printed.out.splitlines() == [
+        "in/a.jpg: 2 detections",
+        *DETECTIONS,
+        "in/b.jpg: 2 detections",
+        *DETECTIONS,
+    ]
     assert "out." in printed.err
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png", "predictions.json"]
     assert main([*PREDICT, "in/b.jpg", "--json", "--threshold", "0.6"]) == 0
@@ -57,7 +62,7 @@ def test_a_video_is_drawn_with_its_times(folder, capsys):
     assert main([*PREDICT, "in/film.mp4", "in/film.mp4", *options]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[::3][:4] == [
-        f"in/film.mp4 frame {index} at {time} s: 2 found"
+        f"in/film.mp4 frame {index} at {time} s: 2 detections"
         for index, time in ((0, "0.000"), (2, "0.100"), (4, "0.260"), (6, "1.000"))
     ]
     assert printed.err.count("The sound of videos is not saved.") == 1
@@ -116,7 +121,7 @@ def test_names_of_files_cannot_command_the_terminal(folder, capsys):
     name = "in/\x1b[2J\udcff.jpg"
     Path("in/a.jpg").rename(name)
     assert main([*PREDICT, name, "--output-dir", "out", "--save-as", "annotated,json,csv,coco,yolo"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "in/\\x1b[2J?.jpg: 2 found"
+    assert capsys.readouterr().out.splitlines()[0] == "in/\\x1b[2J?.jpg: 2 detections"
     assert saved_images()[0]["image"] == name
 
 

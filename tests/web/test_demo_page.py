@@ -239,7 +239,7 @@ def test_before_and_after_are_shown_side_by_side(served, tmp_path) -> None:
         heads = page.run("[...document.querySelectorAll('figcaption')].map(head => head.textContent)")
         assert heads == ["before: base", "after: runs/cat"]
         assert page.run(LABELS) == ["cat 0.60", "sofa 0.50", "cat 0.90"]  # the base's sofa has 0.20
-        assert page.run("document.querySelectorAll('.name output')[1].textContent") == "0.30  0 → 1 found"
+        assert page.run("document.querySelectorAll('.name output')[1].textContent") == "0.30  boxes: 0 → 1"
 
 
 @needs_chromium

@@ -1,7 +1,7 @@
 // Sliders show and hide detections without the server. The upper slider moves the sliders of all classes.
 const all = selector => [...element.querySelectorAll(selector)];
 const thresholds = () => all(".name input").map(slider => Number(slider.value));
-let common = null; // value of the upper slider, kept for the next image
+let common = null; // value of the upper slider, which the next image starts with
 
 function draw() {
   const values = thresholds();
@@ -17,7 +17,7 @@ function draw() {
   all(".all input, .name input").forEach(slider => slider.nextElementSibling.textContent = Number(slider.value).toFixed(2));
   all(".name").forEach((row, index) => {
     const counts = all("svg").map(svg => svg.querySelectorAll(`g[data-class="${index}"]:not([hidden])`).length);
-    row.querySelector("output").textContent += `  ${counts.join(" → ")} found`;
+    row.querySelector("output").textContent += `  boxes: ${counts.join(" → ")}`;
   });
 }
 
