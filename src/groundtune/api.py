@@ -102,8 +102,7 @@ class Model:
         thresholds: Mapping[str, float] | str | Path | None = None,
         **options: Any,
     ) -> "Predictor":
-        """Prepare a prompt for many images: `for detections in
-        model.predictor(["cat"]).each(paths)`.
+        """Prepare a prompt for many images: `for d in model.predictor(["cat"]).each(paths)`.
 
         Args:
             classes: class names to detect; None means those of the fine-tuning.
@@ -203,9 +202,7 @@ def train(
 
 
 def training_options(given: Mapping[str, Any], file: str | Path | None, where: str) -> TrainConfig:
-    """Resolve the options of a training run, with the recipe of the model; `where` is the name of
-    `given`.
-    """
+    """Resolve the options of a training run; `where` names `given` in messages."""
 
     def recipe(source: str) -> Mapping[str, Any]:
         from groundtune.model.checkpoint.load import load_recipe, model_source
@@ -355,8 +352,7 @@ def blend(
     quiet: bool = True,
     **options: Any,
 ) -> "tuple[list[BlendPoint], BlendPoint]":
-    """Find the best model between a base model and its fine-tuned version, on the line of their
-    weights.
+    """Find the best interpolation between a base model and its fine-tuned version.
 
     Args:
         tuned: a run directory, whose data is evaluated on; or a source for `load`, with data=.
@@ -523,8 +519,7 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
 
 
 def push_to_hub(model: Model | str | Path, name: str, *, private: bool = ExportConfig.private) -> str:
-    """Upload a model directory to the Hugging Face Hub. The environment variable HF_TOKEN must
-    allow it.
+    """Upload a model to the Hugging Face Hub; the environment variable HF_TOKEN must allow it.
 
     Args:
         name: "owner/model"; created if it does not exist.
@@ -562,8 +557,7 @@ def write_report(
 
 
 def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.output) -> list[str]:
-    """Write an HTML page that compares two or more run directories: metrics, options, curves and
-    classes.
+    """Write an HTML page that compares runs: metrics, options, curves and classes.
 
     Returns:
         Warnings about the comparison, which the page has too.
@@ -646,9 +640,7 @@ def _loaded(model: Any, source: str) -> "ModelBundle":
 
 
 def _with_weights(model: Model, use: str) -> "ModelBundle":
-    """Return the bundle of a model that is not an exported file; `use` is a participle for the
-    message.
-    """
+    """Return the bundle of a model that is not an exported file; `use` is for the message."""
     from groundtune.exporting.runtime import is_exported
 
     if is_exported(model.bundle.network):

@@ -46,17 +46,13 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the IoU (..., N, M), in [0, 1], of every box in (..., N, 4) with every box in (..., M,
-    4).
-    """
+    """Return the IoU (..., N, M), in [0, 1], of all pairs of boxes (..., N, 4) and (..., M, 4)."""
     overlap, union = _overlap_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
     return overlap / union
 
 
 def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Return the GIoU (..., N, M), in [-1, 1], of every box in (..., N, 4) with every box in (...,
-    M, 4).
-    """
+    """Return the GIoU (..., N, M), in [-1, 1], of all pairs of (..., N, 4) and (..., M, 4)."""
     return paired_giou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
 
 

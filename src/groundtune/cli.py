@@ -156,9 +156,7 @@ def _usage(name: str, options: type) -> str:
 
 
 def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Add the fields of an options class. Values stay strings, and those that are not given are
-    absent.
-    """
+    """Add the fields of an options class; values stay strings, and omitted ones are absent."""
     groups: dict[str, Any] = {"": parser}
     shown = [item for item in leaf_fields(options).items() if item[1].metadata.get("flag")]
     for name, field in sorted(shown, key=lambda item: _ORDER.index(item[1].metadata["group"])):

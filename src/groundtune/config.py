@@ -516,9 +516,7 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def _group_problems(groups: list[ParamGroup]) -> list[str]:
-    """Return what is wrong with the module names. Only the network knows whether a deeper path
-    exists.
-    """
+    """Return what is wrong with the module names; only the network knows deeper paths."""
     paths = [path for group in groups for path in group.modules]
     problems = [
         f"param_groups[{index}].modules: empty; expected module names."

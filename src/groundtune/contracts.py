@@ -61,9 +61,7 @@ class ImageFormat:
 
 
 class LayerOutput(TypedDict):
-    """Prediction of one layer: `pred_logits` (B, Q, 256) and `pred_boxes` (B, Q, 4), as in
-    `Output`.
-    """
+    """Prediction of one layer: `pred_logits` and `pred_boxes` as in `Output`."""
 
     pred_logits: Tensor
     pred_boxes: Tensor

@@ -53,8 +53,7 @@ def bf16_arithmetic(device: torch.device) -> str:
 
 
 def set_up_cpu(threads: int) -> None:
-    """Set the number of torch's threads (0 keeps it), and let this process keep the memory that it
-    frees.
+    """Set the number of torch's threads (0 keeps it), and keep freed memory in this process.
 
     glibc returns blocks over 32 MB to the system when they are freed, and the next step has to
     fault them in again, page by page. Keeping them saves up to a third of a step.

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-COMMANDS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL_CHARS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters: a terminal obeys them, or they reverse a line. Line breaks are excluded."""
 
 _MAX_LENGTH = 10_000  # characters of a message
@@ -17,16 +17,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def escape_control_chars(text: str) -> str:
-    """Return text whose control characters are spelled out, such as `\\x1b`, so that it is safe to
-    print.
-    """
-    return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
+    """Return text with control characters spelled out, such as `\\x1b`; it is safe to print."""
+    return CONTROL_CHARS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class GroundtuneError(Exception):
-    """A problem that its message explains: what is wrong and where, what was expected, how to fix
-    it.
-    """
+    """A problem with a message: what is wrong and where, what was expected, how to fix it."""
 
     exit_code = 1
 

@@ -224,9 +224,7 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
 
 
 def _missing(leaves: Mapping[str, Field], values: Values, where: str) -> list[str]:
-    """Return the problems of required options without a value. `where` is the layer nearest to the
-    user.
-    """
+    """Return the problems of required options without a value; `where` is the top layer."""
     names = [name for name, field in leaves.items() if is_required(field) and name not in values]
     problems = []
     for name in names:

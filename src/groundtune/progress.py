@@ -29,9 +29,7 @@ def format_metric(value: float | None) -> str:
 
 
 class Progress:
-    """Shows the steps of a run on a stream (None means stderr); `quiet` hides everything, also
-    messages.
-    """
+    """Show the steps of a run on a stream (None means stderr); `quiet` hides all messages too."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._quiet = quiet

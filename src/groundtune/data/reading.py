@@ -51,8 +51,7 @@ def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> 
 
 
 def read_retention_data(paths: Sequence[str]) -> dict[str, Dataset]:
-    """Read the data sets of `retention_data` by name: split "valid" of each, or else "test", or
-    else "train".
+    """Read the data sets of `retention_data`: split "valid" of each, else "test", else "train".
 
     Raises:
         DataError: a data set cannot be read, or has no boxes.

@@ -85,7 +85,7 @@ def _result(outcome: _T | GroundtuneError) -> _T:
 
 @functools.cache
 def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A group on the CPU: objects need no GPU memory, and NCCL's limit of ten minutes is off."""
+    """Make a group on the CPU: no GPU memory for objects, and no NCCL limit of ten minutes."""
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 

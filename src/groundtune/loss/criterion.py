@@ -157,9 +157,7 @@ class GroundingDINOCriterion:
         return terms
 
     def loss_labels(self, head: Head, matched: Match, truth: _Truth) -> Tensor:
-        """Return the weighted, unnormalized class loss of one head, over all queries and valid
-        tokens.
-        """
+        """Return the weighted, unnormalized class loss of one head."""
         logits, labels = _valid_positions(head, matched, truth)
         return self.loss_cls * sigmoid_focal_loss(logits, labels, self.focal_alpha, self.focal_gamma).sum()
 

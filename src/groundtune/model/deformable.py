@@ -232,8 +232,10 @@ def _scatter(
 def _corners(
     shape: torch.Size, level_shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return per point, with N = B·Q·heads: the upper left row (N, L·P), the rows of all four
-    corners (N, L·P·4), and their bilinear weights times the point's (N, L·P, 4)."""
+    """Return the upper left row of each point, the rows of its four corners, and their weights.
+
+    Shapes, with N = B·Q·heads: (N, L·P), (N, L·P·4), and (N, L·P, 4), bilinear times the point's.
+    """
     points = locations.shape[-2]
     h, w = _per_point(level_shapes, points, locations.dtype)
     x, y = locations.flatten(0, 2).flatten(1, 2).unbind(-1)
@@ -253,8 +255,10 @@ def _corners(
 def _rows(
     shape: torch.Size, level_shapes: Shapes, points: int, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return each point's upper left row in the framed table (B·S·heads), (B·Q·heads, L·P) int32,
-    and the steps from it to the four corners, (L·P, 4)."""
+    """Return each point's upper left row in the framed table, and the steps to its corners.
+
+    Shapes: (B·Q·heads, L·P) int32 in a table of B·S·heads rows, and (L·P, 4).
+    """
     batch, positions, heads, _ = shape
     starts = [0, *itertools.accumulate((h + 2) * (w + 2) for h, w in level_shapes[:-1])]
     h, w = _per_point(level_shapes, points, torch.int32)

@@ -52,9 +52,7 @@ def build_predictor(
 
 
 def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
-    """Return the classes to detect: those given, the lines of a .txt file, or those of the
-    fine-tuning.
-    """
+    """Return the classes: those given, those in a .txt file, or those of the fine-tuning."""
     if len(classes) == 1 and classes[0].endswith(".txt"):
         classes = [line for line in read_text(Path(classes[0])).splitlines() if line.strip()]
         if not classes:
@@ -70,8 +68,7 @@ def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
 def predict_files(
     config: PredictConfig, predictor: Predictor, progress: Progress
 ) -> Generator[dict[str, Any], None, None]:
-    """Detect objects in `config.images`, and write the results to `config.output_dir` if there is
-    one.
+    """Detect objects in `config.images`, and write the results to `config.output_dir`, if given.
 
     Yields:
         {"image": path, "detections": [{"class", "score", "box_xyxy"}, …]}, for a video also "frame"

@@ -285,9 +285,7 @@ class _VideoFile:
         self._last = -1
 
     def add(self, image: Image.Image, time: Fraction) -> None:
-        """Append a frame, resized if necessary. Times that do not rise (damaged videos) are
-        shifted.
-        """
+        """Append a frame, resized if necessary; times that do not rise (damaged videos) move."""
         size = self._stream.width, self._stream.height
         fits = all(0 <= full - given <= 1 for full, given in zip(size, image.size, strict=True))
         frame = av.VideoFrame.from_image(image.crop((0, 0, *size)) if fits else image.resize(size))

@@ -128,8 +128,7 @@ def score(numbers: Mapping[str, Any]) -> float:
 
 
 def run_thresholds(folder: Path) -> dict[str, float]:
-    """Return the confidence threshold with the best F1 of each class on the validation split of a
-    run.
+    """Return the best-F1 confidence threshold of each class on the validation split.
 
     Classes without a right detection are absent.
 

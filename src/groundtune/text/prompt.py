@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from groundtune.errors import COMMANDS as CONTROL_CHARS
-from groundtune.errors import DataError
+from groundtune.errors import CONTROL_CHARS, DataError
 
 _SEPARATOR = ". "
 _SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
@@ -112,8 +111,7 @@ def caption_prompt(caption: str, spans: Spans) -> Prompt:
 
 
 def sentence_prompt(sentence: str) -> Prompt:
-    """Make a prompt of a sentence about one object, or of its phrases in brackets: "a [cat] on a
-    [sofa]".
+    """Make a prompt of a sentence about one object, or of its phrases in [brackets].
 
     "." and "?" become spaces; the brackets are removed.
 
