@@ -1,8 +1,6 @@
-"""Look up the pinned packages in the databases of known vulnerabilities, by pip-audit in an
-environment of its own.
+"""Look up the pinned packages in the databases of known vulnerabilities, with pip-audit.
 
-A finding fails. Where nothing can be looked up (no network, an index without that data) it says so
-loudly and passes, for a broken connection is no finding.
+A finding fails. Without a network, or with an index without that data, it warns and passes.
 """
 
 import json
@@ -18,8 +16,8 @@ SECONDS = 30  # for each of two steps
 
 def skipped(why: str) -> int:
     line = "!" * 78
-    told = f"!! THE AUDIT WAS SKIPPED, known vulnerabilities were NOT looked for: {why}"
-    print(f"{line}\n{told}\n{line}", file=sys.stderr)
+    message = f"!! THE AUDIT WAS SKIPPED, known vulnerabilities were NOT looked for: {why}"
+    print(f"{line}\n{message}\n{line}", file=sys.stderr)
     return 0
 
 

@@ -1,13 +1,10 @@
-"""What fine-tuning forgets, way by way: the target's AP and the retained APs before and after, mean
-and spread over seeds.
+"""Measure what fine-tuning forgets: AP on the target and retention, mean and spread over seeds.
 
-    python benchmarks/keep.py ../shared/data/bccd --retention-data
-    ../shared/data/chess,../shared/data/amenity --seeds 0,1,2
+    python benchmarks/keep.py TARGET --retention-data DATA,DATA --seeds 0,1,2
 
-Each way is one `groundtune train` with the options below; a run that is there already is not made
-again. The last lines are a Markdown table: target AP before, after and the share of full
-fine-tuning's gain; retained AP as a share of what it was before (the mean of the sets' shares),
-each with its spread (half of the range) over the seeds.
+Each way is one `groundtune train` with the options below; a finished run is not repeated. The last
+lines are a Markdown table: target AP before, after, and the share of full fine-tuning's gain;
+retention (the mean over the data sets); each with half of its range over the seeds.
 """
 
 import argparse

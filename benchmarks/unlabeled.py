@@ -1,13 +1,10 @@
-"""Whether things that nobody labeled stay findable: fine-tune without the boxes of some names, then
-ask for them.
+"""Measure whether classes without labels can still be detected after fine-tuning.
 
-    python benchmarks/unlabeled.py ../shared/data/chess --without "white queen,black knight"
-    --output-dir runs/unlabeled
+    python benchmarks/unlabeled.py DATA --without "white queen,black knight" --output-dir runs/unlabeled
 
-The images stay as they are; the boxes of these names, and the names, are taken out of a copy of the
-annotations (Roboflow's COCO). The copy is fine-tuned on with the options of `groundtune train`, if
-any follow `--options`, and the result is asked for all names on the whole validation split. The
-last lines are AP and AP50 of each name.
+DATA has Roboflow's COCO layout. A copy of its annotations loses the boxes and names of these
+classes, `groundtune train` fine-tunes on it (with the options after `--options`), and the result is
+evaluated with all class names on the whole validation split. The last lines are AP and AP50 by class.
 """
 
 import argparse
