@@ -1,10 +1,10 @@
 """Measure whether classes without labels can still be detected after fine-tuning.
 
-    python benchmarks/unlabeled.py DATA --without "white queen,black knight" --output-dir runs/unlabeled
+    python benchmarks/unlabeled.py DATA --without "white queen,black knight" --output-dir runs/x
 
 DATA has Roboflow's COCO layout. A copy of its annotations loses the boxes and names of these
 classes, `groundtune train` fine-tunes on it (with the options after `--options`), and the result is
-evaluated with all class names on the whole validation split. The last lines are AP and AP50 by class.
+evaluated with all class names on the whole validation split. The last lines are AP by class.
 """
 
 import argparse
