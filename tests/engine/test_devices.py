@@ -249,8 +249,8 @@ def test_two_processes_train_from_the_command_line(tmp_path: Path, train: list[s
     run = command(*train, "--epochs", "1")
     printed, errors = run.communicate(timeout=300)
     assert run.returncode == 0, errors
-    assert printed.count("zero-shot") == 1 and printed.count("The best weights are in") == 1
-    assert errors.count("Run folder") == 1 and "Traceback" not in errors and "arning:" not in errors
+    assert printed.count("zero-shot") == 1 and printed.count("Best weights:") == 1
+    assert errors.count("Run directory:") == 1 and "Traceback" not in errors and "arning:" not in errors
     assert (tmp_path / "run/report.html").is_file()
 
     (tmp_path / "data/train/_annotations.coco.json").write_text("{")

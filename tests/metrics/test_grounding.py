@@ -169,7 +169,7 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
     config = options(shared / "data/refs", epochs=2, max_train_images=12, max_valid_images=6, flip=1.0)
     bundle = tiny_bundle(tokenizer)
     before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
-    result = run(config, bundle, tmp_path / "run", Recorder(), {})
+    result = run(config, bundle, tmp_path / "run")
     assert (
         result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])}
         and result.per_class == {}

@@ -26,7 +26,7 @@ def does(*arguments):
 ALL_VERBS = """
 does("models")
 does("env")
-does("init", "scenes", "data", "--train", 4, "--valid", 2, "--size", 64)
+does("init", "scenes", "data", "--train-images", 4, "--valid-images", 2, "--image-size", 64)
 does("convert", "data", "yolo", "--format", "yolo")
 does("check", "data")
 does("train", "data", "--output-dir", "run", "--epochs", 1, "--batch-size", 2, "--report-to", "tensorboard", "--device", "cpu")
