@@ -15,7 +15,7 @@ from torch import Tensor
 
 from groundtune.errors import CheckpointError
 from groundtune.model.checkpoint.files import summary
-from groundtune.model.checkpoint.names import LAYOUTS, Layout, Rows, renamed
+from groundtune.model.checkpoint.names import Layout, Rows, project_layout, renamed
 from groundtune.model.config import ModelConfig
 
 LABELS = (
@@ -30,7 +30,7 @@ _BERT_HEAD = 64  # width of a head of every published BERT
 def layout_of(name: str, config: ModelConfig) -> Layout:
     """Return the names of "transformers", "idea" or "mmdetection" for a network of these sizes."""
     stages = list(config.backbone_config.get("out_indices", [2, 3, 4]))
-    return LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
+    return project_layout(name, stages, config.num_levels, config.decoder_layers)
 
 
 def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
@@ -38,7 +38,7 @@ def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
     backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
     stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
     levels, layers = len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
-    return LAYOUTS[family](stages, levels, layers)
+    return project_layout(family, stages, levels, layers)
 
 
 def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
