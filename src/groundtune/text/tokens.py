@@ -71,13 +71,15 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
         raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
     # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK]
     # (transformers 5.23)
-    tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
+    return check_separators(BertTokenizer(vocab=str(vocab_file), do_lower_case=True), str(vocab_file))
+
+
+def check_separators(tokenizer: BertTokenizer, where: str) -> BertTokenizer:
+    """Return a tokenizer with the separators of bert-base-uncased, or raise a `CheckpointError`."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
     if ids != _SEPARATOR_IDS:
-        raise CheckpointError(
-            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {ids}, "
-            f"expected {_SEPARATOR_IDS}."
-        )
+        why = f"the phrase separators have the ids {ids}, expected {_SEPARATOR_IDS}."
+        raise CheckpointError(f"{where} does not have the vocabulary of bert-base-uncased: {why}")
     return tokenizer
 
 

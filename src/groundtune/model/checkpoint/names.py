@@ -60,7 +60,9 @@ def project_layout(project: str, stages: list[int], levels: int, decoder_layers:
         for level, name in enumerate(ours):
             rows += [(f"{neck}{level}.0.", f"{name}conv."), (f"{neck}{level}.1.", f"{name}gn.")]
     if norm := _STAGE_NORMS.get(project):
-        rows += [(f"{norm}{stage - 1}.", f"backbone.body.hidden_states_norms.stage{stage}.") for stage in stages]
+        rows += [
+            (f"{norm}{stage - 1}.", f"backbone.body.hidden_states_norms.stage{stage}.") for stage in stages
+        ]
     whole = [row for row in rows if "*" not in row[1]]
     packed = [row for row in rows if "*" in row[1]]
     parts = [[(theirs, ours.replace("*", part)) for theirs, ours in packed] for part in "qkv"]

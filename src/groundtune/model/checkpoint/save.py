@@ -131,13 +131,11 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     config = bundle.config
     reasons = unsupported_by_others(bundle)
     if config.contrastive_bias and config.contrastive_scale == "auto":
-        reasons.append(
-            "the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product"
-        )
+        logits = "the class logits are scaled and shifted (MM-Grounding-DINO)"
+        reasons.append(f"{logits}, IDEA's code has the plain product")
     if reasons:
-        raise CheckpointError(
-            f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}."
-        )
+        where = f"The model {bundle.source!r} cannot be written for IDEA's code"
+        raise CheckpointError(f"{where}: {'; '.join(reasons)}.")
     theirs, left = to_layout(bundle.detector.state_dict(), layout_of("idea", config))
     assert not left, f"no name in IDEA's layout for {sorted(left)}"
     notes = ["IDEA's file does not store classes and image format."] if bundle.classes else []
@@ -147,9 +145,8 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     if not config.share_box_head:
         notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
     if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
-        notes.append(
-            "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
-        )
+        clamp = "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5"
+        notes.append(f"{clamp}: boxes may differ a little.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
