@@ -31,7 +31,7 @@ def dataset_of(classes: list[list[int]], order=None) -> Dataset:
 
 
 def held_out(dataset: Dataset, seed: int = 0) -> dict[str, Dataset]:
-    return hold_out(dataset, share=0.2, seed=seed)
+    return hold_out(dataset, seed)
 
 
 def names(splits):

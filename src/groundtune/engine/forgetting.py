@@ -89,12 +89,8 @@ def add_self_distillation(
     groups = [own_names, others]
     own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
     sure_score = _median_score(labeled.samples, own_classes)
-    new = [
-        detections.select(
-            torch.tensor(_unlabeled(sample, detections, sure_score, len(likely)), dtype=torch.long)
-        )
-        for sample, detections in zip(labeled.samples, other, strict=True)
-    ]
+    pairs = zip(labeled.samples, other, strict=True)
+    new = [found.select(_unlabeled(sample, found, sure_score, len(likely))) for sample, found in pairs]
     used = np.unique(np.concatenate([detections.class_indices.numpy() for detections in new]))
     samples = list(dataset.samples)
     for index, detections in zip(indices, new, strict=True):
@@ -144,7 +140,7 @@ def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetection
     return max(MIN_SURE_SCORE, float(np.median(scores))) if len(scores) else MIN_SURE_SCORE
 
 
-def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, likely: int) -> list[int]:
+def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, likely: int) -> torch.Tensor:
     """Return the indices of confident detections away from the labeled boxes, without duplicates.
 
     Of duplicates the best of the first `likely` names, which resemble the data set's own, is kept,
@@ -158,7 +154,7 @@ def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, l
     for index in [*away[~common].tolist(), *away[common].tolist()]:  # best first
         if not chosen or iou[index, chosen].max() < _DUPLICATE_IOU:
             chosen.append(index)
-    return chosen
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _with_boxes(

@@ -14,7 +14,7 @@ import numpy as np
 
 from groundtune.data.images import data_uri, load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.metrics.errors import CROWD, ERROR_TYPES, MATCHED, ImageMatches
+from groundtune.metrics.errors import ERROR_TYPES, MATCHED, ImageMatches
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 """Name, x values, y values."""
@@ -126,16 +126,14 @@ def gallery(
 
 def _badness(result: ImageMatches, thresholds: np.ndarray) -> float:
     """Sum up the missed boxes of an image and the scores of its false detections."""
-    shown = result.scores >= thresholds[result.class_ids]
-    false = np.array([kind in ERROR_TYPES for kind in result.types], bool) & shown
+    false = [i for i in result.shown(thresholds) if result.types[i] in ERROR_TYPES]
     return float(len(result.missed(thresholds)) + result.scores[false].sum())
 
 
 def _card(result: ImageMatches, class_names: Sequence[str], thresholds: np.ndarray) -> dict[str, Any]:
     """Return thumbnail, boxes (original pixels), classes and, for the filter, error types."""
     sample, missed = result.sample, result.missed(thresholds)
-    used = (result.scores >= thresholds[result.class_ids]) & (np.array(result.types) != CROWD)
-    shown = np.flatnonzero(used)
+    shown = result.shown(thresholds)
     truth = [
         _rectangle(
             sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]]

@@ -76,9 +76,8 @@ def sample_prompt(
     prompts = []
     for chunk in _chunk(present, token_counts, budget) or [[]]:
         wanted = rng.randint(0, len(absent)) if rng.random() < negative_probability else len(absent)
-        negatives = rng.sample(
-            absent, max(wanted, 0 if chunk else 1)
-        )  # random order, so the cut below is random
+        # in random order, so that the cut below is random; an empty chunk needs one
+        negatives = rng.sample(absent, max(wanted, 0 if chunk else 1))
         room = budget - sum(token_counts[index] for index in chunk)
         for index in negatives:
             if token_counts[index] <= room:

@@ -34,19 +34,12 @@ Spans = Iterable[tuple[int, int]]
 
 @dataclass
 class TextInput:
-    """B tokenized prompts, padded to the longest (T tokens).
+    """B tokenized prompts, padded to the longest (T tokens)."""
 
-    Attributes:
-        input_ids: (B, T) long, BERT token ids.
-        text_token_mask: (B, T) bool, True = real token, False = padding.
-        position_ids: (B, T) long, position of a token in its phrase; 0 on padding.
-        phrase_mask: (B, T, T) bool, True = row token attends to column token; padding attends to
-            itself only.
-    """
-
-    input_ids: Tensor
-    text_token_mask: Tensor
-    position_ids: Tensor
+    input_ids: Tensor  # (B, T) long, BERT token ids
+    text_token_mask: Tensor  # (B, T) bool, True = real token, False = padding
+    position_ids: Tensor  # (B, T) long, position of a token in its phrase; 0 on padding
+    # (B, T, T) bool, True = row token attends to column token; padding attends to itself only
     phrase_mask: Tensor
 
     def rows(self, index: Tensor | slice) -> "TextInput":
@@ -105,7 +98,7 @@ def tokenize(
     Args:
         tokenizer: result of `build_tokenizer`.
         prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives `[CLS]
-            [SEP]` and a (0, 256) map.
+            [SEP]` and a (0, max_text_len) map.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:
@@ -152,10 +145,8 @@ def create_positive_map(
     """Map phrases (or boxes) to tokens: the binary map, which is the training target.
 
     Args:
-        tokenized: output of the fast tokenizer.
+        tokenized: output of the fast tokenizer, with the caption at `batch_index`.
         tokens_positive: for each of N rows its character spans [begin, end) in the caption.
-        max_num_entities: columns of the map.
-        batch_index: index of the caption in `tokenized`.
 
     Returns:
         (N, max_num_entities) float, 1 on every token from the first to the last one of each span,
@@ -193,15 +184,13 @@ def create_positive_map_from_span(
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
     """Count the tokens of each cleaned name with its closing ".".
 
-    A prompt needs their sum and 2 more for [CLS] and [SEP].
-
-    Counts add up because WordPiece never joins tokens over white space or punctuation.
+    A prompt needs their sum and 2 more for [CLS] and [SEP]: WordPiece never joins tokens over white
+    space or punctuation.
     """
     if not names:
         return []
-    return [
-        len(ids) for ids in tokenizer([f"{name}." for name in names], add_special_tokens=False)["input_ids"]
-    ]
+    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False)
+    return [len(ids) for ids in tokenized["input_ids"]]
 
 
 def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
