@@ -84,12 +84,8 @@ def make_target(
 ) -> Target:
     """Make the target of a view of an image under a prompt; N = 0 gives empty tensors.
 
-    Args:
-        sample: image, whose crowd boxes are ignored.
-        view: view of the image.
-        prompt_classes: class of each of the C phrases. Boxes of other classes are ignored.
-        phrase_map: (C, max_text_len) bool, the tokens of each phrase.
-        noise_seed: seed of the denoising noise.
+    Crowd boxes are ignored, and boxes of other classes than the `prompt_classes` of the C phrases.
+    `phrase_map` is (C, max_text_len) bool, the tokens of each phrase.
     """
     label_of = {c: label for label, c in enumerate(prompt_classes)}
     used = trained_boxes(sample, view) & np.isin(sample.class_ids, list(label_of))

@@ -35,9 +35,7 @@ _PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
     """Write the adapters of a network, all or nothing, replacing an older adapter.
 
-    Args:
-        bundle: its `source` becomes the base model of the adapter.
-        results: "data", "metrics", "zero_shot", for readers.
+    The bundle's `source` becomes their base model; `results` are those of `save_bundle`.
 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.

@@ -32,11 +32,9 @@ BASE_NETWORK = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, all or nothing, replacing an older one.
+    """Write a model folder, and its parent if need be, all or nothing, replacing an older one.
 
-    Args:
-        folder: its parent is created if need be.
-        results: for the card: "data", "metrics", "zero_shot"; None omits those parts.
+    `results` are "data", "metrics" and "zero_shot" for the card; None omits those parts.
 
     Raises:
         CheckpointError: the folder holds something else than a model of ours, or cannot be written.
