@@ -10,6 +10,7 @@ YAML 1.1 reads `lr: 1e-4` as a string, because its exponent has no dot. `resolve
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import typing
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from groundtune.errors import ConfigError
-from groundtune.option_aliases import RENAMED
+from groundtune.files import parse_yaml
 from groundtune.option_values import Unfit, convert, one_of, plain, range_text, shown, value_problem
 
 COMMAND_LINE = "command line"
@@ -172,7 +173,7 @@ def unknown_option(name: str, options: type, where: str) -> str:
     known = _spellings(options, where)
     place = name if where == COMMAND_LINE else f"{where}: {name}"
     message, key = f"{place}: there is no such option.", _key(name)
-    aliases = [target for target, others in RENAMED.items() if key in others.split()]
+    aliases = [target for target, others in other_names().items() if key in others.split()]
     for target in aliases:
         with contextlib.suppress(KeyError):  # a sentence about options that this class does not have
             if " " in target:
@@ -182,6 +183,13 @@ def unknown_option(name: str, options: type, where: str) -> str:
     if near and known[near[0]].isupper():
         return f"{message} Give {known[near[0]]} without a flag."
     return f"{message} Did you mean {known[near[0]]}?" if near else message
+
+
+@functools.cache
+def other_names() -> dict[str, str]:
+    """Return the table of options by the names that users type instead (`option_aliases.yaml`)."""
+    names: dict[str, str] = parse_yaml(Path(__file__).with_name("option_aliases.yaml").read_text("utf-8"))
+    return names
 
 
 def _spellings(options: type, where: str) -> dict[str, str]:
