@@ -121,11 +121,14 @@ def _paint(
     base = np.array(COLORS[color], dtype=np.float32) + [rng.uniform(-10, 10) for _ in range(3)]
     light = np.linspace(rng.uniform(0, 14), -rng.uniform(0, 22), len(coverage), dtype=np.float32)
     share = detail[..., None]
-    # details and patterns are pale on strong colors, dark on pale ones
-    second = base * 0.45 if color in ("white", "yellow") else base * 0.28 + 255 * 0.72
-    fill = np.clip(base * (1 - share) + second * share + light[:, None, None], 0, 255)
+    fill = np.clip(base * (1 - share) + _second_shade(base, color) * share + light[:, None, None], 0, 255)
     alpha = Image.fromarray((coverage * 255).round().astype(np.uint8))
     image.paste(Image.fromarray(fill.astype(np.uint8)), corner, alpha)
+
+
+def _second_shade(base: NDArray[np.floating], color: str) -> NDArray[np.floating]:
+    """Return the shade of details and patterns: pale on strong colors, dark on pale ones."""
+    return base * 0.45 if color in ("white", "yellow") else base * 0.28 + 255 * 0.72
 
 
 def _photograph(image: Image.Image, rng: random.Random) -> Image.Image:
