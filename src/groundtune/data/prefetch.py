@@ -86,9 +86,6 @@ def evaluation_images(
     """Yield all images in the order of the data set, whole and at the model's image size.
 
     Args:
-        dataset: images; none give no batches.
-        image_format: of the model.
-        batch_size: images per batch.
         needs_pixels: returns whether to decode the image of an index. None: decode all.
         threads: number of threads that decode ahead.
         unreadable: receives path and reason of unreadable images, which are skipped. None: raise.

@@ -132,13 +132,9 @@ def best_blend(
 ) -> tuple[list[BlendPoint], BlendPoint]:
     """Evaluate the points between two models, and give `tuned` the weights of the best one.
 
-    Args:
-        dataset: the data set of the fine-tuning.
-        retention_data: the data sets that measure forgetting, by name.
-        settings: `batch_size`, `device`, `precision` and `progress` of `evaluate`.
-
-    Returns:
-        All points in order, and the best one.
+    `retention_data` are the data sets that measure forgetting, by name; `settings` are
+    `batch_size`, `device`, `precision` and `progress` of `evaluate`. Returns all points in order,
+    and the best one.
     """
 
     def measure() -> tuple[Evaluation, dict[str, Evaluation]]:

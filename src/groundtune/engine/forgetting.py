@@ -40,10 +40,7 @@ def base_detections(
 
     The AP of the fine-tuned model on it is retention, not accuracy: it falls where the model
     forgets, and also where the base model was wrong. At most 50 images of `valid` are used, evenly
-    spread; its own class names are excluded.
-
-    Returns:
-        The data set by its name `BASE_DETECTIONS`; {} if the model has no confident detection.
+    spread; its own class names are excluded. Without a confident detection the result is {}.
     """
     names = [name for name in COMMON_NAMES if name not in valid.class_names]
     count = len(valid.samples)

@@ -25,10 +25,7 @@ def advice(
 ) -> list[str]:
     """Return sentences, the most useful first; none if nothing is conspicuous.
 
-    Args:
-        run: the run.
-        training: training split, or None if it cannot be read.
-        class_names, counts: class names and `error_counts` of the validation split.
+    `class_names` and `counts` (`error_counts`) are those of the validation split.
     """
     few = _few_boxes(run, training) if training is not None else []
     return [*_progress(run), *few, *_errors(class_names, counts)][:_MAX_SENTENCES]

@@ -37,10 +37,7 @@ _CAPTION_METRICS = ("recall@1", "recall@5", "recall@10", "T-acc", "N-acc", "Pr@F
 def build_report(folder: Path, splits: dict[str, Dataset], max_images: int) -> Path:
     """Write `report.html` into a run directory, finished or not, and return its path.
 
-    Args:
-        folder: the run directory.
-        splits: its data; without "valid" the report has no gallery and no error analysis.
-        max_images: maximum number of images in the gallery.
+    Without a split "valid" it has no error analysis and no gallery (of at most `max_images`).
 
     Raises:
         DataError: the folder is not a run directory, or its files are malformed.

@@ -105,15 +105,8 @@ def gallery(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the worst images with their boxes and the detections at or above the thresholds (C,).
 
-    Args:
-        results: matched detections of all images.
-        class_names: C names.
-        thresholds: (C,) score thresholds.
-        max_images: maximum number of images.
-
-    Returns:
-        The template's values of each image, the worst first, and messages about images that cannot
-        be read.
+    Returns the template's values of each image, the worst first, and messages about images that
+    cannot be read.
     """
     cards, messages = [], []
     for result in sorted(results, key=lambda result: -_badness(result, thresholds))[:max_images]:

@@ -64,12 +64,10 @@ def check_data(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Run all checks.
+    """Run all checks of splits that have one class list, "train" first.
 
     Args:
         data: name of the data set in the report.
-        splits: splits with one class list, "train" first.
-        limits: limits of the model.
         files: whether to decode every image.
         workers: number of threads; 0 means one per core, at most 8 (large images need memory).
         progress: called with the number of decoded images and of all images.

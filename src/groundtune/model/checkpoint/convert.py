@@ -114,10 +114,7 @@ def _inverse(rows: Rows) -> Rows:
 
 
 def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
-    """Read the sizes of a .pth off its weights, by our names.
-
-    Args:
-        bert_heads: which no weight implies; None is one per 64 channels.
+    """Read the sizes of a .pth off its weights, by our names; `bert_heads`, which none implies.
 
     Raises:
         KeyError, IndexError, ValueError, ZeroDivisionError: a tensor or its shape is wrong.

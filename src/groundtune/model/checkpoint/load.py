@@ -170,12 +170,9 @@ def _bundle_of_transformers(folder: Path, where: str, seed: int) -> ModelBundle:
 def bundle_of_pth_state(
     state: Weights, family: str, where: str, *, seed: int = 0, bert_heads: int | None = None
 ) -> ModelBundle:
-    """Make a model of the weights and the family that `read_pth` returns.
+    """Make a model of the weights and the family that `read_pth` returns, of the file `where`.
 
-    Args:
-        where: the file.
-        seed: as in `load_bundle`.
-        bert_heads: heads of the language model; None: one per 64 channels.
+    `bert_heads` are the heads of the language model; None: one per 64 channels.
 
     Raises:
         CheckpointError: the weights do not fit one network.
