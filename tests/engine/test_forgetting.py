@@ -19,12 +19,8 @@ from groundtune.engine import forgetting
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.text.prompt import COMMON_NAMES
 
-NAMES = [
-    "white king",
-    "white rook",
-    "black king",
-    "black pawn",
-]  # so "white pawn" and "black rook" are likely
+# "white pawn" and "black rook" are likely
+NAMES = ["white king", "white rook", "black king", "black pawn"]
 
 
 def image(

@@ -51,14 +51,10 @@ def calls(monkeypatch) -> list:
             calls.append(SimpleNamespace(names=self.names, pixel=pixel, thread=thread))
             scores = [0.9, 0.5, 0.1][: len(self.names)]
             busy.release()
-            return [
-                Detections(
-                    xyxy=np.array([[0, 0, image.width / 2, image.height]] * len(scores)),
-                    confidence=np.array(scores) - self.bundle.lower,
-                    class_id=np.arange(len(scores)),
-                    data={"class_name": np.array(self.names[: len(scores)], dtype=object)},
-                )
-            ]
+            boxes = np.array([[0, 0, image.width / 2, image.height]] * len(scores))
+            data = {"class_name": np.array(self.names[: len(scores)], dtype=object)}
+            confidence, class_ids = np.array(scores) - self.bundle.lower, np.arange(len(scores))
+            return [Detections(boxes, confidence=confidence, class_id=class_ids, data=data)]
 
     monkeypatch.setattr(module, "Predictor", Fake)
     return calls
