@@ -25,8 +25,7 @@ from groundtune.data.scenes import write_scenes
 from groundtune.engine.train import RunResult
 from groundtune.errors import ConfigError, TrainingDiverged
 from groundtune.model.checkpoint.load import load_recipe
-from groundtune.option_aliases import RENAMED
-from groundtune.options import leaf_fields
+from groundtune.options import leaf_fields, other_names
 
 SOURCE = Path(__file__).parents[1] / "src"
 CONFIGS = [
@@ -127,7 +126,7 @@ def test_the_usage_has_what_is_required(capsys: pytest.CaptureFixture) -> None:
 
 def test_every_alias_stands_for_an_option_that_exists() -> None:
     names = {leaf.rpartition(".")[2] for kind in CONFIGS for leaf in leaf_fields(kind)}
-    for target in RENAMED:
+    for target in other_names():
         parts = [part.partition("}")[0] for part in target.split("{")[1:]] if " " in target else [target]
         assert parts and set(parts) <= names, target
 

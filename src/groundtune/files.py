@@ -26,9 +26,7 @@ _MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of 
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedRandom]:
     """Yield a file to write (and read). It replaces `path` when it is complete and on the disk.
 
-    Args:
-        previous: new path of the old file, which is deleted otherwise. For a moment only this one
-            exists.
+    `previous` is a new path for the old file; for a moment only this one exists.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -73,12 +71,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def ensure_empty_output(
     folder: Path, error: type[GroundtuneError] = DataError, fix: str = "Remove it, or choose another one."
 ) -> None:
-    """Raise an error unless a directory to write is new or empty.
-
-    Args:
-        error: class of the error.
-        fix: sentence that ends its message.
-    """
+    """Raise an `error` that ends with `fix`, unless a directory to write is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise error(f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}. {fix}")
 
@@ -86,9 +79,7 @@ def ensure_empty_output(
 def read_text(path: Path, error: type[GroundtuneError] = DataError, fix: str = _FIX) -> str:
     """Read a text file: a regular file in UTF-8, or in UTF-16 with a byte order mark.
 
-    Args:
-        error: class of the error that is raised if the file cannot be read.
-        fix: sentence that ends its message.
+    Raises an `error`, whose message ends with `fix`, if it cannot be read.
     """
     try:
         content = read_bytes(path)

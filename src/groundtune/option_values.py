@@ -80,11 +80,9 @@ def _read(value: Any, kind: type) -> Any:
 
 
 def value_problem(value: Any, known: Mapping[str, Any]) -> str:
-    """Return the problem of a converted value that is out of range or not a choice, or "".
+    """Return the problem of a converted value (or list) out of range or not a choice, or "".
 
-    Args:
-        value: A value or a list. None has no problem.
-        known: The metadata of the field; empty allows all.
+    `known` is the metadata of the field; empty allows all. None has no problem.
     """
     if not known or value is None:
         return ""

@@ -10,6 +10,7 @@ YAML 1.1 reads `lr: 1e-4` as a string, because its exponent has no dot. `resolve
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import typing
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from groundtune.errors import ConfigError
-from groundtune.option_aliases import RENAMED
 from groundtune.option_values import Unfit, convert, one_of, plain, range_text, shown, value_problem
 
 COMMAND_LINE = "command line"
@@ -172,7 +172,7 @@ def unknown_option(name: str, options: type, where: str) -> str:
     known = _spellings(options, where)
     place = name if where == COMMAND_LINE else f"{where}: {name}"
     message, key = f"{place}: there is no such option.", _key(name)
-    aliases = [target for target, others in RENAMED.items() if key in others.split()]
+    aliases = [target for target, others in other_names().items() if key in others]
     for target in aliases:
         with contextlib.suppress(KeyError):  # a sentence about options that this class does not have
             if " " in target:
@@ -182,6 +182,14 @@ def unknown_option(name: str, options: type, where: str) -> str:
     if near and known[near[0]].isupper():
         return f"{message} Give {known[near[0]]} without a flag."
     return f"{message} Did you mean {known[near[0]]}?" if near else message
+
+
+@functools.cache
+def other_names() -> dict[str, list[str]]:
+    """Return our options, or sentences, and the names that users type instead of them."""
+    lines = Path(__file__).with_name("option_aliases.txt").read_text("utf-8").splitlines()
+    rows = [line.rpartition(": ") for line in lines if line and not line.startswith("#")]
+    return {target: names.split() for target, _, names in rows}
 
 
 def _spellings(options: type, where: str) -> dict[str, str]:

@@ -47,8 +47,7 @@ class Progress:
     def start(self, total_steps: int) -> None:
         """Begin training; `total_steps` includes those before a resume."""
         self._total = total_steps
-        bars = self._live_bars()
-        if bars is not None:
+        if bars := self._live_bars():
             self._training = bars.add_task("training", total=total_steps, left="")
 
     def batches(self, batches: Iterable[_T]) -> Iterator[_T]:
@@ -81,8 +80,7 @@ class Progress:
 
     def evaluation(self, done: int, total: int, doing: str = "evaluating") -> None:
         """Show that `done` of `total` images are processed; `doing` is the name of the work."""
-        bars = self._live_bars()
-        if bars is not None:
+        if bars := self._live_bars():
             if self._evaluating is None:
                 self._evaluating = bars.add_task(doing, total=total, left="")
             bars.update(self._evaluating, completed=done)

@@ -5,6 +5,7 @@ white.
 from pathlib import Path
 
 import numpy as np
+from made_samples import made_sample
 from PIL import Image
 
 from groundtune.config import TrainConfig
@@ -24,14 +25,8 @@ def sample(folder: Path, index: int, boxes=(), classes=(), crowd=None, size_hw=N
     for x0, y0, x1, y1 in boxes:
         pixels[y0:y1, x0:x1] = 255
     Image.fromarray(pixels).save(folder / f"{index}.png")
-    return Sample(
-        image_path=folder / f"{index}.png",
-        image_id=index + 100,
-        size_hw=size_hw,
-        boxes_xyxy=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        class_ids=np.array(classes, dtype=np.int64),
-        crowd=np.zeros(len(boxes), dtype=bool) if crowd is None else np.array(crowd),
-    )
+    path = folder / f"{index}.png"
+    return made_sample(boxes, classes, crowd, path=path, image_id=index + 100, size_hw=size_hw)
 
 
 def dataset_of(samples, names=NAMES) -> Dataset:

@@ -14,6 +14,9 @@ from groundtune.data.scenes import write_scenes
 CLASSES = ["red circle", "blue star", "green triangle"]
 
 
+Change = Callable[[Image.Image], Image.Image]
+
+
 @dataclass
 class Copy:
     """A copy of the clean data set whose COCO files can be changed."""
@@ -52,9 +55,18 @@ class Copy:
         """The first training image with at least so many boxes."""
         return next(i for i in range(len(self.train["images"])) if len(self.rows(i)) >= least)
 
-    def replace(
-        self, index: int, suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any
-    ) -> None:
+    def each_box(self, change: Callable[[list[float]], list[float]]) -> None:
+        for row in self.train["annotations"]:
+            row["bbox"] = change(row["bbox"])
+
+    def near_box(self, smaller: float, turn: int = 0) -> None:
+        """Repeat a box, a little less high, with another class."""
+        index = self.with_boxes()
+        row = self.rows(index)[0]
+        x, y, width, height = row["bbox"]
+        self.box(index, [x, y, width, height - smaller], (row["category_id"] - 1 + turn) % 3 + 1)
+
+    def replace(self, suffix: str, change: Change, index: int = 0, **options: Any) -> None:
         """Save a training image in another form."""
         old = self.path(index)
         with Image.open(old) as image:
@@ -77,28 +89,8 @@ def write_clean(folder: Path) -> Path:
 
 def open_copy(clean: Path, folder: Path) -> Copy:
     shutil.copytree(clean, folder)
-    contents = [
-        json.loads((folder / split / "_annotations.coco.json").read_text()) for split in ("train", "valid")
-    ]
-    return Copy(folder, *contents)
-
-
-def _named(*names: str) -> Callable[[Copy], None]:
-    return lambda copy: copy.name(*names)
-
-
-def _boxed(*boxes: list[Any], **more: Any) -> Callable[[Copy], None]:
-    def plant(copy: Copy) -> None:
-        for box in boxes:
-            copy.box(0, box, **more)
-
-    return plant
-
-
-def _saved(
-    suffix: str, change: Callable[[Image.Image], Image.Image], **options: Any
-) -> Callable[[Copy], None]:
-    return lambda copy: copy.replace(0, suffix, change, **options)
+    paths = [folder / split / "_annotations.coco.json" for split in ("train", "valid")]
+    return Copy(folder, *(json.loads(path.read_text()) for path in paths))
 
 
 def _orientation(value: int, turned: bool) -> Callable[[Copy], None]:
@@ -106,15 +98,10 @@ def _orientation(value: int, turned: bool) -> Callable[[Copy], None]:
         index = next(i for i, image in enumerate(copy.train["images"]) if image["width"] != image["height"])
         exif = Image.Exif()
         exif[0x0112] = value
-        copy.replace(
-            index, ".jpg", lambda p: p.transpose(Image.Transpose.ROTATE_90) if turned else p.copy(), exif=exif
-        )
+        change = Image.Transpose.ROTATE_90 if turned else Image.Transpose.FLIP_LEFT_RIGHT
+        copy.replace(".jpg", lambda image: image.transpose(change), index, exif=exif)
 
     return plant
-
-
-def _resized(scale: tuple[float, float]) -> Callable[[Copy], None]:
-    return _saved(".jpg", lambda p: p.resize((round(p.width * scale[0]), round(p.height * scale[1]))))
 
 
 def _cut(copy: Copy) -> None:
@@ -190,138 +177,97 @@ def _inside(copy: Copy) -> None:
         copy.box(index, [14, 14, 9, 9 + index / 10], category=4)
 
 
-def _again(copy: Copy) -> dict[str, Any]:
-    return copy.rows(copy.with_boxes())[0]
-
-
-def _near_box(copy: Copy) -> None:
-    x, y, width, height = _again(copy)["bbox"]
-    copy.box(copy.with_boxes(), [x, y, width, height - 0.5], _again(copy)["category_id"])
-
-
-def _two_classes(copy: Copy) -> None:
-    copy.box(copy.with_boxes(), _again(copy)["bbox"], _again(copy)["category_id"] % 3 + 1)
-
-
 def _captions(regions: list[dict[str, Any]]) -> Callable[[Copy], None]:
     """Replace the COCO files by ODVG grounding data."""
 
     def plant(copy: Copy) -> None:
         for split in ("train", "valid"):
-            lines = [
-                json.dumps(
-                    {
-                        "filename": image["file_name"],
-                        "height": image["height"],
-                        "width": image["width"],
-                        "grounding": {"caption": "a red circle and a dog", "regions": regions},
-                    }
-                )
+            grounding = {"caption": "a red circle and a dog", "regions": regions}
+            rows = [
+                {"filename": image["file_name"], "height": image["height"], "width": image["width"]}
                 for image in copy.images(split)
             ]
+            lines = [json.dumps(row | {"grounding": grounding}) for row in rows]
             (copy.folder / split / "_annotations.coco.json").unlink()
             (copy.folder / split / "data.jsonl").write_text("\n".join(lines))
 
     return plant
 
 
-def _unread(copy: Copy) -> None:
-    (copy.folder / "train/_annotations.coco.json").write_text("{")
-
-
-def _change(change: Callable[[Copy], Any]) -> Callable[[Copy], None]:
-    def plant(copy: Copy) -> None:
-        change(copy)
-
-    return plant
-
-
-def _all_boxes(change: Callable[[list[float]], list[float]]) -> Callable[[Copy], None]:
-    def plant(copy: Copy) -> None:
-        for row in copy.train["annotations"]:
-            row["bbox"] = change(row["bbox"])
-
-    return plant
-
-
 _CIRCLE = {"phrase": "red circle", "tokens_positive": [[2, 12]], "bbox": [5, 5, 40, 40]}
 
-PLANTS: dict[str, Callable[[Copy], None]] = {
-    "name-number": _named("7"),
-    "name-meaningless": _named("label0"),
-    "name-abbreviation": _named("rbc"),
-    "name-separator": _named("st. bernard"),
-    "name-parentheses": _named("cup (empty)"),
-    "name-unknown-token": _named("\u13e3\u13b3\u13a9"),
-    "name-without-token": _named("\u200b"),
-    "name-too-long": _named("very " * 260 + "long"),
-    "names-over-budget": _named(
+PLANTS: dict[str, Callable[[Copy], object]] = {
+    "name-number": lambda copy: copy.name("7"),
+    "name-meaningless": lambda copy: copy.name("label0"),
+    "name-abbreviation": lambda copy: copy.name("rbc"),
+    "name-separator": lambda copy: copy.name("st. bernard"),
+    "name-parentheses": lambda copy: copy.name("cup (empty)"),
+    "name-unknown-token": lambda copy: copy.name("\u13e3\u13b3\u13a9"),
+    "name-without-token": lambda copy: copy.name("\u200b"),
+    "name-too-long": lambda copy: copy.name("very " * 260 + "long"),
+    "names-over-budget": lambda copy: copy.name(
         *CLASSES, *(f"kind {chr(97 + i // 26)}{chr(97 + i % 26)} of thing" for i in range(60))
     ),
-    "names-same-tokens": _named("café", "cafe"),
-    "names-alike": _named("remote control", "remote controls"),
+    "names-same-tokens": lambda copy: copy.name("café", "cafe"),
+    "names-alike": lambda copy: copy.name("remote control", "remote controls"),
     "split-missing": _test_only,
-    "split-without-boxes": _change(lambda copy: copy.valid["annotations"].clear()),
+    "split-without-boxes": lambda copy: copy.valid["annotations"].clear(),
     "split-small": _few_valid,
     "file-in-two-splits": _shared_file,
-    "class-without-boxes": _named(*CLASSES, "pink cross"),
+    "class-without-boxes": lambda copy: copy.name(*CLASSES, "pink cross"),
     "class-one-box": _only("train", 1),
     "class-only-valid": _only("valid", 2),
     "class-only-train": _only("train", 3),
     "class-imbalance": _imbalance,
-    "images-empty": _change(lambda copy: copy.train["annotations"].remove(copy.rows(copy.with_boxes())[0])),
+    "images-empty": lambda copy: copy.train["annotations"].remove(copy.rows(copy.with_boxes())[0]),
     "images-mostly-empty": _empty,
-    "object-tiny": _boxed([10, 10, 1, 1]),
-    "objects-mostly-tiny": _all_boxes(lambda box: [*box[:2], 1, 1]),
-    "box-covers-image": _boxed([0, 0, 96, 96]),
-    "box-extreme-ratio": _boxed([1, 1, 70, 2]),
-    "box-near-duplicate": _near_box,
-    "box-two-classes": _two_classes,
-    "boxes-many": _boxed(*([i % 14 * 5, i // 14 * 5, 4, 4] for i in range(101))),
+    "object-tiny": lambda copy: copy.box(0, [10, 10, 1, 1]),
+    "objects-mostly-tiny": lambda copy: copy.each_box(lambda box: [*box[:2], 1, 1]),
+    "box-covers-image": lambda copy: copy.box(0, [0, 0, 96, 96]),
+    "box-extreme-ratio": lambda copy: copy.box(0, [1, 1, 70, 2]),
+    "box-near-duplicate": lambda copy: copy.near_box(0.5),
+    "box-two-classes": lambda copy: copy.near_box(0, turn=1),
+    "boxes-many": lambda copy: [copy.box(0, [i % 14 * 5, i // 14 * 5, 4, 4]) for i in range(101)],
     "class-inside-class": _inside,
     "span-in-word": _captions([_CIRCLE, {**_CIRCLE, "tokens_positive": [[2, 4]]}]),
     "phrase-without-boxes": _captions(
         [_CIRCLE, {"phrase": "dog", "tokens_positive": [[19, 22]], "bbox": []}]
     ),
-    "image-corrupt": _change(lambda copy: copy.path(0).write_bytes(b"no image" * 50)),
+    "image-corrupt": lambda copy: copy.path(0).write_bytes(b"no image" * 50),
     "image-truncated": _cut,
-    "image-bomb": _saved(".png", lambda p: Image.new("1", (10_000, 9_000))),
-    "image-size-wrong": _resized((0.5, 1)),
-    "image-rescaled": _resized((2, 2)),
+    "image-bomb": lambda copy: copy.replace(".png", lambda p: Image.new("1", (10_000, 9_000))),
+    "image-size-wrong": lambda copy: copy.replace(".jpg", lambda p: p.resize((p.width // 2, p.height))),
+    "image-rescaled": lambda copy: copy.replace(".jpg", lambda p: p.resize((2 * p.width, 2 * p.height))),
     "exif-turned": _orientation(6, turned=True),
     "exif-ignored": _orientation(6, turned=False),
     "exif-undecided": _orientation(3, turned=False),
-    "image-deep": _saved(".png", lambda p: p.convert("L").convert("I;16")),
-    "image-animated": _saved(
+    "image-deep": lambda copy: copy.replace(".png", lambda p: p.convert("L").convert("I;16")),
+    "image-animated": lambda copy: copy.replace(
         ".gif", lambda p: p.copy(), save_all=True, append_images=[Image.new("RGB", (96, 96))]
     ),
-    "image-blank": _saved(".png", lambda p: Image.new("RGB", p.size, (250, 250, 250))),
-    "file-unused": _change(lambda copy: shutil.copy(copy.path(0), copy.folder / "train/more.jpg")),
+    "image-blank": lambda copy: copy.replace(".png", lambda p: Image.new("RGB", p.size, (250, 250, 250))),
+    "file-unused": lambda copy: shutil.copy(copy.path(0), copy.folder / "train/more.jpg"),
     "duplicate-file": lambda copy: _copy_over(copy, 1, "train", None),
     "near-duplicate": lambda copy: _copy_over(copy, 1, "train", 60),
     "leak-exact": lambda copy: _copy_over(copy, 0, "valid", None),
     "leak-near": lambda copy: _copy_over(copy, 0, "valid", 60),
-    "data-unreadable": _unread,
+    "data-unreadable": lambda copy: (copy.folder / "train/_annotations.coco.json").write_text("{"),
     # problems of reading
-    "image-missing": _change(lambda copy: copy.path(0).unlink()),
-    "image-unreadable": _change(
-        lambda copy: (copy.path(0).write_bytes(b"x"), copy.train["images"][0].pop("width"))
-    ),
-    "image-id-twice": _change(lambda copy: copy.train["images"][1].update(id=copy.train["images"][0]["id"])),
-    "annotation-unknown-image": _boxed([5, 5, 20, 20], image_id=999),
-    "annotation-unknown-category": _boxed([5, 5, 20, 20], category_id=99),
-    "box-not-numbers": _boxed([5, 5, "x", 20]),
-    "box-outside": _boxed([500, 5, 20, 20]),
-    "box-clipped": _boxed([-10, 5, 40, 20]),
-    "box-zero-area": _boxed([5, 5, 0, 20]),
-    "box-inverted": _boxed([30, 30, -20, 20]),
-    "boxes-look-xyxy": _all_boxes(lambda box: [*box[:2], box[0] + box[2], box[1] + box[3]]),
-    "boxes-look-normalized": _all_boxes(lambda box: [value / 96 for value in box]),
-    "box-duplicate": _change(
-        lambda copy: copy.train["annotations"].append(dict(copy.train["annotations"][0]))
-    ),
-    "category-id-twice": _change(lambda copy: copy.train["categories"].append({"id": 1, "name": "dog"})),
+    "image-missing": lambda copy: copy.path(0).unlink(),
+    "image-unreadable": lambda copy: (copy.path(0).write_bytes(b"x"), copy.train["images"][0].pop("width")),
+    "image-id-twice": lambda copy: copy.train["images"][1].update(id=copy.train["images"][0]["id"]),
+    "annotation-unknown-image": lambda copy: copy.box(0, [5, 5, 20, 20], image_id=999),
+    "annotation-unknown-category": lambda copy: copy.box(0, [5, 5, 20, 20], category_id=99),
+    "box-not-numbers": lambda copy: copy.box(0, [5, 5, "x", 20]),
+    "box-outside": lambda copy: copy.box(0, [500, 5, 20, 20]),
+    "box-clipped": lambda copy: copy.box(0, [-10, 5, 40, 20]),
+    "box-zero-area": lambda copy: copy.box(0, [5, 5, 0, 20]),
+    "box-inverted": lambda copy: copy.box(0, [30, 30, -20, 20]),
+    "boxes-look-xyxy": lambda copy: copy.each_box(lambda box: [*box[:2], box[0] + box[2], box[1] + box[3]]),
+    "boxes-look-normalized": lambda copy: copy.each_box(lambda box: [value / 96 for value in box]),
+    "box-duplicate": lambda copy: copy.train["annotations"].append(dict(copy.train["annotations"][0])),
+    "category-id-twice": lambda copy: copy.train["categories"].append({"id": 1, "name": "dog"}),
     "category-placeholder": lambda copy: None,
-    "names-merged": _named("red circle", "Red_circle"),
-    "crowd-regions": _boxed([5, 5, 30, 30], iscrowd=1),
+    "names-merged": lambda copy: copy.name("red circle", "Red_circle"),
+    "crowd-regions": lambda copy: copy.box(0, [5, 5, 30, 30], iscrowd=1),
 }

@@ -211,12 +211,8 @@ def test_a_rehearsed_data_set_has_its_share_of_an_epoch_and_no_classes_in_valid(
     assert splits["train"].class_names == splits["valid"].class_names == ["cat", "dog"]
     assert train.class_names == ["cat", "dog", "zebra"] and len(splits["train"].samples) == 12
     loader = loader_of(train, tokenizer, batch_size=4)
-    shown = Counter(
-        train.samples[i].image_path.parts[-3]
-        for epoch in range(3)
-        for b in loader.batch_plan(epoch)
-        for i in b
-    )
+    indices = [i for epoch in range(3) for batch in loader.batch_plan(epoch) for i in batch]
+    shown = Counter(train.samples[i].image_path.parts[-3] for i in indices)
     assert shown == {"a": 36, "b": 12}  # a quarter of 16
     assert all(sample.annotated == {0, 1} for sample in train.samples[:12])
     assert all(sample.annotated == {1, 2} for sample in train.samples[12:])

@@ -42,9 +42,8 @@ def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
             pixels = np.asarray(image).max(axis=2)
             inside = np.zeros(pixels.shape, dtype=bool)
             for name, (x0, y0, x1, y1) in found:
-                assert (
-                    name == f"white {shape}" and 0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height
-                )
+                assert name == f"white {shape}"
+                assert 0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height
                 inside[y0:y1, x0:x1] = True
                 sides = pixels[y0, x0:x1], pixels[y1 - 1, x0:x1], pixels[y0:y1, x0], pixels[y0:y1, x1 - 1]
                 assert all(side.max() >= 218 * 0.5 for side in sides), name  # half covered at each side
@@ -54,9 +53,7 @@ def test_boxes_span_exactly_the_pixels_of_every_shape(monkeypatch):
 
 
 def test_a_pattern_has_a_second_shade_and_an_outline_shows_the_background(monkeypatch):
-    monkeypatch.setattr(
-        draw, "_background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, (255, 255, 255))
-    )
+    monkeypatch.setattr(draw, "_background", lambda size_wh, avoid, rng: Image.new("RGB", size_wh, "white"))
     monkeypatch.setattr(draw, "_photograph", lambda image, rng: image)
     pale = {}  # the part of the box of a red square that is not red
     for pattern in PATTERNS:

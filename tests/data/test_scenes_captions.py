@@ -115,10 +115,8 @@ def test_absent_names_never_look_like_a_drawn_thing():
 
 
 def test_a_sentence_has_articles_numbers_and_plurals():
-    drawn = [
-        (Thing(shape, "orange"), (n, 0, n + 1, 1))
-        for n, shape in enumerate(["leaf", "leaf", "cherry", "fish", "fish"])
-    ]
+    shapes = ["leaf", "leaf", "cherry", "fish", "fish"]
+    drawn = [(Thing(shape, "orange"), (n, 0, n + 1, 1)) for n, shape in enumerate(shapes)]
     drawn += [(Thing("scissors", "gray"), (9, 0, 10, 1))]
     texts = {caption_of("{color} {shape}", drawn, random.Random(seed)).text for seed in range(400)}
     assert "two orange leaves, gray scissors, an orange cherry and two orange fish" in texts

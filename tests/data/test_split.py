@@ -2,27 +2,20 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_samples import made_sample
 
 from groundtune.data.formats.detect import load_splits
-from groundtune.data.sample import Dataset, Sample
+from groundtune.data.sample import Dataset
 from groundtune.data.split import hold_out
 
 
 def dataset_of(classes: list[list[int]], order=None) -> Dataset:
     """Image i has these classes."""
     samples = [
-        Sample(
-            Path(f"{i:04}.png"),
-            i,
-            (10, 10),
-            np.array([[0, 0, 5, 5]] * len(labels), dtype=np.float32).reshape(-1, 4),
-            np.array(labels, dtype=np.int64),
-            np.zeros(len(labels), dtype=bool),
-        )
+        made_sample([[0, 0, 5, 5]] * len(labels), labels, path=f"{i:04}.png", image_id=i, size_hw=(10, 10))
         for i, labels in enumerate(classes)
     ]
     samples = [samples[i] for i in order] if order is not None else samples
@@ -31,7 +24,7 @@ def dataset_of(classes: list[list[int]], order=None) -> Dataset:
 
 
 def held_out(dataset: Dataset, seed: int = 0) -> dict[str, Dataset]:
-    return hold_out(dataset, share=0.2, seed=seed)
+    return hold_out(dataset, seed)
 
 
 def names(splits):

@@ -133,16 +133,8 @@ def test_the_same_generator_state_gives_the_same_view_and_no_augmentation_the_wh
 
 # EXIF orientation: the visual side that the stored row 0 and the stored column 0 are at (Exif 2.3,
 # tag 274)
-SIDES = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
+SIDES = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left")}
+SIDES |= {5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")}
 
 
 def oriented(path, orientation):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import CLASSES, CPU, Recorder, messages, options, run, scenes, tiny_bundle
+from made_samples import made_sample
 
 from groundtune.config import TrainConfig
 from groundtune.data.loader import TrainLoader
@@ -18,25 +19,14 @@ from groundtune.engine import forgetting
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.text.prompt import COMMON_NAMES
 
-NAMES = [
-    "white king",
-    "white rook",
-    "black king",
-    "black pawn",
-]  # so "white pawn" and "black rook" are likely
+# "white pawn" and "black rook" are likely
+NAMES = ["white king", "white rook", "black king", "black pawn"]
 
 
 def image(
     number: int, boxes: list[tuple[float, ...]], classes: list[int], crowd: list[bool] | None = None
 ) -> Sample:
-    return Sample(
-        image_path=Path(f"{number}.png"),
-        image_id=number,
-        size_hw=(100, 100),
-        boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
-        class_ids=np.array(classes, np.int64),
-        crowd=np.array(crowd or [False] * len(boxes)),
-    )
+    return made_sample(boxes, classes, crowd, path=f"{number}.png", image_id=number)
 
 
 def detections(*rows: tuple[tuple[float, ...], float, int]) -> ImageDetections:

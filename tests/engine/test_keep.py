@@ -36,14 +36,11 @@ def found(bundle: ModelBundle, names: list[str], data: Path) -> list:
 
 def of_classes(found: list, names: list[str]) -> list:
     """Boxes and scores of some names, in the order of the scores."""
-    return [
-        [
-            (str(name), score, box.tolist())
-            for name, score, box in zip(one.data["class_name"], one.confidence, one.xyxy, strict=True)
-            if name in names
-        ]
-        for one in found
-    ]
+    answers = []
+    for one in found:
+        rows = zip(one.data["class_name"], one.confidence, one.xyxy, strict=True)
+        answers.append([(str(name), score, box.tolist()) for name, score, box in rows if name in names])
+    return answers
 
 
 def test_other_names_are_answered_by_the_base_bit_for_bit(kept, base, data) -> None:

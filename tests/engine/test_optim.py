@@ -32,9 +32,8 @@ def test_frozen_means_no_gradient_no_dropout_not_in_the_optimizer_nor_in_the_cli
 
 def test_paths_match_at_dots_and_the_longest_wins() -> None:
     network = FakeNetwork()
-    found = lr_multipliers(
-        network, [ParamGroup(["backbone"], 0.1), ParamGroup(["encoder"], 0.5), ParamGroup(["encoder.0"], 2.0)]
-    )
+    rates = {"backbone": 0.1, "encoder": 0.5, "encoder.0": 2.0}
+    found = lr_multipliers(network, [ParamGroup([path], rate) for path, rate in rates.items()])
     assert found["backbone.0.weight"] == ("backbone", 0.1)
     assert found["language_model.backbone.weight"] == ("", 1.0)
     assert found["encoder.0.weight"] == ("encoder.0", 2.0)
@@ -53,17 +52,13 @@ def test_a_part_of_a_frozen_module_can_train() -> None:
 def test_weight_decay_spares_only_the_absolute_position_embedding() -> None:
     network = FakeNetwork()
     freeze(network, TOWERS)
-    optimizer = build_optimizer(
-        network, OptimizerConfig(lr=1e-3, weight_decay=0.01), [*TOWERS, ParamGroup(["encoder"], 0.5)]
-    )
+    config, groups = OptimizerConfig(lr=1e-3, weight_decay=0.01), [*TOWERS, ParamGroup(["encoder"], 0.5)]
+    optimizer = build_optimizer(network, config, groups)
     by_name = {group["name"]: group for group in optimizer.param_groups}
     assert set(by_name) == {"rest", "encoder", "encoder.absolute_pos_embed"}
     assert by_name["encoder.absolute_pos_embed"]["params"] == [network.encoder.absolute_pos_embed]
-    assert {name: group["weight_decay"] for name, group in by_name.items()} == {
-        "rest": 0.01,
-        "encoder": 0.01,
-        "encoder.absolute_pos_embed": 0.0,
-    }
+    decay = {name: group["weight_decay"] for name, group in by_name.items()}
+    assert decay == {"rest": 0.01, "encoder": 0.01, "encoder.absolute_pos_embed": 0.0}
     assert by_name["encoder"]["lr"] == pytest.approx(5e-4) and by_name["rest"]["lr"] == pytest.approx(1e-3)
 
 

@@ -131,12 +131,8 @@ def test_a_set_that_cannot_be_measured_is_refused_before_anything_is_written(
         (str(tmp_path / "gone"), "gone does not exist"),
         (nothing, "retention_data: .*'valid' of .*no boxes"),
     ):
-        given = {
-            "data": str(data),
-            "output_dir": str(tmp_path / "run"),
-            "retention_data": f"{data},{path}",
-            "device": "cpu",
-        }
+        given = {"data": str(data), "output_dir": str(tmp_path / "run"), "device": "cpu"}
+        given["retention_data"] = f"{data},{path}"
         bundle = tiny_bundle(tokenizer)
         with pytest.raises(DataError, match=message):
             api.train(api.Model(bundle), quiet=True, **given)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_runs import Recorder, options, run, scenes, tiny_bundle
+from made_samples import made_sample
 from PIL import Image
 
 from groundtune.config import TrainConfig
 from groundtune.contracts import ImageFormat
 from groundtune.data.loader import TrainLoader
-from groundtune.data.sample import Dataset, Sample
+from groundtune.data.sample import Dataset
 from groundtune.engine.run_folder import write_samples
 
 
@@ -22,14 +23,8 @@ def test_what_the_network_gets_is_drawn_and_written_down(tmp_path: Path, tokeniz
     pixels = np.full((50, 100, 3), 40, np.uint8)
     pixels[:, :50] = 200
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    sample = Sample(
-        image_path=tmp_path / "a.png",
-        image_id=1,
-        size_hw=(50, 100),
-        boxes_xyxy=np.array([[60, 20, 90, 40], [10, 5, 30, 25]], np.float32),
-        class_ids=np.array([0, 1]),
-        crowd=np.array([False, False]),
-    )
+    boxes = [[60, 20, 90, 40], [10, 5, 30, 25]]
+    sample = made_sample(boxes, [0, 1], path=tmp_path / "a.png", size_hw=(50, 100))
     dataset = Dataset(
         name="train",
         root=tmp_path,

@@ -47,9 +47,8 @@ def _batch(seed, counts, queries=5, layers=3, length=7, groups=2):
         boxes[::4, 2] = 0
         positive_map = torch.zeros(count, 256, dtype=torch.bool)
         positive_map[:, 0] = True
-        positive_map[1:, : mask[image].sum()] = (
-            torch.rand(max(count - 1, 0), int(mask[image].sum()), generator=generator) < 0.5
-        )
+        length = int(mask[image].sum())
+        positive_map[1:, :length] = torch.rand(max(count - 1, 0), length, generator=generator) < 0.5
         targets.append(SimpleNamespace(boxes_cxcywh=boxes, positive_map=positive_map, confidence=None))
     return outputs, targets
 
@@ -110,11 +109,9 @@ def _one_query(logits_of_tokens, box=(0.5, 0.5, 0.2, 0.2), padded=0):
 def test_infinite_logits_are_filtered_before_the_loss(padded):
     outputs, targets = _one_query([[0.0, 0.0, 0.0]], padded=padded)
     terms = criterion(outputs, targets)
-    ln2 = math.log(2)
     # p = 1/2 everywhere: one positive token and two negative ones; nothing from 253 masked columns
-    assert terms["loss_cls"].item() == pytest.approx(
-        2 * (0.25 * 0.25 * ln2 + 2 * 0.75 * 0.25 * ln2), rel=1e-5
-    )
+    expected = 2 * (0.25 * 0.25 + 2 * 0.75 * 0.25) * math.log(2)
+    assert terms["loss_cls"].item() == pytest.approx(expected, rel=1e-5)
     assert terms["loss_bbox"].item() == 0
     assert terms["loss_giou"].item() == pytest.approx(0, abs=1e-5)
 
@@ -124,9 +121,8 @@ def test_terms_of_a_shifted_box_by_hand():
     terms = criterion(outputs, targets)
     assert terms["loss_bbox"].item() == pytest.approx(5 * 0.3, rel=1e-5)
     overlap, union, enclosing = 0.1 * 0.2, 0.08 + 0.04 - 0.02, 0.3 * 0.4
-    assert terms["loss_giou"].item() == pytest.approx(
-        2 * (1 - overlap / union + (enclosing - union) / enclosing), rel=1e-4
-    )
+    expected = 2 * (1 - overlap / union + (enclosing - union) / enclosing)
+    assert terms["loss_giou"].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_class_error_counts_valid_positions_only():
@@ -191,18 +187,16 @@ def test_a_name_of_any_length_reaches_a_high_probability(tokenizer):
     for name, tokens in [("cat", 1), ("hair dryer", 3), ("red blood cell count", 4)]:
         reached = _train_one_query(tokenizer, [name, "dog"], lambda p: tokenize(tokenizer, [p])[1][0])
         assert len(reached) == tokens and reached.min() > 0.85
-    normalized = _train_one_query(
-        tokenizer,
-        ["red blood cell count", "dog"],
-        lambda p: create_positive_map_from_span(tokenizer([p.caption]), p.spans),
-    )
+
+    def averaging(prompt):
+        return create_positive_map_from_span(tokenizer([prompt.caption]), prompt.spans)
+
+    normalized = _train_one_query(tokenizer, ["red blood cell count", "dog"], averaging)
     assert normalized.min() > 0.85, "the criterion makes the target binary whatever it is given"
 
 
-def _detached(outputs, image=None):
-    pick = slice(None) if image is None else slice(image, image + 1)
-    head = {name: outputs[name][pick].detach() for name in ("pred_logits", "pred_boxes")}
-    return head
+def _detached(outputs, images=slice(None)):
+    return {name: outputs[name][images].detach() for name in ("pred_logits", "pred_boxes")}
 
 
 def test_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone():
@@ -211,13 +205,10 @@ def test_an_image_of_a_batch_of_mixed_prompts_equals_the_image_alone():
     together = criterion(outputs, targets)
     sums = {"loss_cls": 0.0, "loss_bbox": 0.0, "loss_giou": 0.0, "enc_loss_cls": 0.0}
     for image, target in enumerate(targets):
-        mask = outputs["text_token_mask"][image : image + 1]
-        alone = {
-            **_detached(outputs, image),
-            "enc_outputs": _detached(outputs["enc_outputs"], image),
-            "text_token_mask": mask[:, : int(mask.sum())],
-        }
-        terms = criterion(alone, [target])
+        own = slice(image, image + 1)
+        mask = outputs["text_token_mask"][own]
+        alone = _detached(outputs, own) | {"enc_outputs": _detached(outputs["enc_outputs"], own)}
+        terms = criterion(alone | {"text_token_mask": mask[:, : int(mask.sum())]}, [target])
         for name in sums:
             sums[name] += terms[name].item() * max(counts[image], 1)
     for name, value in sums.items():
@@ -251,13 +242,9 @@ def test_the_terms_of_parts_of_a_batch_add_up_to_its_own():
     """
     outputs, targets = _batch(10, [7, 1, 0, 2])
     whole = criterion(outputs, targets)
-    counts = BatchCounts(
-        [len(target.boxes_cxcywh) for target in targets], int(outputs["text_token_mask"].sum())
-    )
-    parts = [
-        criterion(_slice_outputs(outputs, part), targets[part], counts)
-        for part in (slice(0, 1), slice(1, 2), slice(2, 4))
-    ]
+    counts = BatchCounts([7, 1, 0, 2], int(outputs["text_token_mask"].sum()))
+    slices = (slice(0, 1), slice(1, 2), slice(2, 4))
+    parts = [criterion(_slice_outputs(outputs, part), targets[part], counts) for part in slices]
     assert whole["matched_boxes"] == 5 + 1 + 0 + 2 and whole["class_error"] > 0
     for name, value in whole.items():
         assert sum(part[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-4), name
@@ -279,17 +266,12 @@ def test_boxes_past_the_queries_do_not_count():
 
 
 def _slice_outputs(outputs, images):
-    def cut(head):
-        return {name: head[name][images].detach() for name in ("pred_logits", "pred_boxes")}
-
-    return {
-        **cut(outputs),
-        "aux_outputs": [cut(head) for head in outputs["aux_outputs"]],
-        "enc_outputs": cut(outputs["enc_outputs"]),
-        "dn_outputs": [cut(head) for head in outputs["dn_outputs"]],
-        "dn_meta": outputs["dn_meta"],
-        "text_token_mask": outputs["text_token_mask"][images],
+    parts = {
+        name: [_detached(head, images) for head in outputs[name]] for name in ("aux_outputs", "dn_outputs")
     }
+    parts["enc_outputs"] = _detached(outputs["enc_outputs"], images)
+    mask = outputs["text_token_mask"][images]
+    return outputs | _detached(outputs, images) | parts | {"text_token_mask": mask}
 
 
 def test_same_numbers_under_autocast_and_from_bfloat16_in_float32():
@@ -298,9 +280,5 @@ def test_same_numbers_under_autocast_and_from_bfloat16_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = criterion(outputs, targets)
     assert all(torch.equal(plain[name], mixed[name]) for name in plain)
-    low = {
-        **outputs,
-        "pred_logits": outputs["pred_logits"].bfloat16(),
-        "pred_boxes": outputs["pred_boxes"].bfloat16(),
-    }
+    low = outputs | {name: outputs[name].bfloat16() for name in ("pred_logits", "pred_boxes")}
     assert all(value.dtype == torch.float32 for value in criterion(low, targets).values())

@@ -21,16 +21,12 @@ def _golden(golden_files, seed):
 
 def _targets(arrays, meta):
     height, width = meta["image_size_hw"]
-    return [
-        SimpleNamespace(
-            boxes_cxcywh=xyxy_to_cxcywh(
-                arrays[f"gt{i}_boxes_xyxy"] / torch.tensor([width, height, width, height])
-            ),
-            positive_map=arrays[f"gt{i}_positive_map"] > 0,
-            confidence=None,
-        )
-        for i in range(IMAGES)
-    ]
+    targets = []
+    for i in range(IMAGES):
+        boxes = xyxy_to_cxcywh(arrays[f"gt{i}_boxes_xyxy"] / torch.tensor([width, height, width, height]))
+        positive_map = arrays[f"gt{i}_positive_map"] > 0
+        targets.append(SimpleNamespace(boxes_cxcywh=boxes, positive_map=positive_map, confidence=None))
+    return targets
 
 
 def _outputs(arrays, meta):
@@ -66,11 +62,8 @@ def test_golden_terms_of_every_head(golden_files, seed):
     """The cases also have prompts that differ, costs of both signs and targets of auxiliary layers."""
     arrays, meta = _golden(golden_files, seed)
     terms = _criterion(meta)(_outputs(arrays, meta), _targets(arrays, meta))
-    ours = {
-        name.replace("loss_giou", "loss_iou"): value.item()
-        for name, value in terms.items()
-        if "loss_" in name
-    }
+    losses = {name: value.item() for name, value in terms.items() if "loss_" in name}
+    ours = {name.replace("loss_giou", "loss_iou"): value for name, value in losses.items()}
     assert ours == pytest.approx(meta["losses"], rel=1e-4)
     assert total(terms).item() == pytest.approx(meta["total"], rel=1e-4)
 

@@ -133,13 +133,8 @@ def test_matches_are_optimal_one_to_one_and_each_head_is_on_its_own(seed, counts
         size = head.boxes_cxcywh.shape[1]
         for image, target in enumerate(targets):
             of_image = matched.image == image
-            pairs = list(
-                zip(
-                    matched.query[of_image].tolist(),
-                    (matched.box[of_image] - first_of[image]).tolist(),
-                    strict=True,
-                )
-            )
+            boxes = (matched.box[of_image] - first_of[image]).tolist()
+            pairs = list(zip(matched.query[of_image].tolist(), boxes, strict=True))
             assert len(pairs) == min(size, counts[image])
             assert len({q for q, _ in pairs}) == len({n for _, n in pairs}) == len(pairs)
             if pairs:

@@ -5,10 +5,11 @@ import io
 
 import numpy as np
 import pytest
+from made_samples import made_sample
 from pycocotools.cocoeval import COCOeval
 from random_detections import coco_api, random_dataset, random_predictions
 
-from groundtune.data.sample import Dataset, Sample
+from groundtune.data.sample import Dataset
 from groundtune.metrics.coco import coco_metrics
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"]
@@ -65,17 +66,7 @@ def test_no_predictions_are_zero_and_no_objects_are_none() -> None:
     assert nothing_found.metrics["AP"] == 0 and nothing_found.metrics["AR100"] == 0
     assert nothing_found.per_class["cat"] == {"AP": 0, "AP50": 0}
 
-    empty = [
-        Sample(
-            s.image_path,
-            s.image_id,
-            s.size_hw,
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, bool),
-        )
-        for s in dataset.samples
-    ]
+    empty = [made_sample(image_id=s.image_id, size_hw=s.size_hw) for s in dataset.samples]
     dataset.samples = empty
     found = [{"image_id": empty[0].image_id, "category_id": 40, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 0.5}]
     no_objects = coco_metrics(dataset, found)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_samples import made_sample
 from pycocotools.cocoeval import COCOeval
 from random_detections import coco_api, random_dataset, random_predictions
 
-from groundtune.data.sample import Dataset, Sample
+from groundtune.data.sample import Dataset
 from groundtune.metrics.errors import best_thresholds, calibration, collect, confusion, error_counts, overlaps
 
 CAT, DOG = 0, 1
@@ -15,26 +16,15 @@ CAT, DOG = 0, 1
 
 def dataset(boxes: list[tuple[int, list[float]]], crowd: tuple[int, ...] = ()) -> Dataset:
     """One image of 100 x 100; ids 7 and 3 are cat and dog."""
-    xyxy = np.array([box for _, box in boxes], dtype=np.float32).reshape(-1, 4)
-    sample = Sample(
-        image_path=Path("one.jpg"),
-        image_id=5,
-        size_hw=(100, 100),
-        boxes_xyxy=xyxy,
-        class_ids=np.array([c for c, _ in boxes], dtype=np.int64),
-        crowd=np.array([i in crowd for i in range(len(boxes))], dtype=bool),
-    )
+    crowds = [i in crowd for i in range(len(boxes))]
+    sample = made_sample([box for _, box in boxes], [c for c, _ in boxes], crowds, image_id=5)
     return Dataset("valid", Path("."), ["cat", "dog"], [sample], [7, 3])
 
 
 def detection(class_id: int, xyxy: list[float], score: float) -> dict:
     x0, y0, x1, y1 = xyxy
-    return {
-        "image_id": 5,
-        "category_id": [7, 3][class_id],
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "score": score,
-    }
+    bbox = [x0, y0, x1 - x0, y1 - y0]
+    return {"image_id": 5, "category_id": [7, 3][class_id], "bbox": bbox, "score": score}
 
 
 BOX, FAR = [10, 10, 30, 30], [60, 60, 80, 80]
@@ -58,9 +48,8 @@ def test_each_kind_of_a_single_detection(class_id: int, box: list[float], kind: 
 
 
 def test_the_better_of_two_is_matched_and_the_other_a_duplicate() -> None:
-    result = collect(
-        dataset([(CAT, BOX)]), [detection(CAT, BOX, 0.4), detection(CAT, [10, 10, 30, 28], 0.8)]
-    )[0]
+    found = [detection(CAT, BOX, 0.4), detection(CAT, [10, 10, 30, 28], 0.8)]
+    (result,) = collect(dataset([(CAT, BOX)]), found)
     assert result.types == ["matched", "duplicate"]
     assert list(result.scores) == [0.8, 0.4]
     assert result.ious[0] == pytest.approx(0.9)
@@ -81,20 +70,10 @@ def test_overlaps_by_hand_and_of_nothing() -> None:
 
 
 def test_best_threshold_by_hand() -> None:
-    """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from the
-    top.
-    """
-    data = dataset([(CAT, BOX), (CAT, FAR)])
-    results = collect(
-        data,
-        [
-            detection(CAT, BOX, 0.9),
-            detection(CAT, [0, 90, 9, 99], 0.8),
-            detection(CAT, FAR, 0.7),
-            detection(CAT, [90, 0, 99, 9], 0.1),
-        ],
-    )
-    cat, dog = best_thresholds(results, 2)
+    """Two cats. Scores .9 right, .8 wrong, .7 right, .1 wrong: F1 is 2/3, 1/2, 4/5, 2/3 from top."""
+    boxes = {0.9: BOX, 0.8: [0, 90, 9, 99], 0.7: FAR, 0.1: [90, 0, 99, 9]}
+    found = [detection(CAT, box, score) for score, box in boxes.items()]
+    cat, dog = best_thresholds(collect(dataset([(CAT, BOX), (CAT, FAR)]), found), 2)
     assert (cat.threshold, cat.f1, cat.precision, cat.recall) == pytest.approx((0.7, 0.8, 2 / 3, 1.0))
     assert (dog.threshold, dog.f1, dog.precision, dog.recall) == (1.0, None, None, None)
 
@@ -105,23 +84,16 @@ def test_a_threshold_does_not_cut_between_equal_scores() -> None:
 
 
 def test_counts_add_up_over_an_image_with_everything() -> None:
-    data = dataset([(CAT, BOX), (DOG, FAR), (DOG, [0, 80, 10, 90])])
-    results = collect(
-        data,
-        [
-            detection(CAT, BOX, 0.9),
-            detection(CAT, FAR, 0.8),  # a dog called a cat
-            detection(DOG, [40, 0, 50, 10], 0.7),  # nothing there
-            detection(DOG, [0, 80, 10, 90], 0.2),  # right, but below the threshold
-        ],
-    )
+    found = [
+        detection(CAT, BOX, 0.9),
+        detection(CAT, FAR, 0.8),  # a dog called a cat
+        detection(DOG, [40, 0, 50, 10], 0.7),  # nothing there
+        detection(DOG, [0, 80, 10, 90], 0.2),  # right, but below the threshold
+    ]
+    results = collect(dataset([(CAT, BOX), (DOG, FAR), (DOG, [0, 80, 10, 90])]), found)
     counts = error_counts(results, np.array([0.5, 0.5]), 2)
-    assert {name: row.tolist() for name, row in counts.items() if row.any()} == {
-        "matched": [1, 0],
-        "classification": [1, 0],
-        "background": [0, 1],
-        "missed": [0, 2],
-    }
+    expected = {"matched": [1, 0], "classification": [1, 0], "background": [0, 1], "missed": [0, 2]}
+    assert {name: row.tolist() for name, row in counts.items() if row.any()} == expected
     assert confusion(results, np.array([0.5, 0.5]), 2).tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
@@ -130,14 +102,10 @@ def test_calibration_by_hand() -> None:
     |.55 − .5|) / 3.
     """
     data = dataset([(CAT, BOX), (CAT, FAR)])
-    found = collect(
-        data, [detection(CAT, BOX, 0.95), detection(CAT, FAR, 0.55), detection(CAT, [0, 90, 9, 99], 0.55)]
-    )
-    rows, gap = calibration(found)
-    assert [(round(r["score"], 2), r["precision"], r["count"]) for r in rows] == [
-        (0.55, 0.5, 2.0),
-        (0.95, 1.0, 1.0),
-    ]
+    found = [(BOX, 0.95), (FAR, 0.55), ([0, 90, 9, 99], 0.55)]
+    rows, gap = calibration(collect(data, [detection(CAT, *one) for one in found]))
+    numbers = [(round(row["score"], 2), row["precision"], row["count"]) for row in rows]
+    assert numbers == [(0.55, 0.5, 2.0), (0.95, 1.0, 1.0)]
     assert gap == pytest.approx((0.05 + 2 * 0.05) / 3)
     assert calibration(collect(data, [])) == ([], None)
 
@@ -155,15 +123,9 @@ def test_what_is_matched_is_what_pycocotools_matches(seed: int) -> None:
     predictions = random_predictions(rng, data)
     truth, found = coco_api(data, predictions)
     evaluation = COCOeval(truth, found, "bbox")
-    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.maxDets = (
-        [0.5],
-        [[0, 1e10]],
-        [1000],
-    )
+    params = evaluation.params
+    params.iouThrs, params.areaRng, params.maxDets = [0.5], [[0, 1e10]], [1000]
     evaluation.evaluate()
-    theirs = sum(
-        int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0].astype(bool)).sum())
-        for entry in evaluation.evalImgs
-        if entry is not None
-    )
+    images = [entry for entry in evaluation.evalImgs if entry is not None]
+    theirs = sum(int(((one["dtMatches"][0] > 0) & ~one["dtIgnore"][0].astype(bool)).sum()) for one in images)
     assert sum(result.types.count("matched") for result in collect(data, predictions)) == theirs > 0

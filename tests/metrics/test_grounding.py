@@ -22,11 +22,9 @@ FAR = [50, 50, 60, 60]
 
 
 def answer(found, true, scores=None):
-    return PhraseResult(
-        torch.tensor(found, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor([0.1] * len(found) if scores is None else scores),
-        np.array(true, dtype=np.float32).reshape(-1, 4),
-    )
+    boxes = torch.tensor(found, dtype=torch.float32).reshape(-1, 4)
+    scores = torch.tensor([0.1] * len(found) if scores is None else scores)
+    return PhraseResult(boxes, scores, np.array(true, dtype=np.float32).reshape(-1, 4))
 
 
 def recalls(answers):
@@ -55,12 +53,8 @@ def test_recall_by_hand():
     [
         ([RIGHT], [0.3], [RIGHT], True),  # the threshold itself is enough
         ([RIGHT], [0.29], [RIGHT], False),  # missed
-        (
-            [HALF, RIGHT],
-            [0.9, 0.29],
-            [RIGHT],
-            True,
-        ),  # IoU .5 is enough, and what is below the threshold is not there
+        # IoU .5 is enough, and what is below the threshold is not there
+        ([HALF, RIGHT], [0.9, 0.29], [RIGHT], True),
         ([RIGHT, HALF], [0.9, 0.8], [RIGHT], False),  # a duplicate is one too many
         ([RIGHT, FAR], [0.9, 0.8], [FAR, RIGHT], True),
         ([RIGHT, HALF], [0.9, 0.8], [FAR, RIGHT], False),  # both overlap one box: F1 = 2 / (2 + 1 + 1)
@@ -126,10 +120,9 @@ def captions(folder: Path, *rows: str) -> Path:
     lines = []
     for number, regions in enumerate(rows):
         image(folder / f"{number}.png")
-        lines.append(
-            f'{{"filename": "{number}.png", "height": 30, "width": 40, "grounding": '
-            f'{{"caption": "the left cup near a plate", "regions": [{regions}]}}}}'
-        )
+        grounding = f'{{"caption": "the left cup near a plate", "regions": [{regions}]}}'
+        row = f'"filename": "{number}.png", "height": 30, "width": 40, "grounding": {grounding}'
+        lines.append(f"{{{row}}}")
     (folder / "valid.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -170,10 +163,8 @@ def test_refs_trains_and_reports_recall(shared, tmp_path, tokenizer):
     bundle = tiny_bundle(tokenizer)
     before = {name: value.clone() for name, value in bundle.network.state_dict().items()}
     result = run(config, bundle, tmp_path / "run")
-    assert (
-        result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])}
-        and result.per_class == {}
-    )
+    assert result.metrics.keys() == {f"valid/{name}" for name in grounding_metrics([])}
+    assert result.per_class == {}
     assert all(0 <= result.metrics[f"valid/recall@{k}"] <= 1 for k in (1, 5, 10))
     assert any(not torch.equal(before[name], value) for name, value in bundle.network.state_dict().items())
     again = evaluate_by_path(str(tmp_path / "run/model"), shared / "data/refs", device="cpu")

@@ -21,19 +21,12 @@ SIZES_HW = [(64, 96), (96, 48), (40, 72)]
 # weights have it too
 
 cached = cache(lambda tiny, kind: tiny(kind))
-written_names = st.lists(
-    st.one_of(
-        st.text(st.characters(codec="utf-8"), min_size=1, max_size=12),
-        st.sampled_from(
-            ["cat", "Cat ", "red blood cell", "tv/monitor", "hot-dog's", "猫", "naïve café", "[SEP]", "a?b.c"]
-        ),
-    ),
-    min_size=1,
-    max_size=60,
-)
-images = st.lists(
-    st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(0, 20)), min_size=1, max_size=3
-)
+ODD_NAMES = ["cat", "Cat ", "red blood cell", "tv/monitor", "hot-dog's", "猫", "naïve café", "[SEP]", "a?b.c"]
+any_text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+written_names = st.lists(st.one_of(any_text, st.sampled_from(ODD_NAMES)), min_size=1, max_size=60)
+image = st.tuples(st.integers(1, 80), st.integers(1, 80), st.integers(0, 20))
+images = st.lists(image, min_size=1, max_size=3)
+FLAT = {"none": (1, 1), "point": (0, 0), "line": (0, 1)}
 
 
 def readable(names, tokenizer):
@@ -68,20 +61,13 @@ def test_loss_and_gradients_are_always_finite(kind, tiny, make_case, tokenizer):
     network = cached(tiny, kind).train()
 
     @settings(deadline=None, max_examples=25)
-    @given(
-        names=written_names,
-        shapes=images,
-        seed=st.integers(0, 10**6),
-        flat=st.sampled_from(["none", "point", "line"]),
-    )
+    @given(names=written_names, shapes=images, seed=st.integers(0, 10**6), flat=st.sampled_from(list(FLAT)))
     def check(names, shapes, seed, flat):
         prompt = readable(names, tokenizer)
         prompts = [prompt[index:] or prompt for index in range(len(shapes))]
         case = make_case(prompts, [(h, w) for h, w, _ in shapes], [count for _, _, count in shapes], seed)
         for target in case.targets:
-            target.boxes_cxcywh[:1, 2:] *= torch.tensor(
-                {"none": (1, 1), "point": (0, 0), "line": (0, 1)}[flat]
-            )
+            target.boxes_cxcywh[:1, 2:] *= torch.tensor(FLAT[flat])
         terms = CRITERION(case.run(network), case.targets)
         assert all(torch.isfinite(value) for value in terms.values())
         for name, gradient in gradients(network, total(terms)).items():
@@ -113,9 +99,7 @@ def test_every_trainable_parameter_gets_a_gradient(kind, overrides, frozen, tiny
     case = make_case(NAMES, SIZES_HW, [2, 3, 1])
     grads = gradients(network, total(CRITERION(case.run(network), case.targets)))
     is_frozen = {name: name.startswith(tuple(f"{path}." for path in frozen)) for name in grads}
-    assert [name for name, gradient in grads.items() if gradient is None] == [
-        n for n in grads if is_frozen[n]
-    ]
+    assert {name: gradient is None for name, gradient in grads.items()} == is_frozen
     dead = [name for name, gradient in grads.items() if gradient is not None and not gradient.any()]
     assert dead == []
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
@@ -131,16 +115,9 @@ def test_the_encoder_terms_teach_the_encoder_and_its_own_head(query_content, tin
         network.zero_grad()
         terms[f"enc_loss_{term}"].backward(retain_graph=True)
         reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
-        for part in (
-            "decoder.memory_trans_fc.",
-            "decoder.memory_trans_norm.",
-            f"bbox_head.{head}",
-            "encoder.layers.",
-        ):
-            assert {name for name, _ in network.named_parameters() if name.startswith(part)} <= reached, (
-                term,
-                part,
-            )
+        taught = ("decoder.memory_trans_", f"bbox_head.{head}", "encoder.layers.")
+        names = {name for name, _ in network.named_parameters() if name.startswith(taught)}
+        assert names - reached == set(), term
         assert not any(name.startswith("decoder.layers.") for name in reached)
 
 
@@ -148,9 +125,8 @@ def test_the_encoder_terms_teach_the_encoder_and_its_own_head(query_content, tin
     "frozen", [("backbone", "language_model"), ("backbone", "language_model", "encoder")]
 )
 def test_frozen_modules_stay_in_eval_mode_and_out_of_autograd(frozen, tiny, make_case):
-    network = tiny(
-        "swin", frozen, fusion_droppath=0.5, dropout=0.5
-    ).train()  # BERT and Swin drop 0.1 by themselves
+    # BERT and Swin drop 0.1 by themselves
+    network = tiny("swin", frozen, fusion_droppath=0.5, dropout=0.5).train()
     assert network.training and network.neck.training and network.decoder.training
     for path in frozen:
         assert not any(module.training for module in network.get_submodule(path).modules()), path
@@ -189,12 +165,8 @@ def test_an_image_in_a_batch_equals_the_image_alone(kind, frozen, tiny, make_cas
             single = alone(case, row)
             expected = single.run(network)
             length, count = single.text.input_ids.shape[1], expected["pred_boxes"].shape[1]
-            heads = zip(
-                [together, *together["aux_outputs"], together["enc_outputs"]],
-                [expected, *expected["aux_outputs"], expected["enc_outputs"]],
-                strict=True,
-            )
-            for batched, own in heads:
+            outputs = ([one, *one["aux_outputs"], one["enc_outputs"]] for one in (together, expected))
+            for batched, own in zip(*outputs, strict=True):
                 logits = batched["pred_logits"][row]
                 assert (logits[:count, :length] - own["pred_logits"][0, :, :length]).abs().max() <= 1e-4
                 assert (batched["pred_boxes"][row, :count] - own["pred_boxes"][0]).abs().max() <= 1e-4
@@ -230,11 +202,10 @@ def test_boxes_look_forward_twice_and_no_further(tiny, make_case):
         found = torch.autograd.grad(tensor.sum(), branches, retain_graph=True, allow_unused=True)
         return [gradient is not None and bool(gradient.any()) for gradient in found]
 
-    assert [reached(layer["pred_boxes"]) for layer in layers] == [
-        [True, False, False],
-        [True, True, False],
-        [False, True, True],
-    ]
+    first, second, third = (
+        [index for index, hit in enumerate(reached(x["pred_boxes"])) if hit] for x in layers
+    )
+    assert (first, second, third) == ([0], [0, 1], [1, 2])
     finite = layers[2]["pred_logits"].isfinite()
     assert reached(layers[2]["pred_logits"][finite]) == [False] * 3, "what a layer samples from is detached"
 
@@ -245,10 +216,7 @@ def test_fewer_positions_than_queries(query_content, tiny, make_case):
     case = make_case(NAMES[:1], [(32, 48)], [2])
     output = case.run(network)
     positions = 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1  # strides 8, 16, 32, 64, rounded up
-    assert (
-        output["pred_boxes"].shape == (1, positions, 4)
-        and output["enc_outputs"]["pred_boxes"].shape[1] == positions
-    )
+    assert output["pred_boxes"].shape == output["enc_outputs"]["pred_boxes"].shape == (1, positions, 4)
     assert torch.isfinite(total(CRITERION(output, case.targets)))
 
 
@@ -272,11 +240,9 @@ def test_label_embedding_starts_from_the_projected_text_features(tiny, tokenizer
     network = tiny("swin")
     names = ["cat", "red blood cell", "hair dryer"]
     network.init_label_embedding(names, tokenizer)
-    assert (
-        network.decoder.label_embedding.weight.shape == (3, 64)
-        and network.decoder.label_embedding.weight.requires_grad
-    )
-    for row, name in zip(network.decoder.label_embedding.weight, names, strict=True):
+    labels = network.decoder.label_embedding.weight
+    assert labels.shape == (3, 64) and labels.requires_grad
+    for row, name in zip(labels, names, strict=True):
         ids = tokenizer(f"{name}.", add_special_tokens=False, return_tensors="pt").input_ids
         with torch.no_grad():
             features = network.language_model.bert(input_ids=ids).last_hidden_state[0, :-1]  # without the "."

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from oracle_models import oracle
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from groundtune.cli import main
@@ -45,106 +46,74 @@ def settings(folder, **changed):
     rewrite(folder / "config.json", lambda content: json.dumps(json.loads(content) | changed).encode())
 
 
-def weights(folder, change):
-    state = load_file(folder / "model.safetensors")
-    change(state)
+def text(folder, name, content):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text(content)
+
+
+def weights(folder, changed=None, without=()):
+    state = load_file(folder / "model.safetensors") | (changed or {})
     (folder / "model.safetensors").unlink()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def without(prefix):
-    return lambda state: [state.pop(name) for name in list(state) if name.startswith(prefix)]
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(without))}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def index(folder, content):
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": content}))
 
 
-def tokenizer_without_separators(folder):
-    rewrite(folder / "tokenizer.json", lambda content: content.replace(b'"?": 1029', b'"?": 999999'))
-
-
-DAMAGES = {
-    "truncated": (
-        lambda f: rewrite(f / "model.safetensors", lambda content: content[: len(content) // 2]),
-        r"Cannot read the weights .*model\.safetensors: .*incomplete.*Is the file complete\?",
+TIED = "model.decoder.bbox_embed.0.layers.0.bias"
+DAMAGES = {  # message: damage
+    r"Cannot read the weights .*model\.safetensors: .*incomplete.*Is the file complete\?": lambda f: rewrite(
+        f / "model.safetensors", lambda content: content[: len(content) // 2]
     ),
-    "another family": (
-        lambda f: settings(f, model_type="detr"),
-        "is a model of the type 'detr'; groundtune loads 'grounding-dino' and 'mm-grounding-dino'",
+    "is a model of the type 'detr'; groundtune loads 'grounding-dino' and 'mm-grounding-dino'": lambda f: (
+        settings(f, model_type="detr")
     ),
-    "no family": (lambda f: settings(f, model_type=["detr"]), r"of the type \['detr'\]"),
-    "two unknown options": (
-        lambda f: settings(f, two_stage=False, activation_function="gelu"),
-        "two_stage is False, expected True; activation_function is 'gelu', expected 'relu'",
+    r"of the type \['detr'\]": lambda f: settings(f, model_type=["detr"]),
+    "two_stage is False, expected True; activation_function is 'gelu', expected 'relu'": lambda f: settings(
+        f, two_stage=False, activation_function="gelu"
     ),
-    "settings of a wrong kind": (
-        lambda f: settings(f, d_model="wide"),
-        "config.json cannot be used: .*d_model",
+    "config.json cannot be used: .*d_model": lambda f: settings(f, d_model="wide"),
+    "no network can be built": lambda f: settings(f, d_model=63),
+    "config.json is not valid JSON": lambda f: text(f, "config.json", "{"),
+    r"8 missing, for example (model\.decoder\.layers\.1\.encoder_attn_text\.\w+\.\w+(, )?){3}\.": lambda f: (
+        weights(f, without=["model.decoder.layers.1.encoder_attn_text."])
     ),
-    "sizes that nothing can have": (lambda f: settings(f, d_model=63), "no network can be built"),
-    "settings that are no JSON": (
-        lambda f: rewrite(f / "config.json", lambda _: b"{"),
-        "config.json is not valid JSON",
+    r"has 5 weights that groundtune does not know, for example adapter\.0, adapter\.1, adapter\.2\.": lambda f: (
+        weights(f, {f"adapter.{i}": torch.zeros(1) for i in range(5)})
     ),
-    "missing": (
-        lambda f: weights(f, without("model.decoder.layers.1.encoder_attn_text.")),
-        r"8 missing, for example (model\.decoder\.layers\.1\.encoder_attn_text\.\w+\.\w+(, )?){3}\.",
+    r"1 unexpected, for example bbox_embed\.7\.layers\.0\.bias": lambda f: weights(
+        f, {"bbox_embed.7.layers.0.bias": torch.zeros(64)}
     ),
-    "unknown": (
-        lambda f: weights(f, lambda state: state.update({f"adapter.{i}": torch.zeros(1) for i in range(5)})),
-        r"has 5 weights that groundtune does not know, for example adapter\.0, adapter\.1, adapter\.2\.",
+    r"1 of another shape, for example model\.enc_output\.bias \[3\], expected \[64\]": lambda f: weights(
+        f, {"model.enc_output.bias": torch.zeros(3)}
     ),
-    "one layer too many": (
-        lambda f: weights(f, lambda state: state.update({"bbox_embed.7.layers.0.bias": torch.zeros(64)})),
-        r"1 unexpected, for example bbox_embed\.7\.layers\.0\.bias",
+    f"has 1 copies of a tied weight that differ from it, for example {TIED}": lambda f: weights(
+        f, {TIED: torch.ones(64)}
     ),
-    "another shape": (
-        lambda f: weights(f, lambda state: state.update({"model.enc_output.bias": torch.zeros(3)})),
-        r"1 of another shape, for example model\.enc_output\.bias \[3\], expected \[64\]",
+    "expected model.safetensors or shards": lambda f: (f / "model.safetensors").unlink(),
+    r"names a file outside its folder: \.\./secret\.safetensors": lambda f: index(
+        f, {"a": "../secret.safetensors"}
     ),
-    "a tied head that differs": (
-        lambda f: weights(
-            f,
-            lambda s: s.update(
-                {"model.decoder.bbox_embed.0.layers.0.bias": s["bbox_embed.0.layers.0.bias"] + 1}
-            ),
-        ),
-        "has 1 copies of a tied weight that differ from it, for example "
-        "model.decoder.bbox_embed.0.layers.0.bias",
+    "outside its folder: /etc/passwd": lambda f: index(f, {"a": "/etc/passwd"}),
+    r"Cannot read the weights .*b\.safe": lambda f: index(f, {"a": "b.safetensors"}),
+    "has no weight_map": lambda f: index(f, ["a"]),
+    "expected vocab.txt or tokenizer.json": lambda f: (f / "tokenizer.json").unlink(),
+    r"phrase separators have the ids .*'\?': 999999": lambda f: rewrite(
+        f / "tokenizer.json", lambda content: content.replace(b'"?": 1029', b'"?": 999999')
     ),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "expected model.safetensors or shards"),
-    "a shard outside": (
-        lambda f: index(f, {"weight_map": {"model.level_embed": "../secret.safetensors"}}),
-        r"names a file outside its folder: \.\./secret\.safetensors",
-    ),
-    "an absolute shard": (
-        lambda f: index(f, {"weight_map": {"a": "/etc/passwd"}}),
-        "outside its folder: /etc/passwd",
-    ),
-    "a missing shard": (
-        lambda f: index(f, {"weight_map": {"a": "b.safetensors"}}),
-        r"Cannot read the weights .*b\.safe",
-    ),
-    "an index of another kind": (lambda f: index(f, {"weight_map": ["a"]}), "has no weight_map"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "expected vocab.txt or tokenizer.json"),
-    "another tokenizer": (tokenizer_without_separators, r"phrase separators have the ids .*'\?': 999999"),
-    "a broken tokenizer": (
-        lambda f: rewrite(f / "tokenizer.json", lambda _: b"{"),
-        "Cannot read the tokenizer",
-    ),
-    "another resizing": (
-        lambda f: (f / "preprocessor_config.json").write_text('{"size": {"height": 800, "width": 800}}'),
-        "image format cannot be used: size is .*expected a shortest_edge",
+    "Cannot read the tokenizer": lambda f: text(f, "tokenizer.json", "{"),
+    "image format cannot be used: size is .*expected a shortest_edge": lambda f: text(
+        f, "preprocessor_config.json", '{"size": {"height": 800, "width": 800}}'
     ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_hugging_face_directory(damage, folder):
-    damaging, message = DAMAGES[damage]
-    damaging(folder)
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_hugging_face_directory(message, folder):
+    DAMAGES[message](folder)
     with pytest.raises(CheckpointError, match=message):
         load_bundle(folder)
 
@@ -164,68 +133,40 @@ def test_a_pickle_that_carries_code_is_refused_and_the_code_does_not_run(name, f
     mark = tmp_path / "the code ran"
     content = {"model": {"transformer.level_embed": torch.zeros(4, 8), "bomb": Bomb(mark)}}
     (folder / "model.safetensors").unlink()
-    if name == "plain.pth":
-        (folder / name).write_bytes(
-            pickle.dumps({"bomb": Bomb(mark)}, protocol=2)
-        )  # as torch wrote before its zip files
+    if name == "plain.pth":  # as torch wrote before its zip files
+        (folder / name).write_bytes(pickle.dumps({"bomb": Bomb(mark)}, protocol=2))
     else:
         torch.save(content, folder / name)
     source = folder / name if name.endswith(".pth") else folder
     with pytest.raises(CheckpointError, match=r"\(\w+\.mkdir\) and is not opened: such a file can run code"):
         load_bundle(source)
     assert not mark.exists()
-    torch.load(folder / name, weights_only=False) if name != "plain.pth" else pickle.loads(
-        (folder / name).read_bytes()
-    )
+    with (folder / name).open("rb") as file:
+        pickle.load(file) if name == "plain.pth" else torch.load(file, weights_only=False)
     assert mark.exists(), "the code was there to run"
 
 
-def idea_state(shared):
-    return torch.load(shared / "golden/idea_tiny.pth", weights_only=True)["model"]
-
-
-PTH = {
-    "missing": (
-        lambda state: state.pop("module.transformer.enc_output.bias"),
-        r"1 missing, for example transformer\.enc_output\.bias",
-    ),
-    "a size is missing": (
-        lambda state: state.pop("module.transformer.tgt_embed.weight"),
-        r"has no transformer\.tgt_embed\.weight, which defines a size",
-    ),
-    "no level embedding": (
-        lambda state: state.pop("module.transformer.level_embed"),
-        r"has no transformer\.level_em",
-    ),
-    "unknown": (
-        lambda state: state.update({"module.extra": torch.zeros(1)}),
-        "has 1 weights that .* for example extra",
-    ),
-    "another shape": (
-        lambda state: state.update({"module.feat_map.bias": torch.zeros(5)}),
-        r"1 of another shape, for example feat_map\.bias \[5\], expected \[256\]",
-    ),
-    "a packed tensor that has no thirds": (
-        lambda state: state.update({"module.backbone.0.layers.0.blocks.0.attn.qkv.bias": torch.zeros(4)}),
-        r"1 weights of a shape that their layout does not have, for example backbone\.0\..*qkv\.bias \[4\]",
-    ),
-    "sizes of another kind": (
-        lambda state: state.update({"module.transformer.level_embed": torch.zeros(4)}),
-        "shapes that no Grounding DINO has",
-    ),
-    "something that is no tensor": (
-        lambda state: state.update({"module.epoch": 3}),
-        "1 of its entries are no tensors, for example module.epoch",
-    ),
+QKV = "backbone.0.layers.0.blocks.0.attn.qkv.bias"
+PTH = {  # message: names without "module." and their new values, None for none
+    r"1 missing, for example transformer\.enc_output\.bias": {"transformer.enc_output.bias": None},
+    r"has no transformer\.tgt_embed\.weight, which defines a size": {"transformer.tgt_embed.weight": None},
+    r"has no transformer\.level_em": {"transformer.level_embed": None},
+    "has 1 weights that .* for example extra": {"extra": torch.zeros(1)},
+    r"1 of another shape, for example feat_map\.bias \[5\], expected \[256\]": {
+        "feat_map.bias": torch.zeros(5)
+    },
+    rf"1 weights of a shape that their layout does not have, for example {QKV} \[4\]": {QKV: torch.zeros(4)},
+    "shapes that no Grounding DINO has": {"transformer.level_embed": torch.zeros(4)},
+    "1 of its entries are no tensors, for example module.epoch": {"epoch": 3},
 }
 
 
-@pytest.mark.parametrize("damage", PTH)
-def test_a_damaged_pth(damage, shared, tmp_path):
-    state = idea_state(shared)
-    damaging, message = PTH[damage]
-    damaging(state)
-    torch.save({"model": state}, tmp_path / "model.pth")
+@pytest.mark.parametrize("message", PTH)
+def test_a_damaged_pth(message, shared, tmp_path):
+    state = torch.load(shared / "golden/idea_tiny.pth", weights_only=True)["model"]
+    state |= {f"module.{name}": value for name, value in PTH[message].items()}
+    kept = {name: value for name, value in state.items() if value is not None}
+    torch.save({"model": kept}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=message):
         load_bundle(tmp_path / "model.pth")
 
@@ -257,27 +198,17 @@ def test_a_pth_that_is_none(content, message, tmp_path):
 
 
 def test_the_weights_file_alone_names_its_folder(folder):
-    with pytest.raises(
-        CheckpointError, match=f"is one file of a Hugging Face folder; name its folder {folder}"
-    ):
+    message = f"is one file of a Hugging Face folder; name its folder {folder}"
+    with pytest.raises(CheckpointError, match=message):
         load_bundle(folder / "model.safetensors")
 
 
 def test_the_command_line_says_it_in_one_line_and_returns_4(folder, tmp_path, capsys):
     settings(folder, model_type="detr")
-    image = tmp_path / "image.png"
-    from PIL import Image
-
-    Image.new("RGB", (32, 32)).save(image)
-    for arguments in (
-        ["predict", str(folder), str(image), "--classes", "cat"],
-        ["export", str(folder), "--output", "x"],
-    ):
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    predict = ["predict", str(folder), str(tmp_path / "image.png"), "--classes", "cat"]
+    for arguments in (predict, ["export", str(folder), "--output", "x"]):
         assert main(arguments) == 4
         printed = capsys.readouterr()
-        assert (
-            printed.out == ""
-            and printed.err.startswith("groundtune: error: ")
-            and printed.err.count("\n") == 1
-        )
-        assert f"{folder} is a model of the type 'detr'" in printed.err
+        assert printed.out == "" and printed.err.count("\n") == 1
+        assert printed.err.startswith(f"groundtune: error: {folder} is a model of the type 'detr'")

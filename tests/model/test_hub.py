@@ -38,9 +38,8 @@ def models(tokenizer, tmp_path_factory):
     (folder / MODEL / "README.md").write_text("not needed")
     weights = load_file(folder / MODEL / "model.safetensors")
     # as long as three of the pieces of 10 MiB that huggingface_hub writes and can resume after
-    save_file(
-        weights, folder / MODEL / "model.safetensors", metadata={"format": "pt", "filling": "x" * (26 << 20)}
-    )
+    metadata = {"format": "pt", "filling": "x" * (26 << 20)}
+    save_file(weights, folder / MODEL / "model.safetensors", metadata=metadata)
     return folder
 
 
@@ -80,9 +79,8 @@ def in_a_process(tmp_path):
         hub_settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(SOURCE)}
         hub_settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
         settings = kept | hub_settings | environment
-        return subprocess.run(
-            command, env=settings, capture_output=True, text=True, timeout=120, cwd=tmp_path
-        )
+        options = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
+        return subprocess.run(command, env=settings, **options)
 
     return start
 
@@ -136,11 +134,7 @@ def test_old_weights_are_fetched_only_where_there_are_no_others(models, server, 
 @pytest.mark.parametrize(
     ("model", "status", "message"),
     [
-        (
-            "owner/nothing",
-            0,
-            "Cannot download the model 'owner/nothing': it does not exist on the Hub. No local folder",
-        ),
+        ("owner/nothing", 0, "model 'owner/nothing': it does not exist on the Hub. No local folder"),
         (MODEL, 401, "it does not exist, or needs a token; set HF_TOKEN"),
         (MODEL, 403, "access is not granted; request it on the model's page, and set HF_TOKEN"),
         (MODEL, 500, "the Hub returned 500; try again later"),
@@ -163,9 +157,8 @@ NOTHING_CACHED = (
 
 
 def test_offline_with_nothing_cached_says_what_to_do(in_a_process):
-    found = in_a_process(
-        "http://127.0.0.1:9", "groundtune.cli", "export", MODEL, "--output", "here", HF_HUB_OFFLINE="1"
-    )
+    command = ["groundtune.cli", "export", MODEL, "--output", "here"]
+    found = in_a_process("http://127.0.0.1:9", *command, HF_HUB_OFFLINE="1")
     assert (found.returncode, found.stdout, found.stderr) == (4, "", NOTHING_CACHED)
 
 
@@ -175,16 +168,10 @@ def test_no_hub_and_nothing_cached_says_the_same(in_this_process, capsys):
     assert capsys.readouterr().err == NOTHING_CACHED
 
 
-@pytest.mark.parametrize("name", ["IDEA-Research/grounding-dino-tiny", "owner/model.v2"])
-def test_hub_ids(name):
-    assert hub.looks_like_hub_id(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["nano", "./owner/model", "/owner/model", "a/b/c", "weights/model.pth", "owner/", ""]
-)
-def test_other_names_are_no_hub_ids(name):
-    assert not hub.looks_like_hub_id(name)
+def test_hub_ids_and_other_names():
+    assert all(map(hub.looks_like_hub_id, ["IDEA-Research/grounding-dino-tiny", "owner/model.v2"]))
+    others = ["nano", "./owner/model", "/owner/model", "a/b/c", "weights/model.pth", "owner/", ""]
+    assert not any(map(hub.looks_like_hub_id, others))
 
 
 def test_upload_creates_the_model_and_sends_the_folder(monkeypatch, tmp_path):
@@ -204,7 +191,6 @@ def test_an_upload_that_fails_asks_for_the_token(monkeypatch, tmp_path):
         raise OSError("401 Client Error\nmore")
 
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(create_repo=refuse))
-    with pytest.raises(
-        CheckpointError, match=r"Cannot upload to 'owner/mine': 401 Client Error\. Is HF_TOKEN set"
-    ):
+    message = r"Cannot upload to 'owner/mine': 401 Client Error\. Is HF_TOKEN set"
+    with pytest.raises(CheckpointError, match=message):
         hub.upload(tmp_path, "owner/mine", private=False)

@@ -29,7 +29,7 @@ from groundtune.model.checkpoint.convert import (
     to_layout,
 )
 from groundtune.model.checkpoint.hf import config_of_transformers, transformers_config
-from groundtune.model.checkpoint.names import LAYOUTS
+from groundtune.model.checkpoint.names import PROJECTS, project_layout
 
 TINY = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
 BASE = TINY | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
@@ -157,10 +157,10 @@ def test_the_originals_files_at_the_published_sizes(name, golden_files):
 
 
 @pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", PROJECTS)
 def test_a_rename_table_is_one_to_one(name, stages):
     """No prefix occurs twice on either side; only packed ones of theirs have three of ours."""
-    whole, *parts = LAYOUTS[name](stages, len(stages) + 1, 6).columns
+    whole, *parts = project_layout(name, stages, len(stages) + 1, 6).columns
     assert parts[0] or name == "transformers"
     for part in parts:
         theirs = [row[0] for row in whole + part]
@@ -170,7 +170,7 @@ def test_a_rename_table_is_one_to_one(name, stages):
 
 
 @pytest.mark.parametrize("stages", [[2, 3, 4], [1, 2, 3, 4]], ids=["3 stages", "4 stages"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", PROJECTS)
 def test_all_our_names_go_out_and_come_back(name, stages):
     """For every parameter of a network, and with values: packing, reordering and tied heads are
     undone too.

@@ -96,9 +96,8 @@ def test_a_trained_model_gives_the_same_detections_in_transformers(variant, trai
     torch.testing.assert_close(torch.from_numpy(found.confidence), scores, rtol=0, atol=1e-5)
     gaps = torch.full_like(scores, torch.inf)
     gaps[1:] = scores[:-1] - scores[1:]
-    apart = [
-        i for i in range(len(scores) - 1) if min(gaps[i], gaps[i + 1]) > 2e-5
-    ]  # near ties may stand the other way
+    # near ties may stand the other way
+    apart = [i for i in range(len(scores) - 1) if min(gaps[i], gaps[i + 1]) > 2e-5]
     assert len(apart) >= 5
     for i in apart:
         assert found.class_id[i] == expected[i][1]
@@ -123,9 +122,8 @@ def test_the_pipeline_finds_the_same_on_a_real_image(trained, shared):
     scores = output["pred_logits"][0].sigmoid().max(-1).values
     order = scores.argsort(descending=True)
     assert len(found) == 20 and {one["label"] for one in found} == {"red circle."}
-    torch.testing.assert_close(
-        torch.tensor([one["score"] for one in found]), scores[order], rtol=0, atol=1e-5
-    )
+    found_scores = torch.tensor([one["score"] for one in found])
+    torch.testing.assert_close(found_scores, scores[order], rtol=0, atol=1e-5)
     cx, cy, w, h = output["pred_boxes"][0][order[0]].tolist()
     best = [found[0]["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]
     expected = [(cx - w / 2) * image.width, (cy - h / 2) * image.height]
@@ -152,21 +150,16 @@ def test_the_files_beside_the_weights(trained):
     }
     meta = json.loads((folder / "groundtune.json").read_text())
     assert meta["classes"] == CLASSES and meta["base_model"] == "owner/model-tiny"
-    assert (
-        meta["results"]["metrics"].keys() == meta["results"]["zero_shot"].keys() >= {"valid/AP", "valid/AP50"}
-    )
-    labels = load_file(folder / "groundtune.safetensors")
-    assert {name: list(tensor.shape) for name, tensor in labels.items()} == {
-        "decoder.label_embedding.weight": [3, 64]
-    }
+    results = meta["results"]
+    assert results["metrics"].keys() == results["zero_shot"].keys() >= {"valid/AP", "valid/AP50"}
+    (labels,) = load_file(folder / "groundtune.safetensors").items()
+    assert (labels[0], list(labels[1].shape)) == ("decoder.label_embedding.weight", [3, 64])
     for name in ("preprocessor_config.json", "processor_config.json"):  # versions before 5 know no other name
         settings = json.loads((folder / name).read_text())
         settings = settings.get("image_processor", settings)
         assert settings["image_processor_type"] == "GroundingDinoImageProcessor"
-        assert (settings["size"], settings["image_mean"]) == (
-            {"shortest_edge": 64, "longest_edge": 96},
-            [0.5, 0.4, 0.3],
-        )
+        assert settings["size"] == {"shortest_edge": 64, "longest_edge": 96}
+        assert settings["image_mean"] == [0.5, 0.4, 0.3]
 
 
 def test_the_model_card(trained):
@@ -192,6 +185,5 @@ def test_the_base_model_survives_a_second_fine_tuning(trained, tmp_path):
     bundle = load_bundle(trained("grounding-dino"))
     save_bundle(bundle, tmp_path / "again")
     assert 'base_model: "owner/model-tiny"' in (tmp_path / "again/README.md").read_text()
-    assert str(bundle.source) not in (tmp_path / "again/README.md").read_text(), (
-        "paths of this machine stay here"
-    )
+    # paths of this machine stay here
+    assert str(bundle.source) not in (tmp_path / "again/README.md").read_text()

@@ -99,11 +99,8 @@ def test_more_names_keep_what_was_learned(tokenizer) -> None:
     old = offsets(tokenizer)
     grown = extended(old, ["dog", "cat"], tokenizer, WIDTH)
     assert grown.names == ["cat", "red blood cell", "dog"]
-    assert (
-        torch.equal(grown.vectors[:4], old.vectors)
-        and not grown.vectors[4:].any()
-        and len(grown.vectors) == 5
-    )
+    assert torch.equal(grown.vectors[:4], old.vectors)
+    assert not grown.vectors[4:].any() and len(grown.vectors) == 5
 
 
 @pytest.fixture

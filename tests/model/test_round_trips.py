@@ -7,9 +7,10 @@ import torch
 from oracle_models import CASES, oracle
 from safetensors.torch import load_file, save_file
 
-from groundtune.model.checkpoint.convert import LABELS
+from groundtune.model.checkpoint.convert import LABELS, to_groundtune, to_layout
 from groundtune.model.checkpoint.files import read_pth
 from groundtune.model.checkpoint.load import bundle_of_pth_state, load_bundle
+from groundtune.model.checkpoint.names import project_layout
 from groundtune.model.checkpoint.save import save_bundle, save_idea
 
 
@@ -104,11 +105,12 @@ def test_patch_merging_is_reordered_by_hand():
     original stacks the four neighbors (0, 0), (1, 0), (0, 1), (1, 1), each with all its channels.
     Two channels, written out.
     """
-    from groundtune.model.checkpoint.convert import _from_unfold, _to_unfold
-
-    theirs = torch.arange(8)[None]  # c0: 00 01 10 11, c1: 00 01 10 11
-    ours = torch.tensor([[0, 4, 2, 6, 1, 5, 3, 7]])
-    assert torch.equal(_from_unfold(theirs), ours) and torch.equal(_to_unfold(ours), theirs)
+    layout = project_layout("mmdetection", [2, 3, 4], 4, 6)
+    theirs = torch.arange(8.0)  # c0: 00 01 10 11, c1: 00 01 10 11
+    (pair,) = to_groundtune({"backbone.stages.0.downsample.norm.weight": theirs}, layout, "here").items()
+    assert pair[1].tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+    (back,) = to_layout(dict([pair]), layout)[0].values()
+    assert torch.equal(back, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

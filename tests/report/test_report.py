@@ -41,21 +41,18 @@ def run_folder(tmp_path_factory) -> Path:
     for step in (10, 20, 30):
         lines.append({"step": step, "epoch": 1, "loss": 30 / step, "grad_norm": 1.0, "lr": {"neck": 1e-4}})
         lines.append({"step": step, "epoch": 1, "valid/AP": step / 60, "valid/AP50": step / 40})
-    (run / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "lo'
-    )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "metrics.jsonl").write_text(text + '{"step": 31, "lo')  # cut off
     numbers = {"valid/AP": 0.5, "valid/AP50": 0.75, "valid/AP75": None}
     per_class = {name: {"AP": 0.5, "AP50": 0.75} for name in valid.class_names}
     summary = {"zero_shot": {"valid/AP": 0.01}, "final": numbers, "best": numbers, "per_class": per_class}
     (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 12.0}))
     found = []
     for sample in valid.samples:
-        for index, (box, class_id) in enumerate(
-            zip(sample.boxes_xyxy.tolist(), sample.class_ids, strict=True)
-        ):
-            swapped = index % 3 == 0 and sample.image_id % 2 == 0
-            named = 1 - int(class_id) if swapped else int(class_id)
-            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        for index, (x0, y0, x1, y1) in enumerate(sample.boxes_xyxy.tolist()):
+            class_id, swapped = int(sample.class_ids[index]), index % 3 == 0 and sample.image_id % 2 == 0
+            named = 1 - class_id if swapped else class_id
+            bbox = [x0, y0, x1 - x0, y1 - y0]
             ids = {"image_id": sample.image_id, "category_id": valid.category_ids[named]}
             found.append({**ids, "bbox": bbox, "score": 0.9 - 0.01 * index})
     (run / "predictions_valid.json").write_text(json.dumps(found))
@@ -126,13 +123,8 @@ def test_a_run_on_captions_has_its_recall_and_no_classes(run_folder: Path, tmp_p
     write_captioned_scenes(tmp_path / "scenes", train=2, valid=2)
     run = shutil.copytree(run_folder, tmp_path / "run")
     for name in ("metrics.json", "metrics.jsonl"):
-        text = (
-            (run / name)
-            .read_text()
-            .replace("valid/AP50", "valid/recall@5")
-            .replace("valid/AP", "valid/recall@1")
-        )
-        (run / name).write_text(text)
+        text = (run / name).read_text().replace("valid/AP50", "valid/recall@5")
+        (run / name).write_text(text.replace("valid/AP", "valid/recall@1"))
     predictions = [{"image_id": 0, "phrase": 0, "bbox": [1, 2, 30, 40], "score": 0.5}]
     (run / "predictions_valid.json").write_text(json.dumps(predictions))
     page = page_of(run)
@@ -177,10 +169,8 @@ def test_the_confusion_matrix_is_a_table_of_shares() -> None:
 )
 def test_advice_reads_the_curve_of_ap(scores: list[float], sentence: str) -> None:
     run = RunData(Path(), evaluations=[{"step": 10 * i, "valid/AP": ap} for i, ap in enumerate(scores)])
-    none = {
-        kind: np.zeros(1, int)
-        for kind in ("matched", "missed", "classification", "localization", "background")
-    }
+    kinds = ("matched", "missed", "classification", "localization", "background")
+    none = {kind: np.zeros(1, int) for kind in kinds}
     found = advice(run, None, ["cat"], none)
     assert (sentence in found[0]) if sentence else found == []
 

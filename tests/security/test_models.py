@@ -67,10 +67,7 @@ def test_the_sound_folders_predict_without_network(copy, kind: str) -> None:
         {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50"}},
         {"backbone_config": {"model_type": "detr", "backbone": "someone/model"}},
         {"text_config": {"model_type": "vision-encoder-decoder", "backbone": "someone/model"}},
-        {
-            "auto_map": {"AutoConfig": "someone/model--code.Config"},
-            "backbone_config": {"model_type": ["swin"]},
-        },
+        {"auto_map": {"AutoConfig": "someone/model--code"}, "backbone_config": {"model_type": ["swin"]}},
         {"_attn_implementation": "someone/kernel", "attn_implementation": "someone/kernel", "num_queries": 3},
     ],
 )
@@ -88,10 +85,8 @@ def test_options_that_name_code_are_refused(copy, part: str, option: str) -> Non
     folder = copy("own")
     inner = json.loads((folder / "groundtune.json").read_text())["config"][part]
     change_config(folder, **{part: inner | {option: "someone/kernel"}})
-    with (
-        watched() as seen,
-        pytest.raises(CheckpointError, match=rf"its config has .*'{option}': 'someone/kernel'"),
-    ):
+    message = rf"its config has .*'{option}': 'someone/kernel'"
+    with watched() as seen, pytest.raises(CheckpointError, match=message):
         load_bundle(folder)
     assert seen == []
 
@@ -194,9 +189,8 @@ def spoil_header(path: Path, rng: random.Random) -> None:
 
 
 def spoil(folder: Path, rng: random.Random) -> str:
-    path = rng.choice(
-        [p for kind in ("*.json", "*.safetensors", "vocab.txt") for p in sorted(folder.glob(kind))]
-    )
+    kinds = ("*.json", "*.safetensors", "vocab.txt")
+    path = rng.choice([path for kind in kinds for path in sorted(folder.glob(kind))])
     if path.suffix == ".safetensors":
         rng.choice([spoil_tensors, spoil_header])(path, rng)
     elif path.suffix == ".json" and rng.random() < 0.7:
@@ -223,9 +217,8 @@ def fuzz(kind: str, count: int, sound: Path, folder: Path) -> tuple[int, int]:
             assert len(str(error)) < 11_000
         except Exception as error:
             kept = shutil.copytree(corrupted, folder / f"kept-{number}", dirs_exist_ok=True)
-            raise AssertionError(
-                f"{kind} {number}: {type(error).__name__}: {error}; {kept / name}"
-            ) from error
+            why = f"{kind} {number}: {type(error).__name__}: {error}; {kept / name}"
+            raise AssertionError(why) from error
         assert seen == [], (kind, number, name, seen)
     return loaded, refused
 

@@ -46,9 +46,8 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, *sorted(name for name, _ in attributes)))
-        self.addresses += [
-            value or "" for name, value in attributes if name in ("src", "href", "action", "style")
-        ]
+        leading = ("src", "href", "action", "style")
+        self.addresses += [value or "" for name, value in attributes if name in leading]
 
 
 def make_run(root: Path, names: list[str]) -> Path:
@@ -64,39 +63,23 @@ def make_run(root: Path, names: list[str]) -> Path:
         (root / "data" / split / "_annotations.coco.json").write_text(json.dumps(content))
     run = root / f"run {names[3]}".replace("/", "∕")
     run.mkdir()
-    options = {
-        "data": f"data/{names[0]}",
-        "model": names[1],
-        "epochs": 2,
-        "note": names,
-        **dict(zip(names, names, strict=True)),
-    }
-    (run / "config.yaml").write_text(yaml.safe_dump(options))
-    (run / "env.json").write_text(
-        json.dumps({"command": " ".join(names), **dict(zip(names, names, strict=True))})
-    )
+    by_name = {name: name for name in names}
+    options = {"data": f"data/{names[0]}", "model": names[1], "epochs": 2, "note": names}
+    (run / "config.yaml").write_text(yaml.safe_dump(options | by_name))
+    (run / "env.json").write_text(json.dumps({"command": " ".join(names)} | by_name))
     rates = {name.replace("=", ""): 1e-4 for name in names}
     lines = [{"step": s, "epoch": s, "loss": 1 / s, "lr": rates, "valid/AP": s / 10} for s in (1, 2, 3)]
     lines += [{"step": s, "epoch": s, "loss": 1 / s, "lr": rates} for s in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     valid = load_splits(root / "data")["valid"]
     scores = {name: {"AP": 0.4, "AP50": 0.75} for name in names}
-    summary = {
-        "best": {"valid/AP": 0.3},
-        "final": {"valid/AP": 0.3},
-        "zero_shot": {"valid/AP": 0.1},
-        "per_class": scores,
-    }
+    summary = {when: {"valid/AP": ap} for when, ap in (("best", 0.3), ("final", 0.3), ("zero_shot", 0.1))}
+    summary |= {"per_class": scores}
     summary |= {"retained": {name: {"before": {"AP": 0.5}, "after": {"AP": 0.4}} for name in names}}
     (run / "metrics.json").write_text(json.dumps(summary | {"seconds": 1.0, "valid_images": len(names)}))
+    box = {"category_id": valid.category_ids[0], "bbox": [1, 2, 10, 12]}
     found = [
-        {
-            "image_id": s.image_id,
-            "category_id": valid.category_ids[0],
-            "bbox": [1, 2, 10, 12],
-            "score": 0.9 - 0.05 * place,
-        }
-        for place, s in enumerate(valid.samples)
+        box | {"image_id": s.image_id, "score": 0.9 - 0.05 * place} for place, s in enumerate(valid.samples)
     ]
     (run / "predictions_valid.json").write_text(json.dumps(found))
     return run

@@ -21,21 +21,10 @@ from groundtune.predict.sources import Frame, VideoStream
 from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]
-LEADING_OUT = [
-    "../secret.png",
-    "sub/../../secret.png",
-    "..\\secret.png",
-    "/etc/passwd",
-    "//etc/passwd",
-    "./../secret.png",
-]
-LEADING_OUT += [
-    "file:///etc/passwd",
-    "http://127.0.0.1:9/secret.png",
-    "C:\\secret.png",
-    "~/secret.png",
-    "$HOME/secret.png",
-]
+LEADING_OUT = ["../secret.png", "sub/../../secret.png", "..\\secret.png", "./../secret.png"]
+LEADING_OUT += ["/etc/passwd", "//etc/passwd"]
+LEADING_OUT += ["file:///etc/passwd", "http://127.0.0.1:9/secret.png", "C:\\secret.png"]
+LEADING_OUT += ["~/secret.png", "$HOME/secret.png"]
 
 
 def everything(folder: Path) -> set[str]:
@@ -110,15 +99,8 @@ def test_convert_writes_in_its_folder_only(tmp_path: Path, format: str, link: bo
     """Names of classes and files that look like paths, markup and commands to whoever reads them
     next.
     """
-    hostile = [
-        "../../escape",
-        "/tmp/escape",
-        "a\\..\\b.png",
-        "'; rm -rf ~ #",
-        "a: &x [*x]",
-        "<!ENTITY x>",
-        "- !!python/name:os",
-    ]
+    hostile = ["../../escape", "/tmp/escape", "a\\..\\b.png"]
+    hostile += ["'; rm -rf ~ #", "a: &x [*x]", "<!ENTITY x>", "- !!python/name:os"]
     names = [f"..{letter}.png" for letter in "abcdefg"] + ["&#47;.png"]
     for name in names:
         image(tmp_path / "data" / name)

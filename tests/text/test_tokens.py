@@ -25,18 +25,8 @@ from groundtune.text.tokens import (
 )
 
 SEPARATORS = torch.tensor([101, 102, 1012, 1029])
-NAMES = [
-    "cat",
-    "red blood cell",
-    "t-shirt, men's",
-    "and/or",
-    "日本",
-    "🙂",
-    "platelet",
-    "hair drier",
-    "café",
-    "x" * 120,
-]
+NAMES = ["cat", "red blood cell", "t-shirt, men's", "and/or", "日本", "🙂"]
+NAMES += ["platelet", "hair drier", "café", "x" * 120]
 relaxed = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -12,13 +12,7 @@ from typing import Any
 
 from browser import CHROMIUM
 
-_OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--remote-debugging-pipe",
-    "--window-size=1280,900",
-]
+_OPTIONS = "--headless --no-sandbox --disable-gpu --remote-debugging-pipe --window-size=1280,900".split()
 # Chromium reads commands from descriptor 3 and responds on 4
 _START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 _TIMEOUT = 60  # seconds; only failing tests wait so long

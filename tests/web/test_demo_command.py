@@ -48,14 +48,9 @@ def test_the_command_works_without_a_network_and_leaves_no_files(tmp_path: Path,
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_"))
     }
     environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(
-        [*alone, sys.executable, "-c", ASK, host],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    command = [*alone, sys.executable, "-c", ASK, host]
+    options = {"capture_output": True, "text": True, "timeout": 400}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     url, names, results, uploads, left, code, rest, messages = json.loads(done.stdout.splitlines()[-1])
     assert re.fullmatch(r"http://(localhost|127\.0\.0\.1|0\.0\.0\.0):\d+/", url)

@@ -51,14 +51,10 @@ def calls(monkeypatch) -> list:
             calls.append(SimpleNamespace(names=self.names, pixel=pixel, thread=thread))
             scores = [0.9, 0.5, 0.1][: len(self.names)]
             busy.release()
-            return [
-                Detections(
-                    xyxy=np.array([[0, 0, image.width / 2, image.height]] * len(scores)),
-                    confidence=np.array(scores) - self.bundle.lower,
-                    class_id=np.arange(len(scores)),
-                    data={"class_name": np.array(self.names[: len(scores)], dtype=object)},
-                )
-            ]
+            boxes = np.array([[0, 0, image.width / 2, image.height]] * len(scores))
+            data = {"class_name": np.array(self.names[: len(scores)], dtype=object)}
+            confidence, class_ids = np.array(scores) - self.bundle.lower, np.arange(len(scores))
+            return [Detections(boxes, confidence=confidence, class_id=class_ids, data=data)]
 
     monkeypatch.setattr(module, "Predictor", Fake)
     return calls
@@ -192,20 +188,15 @@ def test_a_visitor_uploads_enters_classes_moves_sliders_and_downloads_json(serve
         page.type("sofa, ${hacked=1}{{value}}<img src=x onerror=hacked=1>")
         page.enter()
         page.upload(image(tmp_path))
-        assert page.until(f"{LABELS}.length && {LABELS}") == [
-            "sofa 0.50",
-            "cat 0.90",
-        ]  # the best one is on top
+        # the best one is on top
+        assert page.until(f"{LABELS}.length && {LABELS}") == ["sofa 0.50", "cat 0.90"]
         assert page.run("document.querySelectorAll('g rect').length") == 3  # the third is below 0.3
-        box, shown = (
-            page.box(f"document.querySelector('.images {part}')") for part in ("g:last-of-type rect", "svg")
-        )
+        parts = ("g:last-of-type rect", "svg")
+        box, shown = (page.box(f"document.querySelector('.images {part}')") for part in parts)
         assert (box["x"], box["y"]) == pytest.approx((shown["x"], shown["y"]), abs=2)  # the line has a width
         assert (box["width"], box["height"]) == pytest.approx((shown["width"] / 2, shown["height"]), abs=4)
-        colors = page.run(
-            "[...document.querySelectorAll('g rect')].map(rect => getComputedStyle(rect).stroke)"
-        )
-        assert len(set(colors)) == 3
+        colors = "[...document.querySelectorAll('g rect')].map(rect => getComputedStyle(rect).stroke)"
+        assert len(set(page.run(colors))) == 3
         chips = page.run("[...document.querySelectorAll('.token')].map(chip => chip.textContent.trim())")
         assert chips[:2] == ["cat", "sofa"] and len(chips) == 3
 
@@ -221,11 +212,8 @@ def test_a_visitor_uploads_enters_classes_moves_sliders_and_downloads_json(serve
         while not (file := tmp_path / "predictions.json").exists() or not file.read_text():
             page.run("new Promise(done => setTimeout(done, 30))")
         [entry] = json.loads(file.read_text())["images"]
-        assert entry == {
-            "image": "a.png",
-            "model": "runs/cat",
-            "detections": [{"class": "sofa", "score": 0.5, "box_xyxy": [0, 0, 40, 40]}],
-        }
+        sofa = {"class": "sofa", "score": 0.5, "box_xyxy": [0, 0, 40, 40]}
+        assert entry == {"image": "a.png", "model": "runs/cat", "detections": [sofa]}
         assert page.run("window.hacked") is None
         assert [address for address in page.urls if not address.startswith((url, "data:", "blob:"))] == []
 
@@ -253,9 +241,8 @@ def test_errors_are_shown_and_two_visitors_have_their_own_images(served, calls, 
         one.click(BUTTON)
         assert "no image yet" in one.until(problem)
         one.upload(tmp_path / "text.jpg")
-        assert "Cannot read the image text.jpg" in one.until(
-            f"({problem})?.includes('text.jpg') && {problem}"
-        )
+        shown = one.until(f"({problem})?.includes('text.jpg') && {problem}")
+        assert "Cannot read the image text.jpg" in shown
         for visitor, color, name in [(one, RED, "red"), (two, GREEN, "green")]:
             visitor.run("document.querySelector('button[aria-label=Clear]')?.click()")
             visitor.until("document.querySelector('input[type=file]') !== null")

@@ -4,6 +4,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,8 @@ def server(file: Path) -> Iterator[ReviewServer]:
 
 def send(server: ReviewServer, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-    headers = {"Content-Type": "application/json"} | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    headers = {"Content-Type": "application/json"} | headers
     body = content if content is None or isinstance(content, bytes) else json.dumps(content)
     connection.request("GET" if content is None else "POST", path, body, headers)
     response = connection.getresponse()
@@ -79,9 +79,8 @@ def test_accepted_renamed_and_rejected_boxes_change_the_file_and_undo_restores_i
     expected = {name: value for name, value in before["annotations"][0].items() if name != "score"}
     assert rows(file)[0] == expected
     assert boxes.decide("reject", 1, None)["box"] is None
-    assert [row["id"] for row in rows(file)[:3]] == [1, 3, 4] and rows(file)[-2:] == before["annotations"][
-        -2:
-    ]
+    assert [row["id"] for row in rows(file)[:3]] == [1, 3, 4]
+    assert rows(file)[-2:] == before["annotations"][-2:]
     boxes.decide("rename", 2, "  New \n name ")
     assert json.loads(file.read_text())["categories"][-1] == {"id": 303, "name": "New name"}
     assert rows(file)[1]["category_id"] == 303 and "score" not in rows(file)[1]
@@ -121,15 +120,9 @@ def test_a_file_that_another_program_changed_is_not_overwritten(server: ReviewSe
 
 
 def test_no_decision_of_many_tabs_is_lost(server: ReviewServer, file: Path) -> None:
-    decisions = [{"do": "accept", "key": key} for key in (0, 1, 2, 4, 5, 6, 7)]
-    threads = [
-        threading.Thread(target=send, args=(server, own(server, "decide"), decision))
-        for decision in decisions
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(7) as pool:
+        for key in (0, 1, 2, 4, 5, 6, 7):
+            pool.submit(send, server, own(server, "decide"), {"do": "accept", "key": key})
     assert not any("score" in row for row in rows(file)[:8])
 
 

@@ -19,45 +19,26 @@ from groundtune.text.tokens import TextInput
 
 @dataclass
 class Batch:
-    """B entries of an image, its prompt and its target. All lists have length B, which can be 0.
+    """B entries of an image, its prompt and its target. All lists have length B, which can be 0."""
 
-    Attributes:
-        images: (3, h, w) float32 normalized, unpadded; None if the pixels are not needed.
-        sizes_hw: pixels of the unpadded images, known for all.
-        text: the B prompts, padded to the longest.
-        prompts: the B prompts as text.
-        targets: boxes, labels and noise seeds.
-        samples: records of the images.
-        indices: indices of the images in `Dataset.samples`.
-        views: number of the view of each image.
-        unreadable: path of each unreadable image of the batch, and the reason.
-    """
-
-    images: list[Tensor | None]
-    sizes_hw: list[tuple[int, int]]
-    text: TextInput
+    images: list[Tensor | None]  # (3, h, w) float32 normalized, unpadded; None if not needed
+    sizes_hw: list[tuple[int, int]]  # pixels of the unpadded images, known for all
+    text: TextInput  # the prompts, padded to the longest
     prompts: list[Prompt]
     targets: list[Target]
     samples: list[Sample]
-    indices: list[int]
-    views: list[int]
-    unreadable: dict[str, str] = field(default_factory=dict)
+    indices: list[int]  # of the images in `Dataset.samples`
+    views: list[int]  # number of the view of each image
+    unreadable: dict[str, str] = field(default_factory=dict)  # path of an image, and the reason
 
     def split(self, size: int) -> list[Batch]:
         """Split into batches of at most `size` entries, each with its own padding."""
-        return [self._rows(slice(begin, begin + size)) for begin in range(0, len(self.targets), size)]
-
-    def _rows(self, rows: slice) -> Batch:
-        return Batch(
-            images=self.images[rows],
-            sizes_hw=self.sizes_hw[rows],
-            text=self.text.rows(rows),
-            prompts=self.prompts[rows],
-            targets=self.targets[rows],
-            samples=self.samples[rows],
-            indices=self.indices[rows],
-            views=self.views[rows],
-        )
+        lists = ("images", "sizes_hw", "prompts", "targets", "samples", "indices", "views")
+        parts = [slice(begin, begin + size) for begin in range(0, len(self.targets), size)]
+        return [
+            Batch(text=self.text.rows(part), **{name: getattr(self, name)[part] for name in lists})
+            for part in parts
+        ]
 
     def canvas(self) -> Tensor:
         """Return the padded images, (B, 3, H, W), as `pad_images`."""
@@ -91,8 +72,7 @@ def pad_images(images: Sequence[Tensor | None]) -> Tensor:
     decoded = [image for image in images if image is not None]
     if len(decoded) < len(images):
         raise ValueError("An image of this batch was not decoded, because `needs_pixels` returned False.")
-    height = max(image.shape[1] for image in decoded)
-    width = max(image.shape[2] for image in decoded)
+    height, width = (max(image.shape[axis] for image in decoded) for axis in (1, 2))
     padded = decoded[0].new_zeros(len(decoded), 3, height, width)
     for row, image in zip(padded, decoded, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
@@ -104,21 +84,16 @@ def make_target(
 ) -> Target:
     """Make the target of a view of an image under a prompt; N = 0 gives empty tensors.
 
-    Args:
-        sample: image, whose crowd boxes are ignored.
-        view: view of the image.
-        prompt_classes: class of each of the C phrases. Boxes of other classes are ignored.
-        phrase_map: (C, max_text_len) bool, the tokens of each phrase.
-        noise_seed: seed of the denoising noise.
+    Crowd boxes are ignored, and boxes of other classes than the `prompt_classes` of the C phrases.
+    `phrase_map` is (C, max_text_len) bool, the tokens of each phrase.
     """
     label_of = {c: label for label, c in enumerate(prompt_classes)}
     used = trained_boxes(sample, view) & np.isin(sample.class_ids, list(label_of))
     boxes_xyxy, _ = view.boxes(sample.boxes_xyxy[used])
     height, width = view.size_hw  # of this image alone, without the padding of its batch
     corners = (boxes_xyxy.astype(np.float64) / [width, height, width, height]).clip(0.0, 1.0)
-    boxes_cxcywh = np.concatenate(
-        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
-    )
+    low, high = corners[:, :2], corners[:, 2:]
+    boxes_cxcywh = np.concatenate([(low + high) / 2, high - low], axis=1)
     class_ids = sample.class_ids[used]
     labels = torch.tensor([label_of[int(c)] for c in class_ids], dtype=torch.long)
     return Target(

@@ -61,18 +61,17 @@ def prefetch(
             yield [None if (work := prepare(job)) is None else work() for job in group]
         return
     waiting: deque[list[Future[_Result] | None]] = deque()
-    with ThreadPoolExecutor(threads, THREAD_NAME) as pool:
-        try:
-            for group in groups:
-                works = [prepare(job) for job in group]
-                waiting.append([None if work is None else pool.submit(work) for work in works])
-                if len(waiting) > threads:
-                    yield [None if future is None else future.result() for future in waiting.popleft()]
-            while waiting:
+    pool = ThreadPoolExecutor(threads, THREAD_NAME)
+    try:
+        for group in groups:
+            works = [prepare(job) for job in group]
+            waiting.append([None if work is None else pool.submit(work) for work in works])
+            if len(waiting) > threads:
                 yield [None if future is None else future.result() for future in waiting.popleft()]
-        finally:  # the caller stopped early, or a job failed
-            for future in (future for futures in waiting for future in futures if future is not None):
-                future.cancel()
+        while waiting:
+            yield [None if future is None else future.result() for future in waiting.popleft()]
+    finally:  # also where the caller stopped early, or a job failed
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluation_images(
@@ -87,9 +86,6 @@ def evaluation_images(
     """Yield all images in the order of the data set, whole and at the model's image size.
 
     Args:
-        dataset: images; none give no batches.
-        image_format: image format of the model.
-        batch_size: images per batch.
         needs_pixels: returns whether to decode the image of an index. None: decode all.
         threads: number of threads that decode ahead.
         unreadable: receives path and reason of unreadable images, which are skipped. None: raise.

@@ -12,23 +12,22 @@ from dataclasses import replace
 from groundtune.data.problems import Finding
 from groundtune.data.sample import Dataset
 
+_SHARE = 0.2  # of the images
 _FIX = "Add a validation split to choose the images of the evaluation yourself."
 
 
-def hold_out(dataset: Dataset, *, share: float, seed: int) -> dict[str, Dataset]:
+def hold_out(dataset: Dataset, seed: int) -> dict[str, Dataset]:
     """Split one data set into "train" and "valid"; a single image stays "train".
 
-    Args:
-        dataset: the images. It keeps those of "train", and gets a finding about the split.
-        share: approximate fraction of the images for "valid", at least one image.
-        seed: random seed.
+    The data set keeps the images of "train", and gets a finding about the split. About a fifth of
+    the images, at least one, are "valid".
     """
     count = len(dataset.samples)
     if count < 2:
         message = "no validation images, and a single image cannot be split."
         dataset.findings.append(Finding("split-made", "warning", message, _FIX, count))
         return {"train": dataset}
-    held = _choose(dataset, max(1, round(share * count)), share, seed)
+    held = _choose(dataset, seed)
     message = (
         f"no validation split found: {len(held)} of {count} images were held out as 'valid' (stratified by "
         f"class, seed {seed}), {count - len(held)} are left for training."
@@ -46,8 +45,9 @@ def hold_out(dataset: Dataset, *, share: float, seed: int) -> dict[str, Dataset]
     return {"train": dataset, "valid": valid}
 
 
-def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
-    """Choose about `wanted` images, by index."""
+def _choose(dataset: Dataset, seed: int) -> set[int]:
+    """Choose images, by index."""
+    wanted = max(1, round(_SHARE * len(dataset.samples)))
     order = sorted(range(len(dataset.samples)), key=lambda i: str(dataset.samples[i].image_path))
     random.Random(seed).shuffle(order)
     classes_of: dict[int, list[int]] = {}
@@ -76,7 +76,7 @@ def _choose(dataset: Dataset, wanted: int, share: float, seed: int) -> set[int]:
         if c >= 0 and len(images_of[c]) > 1:
             hold(c, 1, len(order) // 2)  # every class once, even beyond the share
     for c in rarest_first:
-        hold(c, round(share * len(images_of[c])), wanted)
+        hold(c, round(_SHARE * len(images_of[c])), wanted)
     for c in sorted(images_of, key=lambda c: (-left[c], c)):  # the rest of rounding
         hold(c, len(images_of[c]), wanted)
     return held or {order[0]}  # none, if every image has a class of its own

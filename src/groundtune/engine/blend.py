@@ -6,7 +6,7 @@ knowledge is lost, so a model between the ends can have both. LoRA blends by its
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import torch
@@ -28,21 +28,14 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class BlendPoint:
-    """One model on the line.
+    """One model on the line."""
 
-    Attributes:
-        alpha: 0 is the base, 1 the fine-tuned model.
-        metrics: metrics on the target.
-        retention: other data set → its metrics "before" (base) and "after" (this model).
-        gain: share of the fine-tuned model's gain on the target; None if it gained nothing.
-        retention_share: mean share of the base's metrics on the other data sets, if any.
-    """
-
-    alpha: float
-    metrics: Metrics
+    alpha: float  # 0 is the base, 1 the fine-tuned model
+    metrics: Metrics  # on the target
+    # other data set → its metrics "before" (base) and "after" (this model)
     retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)
-    gain: float | None = None
-    retention_share: float | None = None
+    gain: float | None = None  # share of the fine-tuned model's gain on the target, if it gained
+    retention_share: float | None = None  # mean share of the base's metrics on the others, if any
 
     @property
     def score(self) -> float:
@@ -54,9 +47,8 @@ def blended(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: floa
     """Return the weights base + alpha·(tuned − base); at 0 and 1 the ends themselves, bit for bit.
 
     Unmerged LoRA adapters blend by their scale: B is scaled (it is 0 in the base), A is the tuned
-    one. Label embeddings of other classes, which only training reads, are the tuned ones.
-
-    Weights of prompt tuning that the base lacks count as 0.
+    one. Label embeddings of other classes, which only training reads, are the tuned ones. Weights
+    of prompt tuning that the base lacks count as 0.
 
     Raises:
         CheckpointError: they are not two states of one network.
@@ -127,11 +119,7 @@ def best_point(points: Sequence[BlendPoint]) -> BlendPoint:
     enough = [point for point in points if point.gain is not None and point.gain >= ENOUGH_GAIN]
     if enough:
         return max(enough, key=lambda point: (point.retention_share, point.score))
-    return max(points, key=lambda point: _harmonic_mean(point.score, point.retention_share or 0.0))
-
-
-def _harmonic_mean(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+    return max(points, key=lambda point: harmonic_mean([point.score, point.retention_share or 0.0]))
 
 
 def best_blend(
@@ -144,13 +132,9 @@ def best_blend(
 ) -> tuple[list[BlendPoint], BlendPoint]:
     """Evaluate the points between two models, and give `tuned` the weights of the best one.
 
-    Args:
-        dataset: the data set of the fine-tuning.
-        retention_data: the data sets that measure forgetting, by name.
-        settings: `batch_size`, `device`, `precision` and `progress` of `evaluate`.
-
-    Returns:
-        All points in order, and the best one.
+    `retention_data` are the data sets that measure forgetting, by name; `settings` are
+    `batch_size`, `device`, `precision` and `progress` of `evaluate`. Returns all points in order,
+    and the best one.
     """
 
     def measure() -> tuple[Evaluation, dict[str, Evaluation]]:

@@ -40,10 +40,7 @@ def base_detections(
 
     The AP of the fine-tuned model on it is retention, not accuracy: it falls where the model
     forgets, and also where the base model was wrong. At most 50 images of `valid` are used, evenly
-    spread; its own class names are excluded.
-
-    Returns:
-        The data set by its name `BASE_DETECTIONS`; {} if the model has no confident detection.
+    spread; its own class names are excluded. Without a confident detection the result is {}.
     """
     names = [name for name in COMMON_NAMES if name not in valid.class_names]
     count = len(valid.samples)
@@ -89,12 +86,8 @@ def add_self_distillation(
     groups = [own_names, others]
     own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
     sure_score = _median_score(labeled.samples, own_classes)
-    new = [
-        detections.select(
-            torch.tensor(_unlabeled(sample, detections, sure_score, len(likely)), dtype=torch.long)
-        )
-        for sample, detections in zip(labeled.samples, other, strict=True)
-    ]
+    pairs = zip(labeled.samples, other, strict=True)
+    new = [found.select(_unlabeled(sample, found, sure_score, len(likely))) for sample, found in pairs]
     used = np.unique(np.concatenate([detections.class_indices.numpy() for detections in new]))
     samples = list(dataset.samples)
     for index, detections in zip(indices, new, strict=True):
@@ -144,7 +137,7 @@ def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetection
     return max(MIN_SURE_SCORE, float(np.median(scores))) if len(scores) else MIN_SURE_SCORE
 
 
-def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, likely: int) -> list[int]:
+def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, likely: int) -> torch.Tensor:
     """Return the indices of confident detections away from the labeled boxes, without duplicates.
 
     Of duplicates the best of the first `likely` names, which resemble the data set's own, is kept,
@@ -158,7 +151,7 @@ def _unlabeled(sample: Sample, detections: ImageDetections, sure_score: float, l
     for index in [*away[~common].tolist(), *away[common].tolist()]:  # best first
         if not chosen or iou[index, chosen].max() < _DUPLICATE_IOU:
             chosen.append(index)
-    return chosen
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _with_boxes(

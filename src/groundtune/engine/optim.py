@@ -64,15 +64,12 @@ def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str
     multiplier = {path: group.lr_mult for group in groups for path in group.modules}
     unknown = [path for path in multiplier if not any(_is_under(name, path) for name in names)]
     if unknown:
-        top = sorted({name.split(".")[0] for name in names})
-        modules = [path for path, _ in network.named_modules()]
-        raise ConfigError(
-            "\n".join(
-                f"param_groups: unknown module {path!r}; expected {', '.join(top)}, or a path inside them."
-                + suggestion(path, modules)
-                for path in unknown
-            )
+        expected = (
+            f"expected {', '.join(sorted({name.split('.')[0] for name in names}))}, or a path inside them."
         )
+        modules = [path for path, _ in network.named_modules()]
+        problems = [f"unknown module {path!r}; {expected}{suggestion(path, modules)}" for path in unknown]
+        raise ConfigError("\n".join(f"param_groups: {problem}" for problem in problems))
     by_name = {}
     for name in names:
         path = max((path for path in multiplier if _is_under(name, path)), key=len, default="")
@@ -83,10 +80,8 @@ def lr_multipliers(network: nn.Module, groups: Sequence[ParamGroup]) -> dict[str
 def freeze(network: GroundingDINO, groups: Sequence[ParamGroup]) -> list[str]:
     """Freeze what has the multiplier 0, and make everything else train.
 
-    A completely frozen module is put into eval mode for good (`GroundingDINO.freeze`).
-
-    Returns:
-        The outermost frozen modules' paths.
+    A completely frozen module is put into eval mode for good (`GroundingDINO.freeze`). Returns the
+    outermost frozen modules' paths.
 
     Raises:
         ConfigError: unknown paths; or nothing is left to train.

@@ -41,9 +41,7 @@ def evaluate_on_ray(
 ) -> Evaluation:
     """Evaluate on Ray workers, each of which resolves `device` and the precision "auto" for itself.
 
-    Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
-        DataError: a worker cannot read an image, which the message names.
+    Errors are those of `on_ray`, and a `DataError` that names an unreadable image.
     """
     samples = [replace(sample, image_path=sample.image_path.absolute()) for sample in dataset.samples]
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]

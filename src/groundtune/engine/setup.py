@@ -27,22 +27,16 @@ from groundtune.data.loader import TrainLoader
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
+from groundtune.engine import optim
 from groundtune.engine.checkpoint import trained_weights
 from groundtune.engine.distributed import launched
 from groundtune.engine.evaluate import Metrics
-from groundtune.engine.optim import (
-    WeightAverage,
-    add_tuned_parameters,
-    build_optimizer,
-    build_schedule,
-    freeze,
-    param_groups,
-)
+from groundtune.engine.optim import WeightAverage
 from groundtune.engine.run_folder import RunFolder
 from groundtune.environment import describe
 from groundtune.errors import ConfigError
 from groundtune.loss.criterion import GroundingDINOCriterion
-from groundtune.model.bundle import ModelBundle, companion
+from groundtune.model.bundle import TOWERS, ModelBundle, companion
 from groundtune.model.deformable import compile_sampling
 from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
@@ -141,7 +135,7 @@ def build_setup(
         config = dataclasses.replace(config, cache_features=False)
         loader = _build_loader(config, bundle, training, accelerator)
     config = _with_min_steps(config, len(loader))
-    schedule = build_schedule(optimizer, config, config.epochs * len(loader))
+    schedule = optim.build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, config.resume is not None, accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
     folder.json("env.json", describe() | {"trains on": str(device), "command": shlex.join(sys.argv)})
@@ -210,11 +204,11 @@ def _prepare_network(
     if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
         network.init_label_embedding(training.class_names, bundle.tokenizer)
     bundle.classes = list(valid.class_names)  # without those of rehearsal and self-distillation
-    add_tuned_parameters(network, config, bundle.classes, bundle.tokenizer)
-    groups = param_groups(config)
-    freeze(network, groups)
+    optim.add_tuned_parameters(network, config, bundle.classes, bundle.tokenizer)
+    groups = optim.param_groups(config)
+    optim.freeze(network, groups)
     bundle.base_network = _base_network(bundle) if config.keep_base else None
-    optimizer = build_optimizer(network, config.optimizer, groups)
+    optimizer = optim.build_optimizer(network, config.optimizer, groups)
     trained = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
     broadcast(trained)  # some begin at random: all processes take those of the main one
     bundle.image_format = dataclasses.replace(
@@ -228,15 +222,11 @@ def _prepare_network(
 def _base_network(bundle: ModelBundle) -> GroundingDINO:
     """Return the network for all other classes: the bundle's base, or a copy of its network."""
     if not bundle.classes:
-        raise ConfigError(
-            "keep_base: the class names select the weights, but the data set has captions. Remove it."
-        )
-    towers = [tower for tower in ("backbone", "language_model") if tower not in bundle.detector.frozen]
-    if towers:
-        raise ConfigError(
-            f"keep_base: both sets of weights share the towers, but {' and '.join(towers)} would train. "
-            "Freeze them."
-        )
+        why = "the class names select the weights, but the data set has captions. Remove it."
+        raise ConfigError(f"keep_base: {why}")
+    if trained := [tower for tower in TOWERS if tower not in bundle.detector.frozen]:
+        why = f"both sets of weights share the towers, but {' and '.join(trained)} would train. Freeze them."
+        raise ConfigError(f"keep_base: {why}")
     return bundle.base_network or companion(bundle.detector)
 
 
@@ -244,10 +234,8 @@ def _build_loader(
     config: TrainConfig, bundle: ModelBundle, training: Dataset, accelerator: Accelerator
 ) -> TrainLoader:
     if config.batch_size < accelerator.num_processes:
-        raise ConfigError(
-            f"batch_size: expected at least one image for each of {accelerator.num_processes} processes, "
-            f"got {config.batch_size}."
-        )
+        expected = f"expected at least one image for each of {accelerator.num_processes} processes"
+        raise ConfigError(f"batch_size: {expected}, got {config.batch_size}.")
     return TrainLoader(
         training,
         bundle.tokenizer,
@@ -282,6 +270,5 @@ def _feature_caches(
 def _with_min_steps(config: TrainConfig, batches: int) -> TrainConfig:
     """Raise the epochs to `config.min_steps`, with as many validations as before."""
     epochs = max(config.epochs, math.ceil(config.min_steps / batches))
-    return dataclasses.replace(
-        config, epochs=epochs, eval_epochs=config.eval_epochs * epochs // config.epochs
-    )
+    eval_epochs = config.eval_epochs * epochs // config.epochs
+    return dataclasses.replace(config, epochs=epochs, eval_epochs=eval_epochs)

@@ -36,22 +36,16 @@ def sigmoid_focal_loss(
     alpha: float = TrainConfig.focal_alpha,
     gamma: float = TrainConfig.focal_gamma,
 ) -> Tensor:
-    """Compute the focal loss of each element (Lin et al. 2017).
+    """Compute the focal loss of each element (Lin et al. 2017), of any shape.
 
-    Soft targets give the quality focal loss (Li et al. 2020).
-
-    Both are one formula: |target - p| is 1 - p for a target of 1 and p for a target of 0. There is
-    no special case for infinite logits, no clamp and no `nan_to_num`: the criterion selects the
-    valid positions first.
+    Soft targets give the quality focal loss (Li et al. 2020). Both are one formula: |target - p| is
+    1 - p for a target of 1 and p for a target of 0.
 
     Args:
-        logits: any shape, float, finite.
+        logits: float, finite: the criterion selects the valid positions first.
         targets: same shape and dtype, in [0, 1].
         alpha: weight of positive elements; negative ones weigh 1 - alpha, soft ones lie in between.
         gamma: focusing exponent.
-
-    Returns:
-        The loss of every element, same shape.
     """
     probability = logits.sigmoid()
     miss = (targets - probability).abs()
@@ -60,15 +54,10 @@ def sigmoid_focal_loss(
 
 
 class BatchCounts(NamedTuple):
-    """Size of the batch of one optimizer step, of which the criterion may see a part.
+    """Size of the batch of one optimizer step, of which the criterion may see a part."""
 
-    Attributes:
-        boxes: number of boxes of each image.
-        tokens: number of real tokens in all prompts.
-    """
-
-    boxes: Sequence[int]
-    tokens: int
+    boxes: Sequence[int]  # number of boxes of each image
+    tokens: int  # number of real tokens in all prompts
 
 
 class _Truth(NamedTuple):
@@ -84,15 +73,8 @@ class _Truth(NamedTuple):
 class GroundingDINOCriterion:
     """Compute the loss terms of the network's output.
 
-    Attributes:
-        loss_cls: weight of the class terms.
-        loss_bbox: weight of the L1 terms.
-        loss_giou: weight of the GIoU terms.
-        focal_alpha: weight of positive tokens in the focal loss and the focal cost.
-        focal_gamma: focusing exponent of both.
-        cost_cls: weight of the focal cost in the matching.
-        cost_bbox: weight of the L1 cost.
-        cost_giou: weight of the GIoU cost.
+    `loss_` and `cost_` are the weights of the class, L1 and GIoU terms in the loss and in the
+    matching. The focal loss and the focal cost have the same alpha and gamma.
     """
 
     loss_cls: float = TrainConfig.loss_cls
@@ -182,12 +164,7 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
     # > 0 makes the map binary, in whatever form it came
     positive_map = torch.cat([target.positive_map for target in targets])[:, :length] > 0
     confidence = torch.cat(
-        [
-            torch.ones(len(target.boxes_cxcywh), device=boxes.device)
-            if target.confidence is None
-            else target.confidence
-            for target in targets
-        ]
+        [torch.ones_like(t.boxes_cxcywh[:, 0]) if t.confidence is None else t.confidence for t in targets]
     ).float()
     return _Truth(boxes, positive_map * confidence[:, None], confidence, text_token_mask)
 
@@ -216,10 +193,8 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
     num_groups, group_size = outputs["dn_meta"]["num_groups"], outputs["dn_meta"]["group_size"]
     num_queries, most = layers[-1]["pred_boxes"].shape[1], max(counts)
     if num_queries != num_groups * group_size or most > group_size // 2:
-        raise ValueError(
-            f"{num_queries} denoising queries do not fit {num_groups} groups of {group_size} for up to "
-            f"{most} boxes"
-        )
+        groups_text = f"{num_groups} groups of {group_size} for up to {most} boxes"
+        raise ValueError(f"{num_queries} denoising queries do not fit {groups_text}")
     heads = {f"d{layer}.dn_": _head(output) for layer, output in enumerate(layers[:-1])}
     heads["dn_"] = _head(layers[-1])
     groups = torch.arange(num_groups) * group_size
@@ -228,9 +203,8 @@ def _denoising_heads(outputs: Mapping[str, Any], targets: Sequence[Target]) -> t
     for image, count in enumerate(counts):
         boxes = torch.arange(count)
         query = (groups.unsqueeze(1) + boxes).flatten()
-        pairs.append(
-            torch.stack([torch.full_like(query, image), query, boxes.repeat(num_groups) + first_box])
-        )
+        box = boxes.repeat(num_groups) + first_box
+        pairs.append(torch.stack([torch.full_like(query, image), query, box]))
         first_box += count
     return heads, Match(*torch.cat(pairs, dim=1).to(device))
 
@@ -240,11 +214,7 @@ def _head(output: Mapping[str, Tensor]) -> Head:
 
 
 def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor, Tensor]:
-    """Select the logits and the binary targets of all queries at valid tokens, both (V,) float32.
-
-    The text mask padded to 256 is False beyond T, so cutting to T columns first selects the same
-    positions.
-    """
+    """Select the logits and the targets of all queries at valid tokens, both (V,) float32."""
     length = truth.text_token_mask.shape[1]
     logits = head.logits[..., :length]
     labels = torch.zeros_like(logits, dtype=torch.float32)

@@ -31,11 +31,7 @@ _LOG_EPS = 1e-12
 
 
 class NonFiniteCost(GroundtuneError, FloatingPointError):
-    """A matching cost is NaN or infinite: the predictions or boxes of an image are not finite.
-
-    Attributes:
-        image_indices: indices of these images in the batch.
-    """
+    """A matching cost is not finite, for the images `image_indices` of the batch."""
 
     exit_code = 5
 
@@ -66,17 +62,11 @@ class Head(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Matched pairs of one head: three long tensors (K,) on the device of the predictions.
+    """Matched pairs of one head: three long tensors (K,) on the device of the predictions."""
 
-    Attributes:
-        image: index of the image in the batch.
-        query: index of the query in its head.
-        box: index into the boxes of all images, concatenated.
-    """
-
-    image: Tensor
-    query: Tensor
-    box: Tensor
+    image: Tensor  # index of the image in the batch
+    query: Tensor  # index of the query in its head
+    box: Tensor  # index into the boxes of all images, concatenated
 
 
 @torch.no_grad()
@@ -89,7 +79,6 @@ def match(
         heads: predictions; the number of queries may differ between heads.
         text_token_mask: (B, T) bool, True = real token.
         targets: one per image. Boxes beyond the number of queries stay unmatched.
-        cost: weights.
 
     Returns:
         For each head its pairs, ordered by image; empty if there are no boxes.
@@ -119,11 +108,9 @@ def match(
             pairs[head].append(np.stack([np.full_like(query, image), query, box + first_box]))
             first_query += size
         first_box += count
-    ends = np.cumsum([sum(part.shape[1] for part in parts) for parts in pairs])
+    sizes = [sum(part.shape[1] for part in parts) for parts in pairs]
     joined = np.concatenate([part for parts in pairs for part in parts], axis=1)
-    return [
-        Match(*part) for part in torch.from_numpy(joined).to(device).tensor_split(ends[:-1].tolist(), dim=1)
-    ]
+    return [Match(*part) for part in torch.from_numpy(joined).to(device).split(sizes, dim=1)]
 
 
 def cost_matrix(
@@ -139,19 +126,17 @@ def cost_matrix(
         logits: (B, Q, T) float32; values outside the text mask are ignored.
         boxes_cxcywh: (B, Q, 4) float32, predicted, in [0, 1].
         text_token_mask: (B, T) bool.
-        targets: one per image, with at least one box in the batch; M is the largest number of boxes
-            of an image.
-        cost: weights.
+        targets: one per image, with at least one box in the batch.
 
     Returns:
-        (B, Q, M) float32. Columns past an image's own number of boxes have no meaning.
+        (B, Q, M) float32, with the largest number M of boxes of an image. Columns past an image's
+        own number of boxes have no meaning.
     """
     length = text_token_mask.shape[1]
     # zero padding costs a few columns and saves a loop of small kernels over images
     true_boxes = pad_sequence([target.boxes_cxcywh.float() for target in targets], batch_first=True)
-    positive = pad_sequence(
-        [(target.positive_map[:, :length] > 0).float() for target in targets], batch_first=True
-    )
+    maps = [(target.positive_map[:, :length] > 0).float() for target in targets]
+    positive = pad_sequence(maps, batch_first=True)
     with torch.autocast(logits.device.type, enabled=False):
         classes = _focal_cost(logits, text_token_mask, positive, cost)
         distance = torch.cdist(boxes_cxcywh, true_boxes, p=1)
@@ -165,6 +150,5 @@ def _focal_cost(logits: Tensor, text_token_mask: Tensor, positive: Tensor, cost:
     p = logits.sigmoid()
     if_positive = cost.alpha * (1 - p) ** cost.gamma * -(p + _LOG_EPS).log()
     if_negative = (1 - cost.alpha) * p**cost.gamma * -(1 - p + _LOG_EPS).log()
-    if_positive = if_positive.masked_fill(~valid, 0)
-    if_negative = if_negative.masked_fill(~valid, 0)
+    if_positive, if_negative = (x.masked_fill(~valid, 0) for x in (if_positive, if_negative))
     return if_positive @ positive.mT + if_negative @ (1 - positive).mT

@@ -12,6 +12,7 @@ largest IoU. Crowd boxes count neither way, and a detection mostly inside one is
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,25 +29,20 @@ _BINS = 10
 
 @dataclass
 class ImageMatches:
-    """Detections of an image, and the outcome of each.
+    """Detections of an image, and the outcome of each."""
 
-    Attributes:
-        sample: the image with its N boxes.
-        boxes_xyxy: (K, 4) detections in original pixels, best first.
-        scores: (K,) in [0, 1], descending.
-        class_ids: (K,) index into the data set's classes.
-        types: for each detection "matched", "crowd" or one of `ERROR_TYPES`.
-        matches: (K,) index of the matched box, -1 without.
-        ious: (K,) IoU with the matched box, otherwise the largest IoU with any box.
-    """
+    sample: Sample  # the image with its N boxes
+    boxes_xyxy: np.ndarray  # (K, 4) detections in original pixels, best first
+    scores: np.ndarray  # (K,) in [0, 1], descending
+    class_ids: np.ndarray  # (K,) index into the data set's classes
+    types: list[str]  # "matched", "crowd" or one of `ERROR_TYPES`
+    matches: np.ndarray  # (K,) index of the matched box, -1 without
+    ious: np.ndarray  # (K,) IoU with the matched box, otherwise the largest IoU with any box
 
-    sample: Sample
-    boxes_xyxy: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
-    types: list[str]
-    matches: np.ndarray
-    ious: np.ndarray
+    def shown(self, thresholds: np.ndarray) -> np.ndarray:
+        """Return the indices of detections at their class's threshold (C,), except on crowds."""
+        is_crowd = np.array([kind == CROWD for kind in self.types], bool)
+        return np.flatnonzero((self.scores >= thresholds[self.class_ids]) & ~is_crowd)
 
     def missed(self, thresholds: np.ndarray) -> np.ndarray:
         """Return the indices of boxes that no detection matches at its class's threshold (C,)."""
@@ -62,9 +58,9 @@ def collect(dataset: Dataset, predictions: Sequence[Prediction]) -> list[ImageMa
     Predictions of unknown images or categories are ignored.
     """
     class_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
-    by_image: dict[int, list[Prediction]] = {sample.image_id: [] for sample in dataset.samples}
+    by_image: dict[int, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
-        if prediction["image_id"] in by_image and prediction["category_id"] in class_of:
+        if prediction["category_id"] in class_of:
             by_image[prediction["image_id"]].append(prediction)
     results = []
     for sample in dataset.samples:
@@ -180,16 +176,11 @@ def _best_threshold(scores: np.ndarray, matched: np.ndarray, total: int) -> Clas
 def error_counts(
     results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int
 ) -> dict[str, np.ndarray]:
-    """Count correct detections, errors and missed boxes at each class's threshold (C,).
-
-    Returns:
-        (C,) int for "matched", each of `ERROR_TYPES`, and "missed".
-    """
+    """Count "matched", each of `ERROR_TYPES`, and "missed" at each class's threshold: (C,) int."""
     counts = {name: np.zeros(num_classes, int) for name in (MATCHED, *ERROR_TYPES, MISSED)}
     for result in results:
-        for score, class_id, kind in zip(result.scores, result.class_ids, result.types, strict=True):
-            if score >= thresholds[class_id] and kind != CROWD:
-                counts[kind][class_id] += 1
+        for index in result.shown(thresholds):
+            counts[result.types[index]][result.class_ids[index]] += 1
         np.add.at(counts[MISSED], result.sample.class_ids[result.missed(thresholds)], 1)
     return counts
 
@@ -197,14 +188,13 @@ def error_counts(
 def confusion(results: Sequence[ImageMatches], thresholds: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the confusion matrix (C + 1, C + 1) int, background last.
 
-    Rows are ground truth, columns are predictions.
-
-    Boxes and detections are paired regardless of class, the largest IoU of at least 0.5 first.
+    Rows are ground truth, columns are predictions. Boxes and detections are paired regardless of
+    class, the largest IoU of at least 0.5 first.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), int)
     for result in results:
         sample = result.sample
-        used = (result.scores >= thresholds[result.class_ids]) & (np.array(result.types) != CROWD)
+        used = result.shown(thresholds)
         predicted, true = result.class_ids[used], sample.class_ids[~sample.crowd]
         ious, _ = overlaps(result.boxes_xyxy[used], sample.boxes_xyxy[~sample.crowd].astype(np.float64))
         free_predicted, free_true = set(range(len(predicted))), set(range(len(true)))

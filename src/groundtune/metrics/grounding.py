@@ -28,17 +28,11 @@ _ZERO = 0.0005  # printed as 0.000
 
 @dataclass
 class PhraseResult:
-    """Detections of one phrase in one image.
+    """Detections of one phrase in one image."""
 
-    Attributes:
-        found_xyxy: (K, 4) boxes, best first.
-        scores: (K,) in [0, 1], descending.
-        true_xyxy: (G, 4) boxes of the phrase, in the same frame.
-    """
-
-    found_xyxy: Tensor
-    scores: Tensor
-    true_xyxy: np.ndarray
+    found_xyxy: Tensor  # (K, 4) boxes, best first
+    scores: Tensor  # (K,) in [0, 1], descending
+    true_xyxy: np.ndarray  # (G, 4) boxes of the phrase, in the same frame
 
 
 def grounding_metrics(results: Sequence[PhraseResult]) -> dict[str, float | None]:
@@ -83,18 +77,12 @@ def _mean(values: Sequence[bool]) -> float | None:
 
 
 class Retention(NamedTuple):
-    """What fine-tuning left of a model's number on a data set that it was not trained on.
+    """What fine-tuning left of a model's number on a data set that it was not trained on."""
 
-    Attributes:
-        metric: AP, or recall@1 of captions.
-        before, after: its values before and after training.
-        share: after / before, above 1 if the model improved; None if there was nothing to retain.
-    """
-
-    metric: str
+    metric: str  # AP, or recall@1 of captions
     before: float | None
     after: float | None
-    share: float | None
+    share: float | None  # after / before, above 1 if the model improved; None: nothing to retain
 
 
 def retention(numbers: Mapping[str, Mapping[str, float | None]]) -> Retention:

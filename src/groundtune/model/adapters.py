@@ -60,12 +60,9 @@ class AdaptedLinear(nn.Module):
 def add_adapters(network: GroundingDINO, rank: int, alpha: float, seed: int = 0) -> None:
     """Put adapters into a network without any, in place, and freeze its other weights.
 
-    Its outputs do not change, bit for bit, until the adapters train.
-
-    Args:
-        rank: of the matrices A (rank, in) and B (out, rank).
-        alpha: their product is scaled by alpha / rank.
-        seed: of A, equal in all processes; the global random state does not change.
+    Its outputs do not change, bit for bit, until the adapters train. The product of the matrices A
+    (rank, in) and B (out, rank) is scaled by alpha / rank. A is drawn from the seed, equal in all
+    processes; the global random state does not change.
     """
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -64,8 +64,8 @@ class _SameConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s = self.stride
         if s > 1:
-            total = [(n + s - 1) // s * s - s + self.kernel - n for n in x.shape[-2:]]
-            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+            h, w = ((n + s - 1) // s * s - s + self.kernel - n for n in x.shape[-2:])
+            x = F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
         x = self.conv(x)
         return F.relu6(x, inplace=True) if self.relu else x
 
@@ -119,9 +119,9 @@ class EfficientNetLite0(nn.Module):
         """Copy the published convolutions with their batch norms, in the order of both."""
         ours = [module.conv for module in self.modules() if isinstance(module, _SameConv)]
         pairs = [("_conv_stem", "_bn0")]
+        in_block = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
         for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
-            named = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-            named = named[1:] if block == 0 else named  # the first block does not expand
+            named = in_block if block else in_block[1:]  # the first block does not expand
             pairs += [(f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}") for conv, norm in named]
         for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
             variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS

@@ -36,12 +36,8 @@ class ModelConfig:
     text_ffn_dim: int = 1024
     dropout: float = 0.0
     query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the positions)
-    share_box_head: bool = (
-        True  # one box branch for all decoder layers (IDEA), or one each (MM-Grounding-DINO)
-    )
-    share_class_head: bool = (
-        True  # the same for the class branches, which have weights with a scale or a bias
-    )
+    share_box_head: bool = True  # one box branch for all decoder layers; MM-Grounding-DINO: one each
+    share_class_head: bool = True  # the same for class branches, which have weights with scale or bias
     contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))
     contrastive_bias: bool = False
     decoder_eps: float = 1e-5  # clamp of inverse_sigmoid; IDEA and MMDetection 1e-3, transformers 1e-5

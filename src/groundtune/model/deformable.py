@@ -27,9 +27,7 @@ from groundtune.model.attention import at_least_float32, sides_wh
 
 Shapes = list[tuple[int, int]]  # (h, w) of each level
 Sampling = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]  # (value, shapes, locations, weights) → samples
-_RECOMPUTE_FROM = (
-    4000  # queries, above which `sample_by_device` recomputes grid_sample's samples to save memory
-)
+_RECOMPUTE_FROM = 4000  # queries; `sample_by_device` then recomputes samples to save memory
 
 
 class DeformableAttention(nn.Module):

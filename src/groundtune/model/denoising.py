@@ -37,10 +37,8 @@ def denoising_queries(
 ) -> DenoisingQueries | None:
     """Make noised copies of the ground truth; None if no image of the batch has a box.
 
-    Args:
-        targets: of B images; uses `boxes_cxcywh`, `class_ids` and `noise_seed`.
-        label_embedding: one row per class of the data set; class ids past its end wrap around.
-        max_boxes: M of the whole batch; None takes the maximum of these images.
+    The label embedding has a row per class of the data set; class ids past its end wrap around.
+    `max_boxes` is the M of the whole batch; None takes the maximum of these images.
     """
     max_boxes = max(len(target.boxes_cxcywh) for target in targets) if max_boxes is None else max_boxes
     if max_boxes == 0:

@@ -81,8 +81,7 @@ class GroundingDINO(nn.Module):
     def freeze(self, modules: list[str]) -> None:
         """Freeze whole modules: no gradient, eval mode for good, no autograd through the towers.
 
-        Args:
-            modules: dotted paths, such as "encoder.layers.0"; all others become trainable.
+        `modules` are dotted paths, such as "encoder.layers.0"; all others become trainable.
         """
         self.requires_grad_(True)
         self.frozen = set(modules)
@@ -193,7 +192,7 @@ class GroundingDINO(nn.Module):
             for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
         split = 0 if denoising is None else denoising.num_groups * denoising.group_size
-        matching = [_queries(layer, split, None) for layer in layers]
+        matching = [_queries(layer, slice(split, None)) for layer in layers]
         output = Output(
             **matching[-1],
             text_token_mask=memory.text_token_mask,
@@ -201,7 +200,7 @@ class GroundingDINO(nn.Module):
             enc_outputs=selection.output,
         )
         if denoising is not None:
-            output["dn_outputs"] = [_queries(layer, 0, split) for layer in layers]
+            output["dn_outputs"] = [_queries(layer, slice(split)) for layer in layers]
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 
@@ -248,10 +247,8 @@ class GroundingDINO(nn.Module):
         return LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes)
 
 
-def _queries(layer: LayerOutput, start: int, end: int | None) -> LayerOutput:
-    return LayerOutput(
-        pred_logits=layer["pred_logits"][:, start:end], pred_boxes=layer["pred_boxes"][:, start:end]
-    )
+def _queries(layer: LayerOutput, part: slice) -> LayerOutput:
+    return LayerOutput(pred_logits=layer["pred_logits"][:, part], pred_boxes=layer["pred_boxes"][:, part])
 
 
 def _allowed(

@@ -138,14 +138,13 @@ class Encoder(nn.Module):
         """Return position plus level embedding (B or 1, S, D), and valid ratios (B, L, 2)."""
         dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
         if masks is None:
-            level_masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
+            masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
             valid_ratios = torch.ones(len(maps[0]), len(maps), 2, dtype=dtype, device=maps[0].device)
         else:
-            level_masks = masks
             valid_ratios = torch.stack([valid_ratio(mask, dtype) for mask in masks], dim=1)
         positions = [
             sine_position_2d(mask, self.d_model, self.position_temperature).to(dtype) + embedding
-            for mask, embedding in zip(level_masks, self.level_embed, strict=True)
+            for mask, embedding in zip(masks, self.level_embed, strict=True)
         ]
         return torch.cat(positions, dim=1), valid_ratios
 

@@ -66,12 +66,10 @@ class MLP(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Class and box branches of all decoder layers and, last, of the encoder.
+    """Class and box branches of all decoder layers, which may share one, and, last, of the encoder.
 
-    Args:
-        cls_branches, reg_branches: the branches; decoder layers may share one.
-        eps: lower clamp of the inverse sigmoid in the boxes.
-        max_text_len: columns of the logits in the network's outputs.
+    `eps` is the lower clamp of the inverse sigmoid in the boxes, `max_text_len` the number of
+    columns of the logits in the network's outputs.
     """
 
     def __init__(

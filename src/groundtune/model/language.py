@@ -32,6 +32,10 @@ class LanguageModel(nn.Module):
         self.width: int = bert.config.hidden_size
         self._phrase_features: dict[tuple[int, ...], Tensor] = {}
 
+    @property
+    def _weight(self) -> Tensor:
+        return self.bert.embeddings.word_embeddings.weight
+
     def forward(self, text: TextInput) -> Tensor:
         """Return features (B, T, width) of all tokens; those of padded tokens have no meaning."""
         weights_train = any(parameter.requires_grad for parameter in self.bert.parameters())
@@ -43,7 +47,7 @@ class LanguageModel(nn.Module):
 
     def run_bert(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
         """Run tensors of a `TextInput` without the cache: → (B, T, width)."""
-        dtype = self.bert.embeddings.word_embeddings.weight.dtype
+        dtype = self._weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
         output = self.bert(input_ids=input_ids, attention_mask=mask, position_ids=position_ids)
@@ -56,8 +60,7 @@ class LanguageModel(nn.Module):
         missing = sorted({ids for row in blocks for _, ids in row} - self._phrase_features.keys(), key=len)
         for start in range(0, len(missing), 256):  # bounded memory for prompts of thousands of names
             self._encode(missing[start : start + 256])
-        weight = self.bert.embeddings.word_embeddings.weight
-        features = weight.new_zeros((*text.input_ids.shape, self.width))
+        features = self._weight.new_zeros((*text.input_ids.shape, self.width))
         for row, image_blocks in enumerate(blocks):
             for tokens, ids in image_blocks:
                 features[row, tokens] = self._phrase_features[ids]
@@ -65,7 +68,7 @@ class LanguageModel(nn.Module):
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
         """Run each phrase alone, padded to the longest, and cache its features in float32."""
-        device = self.bert.embeddings.word_embeddings.weight.device
+        device = self._weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
         real = positions < lengths[:, None]
@@ -83,11 +86,9 @@ class LanguageModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Forget the phrases when a move changes device or type."""
-        weight = self.bert.embeddings.word_embeddings.weight
-        before = weight.device, weight.dtype
+        before = self._weight.device, self._weight.dtype
         super()._apply(fn, recurse)
-        weight = self.bert.embeddings.word_embeddings.weight
-        if (weight.device, weight.dtype) != before:
+        if (self._weight.device, self._weight.dtype) != before:
             self.forget()
         return self
 

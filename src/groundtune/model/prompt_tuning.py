@@ -22,9 +22,7 @@ VECTORS = "encoder.phrase_offsets.vectors"  # name of the parameter in a network
 class PhraseOffsets(nn.Module):
     """One vector for each token of each of `names`, of the language model's width; initially 0.
 
-    Attributes:
-        names: cleaned class names, in the order of the vectors.
-        vectors: (tokens of all names, text width); the "." that closes a phrase has none.
+    The names are cleaned and in the order of the vectors; the "." that closes a phrase has none.
     """
 
     def __init__(self, names: Sequence[str], tokenizer: BertTokenizer, width: int) -> None:
@@ -39,22 +37,16 @@ class PhraseOffsets(nn.Module):
 
     def forward(self, features: Tensor, text: TextInput) -> Tensor:
         """(B, T, width) features of the tokens of `text` → the same with the offsets added."""
-        images: list[int] = []
-        tokens: list[int] = []
-        rows: list[int] = []
-        for image, blocks in enumerate(phrase_blocks(text)):
-            for block, ids in blocks:
-                first = self._first_row.get(ids)
-                if first is not None:
-                    count = len(ids) - 1
-                    images += [image] * count
-                    tokens += range(block.start, block.start + count)
-                    rows += range(first, first + count)
-        image_index, token_index, row_index = (
-            torch.tensor(index, dtype=torch.long, device=features.device) for index in (images, tokens, rows)
-        )
-        added = self.vectors[row_index].to(features.dtype)
-        return features.index_put((image_index, token_index), added, accumulate=True)
+        places = [
+            (image, block.start + offset, self._first_row[ids] + offset)
+            for image, blocks in enumerate(phrase_blocks(text))
+            for block, ids in blocks
+            if ids in self._first_row
+            for offset in range(len(ids) - 1)
+        ]
+        index = torch.tensor(places, dtype=torch.long, device=features.device).view(-1, 3)
+        added = self.vectors[index[:, 2]].to(features.dtype)
+        return features.index_put((index[:, 0], index[:, 1]), added, accumulate=True)
 
 
 def extended(
@@ -73,23 +65,17 @@ def extended(
 def offsets_of(
     names: object, vectors: Tensor, tokenizer: BertTokenizer, width: int, where: str
 ) -> PhraseOffsets:
-    """Make the offsets of a model folder.
-
-    Args:
-        names, vectors: what the folder stores.
-        tokenizer, width: of its language model.
-        where: the folder in messages.
+    """Make the offsets of a model folder from its `names` and `vectors`.
 
     Raises:
-        CheckpointError: they do not fit each other.
+        CheckpointError: they do not fit each other; it names the folder `where`.
     """
+    problem = f"{where} has offsets of class names"
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise CheckpointError(
-            f"{where} has offsets of class names, but its groundtune.json has no such names."
-        )
+        raise CheckpointError(f"{problem}, but its groundtune.json has no such names.")
     offsets = PhraseOffsets(names, tokenizer, width)
     if offsets.vectors.shape != vectors.shape:
         shape, expected = list(vectors.shape), list(offsets.vectors.shape)
-        raise CheckpointError(f"{where} has offsets of class names of shape {shape}, expected {expected}.")
+        raise CheckpointError(f"{problem} of shape {shape}, expected {expected}.")
     offsets.load_state_dict({"vectors": vectors})
     return offsets

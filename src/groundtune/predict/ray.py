@@ -33,19 +33,12 @@ _Done = TypeVar("_Done")
 
 @dataclass(frozen=True)
 class RayPool:
-    """Where Ray works.
+    """Where Ray works."""
 
-    Attributes:
-        address: "local" starts Ray here; or a cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".
-        workers: number of actors; 0 means one per GPU, or one per `threads` cores without a GPU.
-        threads: torch threads per actor; 0 means one.
-        gpus: whether to use GPUs.
-    """
-
-    address: str
-    workers: int
-    threads: int
-    gpus: bool
+    address: str  # "local" starts Ray here; or a cluster: "auto", "HOST:PORT" or "ray://HOST:PORT"
+    workers: int  # number of actors; 0: one per GPU, or one per `threads` cores without a GPU
+    threads: int  # torch threads per actor; 0: one
+    gpus: bool  # whether to use GPUs
 
 
 def on_ray(work: Callable[[_Job], _Done], jobs: Iterable[_Job], pool: RayPool) -> Iterator[tuple[int, _Done]]:
@@ -116,9 +109,8 @@ def _stream(ray: Any, work: Any, jobs: Iterator[Any], pool: RayPool) -> Iterator
                 yield row["number"], done
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise GroundtuneError(
-                f"ray: workers failed: {reason}. They may have too little memory."
-            ) from error
+            why = f"{reason}. They may have too little memory."
+            raise GroundtuneError(f"ray: workers failed: {why}") from error
 
 
 def connect(ray: Any, pool: RayPool) -> None:
@@ -134,10 +126,8 @@ def connect(ray: Any, pool: RayPool) -> None:
                 socket.create_connection((target.hostname or "", target.port or 0), timeout=10).close()
             ray.init(address=pool.address, **quiet)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"ray: no cluster at {pool.address!r} ({reason}). Expected its address, or local."
-        ) from error
+        where = f"{pool.address!r} ({str(error).strip().splitlines()[0]})"
+        raise ConfigError(f"ray: no cluster at {where}. Expected its address, or local.") from error
 
 
 def import_ray() -> Any:

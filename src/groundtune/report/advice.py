@@ -16,12 +16,7 @@ _ERRORS = (  # error type, minimum number, minimum share of the correct detectio
     ("missed", 5, 1, "{count} boxes missed, {correct} detected. See them in the gallery (missed)."),
     ("classification", 3, 0.5, "{count} classification errors. Are the two names clearly different words?"),
     ("localization", 5, 0.5, "{count} localization errors. Are its boxes tight and consistent?"),
-    (
-        "background",
-        5,
-        0.5,
-        "{count} detections on the background. If they are correct, the labels are incomplete.",
-    ),
+    ("background", 5, 0.5, "{count} detections on background. If they are correct, labels are missing."),
 )
 
 
@@ -30,10 +25,7 @@ def advice(
 ) -> list[str]:
     """Return sentences, the most useful first; none if nothing is conspicuous.
 
-    Args:
-        run: the run.
-        training: training split, or None if it cannot be read.
-        class_names, counts: class names and `error_counts` of the validation split.
+    `class_names` and `counts` (`error_counts`) are those of the validation split.
     """
     few = _few_boxes(run, training) if training is not None else []
     return [*_progress(run), *few, *_errors(class_names, counts)][:_MAX_SENTENCES]
@@ -68,12 +60,9 @@ def _few_boxes(run: RunData, training: Dataset) -> list[str]:
             boxes_text = f"{count} training {'box' if count == 1 else 'boxes'}"
             quality = "none in valid" if ap is None else f"AP {ap:.3f}"
             sentences.append(f"Class “{name}”: {boxes_text} ({quality}). Label more of them.")
-    if len(sentences) > 3:
-        return [
-            *sentences[:3],
-            f"{len(sentences) - 3} more classes have fewer than {_FEW_BOXES} training boxes.",
-        ]
-    return sentences
+    more = len(sentences) - 3
+    others = [f"{more} more classes have fewer than {_FEW_BOXES} training boxes."] if more > 0 else []
+    return sentences[:3] + others
 
 
 def _errors(class_names: Sequence[str], counts: Mapping[str, np.ndarray]) -> list[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from groundtune.engine.blend import ENOUGH_GAIN, BlendPoint
 from groundtune.errors import CheckpointError
 from groundtune.metrics.grounding import retention
-from groundtune.report.build import share, write_page
-from groundtune.report.figures import line_chart
+from groundtune.report.build import write_page
+from groundtune.report.figures import line_chart, share
 
 RULE = (
     f"The chosen point: among those with {100 * ENOUGH_GAIN:.0f} % of the gain on the target, the one that "
@@ -36,28 +36,17 @@ def blend_rows(points: Sequence[BlendPoint], format_metric: Callable[[float | No
     rows = [["alpha", "target", "gain", *points[0].retention, "retention"]]
     for point in points:
         others = [retention(numbers).after for numbers in point.retention.values()]
-        rows.append(
-            [
-                f"{point.alpha:g}",
-                *map(format_metric, [point.score, point.gain, *others, point.retention_share]),
-            ]
-        )
+        numbers = [point.score, point.gain, *others, point.retention_share]
+        rows.append([f"{point.alpha:g}", *map(format_metric, numbers)])
     return rows
 
 
 def write_blend(
     points: Sequence[BlendPoint], best: BlendPoint, folder: Path, about: Mapping[str, str]
 ) -> None:
-    """Write blend.json and blend.html into an existing directory.
+    """Write blend.json and blend.html into a directory; a `CheckpointError` if it is not writable.
 
-    Args:
-        points: all points.
-        best: the chosen one.
-        folder: the directory.
-        about: "base", "tuned" and "data", as the user named them.
-
-    Raises:
-        CheckpointError: the directory is not writable.
+    `about` has "base", "tuned" and "data", as the user named them.
     """
     record = {**about, "chosen": best.alpha, "rule": RULE, "points": [asdict(point) for point in points]}
     heads, *rows = blend_rows(points, share)
@@ -72,6 +61,5 @@ def write_blend(
         (folder / "blend.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         write_page(folder / "blend.html", "blend.html.jinja", context)
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot write blend.json and blend.html to {folder}: {error.strerror}."
-        ) from error
+        what = f"Cannot write blend.json and blend.html to {folder}"
+        raise CheckpointError(f"{what}: {error.strerror}.") from error

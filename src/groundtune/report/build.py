@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from groundtune._version import __version__
@@ -25,7 +24,7 @@ from groundtune.files import atomic_write
 from groundtune.metrics import errors
 from groundtune.metrics.grounding import retention
 from groundtune.report.advice import advice
-from groundtune.report.figures import Series, gallery, heat_map, line_chart
+from groundtune.report.figures import TEMPLATES, Series, gallery, heat_map, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
 from groundtune.text.prompt import class_prompt
 
@@ -38,10 +37,7 @@ _CAPTION_METRICS = ("recall@1", "recall@5", "recall@10", "T-acc", "N-acc", "Pr@F
 def build_report(folder: Path, splits: dict[str, Dataset], max_images: int) -> Path:
     """Write `report.html` into a run directory, finished or not, and return its path.
 
-    Args:
-        folder: the run directory.
-        splits: its data; without "valid" the report has no gallery and no error analysis.
-        max_images: maximum number of images in the gallery.
+    Without a split "valid" it has no error analysis and no gallery (of at most `max_images`).
 
     Raises:
         DataError: the folder is not a run directory, or its files are malformed.
@@ -54,15 +50,9 @@ def build_report(folder: Path, splits: dict[str, Dataset], max_images: int) -> P
 
 def write_page(path: Path, template: str, context: dict[str, Any]) -> None:
     """Render a template and replace the file atomically."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("groundtune.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     about = {"version": __version__, "date": time.strftime("%Y-%m-%d %H:%M"), "nonce": secrets.token_hex(16)}
     with atomic_write(path) as file:
-        file.write(environment.get_template(template).render(about | context).encode())
+        file.write(TEMPLATES.get_template(template).render(about | context).encode())
 
 
 def _context(run: RunData, splits: dict[str, Dataset], max_images: int) -> dict[str, Any]:
@@ -84,24 +74,22 @@ def _context(run: RunData, splits: dict[str, Dataset], max_images: int) -> dict[
     return context
 
 
-def _headline(run: RunData) -> list[dict[str, str]]:
-    rows = []
+def _headline(run: RunData) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for name in _METRICS + _CAPTION_METRICS:
-        key = f"valid/{name}"
-        before, best, final = run.zero_shot.get(key), run.best.get(key), run.final.get(key)
-        if before is None and best is None and final is None:
-            continue
+        before, final, best = (
+            numbers.get(f"valid/{name}") for numbers in (run.zero_shot, run.final, run.best)
+        )
         gain = f"{best - before:+.3f}" if best is not None and before is not None else ""
-        values = {"before": before, "final": final, "best": best}
-        rows.append({"name": name, "gain": gain} | {key: share(value) for key, value in values.items()})
+        if {before, final, best} != {None}:
+            rows.append({"name": name, "before": before, "final": final, "best": best, "gain": gain})
     return rows
 
 
 def _charts(run: RunData) -> list[dict[str, str]]:
     captions = any("valid/recall@1" in row for row in run.evaluations)
-    title, metrics = (
-        ("Recall of phrases", _CAPTION_METRICS[:3]) if captions else ("Average precision", _METRICS[:2])
-    )
+    title = "Recall of phrases" if captions else "Average precision"
+    metrics = _CAPTION_METRICS[:3] if captions else _METRICS[:2]
     rates = [{"step": row["step"], **row.get("lr", {})} for row in run.steps]
     groups = sorted({group for row in rates for group in row} - {"step"})
     charts = [
@@ -132,10 +120,11 @@ def _data_summary(splits: dict[str, Dataset]) -> dict[str, Any]:
         {"id": category_id, "name": name, "boxes": [counts[index] for counts in boxes.values()]}
         for index, (category_id, name) in enumerate(zip(first.category_ids, first.class_names, strict=True))
     ]
+    numbers = [
+        (name, len(d.samples), sum(len(s.boxes_xyxy) for s in d.samples)) for name, d in splits.items()
+    ]
     return {
-        "splits": [
-            (name, len(d.samples), sum(len(s.boxes_xyxy) for s in d.samples)) for name, d in splits.items()
-        ],
+        "splits": numbers,
         "classes": classes,
         "prompt": class_prompt(first.class_names).caption.strip() if len(first.class_names) <= 200 else "",
     }
@@ -150,22 +139,18 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, max_imag
     matrix, labels = _matrix(errors.confusion(results, thresholds, len(names)), names)
     bins, gap = errors.calibration(results)
     cards, messages = gallery(results, names, thresholds, max_images)
+    measured: Series = ("precision", [b["score"] for b in bins], [b["precision"] for b in bins])
+    ideal: Series = ("perfect calibration", [0, 1], [0, 1])
     analysis = {
         "classes": [
-            _class_row(run, name, best[index], {k: int(v[index]) for k, v in counts.items()})
+            {"name": name, "scores": run.per_class.get(name, {}), "best": best[index]}
+            | {kind: int(numbers[index]) for kind, numbers in counts.items()}
             for index, name in enumerate(names)
         ],
         "error_types": [(kind, int(counts[kind].sum())) for kind in (*errors.ERROR_TYPES, errors.MISSED)],
         "matrix": heat_map(matrix, labels),
         "curves": line_chart(_precision_recall(results, names), "recall", (0.0, 1.0)),
-        "calibration": line_chart(
-            [
-                ("precision", [b["score"] for b in bins], [b["precision"] for b in bins]),
-                ("perfect calibration", [0, 1], [0, 1]),
-            ],
-            "score",
-            (0.0, 1.0),
-        ),
+        "calibration": line_chart([measured, ideal], "score", (0.0, 1.0)),
         "gap": gap,
     }
     return {
@@ -177,28 +162,14 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, max_imag
     }
 
 
-def _class_row(
-    run: RunData, name: str, best: errors.ClassThreshold, counts: dict[str, int]
-) -> dict[str, Any]:
-    scores = run.per_class.get(name, {})
-    values = {
-        "AP": scores.get("AP"),
-        "AP50": scores.get("AP50"),
-        "threshold": best.threshold if best.f1 else None,
-    }
-    values |= {"f1": best.f1, "precision": best.precision, "recall": best.recall}
-    return {"name": name, **{key: share(value) for key, value in values.items()}, **counts}
-
-
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Return the matrix of the largest classes with its labels; the others share a row."""
-    count = len(names)
-    if count <= _MAX_MATRIX_CLASSES:
+    if len(names) <= _MAX_MATRIX_CLASSES:
         return matrix, [*names, "background"]
-    largest = np.sort(np.argsort(-matrix[:count].sum(axis=1), kind="stable")[:_MAX_MATRIX_CLASSES])
-    group = np.full(count + 1, len(largest))
+    largest = np.sort(np.argsort(-matrix[:-1].sum(axis=1), kind="stable")[:_MAX_MATRIX_CLASSES])
+    group = np.full(len(matrix), len(largest))
     group[largest] = np.arange(len(largest))
-    group[count] = len(largest) + 1
+    group[-1] = len(largest) + 1
     small = np.zeros((len(largest) + 2, len(largest) + 2), int)
     np.add.at(small, (group[:, None], group[None]), matrix)
     return small, [*(names[index] for index in largest), "other classes", "background"]
@@ -215,12 +186,6 @@ def _precision_recall(results: list[errors.ImageMatches], names: Sequence[str]) 
         matched = np.cumsum(correct)
         precision = np.maximum.accumulate((matched / np.arange(1, len(correct) + 1))[::-1])[::-1]
         keep = np.unique(np.linspace(0, len(correct) - 1, 120).astype(int))
-        series.append(
-            (names[class_id], (matched / totals[class_id])[keep].tolist(), precision[keep].tolist())
-        )
+        recall = (matched / totals[class_id])[keep].tolist()
+        series.append((names[class_id], recall, precision[keep].tolist()))
     return series
-
-
-def share(value: float | None) -> str:
-    """Format a metric with three decimals; None is a dash."""
-    return "–" if value is None else f"{value:.3f}"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.errors import ConfigError
-from groundtune.report.build import chart_series, share, write_page
-from groundtune.report.figures import Series, line_chart
+from groundtune.report.build import chart_series, write_page
+from groundtune.report.figures import Series, line_chart, share
 from groundtune.report.run_data import RunData, read_run, values_of_runs
 
 _NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
@@ -60,9 +60,8 @@ def differing_validation(runs: dict[str, RunData]) -> list[str]:
     first = next(iter(classes), "")
     for name, names in classes.items():
         missing, extra = sorted(classes[first] - names), sorted(names - classes[first])
-        parts = [
-            f"{verb} {', '.join(group)}" for verb, group in (("lacks", missing), ("adds", extra)) if group
-        ]
+        groups = {"lacks": missing, "adds": extra}
+        parts = [f"{verb} {', '.join(group)}" for verb, group in groups.items() if group]
         if parts:
             warnings.append(f"The classes differ: compared with {first}, {name} {' and '.join(parts)}.")
     return warnings
@@ -81,10 +80,10 @@ def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options by dotted name, as `optimizer.lr`."""
-    nested = {name: value if isinstance(value, dict) else {"": value} for name, value in config.items()}
-    return {
-        f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()
-    }
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
@@ -102,11 +101,9 @@ def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
         model = source.parent.name if source.name == "model" else source.name  # the model of a run directory
         data = Path(str(run.config.get("data", ""))).name
         rows.append([name, *map(share, best), share(before), *cost, model, data])
-    before_title = [f"zero-shot {numbers[0]}"] if numbers else ["zero-shot"]
-    return {
-        "heads": ["run", *numbers, *before_title, "time", "memory", "epochs", "model", "data"],
-        "rows": rows,
-    }
+    before_title = " ".join(["zero-shot", *numbers[:1]])
+    heads = ["run", *numbers, before_title, "time", "memory", "epochs", "model", "data"]
+    return {"heads": heads, "rows": rows}
 
 
 def _curves(runs: dict[str, RunData]) -> list[Series]:

@@ -1,29 +1,39 @@
 """Draw the figures of a report: charts, the confusion matrix, and the gallery of images.
 
-Colors come from the page's CSS.
+Templates draw them, and the page's CSS has the colors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from groundtune.data.images import data_uri, load_image, thumbnail
 from groundtune.errors import DataError
-from groundtune.metrics.errors import CROWD, ERROR_TYPES, MATCHED, ImageMatches
+from groundtune.metrics.errors import ERROR_TYPES, MATCHED, ImageMatches
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 """Name, x values, y values."""
 
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("groundtune.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 _WIDTH, _HEIGHT = 520, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, _WIDTH - 12, 12, _HEIGHT - 34
 _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 360, 72  # pixels of the long side, JPEG quality
 _MAX_BOXES = 60  # per image; more would hide it
+
+
+def share(value: float | None) -> str:
+    """Format a metric with three decimals; None is a dash."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+TEMPLATES.filters["share"] = share
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, float] | None = None) -> str:
@@ -45,43 +55,25 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
     y_low, y_high = y_range or (min(y for _, y in finite), max(y for _, y in finite))
     x_high, y_high = (x_high if x_high > x_low else x_low + 1), (y_high if y_high > y_low else y_low + 1)
 
-    def position(x: float, y: float) -> tuple[float, float]:
-        across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
-        down = _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
-        return across, down
+    def across(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * (_RIGHT - _LEFT)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(x_label)}">'
-    ]
-    for y in ticks(y_low, y_high):
-        _, down = position(x_low, y)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}"/>'
-        )
-        parts.append(f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in ticks(x_low, x_high):
-        across, _ = position(x, y_low)
-        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
-    for number, (_, xs, ys) in enumerate(series):
-        for piece in _pieces(xs, ys):
-            points = " ".join(
-                f"{across:.1f},{down:.1f}" for across, down in (position(x, y) for x, y in piece)
-            )
-            if len(piece) == 1:
-                across, down = position(*piece[0])
-                parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
-            else:
-                parts.append(f'<polyline class="line{number % 6}{_dashed(number)}" points="{points}"/>')
-    names = [
-        f'<span><i class="dot{i % 6}{_dashed(i)}"></i>{escape(name)}</span>'
-        for i, (name, _, _) in enumerate(series)
-    ]
-    return "".join([*parts, '</svg><div class="legend">', *names, "</div>"])
+    def down(y: float) -> float:
+        return _BOTTOM - (y - y_low) / (y_high - y_low) * (_BOTTOM - _TOP)
 
-
-def _dashed(number: int) -> str:
-    return " dashed" if number >= 6 else ""
+    return TEMPLATES.get_template("chart.html.jinja").render(
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_RIGHT,
+        x_label=x_label,
+        x_ticks=[(x, across(x)) for x in ticks(x_low, x_high)],
+        y_ticks=[(y, down(y)) for y in ticks(y_low, y_high)],
+        lines=[
+            (name, [[(across(x), down(y)) for x, y in piece] for piece in _pieces(xs, ys)])
+            for name, xs, ys in series
+        ],
+    )
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -91,23 +83,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """Return a confusion matrix (N, N) as an HTML table; rows are ground truth."""
-    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
-    rows = []
-    for index, name in enumerate(names):
-        cells = "".join(
-            f'<td class="{"hit" if index == column and column < len(names) - 1 else "off"}" '
-            f'style="--share:{share:.3f}">{count if count else ""}</td>'
-            for column, (count, share) in enumerate(
-                zip(matrix[index], matrix[index] / totals[index], strict=True)
-            )
-        )
-        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    return f'<table class="heat"><tr><th>ground truth ↓ prediction →</th>{head}</tr>{"".join(rows)}</table>'
 
 
 def _pieces(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, float]]]:
@@ -120,42 +95,18 @@ def _pieces(xs: Sequence[float], ys: Sequence[float]) -> list[list[tuple[float, 
     return [piece for piece in pieces if piece]
 
 
-@dataclass
-class Card:
-    """One image of the gallery.
-
-    Attributes:
-        name: file name.
-        image: thumbnail as a data URI.
-        width, height: original size in pixels.
-        boxes: x, y, w, h in original pixels, `label`, and `kind`: "truth", "missed", "matched" or
-            an error type.
-        classes: names of the classes of its boxes and detections.
-        tags: its error types, for the filter.
-    """
-
-    name: str
-    image: str
-    width: int
-    height: int
-    boxes: list[dict[str, Any]]
-    classes: list[str]
-    tags: list[str]
+def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
+    """Return a confusion matrix (N, N) as an HTML table; rows are ground truth."""
+    return TEMPLATES.get_template("heat.html.jinja").render(matrix=matrix.tolist(), names=names)
 
 
 def gallery(
     results: Sequence[ImageMatches], class_names: Sequence[str], thresholds: np.ndarray, max_images: int
-) -> tuple[list[Card], list[str]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the worst images with their boxes and the detections at or above the thresholds (C,).
 
-    Args:
-        results: matched detections of all images.
-        class_names: C names.
-        thresholds: (C,) score thresholds.
-        max_images: maximum number of images.
-
-    Returns:
-        The cards, the worst first, and messages about images that cannot be read.
+    Returns the template's values of each image, the worst first, and messages about images that
+    cannot be read.
     """
     cards, messages = [], []
     for result in sorted(results, key=lambda result: -_badness(result, thresholds))[:max_images]:
@@ -168,41 +119,39 @@ def gallery(
 
 def _badness(result: ImageMatches, thresholds: np.ndarray) -> float:
     """Sum up the missed boxes of an image and the scores of its false detections."""
-    shown = result.scores >= thresholds[result.class_ids]
-    false = np.array([kind in ERROR_TYPES for kind in result.types], bool) & shown
+    false = [i for i in result.shown(thresholds) if result.types[i] in ERROR_TYPES]
     return float(len(result.missed(thresholds)) + result.scores[false].sum())
 
 
-def _card(result: ImageMatches, class_names: Sequence[str], thresholds: np.ndarray) -> Card:
+def _card(result: ImageMatches, class_names: Sequence[str], thresholds: np.ndarray) -> dict[str, Any]:
+    """Return thumbnail, boxes (original pixels), classes and, for the filter, error types."""
     sample, missed = result.sample, result.missed(thresholds)
-    boxes = [
+    shown = result.shown(thresholds)
+    truth = [
         _rectangle(
             sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]]
         )
         for i in np.flatnonzero(~sample.crowd)
     ]
-    shown = [
-        i
-        for i, c in enumerate(result.class_ids)
-        if result.scores[i] >= thresholds[c] and result.types[i] != CROWD
-    ]
-    labels = [f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}" for i in shown]
     detected = [
-        _rectangle(result.boxes_xyxy[i], result.types[i], label)
-        for i, label in zip(shown, labels, strict=True)
+        _rectangle(
+            result.boxes_xyxy[i],
+            result.types[i],
+            f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}",
+        )
+        for i in shown
     ]
     tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.types[i] for i in shown])
-    height, width = sample.size_hw
     decoded = load_image(sample.image_path, sample.size_hw)
-    return Card(
-        name=sample.image_path.name,
-        image=data_uri(thumbnail(decoded, _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY)),
-        width=width,
-        height=height,
-        boxes=boxes[:_MAX_BOXES] + detected[:_MAX_BOXES],
-        classes=sorted({class_names[c] for c in (*sample.class_ids, *result.class_ids[shown])}),
-        tags=[tag for tag in tags if tag != MATCHED] or ["correct"],
-    )
+    return {
+        "name": sample.image_path.name,
+        "image": data_uri(thumbnail(decoded, _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY)),
+        "width": sample.size_hw[1],
+        "height": sample.size_hw[0],
+        "boxes": truth[:_MAX_BOXES] + detected[:_MAX_BOXES],
+        "classes": sorted({class_names[c] for c in (*sample.class_ids, *result.class_ids[shown])}),
+        "tags": [tag for tag in tags if tag != MATCHED] or ["correct"],
+    }
 
 
 def _rectangle(box_xyxy: np.ndarray, kind: str, label: str) -> dict[str, Any]:

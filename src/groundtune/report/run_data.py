@@ -20,41 +20,24 @@ _SCORES = ("valid/AP", "valid/recall@1")
 
 @dataclass
 class RunData:
-    """The contents of a run directory.
-
-    Attributes:
-        folder: the run directory.
-        config: resolved options.
-        environment: contents of env.json.
-        steps: lines of metrics.jsonl with a loss.
-        evaluations: lines of metrics.jsonl with "valid/…" metrics; the first one is zero-shot.
-        zero_shot, best, final: metrics before training, of the best weights and of the last ones.
-        per_class: AP and AP50 of the best weights by class.
-        retention: metrics "before" and "after" training on other data sets.
-        seconds: wall time of the training.
-        memory_bytes: peak memory of the training.
-        valid_images: number of validation images.
-        predictions: detections of the best weights in COCO's result format.
-        finished: whether the run has a summary.
-        missing: messages about files that could not be read.
-    """
+    """The contents of a run directory."""
 
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    zero_shot: Metrics = field(default_factory=dict)
-    best: Metrics = field(default_factory=dict)
-    final: Metrics = field(default_factory=dict)
-    per_class: dict[str, Metrics] = field(default_factory=dict)
-    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)
-    seconds: float | None = None
-    memory_bytes: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # resolved options
+    environment: dict[str, Any] = field(default_factory=dict)  # of env.json
+    steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl with a loss
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # with "valid/…"; first zero-shot
+    zero_shot: Metrics = field(default_factory=dict)  # before training
+    best: Metrics = field(default_factory=dict)  # of the best weights
+    final: Metrics = field(default_factory=dict)  # of the last weights
+    per_class: dict[str, Metrics] = field(default_factory=dict)  # AP and AP50 of the best weights
+    retention: dict[str, dict[str, Metrics]] = field(default_factory=dict)  # data set → before, after
+    seconds: float | None = None  # wall time of the training
+    memory_bytes: int | None = None  # peak
     valid_images: int | None = None
-    predictions: list[dict[str, Any]] = field(default_factory=list)
-    finished: bool = False
-    missing: list[str] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)  # of the best weights, COCO results
+    finished: bool = False  # whether it has a summary
+    missing: list[str] = field(default_factory=list)  # messages about files that could not be read
 
 
 def read_run(folder: Path) -> RunData:

@@ -19,15 +19,10 @@ _CLS_AND_SEP = 2
 
 
 def chunk_names(names: Sequence[str], token_counts: Sequence[int], max_text_len: int) -> list[list[int]]:
-    """Split classes into as few consecutive chunks as fit into one prompt each.
+    """Split cleaned class names into consecutive chunks that fit into one prompt each.
 
-    Args:
-        names: cleaned class names.
-        token_counts: tokens of each name with its separator (`tokens.count_tokens`).
-        max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included.
-
-    Returns:
-        Indices into `names` by chunk, in order. No names give no chunk.
+    `token_counts` are the tokens of each name with its separator (`tokens.count_tokens`);
+    `max_text_len` includes [CLS] and [SEP]. Returns indices into `names` by chunk, in order.
 
     Raises:
         DataError: a single name does not fit; all such names are listed.
@@ -49,14 +44,12 @@ def sample_prompt(
     """Choose the classes of one image's training prompt, and their order.
 
     Args:
-        class_names: cleaned class names of the data set, at least one.
-        token_counts: tokens of each name with its separator.
+        class_names, token_counts, max_text_len: as in `chunk_names`; at least one class.
         positives: indices of the classes in the image; may be empty.
         rng: source of all random choices.
         shuffle: whether to shuffle the classes.
         negative_probability: probability that only a sample of the absent classes is in the prompt,
             its size uniform from 0 to all; otherwise as many as fit.
-        max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included.
 
     Returns:
         Class indices by prompt: one prompt, or several that share out the positives if these do not
@@ -76,9 +69,8 @@ def sample_prompt(
     prompts = []
     for chunk in _chunk(present, token_counts, budget) or [[]]:
         wanted = rng.randint(0, len(absent)) if rng.random() < negative_probability else len(absent)
-        negatives = rng.sample(
-            absent, max(wanted, 0 if chunk else 1)
-        )  # random order, so the cut below is random
+        # in random order, so that the cut below is random; an empty chunk needs one
+        negatives = rng.sample(absent, max(wanted, 0 if chunk else 1))
         room = budget - sum(token_counts[index] for index in chunk)
         for index in negatives:
             if token_counts[index] <= room:

@@ -34,19 +34,12 @@ Spans = Iterable[tuple[int, int]]
 
 @dataclass
 class TextInput:
-    """B tokenized prompts, padded to the longest (T tokens).
+    """B tokenized prompts, padded to the longest (T tokens)."""
 
-    Attributes:
-        input_ids: (B, T) long, BERT token ids.
-        text_token_mask: (B, T) bool, True = real token, False = padding.
-        position_ids: (B, T) long, position of a token in its phrase; 0 on padding.
-        phrase_mask: (B, T, T) bool, True = row token attends to column token; padding attends to
-            itself only.
-    """
-
-    input_ids: Tensor
-    text_token_mask: Tensor
-    position_ids: Tensor
+    input_ids: Tensor  # (B, T) long, BERT token ids
+    text_token_mask: Tensor  # (B, T) bool, True = real token, False = padding
+    position_ids: Tensor  # (B, T) long, position of a token in its phrase; 0 on padding
+    # (B, T, T) bool, True = row token attends to column token; padding attends to itself only
     phrase_mask: Tensor
 
     def rows(self, index: Tensor | slice) -> "TextInput":
@@ -71,13 +64,15 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
         raise CheckpointError(f"The tokenizer's vocabulary {vocab_file} does not exist.")
     # `vocab_file=` is accepted too and gives a tokenizer that reads everything as [UNK]
     # (transformers 5.23)
-    tokenizer = BertTokenizer(vocab=str(vocab_file), do_lower_case=True)
+    return check_separators(BertTokenizer(vocab=str(vocab_file), do_lower_case=True), str(vocab_file))
+
+
+def check_separators(tokenizer: BertTokenizer, where: str) -> BertTokenizer:
+    """Return a tokenizer with the separators of bert-base-uncased, or raise a `CheckpointError`."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
     if ids != _SEPARATOR_IDS:
-        raise CheckpointError(
-            f"{vocab_file} is not a bert-base-uncased vocabulary: the phrase separators have the ids {ids}, "
-            f"expected {_SEPARATOR_IDS}."
-        )
+        why = f"the phrase separators have the ids {ids}, expected {_SEPARATOR_IDS}."
+        raise CheckpointError(f"{where} does not have the vocabulary of bert-base-uncased: {why}")
     return tokenizer
 
 
@@ -103,7 +98,7 @@ def tokenize(
     Args:
         tokenizer: result of `build_tokenizer`.
         prompts: one per image; none give (0, 0) tensors. A prompt without phrases gives `[CLS]
-            [SEP]` and a (0, 256) map.
+            [SEP]` and a (0, max_text_len) map.
         max_text_len: maximum tokens of a prompt, [CLS] and [SEP] included, and columns of the maps.
 
     Returns:
@@ -150,10 +145,8 @@ def create_positive_map(
     """Map phrases (or boxes) to tokens: the binary map, which is the training target.
 
     Args:
-        tokenized: output of the fast tokenizer.
+        tokenized: output of the fast tokenizer, with the caption at `batch_index`.
         tokens_positive: for each of N rows its character spans [begin, end) in the caption.
-        max_num_entities: columns of the map.
-        batch_index: index of the caption in `tokenized`.
 
     Returns:
         (N, max_num_entities) float, 1 on every token from the first to the last one of each span,
@@ -191,15 +184,13 @@ def create_positive_map_from_span(
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
     """Count the tokens of each cleaned name with its closing ".".
 
-    A prompt needs their sum and 2 more for [CLS] and [SEP].
-
-    Counts add up because WordPiece never joins tokens over white space or punctuation.
+    A prompt needs their sum and 2 more for [CLS] and [SEP]: WordPiece never joins tokens over white
+    space or punctuation.
     """
     if not names:
         return []
-    return [
-        len(ids) for ids in tokenizer([f"{name}." for name in names], add_special_tokens=False)["input_ids"]
-    ]
+    tokenized = tokenizer([f"{name}." for name in names], add_special_tokens=False)
+    return [len(ids) for ids in tokenized["input_ids"]]
 
 
 def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:

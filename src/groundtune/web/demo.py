@@ -70,9 +70,8 @@ class Demo:
                 raise ConfigError("There are no classes yet. Type a name, such as cat, and press Enter.")
             if len(names) > MAX_CLASSES:
                 limit = f"expected at most {MAX_CLASSES}, got {len(names)}"
-                raise ConfigError(
-                    f"Classes: {limit}. Remove some, or use `groundtune predict`, which has no limit."
-                )
+                fix = "Remove some, or use `groundtune predict`, which has no limit."
+                raise ConfigError(f"Classes: {limit}. {fix}")
             found = self._thread.submit(self._detect, image, names).result()
             images = [
                 {"image": Path(path).name, "model": model, "detections": records}

@@ -36,9 +36,8 @@ class Boxes:
         self._lock, self._decoding = threading.Lock(), threading.Lock()
         self._written = self._stamp()
         self._content = read_json(path)
-        images, annotations, self._categories = coco_lists(
-            self._content, path, ("images", "annotations", "categories")
-        )
+        lists = ("images", "annotations", "categories")
+        images, annotations, self._categories = coco_lists(self._content, path, lists)
         self._images = {row["id"]: row for row in images if _is_image(row)}
         self._rows: dict[int, Any] = dict(enumerate(annotations))
         self._history: list[tuple[int, dict[str, Any], list[Any]]] = []
@@ -140,9 +139,8 @@ class Boxes:
         try:
             stat = self.path.stat()
         except OSError as error:
-            raise DataError(
-                f"Cannot read {self.path}: {error.strerror}. Expected a COCO data set."
-            ) from error
+            why = f"{error.strerror}. Expected a COCO data set."
+            raise DataError(f"Cannot read {self.path}: {why}") from error
         return stat.st_mtime_ns, stat.st_size
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,25 +85,38 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        path = self._path()
-        if path is None:
-            return
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._decide)
+
+    def _answer(self, respond: Callable[[str], None]) -> None:
+        """Respond to the path after the token; to a wrong host or token with an error."""
+        token, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
+        if not self.server.is_own_name(self.headers.get("Host", "")):
+            message = "Unknown host name. Open the address printed in the terminal."
+            self._send_error(HTTPStatus.FORBIDDEN, message)
+        elif not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            message = "There is no such page. Open the address printed in the terminal."
+            self._send_error(HTTPStatus.NOT_FOUND, message)
+        else:
+            try:
+                respond(path)
+            except DataError as error:
+                self._send_error(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    def _get(self, path: str) -> None:
         file = path or "review.html"
         if file in _FILES:
             self._send(_FILES[file], (_FOLDER / file).read_bytes())
         elif path == "boxes":
             self._send_json(self.server.boxes.state())
         elif number := re.fullmatch(r"image/(-?\d{1,18})", path):
-            try:
-                self._send("image/jpeg", self.server.boxes.image(int(number[1])))
-            except DataError as error:
-                self._send_error(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+            self._send("image/jpeg", self.server.boxes.image(int(number[1])))
         else:
             self._send_error(HTTPStatus.NOT_FOUND, "There is no such page.")
 
-    def do_POST(self) -> None:
-        if self._path() is None:
-            return
+    def _decide(self, _: str) -> None:
         same_origin = self.headers.get("Origin") in (None, f"http://{self.headers['Host']}")
         length = self.headers.get("Content-Length", "")
         if not same_origin or self.headers.get_content_type() != "application/json":
@@ -112,26 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             try:
                 request = json.loads(self.rfile.read(int(length)))
-                answer = self.server.boxes.decide(request.get("do"), request.get("key"), request.get("name"))
-            except DataError as error:
-                self._send_error(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+                action, key, name = (request.get(part) for part in ("do", "key", "name"))
             except (ValueError, AttributeError, RecursionError):
                 self._send_error(HTTPStatus.BAD_REQUEST, "Expected a JSON object.")
             else:
-                self._send_json(answer)
-
-    def _path(self) -> str | None:
-        """Return the path after the token; for a wrong host or token send an error, return None."""
-        token, _, path = self.path.partition("?")[0].removeprefix("/").partition("/")
-        if not self.server.is_own_name(self.headers.get("Host", "")):
-            message = "Unknown host name. Open the address printed in the terminal."
-            self._send_error(HTTPStatus.FORBIDDEN, message)
-        elif not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            message = "There is no such page. Open the address printed in the terminal."
-            self._send_error(HTTPStatus.NOT_FOUND, message)
-        else:
-            return path
-        return None
+                self._send_json(self.server.boxes.decide(action, key, name))
 
     def _send_json(self, content: Any) -> None:
         self._send("application/json", json.dumps(content).encode())

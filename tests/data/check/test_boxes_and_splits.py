@@ -1,9 +1,10 @@
 """Overlapping boxes, by hand; splits and captions without content."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from made_samples import made_sample
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
 from groundtune.data.check.kinds import CHECKING, ModelLimits
@@ -13,9 +14,7 @@ from groundtune.data.sample import Dataset, Grounding, Sample
 
 
 def sample(boxes=(), classes=(), *, name="a.jpg", crowd=None, grounding=None, size_hw=(100, 100)) -> Sample:
-    xyxy = np.array(boxes, np.float32).reshape(-1, 4)
-    crowd = np.zeros(len(xyxy), bool) if crowd is None else np.array(crowd)
-    return Sample(Path(name), 1, size_hw, xyxy, np.array(classes, np.int64), crowd, grounding)
+    return replace(made_sample(boxes, classes, crowd, path=name, size_hw=size_hw), grounding=grounding)
 
 
 def dataset(*samples: Sample, name="train", names=("cat", "dog", "ear")) -> Dataset:

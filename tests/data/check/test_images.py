@@ -5,13 +5,14 @@ import random
 
 import numpy as np
 import pytest
+from made_samples import made_sample
 from PIL import Image, ImageFilter
 
 from groundtune.data.check.images import check_duplicates, read_image, read_images
 from groundtune.data.check.kinds import CHECKING
 from groundtune.data.images import load_image
 from groundtune.data.problems import Collector
-from groundtune.data.sample import Dataset, Sample
+from groundtune.data.sample import Dataset
 from groundtune.errors import DataError
 
 
@@ -25,8 +26,7 @@ def split(name: str, folder, images: dict[str, Image.Image], **options) -> Datas
     samples = []
     for number, (file_name, image) in enumerate(images.items()):
         image.save(folder / file_name, **options)
-        boxes, ids, crowd = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        samples.append(Sample(folder / file_name, number, image.size[::-1], boxes, ids, crowd))
+        samples.append(made_sample(path=folder / file_name, image_id=number, size_hw=image.size[::-1]))
     return Dataset(name, folder, ["cat"], samples, [1])
 
 
@@ -80,9 +80,8 @@ def test_identical_files_and_near_duplicates(tmp_path):
     folders = [tmp_path / name for name in ("train", "valid")]
     for folder in folders:
         folder.mkdir()
-    train = split(
-        "train", folders[0], {"a.png": noise(1), "b.png": noise(2), "c.png": noise(1), "d.png": noise(3)}
-    )
+    images = {"a.png": noise(1), "b.png": noise(2), "c.png": noise(1), "d.png": noise(3)}
+    train = split("train", folders[0], images)
     changed = {
         "brighter.png": noise(1).point(lambda value: min(255, value + 8)),
         "smaller.png": noise(2).resize((48, 32)),
@@ -113,10 +112,8 @@ def test_a_still_camera_makes_every_pair_a_near_duplicate(tmp_path):
 
 
 def test_images_of_one_color_are_no_duplicates(tmp_path):
-    dataset = split(
-        "train", tmp_path, {f"{n}.png": Image.new("RGB", (40 + n, 30), (90, 90, 90)) for n in range(3)}
-    )
-    assert duplicates(dataset) == {}
+    images = {f"{n}.png": Image.new("RGB", (40 + n, 30), (90, 90, 90)) for n in range(3)}
+    assert duplicates(split("train", tmp_path, images)) == {}
 
 
 def test_no_images():

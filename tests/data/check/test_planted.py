@@ -37,14 +37,10 @@ def test_every_check_has_a_planted_fault() -> None:
 @pytest.mark.parametrize("check", planted_faults.PLANTS)
 def test_a_planted_fault_is_detected(clean: Path, tmp_path: Path, check: str) -> None:
     copy = planted_faults.open_copy(clean, tmp_path / "data")
-    if check in ("split-missing", "file-in-two-splits", "data-unreadable") or check.startswith(
-        ("span", "phrase")
-    ):
-        copy.save()
-        planted_faults.PLANTS[check](copy)
-    else:
-        planted_faults.PLANTS[check](copy)
-        copy.save()
+    of_files = ("split-missing", "file-in-two-splits", "data-unreadable", "span", "phrase")
+    steps = [lambda: planted_faults.PLANTS[check](copy), copy.save]
+    for step in reversed(steps) if check.startswith(of_files) else steps:
+        step()
     report = gt.check(tmp_path / "data")
     assert severities(report)[check] == CHECKS[check].severity
     # only the planted error is reported

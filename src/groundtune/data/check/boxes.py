@@ -93,11 +93,9 @@ def check_grounding(dataset: Dataset, problems: Collector) -> None:
         if sample.grounding is None:
             continue
         name, caption = sample.image_path.name, sample.grounding.caption
-        for index, (phrase, spans) in enumerate(
-            zip(sample.grounding.phrases, sample.grounding.spans, strict=True)
-        ):
-            around = [caption[max(0, end - 1) : end + 1] for span in spans for end in span]
-            if any(len(letters) == 2 and letters[0].isalnum() and letters[1].isalnum() for letters in around):
+        for index, phrase in enumerate(sample.grounding.phrases):
+            ends = [end for span in sample.grounding.spans[index] for end in span]
+            if any(caption[end - 1 : end].isalnum() and caption[end : end + 1].isalnum() for end in ends):
                 problems.add("span-in-word", f"{name}: {phrase!r} in {caption!r}")
             if index not in sample.class_ids:
                 problems.add("phrase-without-boxes", f"{name}: {phrase!r}")

@@ -43,12 +43,7 @@ _CHECKS: list[tuple[str, Severity, str, str]] = [
     # names
     ("name-number", "warning", "Class names are numbers; the model learns better from words.", _RENAME),
     ("name-meaningless", "warning", "Class names have no meaning.", _RENAME),
-    (
-        "name-abbreviation",
-        "warning",
-        "Class names have an abbreviation that is unknown to the model.",
-        _RENAME,
-    ),
+    ("name-abbreviation", "warning", "Class names have an abbreviation unknown to the model.", _RENAME),
     ("name-separator", "note", "Class names contain '.' or '?', which are read as spaces.", _RENAME_IF),
     ("name-parentheses", "note", "Class names contain parentheses, whose text is not read.", _RENAME_IF),
     ("name-unknown-token", "warning", "Class names have characters that are read as [UNK].", _RENAME),

@@ -48,9 +48,7 @@ class Report:
         """Return the report as values that JSON has."""
         return {
             "data": self.data,
-            "splits": {
-                name: {"images": self.images[name], "boxes": self.boxes[name]} for name in self.images
-            },
+            "splits": {name: {"images": n, "boxes": self.boxes[name]} for name, n in self.images.items()},
             **{f"{severity}s": self.count(severity) for severity in SEVERITIES},
             "findings": [{"split": split or None, **asdict(finding)} for split, finding in self.findings],
             "classes": self.classes,
@@ -66,12 +64,10 @@ def check_data(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Run all checks.
+    """Run all checks of splits that have one class list, "train" first.
 
     Args:
         data: name of the data set in the report.
-        splits: splits with one class list, "train" first.
-        limits: limits of the model.
         files: whether to decode every image.
         workers: number of threads; 0 means one per core, at most 8 (large images need memory).
         progress: called with the number of decoded images and of all images.
@@ -113,17 +109,12 @@ def unreadable(data: str, error: DataError) -> Report:
 
 
 def known_checks(names: Sequence[str]) -> None:
-    """Check that all names are names of checks.
-
-    Raises:
-        ConfigError: names are unknown. All are listed, each with the nearest known name.
-    """
-    unknown = [
-        f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in names if name not in CHECKS
-    ]
+    """Raise a `ConfigError` if names are not names of checks, with the nearest known ones."""
+    unknown = [name for name in names if name not in CHECKS]
     if unknown:
+        problems = " ".join(f"there is no check {name!r}.{suggestion(name, CHECKS)}" for name in unknown)
         expected = "Expected names that `groundtune check` prints before its findings."
-        raise ConfigError(f"ignore: {' '.join(unknown)} {expected}")
+        raise ConfigError(f"ignore: {problems} {expected}")
 
 
 def _by_severity(findings: Sequence[SplitFinding]) -> list[SplitFinding]:
@@ -133,8 +124,8 @@ def _by_severity(findings: Sequence[SplitFinding]) -> list[SplitFinding]:
 def _check_annotations(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[SplitFinding]:
     """Run the checks that open no image, and add the findings of reading."""
     problems = Collector(CHECKING)
-    for first in list(splits.values())[:1]:
-        check_names(first, limits, problems)
+    if splits:
+        check_names(next(iter(splits.values())), limits, problems)
     check_splits(splits, problems)
     findings = [SplitFinding("", finding) for finding in problems.findings()]
     for name, dataset in splits.items():
@@ -167,9 +158,9 @@ def _check_files(
 
 def describe_classes(splits: Mapping[str, Dataset], tokenizer: BertTokenizer) -> list[dict[str, Any]]:
     """Return id, written name, name in the prompt, tokens, and boxes per split of each class."""
-    first = next(iter(splits.values()), None)
-    if first is None:
+    if not splits:
         return []
+    first = next(iter(splits.values()))
     counts = {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
     tokens = read_tokens(first.class_names, tokenizer)
     return [

@@ -48,7 +48,7 @@ def load_splits(path: Path, *, keep_going: bool = False) -> dict[str, Dataset]:
     """Read a data set like `read_splits`; hold out "valid" from "train" if it is missing."""
     splits = read_splits(path, keep_going=keep_going)
     if "train" in splits and "valid" not in splits:
-        splits = hold_out(splits["train"], share=0.2, seed=0) | splits
+        splits = hold_out(splits["train"], seed=0) | splits
     return splits
 
 

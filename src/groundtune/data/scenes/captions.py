@@ -25,7 +25,7 @@ UNSEEN_SHAPES = ("crescent", "gear", "lightning bolt", "key", "umbrella", "mushr
 _SEEN_SHAPES = [shape for shape in SHAPES if shape not in UNSEEN_SHAPES]
 _LOOKS_LIKE: dict[str, str] = DATA["looks_like"]  # easily mistaken for
 _NO_OUTLINE = ("circle", "oval", "square", "rectangle", "ring", "target")  # would be rings, frames
-_NUMBERS = ("a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = "a two three four five six seven eight nine ten".split()
 _NO_PLURAL = ("scissors", "glasses", "trousers")
 _DEFINITE = ("left ", "right ", "upper ", "lower ", "larger ", "smaller ", "largest ", "smallest ")
 _MAX_WORDS = 42  # of a caption; about 60 tokens
@@ -192,8 +192,9 @@ def _sentence(groups: dict[str, list[Box]], rng: random.Random) -> Caption:
         names.pop()
     for index, name in enumerate(names):
         joint = "" if not index else " and " if name == names[-1] else ", "
+        plural = next(re.sub(end, plural, name) for end, plural in DATA["plurals"] if re.search(end, name))
         count = len(groups[name])
-        caption.add(joint + _article(name, count), name if count == 1 else _plural(name), groups[name])
+        caption.add(joint + _article(name, count), name if count == 1 else plural, groups[name])
     caption.text += rng.choice(DATA["endings"])
     return caption
 
@@ -204,10 +205,6 @@ def _article(name: str, count: int) -> str:
     if name.endswith(_NO_PLURAL):
         return ""
     return "an " if count == 1 and name[0] in "aeiou" else f"{_NUMBERS[count - 1]} "
-
-
-def _plural(name: str) -> str:
-    return next(re.sub(end, plural, name) for end, plural in DATA["plurals"] if re.search(end, name))
 
 
 def _has_plural(name: str) -> bool:

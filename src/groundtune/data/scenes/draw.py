@@ -27,15 +27,10 @@ _MARGIN = 6  # pixels around an object for its shadow
 def draw_scene(
     names: Sequence[str], size: int, rng: random.Random
 ) -> tuple[Image.Image, list[tuple[str, Box]]]:
-    """Draw one image of up to six objects.
+    """Draw one RGB image of up to six objects, with the name and box of each.
 
-    Args:
-        names: classes to choose from, out of `scene_classes()`.
-        size: longer side of the image, pixels.
-        rng: source of every choice.
-
-    Returns:
-        The RGB image, and the name and box of each object. Later objects cover earlier ones.
+    `names` are the classes to choose from, out of `scene_classes()`; `size` is the longer side in
+    pixels. Later objects cover earlier ones.
     """
     count = 0 if rng.random() < 1 / 12 else rng.randint(1, 6)
     chosen = [rng.choice(names) for _ in range(count)]
@@ -60,21 +55,16 @@ def draw_image(
 ) -> tuple[Image.Image, list[tuple[int, Box]]]:
     """Draw things, the large ones first; skip those without enough space or contrast.
 
-    Args:
-        things: each with its longer side as a fraction of the image's shorter side.
-        size_wh: size of the image.
-        rng: source of every choice.
-
-    Returns:
-        The RGB image, and the index in `things` and the box of each drawn thing.
+    A thing has its longer side as a fraction of the image's shorter side. Returns the RGB image,
+    and the index in `things` and the box of each drawn thing.
     """
     image = _background(size_wh, [COLORS[thing.color] for thing, _ in things], rng)
     ground = np.asarray(image.reduce(_MAP_SCALE), dtype=np.float32)
     drawn: list[tuple[int, Box]] = []
     for index in sorted(range(len(things)), key=lambda index: -things[index][1]):
         thing, scale = things[index]
-        limit = 25.0  # degrees: a square stays no diamond, and letters stay readable
-        degrees = rng.uniform(0, 360) if thing.shape in DATA["turned_freely"] else rng.uniform(-limit, limit)
+        # at most 25 degrees: a square stays no diamond, and letters stay readable
+        degrees = rng.uniform(*((0, 360) if thing.shape in DATA["turned_freely"] else (-25.0, 25.0)))
         side = max(8.0, scale * min(size_wh))
         mask = object_mask(thing.shape, thing.pattern, side, degrees, rng)
         others = [(box, _MAX_OVERLAP * (things[other][0].color != thing.color)) for other, box in drawn]
@@ -168,9 +158,9 @@ def _background(
         draw, step = ImageDraw.Draw(image), max(4, round(image.width / rng.uniform(7, 20)))
         ink = tuple(round(0.82 * channel) for channel in palette[-1])
         for x in range(rng.randrange(step), image.width, step):
-            draw.line([(x, 0), (x, image.height)], ink)
+            draw.line([x, 0, x, image.height], ink)
         for y in range(rng.randrange(step), image.height, step):
-            draw.line([(0, y), (image.width, y)], ink)
+            draw.line([0, y, image.width, y], ink)
     if rng.random() < 0.4:  # light and shade of a rough or of a brushed surface
         columns, rows = (max(2, round(side / rng.choice([2, 3, 5, 40]))) for side in image.size)
         grain = _resized(noise.random((rows, columns)) * 255, image.size, "BILINEAR")

@@ -62,18 +62,10 @@ def thing_of(name: str, rng: random.Random) -> Thing:
 def object_mask(
     shape: str, pattern: str, side: float, degrees: float, rng: random.Random
 ) -> NDArray[np.float32]:
-    """Draw the mask of an object, cropped to its extent.
+    """Draw the mask of an object of a longer `side` in pixels, rotated and cropped to its extent.
 
-    Args:
-        shape: one of `SHAPES`.
-        pattern: one of `PATTERNS`.
-        side: longer side of the shape before its rotation, pixels.
-        degrees: counter-clockwise rotation.
-        rng: source of the pattern's period and phase.
-
-    Returns:
-        (2, H, W) from 0 to 1: coverage, and share of the second shade. H is 0 if no pixel is
-        covered by half.
+    Returns (2, H, W) from 0 to 1: coverage, and share of the second shade. H is 0 if no pixel is
+    covered by half.
     """
     master = _master(shape)
     scale = side * _OVERSAMPLING / max(master.size)

@@ -38,8 +38,7 @@ def write_scenes(
 
     Args:
         out: folder to write, new or empty.
-        train: number of images in `train/`. About one in twelve has no object.
-        valid: number of images in `valid/`.
+        train, valid: number of images of each split. About one in twelve has no object.
         classes: names out of `scene_classes()`; None means `DEFAULT_CLASSES`.
         size: longer side of an image in pixels, at least 32.
         seed: random seed.
@@ -99,8 +98,8 @@ def _write_boxes(names: list[str], scenes: Scenes[list[tuple[str, Box]]], folder
             ids = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1}
             box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
             annotations.append(ids | box)
-    categories: list[dict[str, Any]] = [{"id": 0, "name": "shapes", "supercategory": "none"}]
-    categories += [{"id": i, "name": name, "supercategory": "shapes"} for i, name in enumerate(names, 1)]
+    rows = [("shapes", "none"), *((name, "shapes") for name in names)]
+    categories = [{"id": i, "name": name, "supercategory": parent} for i, (name, parent) in enumerate(rows)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
 

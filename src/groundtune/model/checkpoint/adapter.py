@@ -20,15 +20,7 @@ from torch import Tensor, nn
 
 from groundtune.errors import CheckpointError
 from groundtune.files import atomic_folder
-from groundtune.model.adapters import (
-    LAYERS,
-    adapted_layers,
-    adapter_weights,
-    add_adapters,
-    base_weights,
-    is_adapter,
-    merge_adapters,
-)
+from groundtune.model import adapters as lora
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.checkpoint.convert import LABELS
 from groundtune.model.checkpoint.files import check_fit, read_json, read_safetensors
@@ -43,9 +35,7 @@ _PREFIX, _NAME = "base_model.model.", ".default"  # in peft's names: in the file
 def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) -> None:
     """Write the adapters of a network, all or nothing, replacing an older adapter.
 
-    Args:
-        bundle: its `source` becomes the base model of the adapter.
-        results: "data", "metrics", "zero_shot", for readers.
+    The bundle's `source` becomes their base model; `results` are those of `save_bundle`.
 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
@@ -54,15 +44,15 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
 
     check_replaceable(folder)
     network, source = bundle.detector, Path(bundle.source)
-    layer = next(layer for _, layer in adapted_layers(network))
-    config = LoraConfig(r=layer.rank, lora_alpha=layer.alpha, target_modules=LAYERS)  # type: ignore[arg-type]
+    layer = next(layer for _, layer in lora.adapted_layers(network))
+    config = LoraConfig(r=layer.rank, lora_alpha=layer.alpha, target_modules=lora.LAYERS)  # type: ignore[arg-type]
     config.base_model_name_or_path = str(source.resolve()) if source.exists() else bundle.source
-    weights = {name: tensor.cpu().contiguous() for name, tensor in adapter_weights(network).items()}
-    adapters = {_PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if is_adapter(name)}
-    heads = {name: weights[name] for name in weights if not is_adapter(name)}
+    weights = {name: tensor.cpu().contiguous() for name, tensor in lora.adapter_weights(network).items()}
+    adapters = {_PREFIX + name.replace(_NAME, ""): weights[name] for name in weights if lora.is_adapter(name)}
+    heads = {name: weights[name] for name in weights if not lora.is_adapter(name)}
     meta = {
         "format": 1,
-        "base_fingerprint": _fingerprint(base_weights(network)),
+        "base_fingerprint": _fingerprint(lora.base_weights(network)),
         "image_format": asdict(bundle.image_format),
         **{name: getattr(bundle, name) for name in ("base_model", "classes", "recipe")},
         "results": dict(results),
@@ -116,20 +106,19 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     except (KeyError, StopIteration, TypeError, ValueError) as error:
         raise CheckpointError(f"The adapter {folder} is incomplete or not one of ours: {error!r}.") from error
     network = base.detector
-    if _fingerprint(base_weights(network)) != fingerprint:
+    if _fingerprint(lora.base_weights(network)) != fingerprint:
         raise CheckpointError(
             f"The adapter {folder} was trained on other weights than those of {base.source!r}. Name the "
             f"right base in base_model_name_or_path of its {CONFIG}, or use the merged model in the run's "
             "folder model/."
         )
-    add_adapters(network, rank, alpha)
+    lora.add_adapters(network, rank, alpha)
     network.decoder.label_embedding = nn.Embedding(labels, width)
-    check_fit(weights, adapter_weights(network), f"the adapter {folder}")
+    check_fit(weights, lora.adapter_weights(network), f"the adapter {folder}")
     network.load_state_dict(weights, strict=False)
-    merge_adapters(network)
-    config = replace(base.config, num_labels=labels)
-    base = replace(base, config=config, image_format=image_format, source=str(folder))
-    return replace(base, classes=classes, recipe=recipe)
+    lora.merge_adapters(network)
+    base = replace(base, config=replace(base.config, num_labels=labels), source=str(folder))
+    return replace(base, classes=classes, recipe=recipe, image_format=image_format)
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

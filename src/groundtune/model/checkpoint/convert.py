@@ -15,14 +15,15 @@ from torch import Tensor
 
 from groundtune.errors import CheckpointError
 from groundtune.model.checkpoint.files import summary
-from groundtune.model.checkpoint.names import LAYOUTS, Layout, Rows, renamed
+from groundtune.model.checkpoint.names import Layout, Rows, project_layout, renamed
 from groundtune.model.config import ModelConfig
 
-LABELS = (
-    "decoder.label_embedding.weight"  # denoising labels, absent in transformers and IDEA's published weights
-)
+# denoising labels, absent in transformers and IDEA's published weights
+LABELS = "decoder.label_embedding.weight"
 IDEA_LABELS = "label_enc.weight"  # their name in DINO, on which IDEA's code is built
 
+# `nn.Unfold` gives (C, 4) in reading order; the original code concatenates (4, C), column by column
+_UNFOLD_ORDER = [0, 2, 1, 3]
 _POINTS = ModelConfig.encoder_points  # a .pth implies only heads × points; all published ones have this many
 _BERT_HEAD = 64  # width of a head of every published BERT
 
@@ -30,7 +31,7 @@ _BERT_HEAD = 64  # width of a head of every published BERT
 def layout_of(name: str, config: ModelConfig) -> Layout:
     """Return the names of "transformers", "idea" or "mmdetection" for a network of these sizes."""
     stages = list(config.backbone_config.get("out_indices", [2, 3, 4]))
-    return LAYOUTS[name](stages, config.num_levels, config.decoder_layers)
+    return project_layout(name, stages, config.num_levels, config.decoder_layers)
 
 
 def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
@@ -38,7 +39,7 @@ def pth_layout(state: Mapping[str, Tensor], family: str) -> Layout:
     backbone, prefix = ("backbone.0.", "transformer.") if family == "idea" else ("backbone.", "")
     stages = [stage + 1 for stage in range(4) if f"{backbone}norm{stage}.weight" in state]
     levels, layers = len(state[f"{prefix}level_embed"]), _count(state, f"{prefix}decoder.layers.")
-    return LAYOUTS[family](stages, levels, layers)
+    return project_layout(family, stages, levels, layers)
 
 
 def to_groundtune(state: Mapping[str, Tensor], layout: Layout, where: str) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ def _cut(tensor: Tensor, name: str, parts: int, layout: Layout) -> list[Tensor]:
     if re.fullmatch(layout.unfolded, name):
         if value.ndim == 0 or value.shape[-1] % 4:
             return []
-        value = _from_unfold(value)
+        value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., _UNFOLD_ORDER, :].flatten(-2).contiguous()
     if parts <= 1:
         return [value]
     return list(value.chunk(parts)) if value.ndim and value.shape[0] % parts == 0 else []
@@ -94,7 +95,8 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Te
     theirs = {}
     for name, tensors in pieces.items():
         tensor = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-        tensor = _to_unfold(tensor) if re.fullmatch(layout.unfolded, name) else tensor
+        if re.fullmatch(layout.unfolded, name):
+            tensor = tensor.unflatten(-1, (4, -1))[..., _UNFOLD_ORDER, :].transpose(-1, -2).flatten(-2)
         theirs[name] = tensor.view(()) if re.fullmatch(layout.scalars, name) else tensor.contiguous()
     backwards = _inverse(layout.copies)
     copies = {copy: tensor for name, tensor in theirs.items() if (copy := renamed(name, backwards))}
@@ -111,27 +113,15 @@ def _inverse(rows: Rows) -> Rows:
     return [(ours, theirs) for theirs, ours in rows]
 
 
-def _from_unfold(tensor: Tensor) -> Tensor:
-    """(…, 4·C) from channel-major in reading order to neighbor-major, column by column."""
-    return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
-
-
-def _to_unfold(tensor: Tensor) -> Tensor:
-    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
-
-
 def config_of_pth(ours: Mapping[str, Tensor], family: str, bert_heads: int | None = None) -> ModelConfig:
-    """Read the sizes of a .pth off its weights, by our names.
-
-    Args:
-        bert_heads: which no weight implies; None is one per 64 channels.
+    """Read the sizes of a .pth off its weights, by our names; `bert_heads`, which none implies.
 
     Raises:
         KeyError, IndexError, ValueError, ZeroDivisionError: a tensor or its shape is wrong.
     """
     levels, width = ours["encoder.level_embed"].shape
     decoder_layers = _count(ours, "decoder.layers.")
-    heads = max(1, ours["encoder.layers.0.self_attn.attention_weights.weight"].shape[0] // levels // _POINTS)
+    heads = max(1, len(ours["encoder.layers.0.self_attn.attention_weights.weight"]) // levels // _POINTS)
     biased = "bbox_head.cls_branches.0.bias" in ours
     learned = "bbox_head.cls_branches.0.log_scale" in ours
     return ModelConfig(
@@ -168,19 +158,18 @@ def same_branches(ours: Mapping[str, Tensor], kind: str, decoder_layers: int) ->
 
 
 def _swin_config(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    body = "backbone.body."
-    layers = f"{body}swin.encoder.layers."
+    layers, norm = "backbone.body.swin.encoder.layers.", "backbone.body.hidden_states_norms.stage"
     stages = range(_count(ours, layers))
     table = "blocks.0.attention.relative_position_bias.relative_position_bias_table"
     tables = [ours[f"{layers}{stage}.{table}"] for stage in stages]
-    patches = ours[f"{body}swin.embeddings.patch_embeddings.projection.weight"]
+    patches = ours["backbone.body.swin.embeddings.patch_embeddings.projection.weight"]
     return {
         "embed_dim": patches.shape[0],
         "patch_size": patches.shape[-1],
         "depths": [_count(ours, f"{layers}{stage}.blocks.") for stage in stages],
         "num_heads": [entry.shape[1] for entry in tables],
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
-        "out_indices": [n + 1 for n in stages if f"{body}hidden_states_norms.stage{n + 1}.weight" in ours],
+        "out_indices": [stage + 1 for stage in stages if f"{norm}{stage + 1}.weight" in ours],
     }
 
 

@@ -81,8 +81,7 @@ def _tensors_by_name(content: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} does not hold weights by name, found {type(content).__name__}.")
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        problem = summary({"of its entries are no tensors": others})
+    if problem := summary({"of its entries are no tensors": others}):
         raise CheckpointError(f"{path} does not hold weights by name: {problem}.")
     return {str(name): tensor for name, tensor in content.items()}
 
@@ -100,22 +99,19 @@ def check_fit(
     expected: Mapping[str, Tensor],
     where: str,
     optional: Collection[str] = (),
-    rename_tensor: Callable[[str], str] = str,
+    source_name: Callable[[str], str] = str,
 ) -> None:
-    """Check that weights have the names and shapes of those expected.
+    """Check that weights have the names and shapes of those expected, or raise a `CheckpointError`.
 
     Args:
         optional: expected names that may be missing.
-        where, rename_tensor: the source, and the names in it, for messages.
-
-    Raises:
-        CheckpointError: they do not fit.
+        where, source_name: the source, and the names in it, for messages.
     """
     common = [name for name in weights if name in expected]
-    shapes = [(rename_tensor(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
+    shapes = [(source_name(name), list(weights[name].shape), list(expected[name].shape)) for name in common]
     faults = {
-        "missing": [rename_tensor(name) for name in expected if name not in weights and name not in optional],
-        "unexpected": [rename_tensor(name) for name in weights if name not in expected],
+        "missing": [source_name(name) for name in expected if name not in weights and name not in optional],
+        "unexpected": [source_name(name) for name in weights if name not in expected],
         "of another shape": [f"{name} {a}, expected {b}" for name, a, b in shapes if a != b],
     }
     if problems := summary(faults):

@@ -18,14 +18,14 @@ from groundtune.model.config import ModelConfig
 
 PUBLISHED_IMAGE = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 800, 1333)
 SWIN_OPTIONS = (
-    *("image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias"),
-    *("hidden_act", "drop_path_rate", "layer_norm_eps", "use_absolute_embeddings"),
-)
+    "image_size patch_size embed_dim depths num_heads window_size mlp_ratio qkv_bias hidden_act "
+    "drop_path_rate layer_norm_eps use_absolute_embeddings out_indices"
+).split()
 BERT_OPTIONS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings"),
-    *("type_vocab_size", "layer_norm_eps", "pad_token_id"),
-)
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
+    "layer_norm_eps pad_token_id"
+).split()
 _FAMILIES: dict[str, Any] = {
     "grounding-dino": GroundingDinoConfig,
     "mm-grounding-dino": MMGroundingDinoConfig,
@@ -72,8 +72,7 @@ def config_of_transformers(settings: dict[str, Any], where: str) -> ModelConfig:
     swin, bert, mm = theirs.backbone_config, theirs.text_config, family == "mm-grounding-dino"
     return ModelConfig(
         **{ours: getattr(theirs, name) for ours, name in _OPTIONS.items()},
-        backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS}
-        | {"out_indices": list(swin.out_indices)},
+        backbone_config={name: getattr(swin, name) for name in SWIN_OPTIONS},
         language_config={name: getattr(bert, name) for name in BERT_OPTIONS},
         fusion_dim=theirs.encoder_ffn_dim // 2,
         text_ffn_dim=theirs.encoder_ffn_dim // 2,

@@ -15,27 +15,11 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from groundtune.errors import CheckpointError
-from groundtune.model.bundle import (
-    PRESET_FOLDER,
-    TOWERS,
-    ModelBundle,
-    build_network,
-    companion,
-    image_format_of,
-    packaged_towers,
-    presets,
-    unique_state,
-)
-from groundtune.model.checkpoint import adapter, convert, hf
+from groundtune.model import bundle as bundles
+from groundtune.model.bundle import ModelBundle, build_network, image_format_of, presets, unique_state
+from groundtune.model.checkpoint import adapter, convert, files, hf
 from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, source_name, to_groundtune
-from groundtune.model.checkpoint.files import (
-    check_fit,
-    in_one_line,
-    read_json,
-    read_pth,
-    read_safetensors,
-    read_weights,
-)
+from groundtune.model.checkpoint.files import in_one_line, read_json, read_safetensors
 from groundtune.model.checkpoint.hub import looks_like_hub_id, snapshot
 from groundtune.model.checkpoint.names import Layout
 from groundtune.model.checkpoint.save import BASE_NETWORK
@@ -44,24 +28,14 @@ from groundtune.model.detector import GroundingDINO
 from groundtune.model.language import bert_tokenizer
 from groundtune.model.prompt_tuning import VECTORS, offsets_of
 from groundtune.text.prompt import clean_name
-from groundtune.text.tokens import build_tokenizer
+from groundtune.text.tokens import build_tokenizer, check_separators
 
 Weights = dict[str, Tensor]
 # Sizes whose elements are created one by one; published models have at most 256.
-_COUNTS = (
-    *("encoder_layers", "decoder_layers", "num_levels", "max_text_len"),
-    *("num_hidden_layers", "backbone.depths"),
-)
-_TOWER_SIZES = (
-    *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
-    *(f"backbone.{name}" for name in ("depths", "num_heads", "embed_dim", "window_size", "patch_size")),
-)
-_BUILD_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
+_COUNTS = "encoder_layers decoder_layers num_levels max_text_len num_hidden_layers backbone.depths".split()
+_BERT_SIZES = "num_hidden_layers num_attention_heads hidden_size intermediate_size".split()
+_SWIN_SIZES = "depths num_heads embed_dim window_size patch_size".split()
 _MAX_COUNT, _MAX_SIZE = 1024, 10_000_000
-_SEPARATORS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 
 
 def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
@@ -82,7 +56,7 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     if path.suffix == ".safetensors" and path.is_file():
         raise CheckpointError(f"{path} is one file of a Hugging Face folder; name its folder {path.parent}.")
     if path.is_file():
-        return bundle_of_pth_state(*read_pth(path), str(path), seed=seed)
+        return bundle_of_pth_state(*files.read_pth(path), str(path), seed=seed)
     base_model = path.resolve().name
     if name and not path.exists() and looks_like_hub_id(name):
         path, base_model = snapshot(name), name
@@ -126,10 +100,11 @@ def _bundle_of_preset(name: str, values: dict[str, Any], seed: int) -> ModelBund
     if values["weights"] is None:
         network = build_network(config, seed)
     else:
-        file, absent = PRESET_FOLDER / values["weights"], [f"{tower}." for tower in packaged_towers(config)]
+        file = bundles.PRESET_FOLDER / values["weights"]
+        absent = [f"{tower}." for tower in bundles.packaged_towers(config)]
         network = _network(config, read_safetensors(file), file.name, seed, None, (*absent, LABELS))
-    tokenizer, recipe = bert_tokenizer(), load_recipe(name)
-    return ModelBundle(network, tokenizer, config, image, recipe=recipe, source=name, base_model=name)
+    recipe = dict(values.get("training", {}))
+    return ModelBundle(network, bert_tokenizer(), config, image, recipe=recipe, source=name, base_model=name)
 
 
 def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
@@ -141,7 +116,7 @@ def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'groundtune.json'} is incomplete or damaged: {error!r}.") from error
     _check_sizes(config, where)
-    weights, layout, towers = read_weights(folder), None, packaged_towers(config)
+    weights, layout, towers = files.read_weights(folder), None, bundles.packaged_towers(config)
     if meta.get("layout") == "transformers":
         layout = layout_of("transformers", config)
         weights = to_groundtune(weights, layout, where) | read_safetensors(folder / "groundtune.safetensors")
@@ -161,8 +136,8 @@ def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
 def _base_network(network: GroundingDINO, file: Path) -> GroundingDINO | None:
     if not file.is_file():
         return None
-    weights, base = read_safetensors(file), companion(network)
-    check_fit(weights, unique_state(base, TOWERS), str(file))
+    weights, base = read_safetensors(file), bundles.companion(network)
+    files.check_fit(weights, unique_state(base, bundles.TOWERS), str(file))
     base.load_state_dict(weights, strict=False)
     return base
 
@@ -185,7 +160,7 @@ def _bundle_of_transformers(folder: Path, where: str, seed: int) -> ModelBundle:
     config = hf.config_of_transformers(read_json(folder / "config.json"), where)
     _check_sizes(config, where)
     layout = layout_of("transformers", config)
-    weights = to_groundtune(read_weights(folder), layout, where)
+    weights = to_groundtune(files.read_weights(folder), layout, where)
     config.share_box_head &= same_branches(weights, "reg", config.decoder_layers)
     config.share_class_head &= same_branches(weights, "cls", config.decoder_layers)
     network = _network(config, weights, where, seed, layout, (LABELS,))
@@ -195,12 +170,9 @@ def _bundle_of_transformers(folder: Path, where: str, seed: int) -> ModelBundle:
 def bundle_of_pth_state(
     state: Weights, family: str, where: str, *, seed: int = 0, bert_heads: int | None = None
 ) -> ModelBundle:
-    """Make a model of the weights and the family that `read_pth` returns.
+    """Make a model of the weights and the family that `read_pth` returns, of the file `where`.
 
-    Args:
-        where: the file.
-        seed: as in `load_bundle`.
-        bert_heads: heads of the language model; None: one per 64 channels.
+    `bert_heads` are the heads of the language model; None: one per 64 channels.
 
     Raises:
         CheckpointError: the weights do not fit one network.
@@ -234,11 +206,19 @@ def _network(
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")  # packaged weights are not copied there
             planned = build_network(config, seed)
-    except _BUILD_ERRORS as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise _unusable_sizes(where, in_one_line(error)) from error
     expected, needed = planned.state_dict(), unique_state(planned)
     optional = {name for name in expected if name not in needed or name.startswith(absent)}
-    check_fit(weights, expected, where, optional, lambda name: source_name(name, layout))
+    files.check_fit(weights, expected, where, optional, lambda name: source_name(name, layout))
     network = build_network(config, seed)
     network.load_state_dict(weights, strict=False)
     return network
@@ -256,15 +236,14 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
     """
     config, usual = ModelConfig(**values), vars(ModelConfig())
     kinds = {name: (int, float) if isinstance(value, float) else type(value) for name, value in usual.items()}
-    sizes, swin_options = vars(config), (*hf.SWIN_OPTIONS, "out_indices")
-    wrong = {name: value for name, value in sizes.items() if not isinstance(value, kinds[name])}
+
+    def is_plain(name: str, value: Any) -> bool:
+        return isinstance(value, kinds[name]) and not (isinstance(value, float) and not math.isfinite(value))
+
+    wrong = {name: value for name, value in vars(config).items() if not is_plain(name, value)}
     if not wrong:
-        floats = [(name, value) for name, value in sizes.items() if isinstance(value, float)]
-        wrong |= {name: value for name, value in floats if not math.isfinite(value)}
-        wrong |= {name: value for name, value in config.backbone_config.items() if name not in swin_options}
-        wrong |= {
-            name: value for name, value in config.language_config.items() if name not in hf.BERT_OPTIONS
-        }
+        towers = ((config.backbone_config, hf.SWIN_OPTIONS), (config.language_config, hf.BERT_OPTIONS))
+        wrong = {name: value for tower, known in towers for name, value in tower.items() if name not in known}
     if wrong:
         raise ValueError(f"its config has {wrong!r:.200}")
     return config
@@ -272,9 +251,11 @@ def _plain_config(values: dict[str, Any]) -> ModelConfig:
 
 def _check_sizes(config: ModelConfig, where: str) -> None:
     """Check sizes before anything is built: layers are created one by one."""
-    towers = config.language_config | {f"backbone.{n}": value for n, value in config.backbone_config.items()}
+    bert, swin = config.language_config, config.backbone_config
     sizes: dict[str, Any] = {name: value for name, value in vars(config).items() if type(value) is int}
-    for name, value in (sizes | {name: towers[name] for name in _TOWER_SIZES if name in towers}).items():
+    sizes |= {name: bert[name] for name in _BERT_SIZES if name in bert}
+    sizes |= {f"backbone.{name}": swin[name] for name in _SWIN_SIZES if name in swin}
+    for name, value in sizes.items():
         counts = value if isinstance(value, list) else [value]
         largest = _MAX_COUNT if name in _COUNTS else _MAX_SIZE
         valid = all(isinstance(count, int) and 1 <= count <= largest for count in counts)
@@ -292,8 +273,4 @@ def _tokenizer(folder: Path) -> BertTokenizer:
         tokenizer = BertTokenizer(vocab=read_json(folder / "tokenizer.json")["model"]["vocab"])
     except Exception as error:  # the library that builds it raises plain Exception
         raise CheckpointError(f"Cannot read the tokenizer in {folder}: {in_one_line(error)}.") from error
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATORS}
-    if ids != _SEPARATORS:
-        why = f"the phrase separators have the ids {ids}, expected {_SEPARATORS}."
-        raise CheckpointError(f"The tokenizer in {folder} is not that of bert-base-uncased: {why}")
-    return tokenizer
+    return check_separators(tokenizer, f"The tokenizer in {folder}")

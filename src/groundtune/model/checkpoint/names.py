@@ -1,20 +1,21 @@
-"""The names of other projects' weights, as data: one table per layout, read in both directions.
-
-A row is a pair of prefixes (theirs, ours); `{i}` and `{j}` stand for numbers and are the same on
-both sides. The tables have rows as words "theirs=ours" under a pair of prefixes; a word without "="
-is the same on both sides. Where ours has a "*", their tensor is a stack of three of ours: query,
-key and value, with q, k and v for the "*".
-"""
+"""The names of other projects' weights: `names.txt` is their table, read in both directions."""
 
 import functools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 Rows = list[tuple[str, str]]
 
-_SWIN, _BLOCK = "backbone.body.swin.", "backbone.body.swin.encoder.layers.{i}.blocks.{j}."
-_TEXT, _FUSION, _VISION = "encoder.text_layers.{i}.", "encoder.fusion_layers.{i}.", "encoder.layers.{i}."
-_DECODER, _BERT, _NORMS = "decoder.layers.{i}.", "language_model.bert.", "backbone.body.hidden_states_norms."
+PROJECTS = ("transformers", "idea", "mmdetection")  # the columns of the table, after our own
+_NECKS = {"transformers": "model.input_proj_vision.", "idea": "input_proj."}  # one list of all levels
+_STAGE_NORMS = {"idea": "backbone.0.norm", "mmdetection": "backbone.norm"}  # they count stages from 0
+_COPIES = {
+    "transformers": [(f"model.decoder.{head}", head) for head in ("bbox_embed.", "class_embed.")],
+    "idea": [("transformer.decoder.bbox_embed.", "bbox_embed.")],
+}
+_SCALARS = {"transformers": r".*class_embed\..*"}
+_UNFOLDED = {"mmdetection": r"backbone\.stages\.\d+\.downsample\.(norm|reduction)\..*"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Layout:
 
     columns: list[Rows]
     copies: Rows
-    unfolded: str = ""
-    scalars: str = ""
+    unfolded: str
+    scalars: str
     dropped: str = r".*\.(relative_position_index|position_ids|pooler\..*|model\.(swin\.)?layernorm\..*)"
 
 
@@ -50,139 +51,35 @@ def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.escape(prefix).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)"))
 
 
-def _under(theirs: str, ours: str, names: str) -> Rows:
-    return [(theirs + pair[0], ours + pair[-1]) for pair in (name.split("=") for name in names.split())]
-
-
-_BIAS_TABLE = "relative_position_bias_table=relative_position_bias.relative_position_bias_table"
-# of torch's `nn.MultiheadAttention`
-_ATTENTION = "in_proj_weight=*_proj.weight in_proj_bias=*_proj.bias out_proj."
-
-# the files of transformers' two families
-_HF_SWIN, _HF_LAYER = "model.backbone.conv_encoder.model.", "model.encoder.layers.{i}."
-_HF_TEXT, _HF_VISION = _HF_LAYER + "text_enhancer_layer.", _HF_LAYER + "deformable_layer."
-_HF_BLOCK, _HF_DECODER = _HF_SWIN + "encoder.layers.{i}.blocks.{j}.", "model.decoder.layers.{i}."
-_HF_QKV, _HF_FFN = "query.=q_proj. key.=k_proj. value.=v_proj.", "fc1.=ffn.linear1. fc2.=ffn.linear2."
-_HF_CROSS = ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."
-_HF_ROWS = [
-    *_under(_HF_SWIN, _SWIN, "embeddings. encoder.layers.{i}.downsample."),
-    *_under(_HF_BLOCK, _BLOCK, "layernorm_before. layernorm_after. output.dense.=mlp.fc2."),
-    *_under(_HF_BLOCK, _BLOCK, "intermediate.dense.=mlp.fc1. attention.output.dense.=attention.o_proj."),
-    *_under(_HF_BLOCK + "attention.self.", _BLOCK + "attention.", f"{_HF_QKV} {_BIAS_TABLE}"),
-    *_under("", "", f"{_HF_SWIN}hidden_states_norms.={_NORMS} model.text_backbone.={_BERT}"),
-    *_under("model.", "encoder.", "text_projection. level_embed"),
-    *_under("model.", "decoder.", "query_position_embeddings.=query_embedding. decoder.layer_norm.=norm."),
-    *_under("model.enc_output", "decoder.", ".=memory_trans_fc. _norm.=memory_trans_norm."),
-    ("model.decoder.reference_points_head.", "decoder.ref_point_head."),
-    *_under(_HF_TEXT + "self_attn.", _TEXT + "self_attn.", f"{_HF_QKV} out_proj."),
-    *_under(_HF_TEXT, _TEXT, f"layer_norm_before.=norm1. layer_norm_after.=norm2. {_HF_FFN}"),
-    *_under(_HF_LAYER + "fusion_layer.", _FUSION, "vision_param=gamma_vision text_param=gamma_text ="),
-    *_under(
-        _HF_VISION, _VISION, f"self_attn. {_HF_FFN} self_attn_layer_norm.=norm1. final_layer_norm.=norm2."
-    ),
-    *_under(_HF_DECODER + "self_attn.", _DECODER + "self_attn.", f"{_HF_QKV} out_proj."),
-    *_under(_HF_DECODER + "encoder_attn_text.", _DECODER + "cross_attn_text.", f"{_HF_QKV} out_proj."),
-    *_under(
-        _HF_DECODER + "encoder_attn", _DECODER, ".=cross_attn. _text_layer_norm.=norm2. _layer_norm.=norm3."
-    ),
-    *_under(_HF_DECODER, _DECODER, f"{_HF_FFN} self_attn_layer_norm.=norm1. final_layer_norm.=norm4."),
-    *_under("", "bbox_head.", "bbox_embed.=reg_branches. class_embed.=cls_branches."),
-]
-
-# IDEA-Research/GroundingDINO's .pth, without the "module." in front of every name
-_IDEA_BLOCK, _IDEA_DECODER = "backbone.0.layers.{i}.blocks.{j}.", "transformer.decoder.layers.{i}."
-_IDEA_ROWS = [
-    *_under("backbone.0.patch_embed.", _SWIN + "embeddings.", "proj.=patch_embeddings.projection. norm."),
-    *_under("backbone.0.", _SWIN + "encoder.", "layers.{i}.downsample."),
-    *_under(_IDEA_BLOCK, _BLOCK, "norm1.=layernorm_before. norm2.=layernorm_after. mlp."),
-    *_under(_IDEA_BLOCK + "attn.", _BLOCK + "attention.", f"qkv.=*_proj. proj.=o_proj. {_BIAS_TABLE}"),
-    *_under("", "", f"bert.={_BERT} feat_map.=encoder.text_projection. bbox_embed.=bbox_head.reg_branches."),
-    *_under("transformer.", "", "level_embed=encoder.level_embed decoder.norm. decoder.ref_point_head."),
-    *_under("transformer.enc_output", "decoder.", ".=memory_trans_fc. _norm.=memory_trans_norm."),
-    *_under("transformer." + _TEXT + "self_attn.", _TEXT + "self_attn.", _ATTENTION),
-    *_under("transformer." + _TEXT, _TEXT, "linear=ffn.linear norm"),
-    *_under("transformer." + _VISION, _VISION, "self_attn. linear=ffn.linear norm"),
-    *_under(_IDEA_DECODER + "self_attn.", _DECODER + "self_attn.", _ATTENTION),
-    *_under(_IDEA_DECODER + "ca_text.", _DECODER + "cross_attn_text.", _ATTENTION),
-    *_under(_IDEA_DECODER, _DECODER, "cross_attn. linear=ffn.linear"),
-    *_under(_IDEA_DECODER, _DECODER, "norm2.=norm1. catext_norm.=norm2. norm1.=norm3. norm3.=norm4."),
-    *_under("", "", "label_enc.=decoder.label_embedding. transformer.tgt_embed.=decoder.query_embedding."),
-]
-
-# MMDetection 3's .pth
-_MMDET_BLOCK = "backbone.stages.{i}.blocks.{j}."
-_MMDET_FFN = "norms.0.=norm1. norms.1.=norm2. ffn.layers.0.0.=ffn.linear1. ffn.layers.1.=ffn.linear2."
-_MMDET_ROWS = [
-    *_under("backbone.patch_embed.", _SWIN + "embeddings.", "projection.=patch_embeddings.projection. norm."),
-    *_under("backbone.", _SWIN + "encoder.", "stages.{i}.downsample.=layers.{i}.downsample."),
-    *_under(_MMDET_BLOCK, _BLOCK, "norm1.=layernorm_before. norm2.=layernorm_after."),
-    *_under(_MMDET_BLOCK + "ffn.layers.", _BLOCK + "mlp.", "0.0.=fc1. 1.=fc2."),
-    *_under(_MMDET_BLOCK + "attn.w_msa.", _BLOCK + "attention.", f"qkv.=*_proj. proj.=o_proj. {_BIAS_TABLE}"),
-    ("language_model.language_backbone.body.model.", _BERT),
-    *_under("", "", "neck. level_embed=encoder.level_embed text_feat_map.=encoder.text_projection."),
-    *_under("", "", "decoder.norm. decoder.ref_point_head. bbox_head.cls_branches."),
-    *_under("", "decoder.", "query_embedding. memory_trans_fc. memory_trans_norm."),
-    ("dn_query_generator.label_embedding.", "decoder.label_embedding."),
-    *_under(_TEXT + "self_attn.attn.", _TEXT + "self_attn.", _ATTENTION),
-    *_under(_TEXT, _TEXT, _MMDET_FFN),
-    *_under(_VISION, _VISION, f"self_attn. {_MMDET_FFN}"),
-    *_under(_DECODER + "self_attn.attn.", _DECODER + "self_attn.", _ATTENTION),
-    *_under(_DECODER + "cross_attn_text.attn.", _DECODER + "cross_attn_text.", _ATTENTION),
-    *_under(_DECODER, _DECODER, f"cross_attn. {_MMDET_FFN} norms.2.=norm3. norms.3.=norm4."),
-    *_under("bbox_head.reg_branches.{i}.", "bbox_head.reg_branches.{i}.layers.", "0. 2.=1. 4.=2."),
-]
-
-# The fusion of IDEA and MMDetection
-_SHORT_FUSION = (
-    "gamma_v=gamma_vision gamma_l=gamma_text layer_norm_v.=layer_norm_vision. "
-    "layer_norm_l.=layer_norm_text. attn.v_proj.=attn.vision_proj. "
-    "attn.values_v_proj.=attn.values_vision_proj. attn.out_v_proj.=attn.out_vision_proj. "
-    "attn.l_proj.=attn.text_proj. attn.values_l_proj.=attn.values_text_proj. "
-    "attn.out_l_proj.=attn.out_text_proj."
-)
-
-
-def _neck(theirs: str, stages: list[int], levels: int) -> Rows:
-    """Map their one list of all levels to our two."""
-    ours = [f"convs.{n}." for n in range(len(stages))]
-    ours += [f"extra_convs.{n}." for n in range(levels - len(stages))]
-    pairs = [_under(f"{theirs}{n}.", f"neck.{name}", "0.=conv. 1.=gn.") for n, name in enumerate(ours)]
-    return [row for pair in pairs for row in pair]
-
-
-def _stage_norms(theirs: str, stages: list[int]) -> Rows:
-    """Map their norms, which count stages from 0."""
-    return [(f"{theirs}{stage - 1}.", f"{_NORMS}stage{stage}.") for stage in stages]
-
-
-def _layout(rows: Rows, copies: Rows, **patterns: str) -> Layout:
+def project_layout(project: str, stages: list[int], levels: int, decoder_layers: int) -> Layout:
+    """Return the names of one of `PROJECTS`; the output `stages` of the backbone count from 1."""
+    rows = _table(project, decoder_layers)
+    if neck := _NECKS.get(project):
+        ours = [f"neck.convs.{n}." for n in range(len(stages))]
+        ours += [f"neck.extra_convs.{n}." for n in range(levels - len(stages))]
+        for level, name in enumerate(ours):
+            rows += [(f"{neck}{level}.0.", f"{name}conv."), (f"{neck}{level}.1.", f"{name}gn.")]
+    if norm := _STAGE_NORMS.get(project):
+        rows += [
+            (f"{norm}{stage - 1}.", f"backbone.body.hidden_states_norms.stage{stage}.") for stage in stages
+        ]
     whole = [row for row in rows if "*" not in row[1]]
-    packed = [(theirs, ours) for theirs, ours in rows if "*" in ours]
+    packed = [row for row in rows if "*" in row[1]]
     parts = [[(theirs, ours.replace("*", part)) for theirs, ours in packed] for part in "qkv"]
-    return Layout([whole, *parts], copies, **patterns)
+    unfolded, scalars = _UNFOLDED.get(project, ""), _SCALARS.get(project, "")
+    return Layout([whole, *parts], _COPIES.get(project, []), unfolded, scalars)
 
 
-def transformers_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Return the names of transformers' files; the output `stages` of the backbone count from 1."""
-    of_encoder = f"bbox_embed.=reg_branches.{decoder_layers}. class_embed.=cls_branches.{decoder_layers}."
-    rows = _HF_ROWS + _neck("model.input_proj_vision.", stages, levels)
-    rows += _under("model.encoder_output_", "bbox_head.", of_encoder)
-    copies = _under("model.decoder.", "", "bbox_embed. class_embed.")
-    return _layout(rows, copies, scalars=r".*class_embed\..*")
-
-
-def idea_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Return the names of IDEA's files; arguments as in `transformers_layout`."""
-    rows = _IDEA_ROWS + _under("transformer." + _FUSION, _FUSION, _SHORT_FUSION)
-    rows += _neck("input_proj.", stages, levels) + _stage_norms("backbone.0.norm", stages)
-    rows += [("transformer.enc_out_bbox_embed.", f"bbox_head.reg_branches.{decoder_layers}.")]
-    return _layout(rows, _under("transformer.decoder.", "", "bbox_embed."))
-
-
-def mmdetection_layout(stages: list[int], levels: int, decoder_layers: int) -> Layout:
-    """Return the names of MMDetection's files; arguments as in `transformers_layout`."""
-    rows = _MMDET_ROWS + _under(_FUSION, _FUSION, _SHORT_FUSION) + _stage_norms("backbone.norm", stages)
-    return _layout(rows, [], unfolded=r"backbone\.stages\.\d+\.downsample\.(norm|reduction)\..*")
-
-
-LAYOUTS = {"transformers": transformers_layout, "idea": idea_layout, "mmdetection": mmdetection_layout}
+def _table(project: str, decoder_layers: int) -> Rows:
+    """Return the pairs (theirs, ours) of `names.txt`."""
+    text = Path(__file__).with_name("names.txt").read_text(encoding="utf-8")
+    column = 1 + PROJECTS.index(project)
+    rows, prefix, our_prefix = [], "", ""
+    for line in text.replace("{last}", str(decoder_layers)).splitlines():
+        words = line.split()
+        if words[:1] == ["under"]:
+            prefix, our_prefix = words[1 + column], words[1]
+        elif words and words[0] != "#" and words[column] != "-":
+            theirs = words[0] if words[column] == "=" else words[column]
+            rows.append((prefix + theirs, our_prefix + words[0]))
+    return rows

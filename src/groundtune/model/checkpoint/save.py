@@ -32,11 +32,9 @@ BASE_NETWORK = "kept.safetensors"
 
 
 def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, all or nothing, replacing an older one.
+    """Write a model folder, and its parent if need be, all or nothing, replacing an older one.
 
-    Args:
-        folder: its parent is created if need be.
-        results: for the card: "data", "metrics", "zero_shot"; None omits those parts.
+    `results` are "data", "metrics" and "zero_shot" for the card; None omits those parts.
 
     Raises:
         CheckpointError: the folder holds something else than a model of ours, or cannot be written.
@@ -131,13 +129,11 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     config = bundle.config
     reasons = unsupported_by_others(bundle)
     if config.contrastive_bias and config.contrastive_scale == "auto":
-        reasons.append(
-            "the class logits are scaled and shifted (MM-Grounding-DINO), IDEA's code has the plain product"
-        )
+        logits = "the class logits are scaled and shifted (MM-Grounding-DINO)"
+        reasons.append(f"{logits}, IDEA's code has the plain product")
     if reasons:
-        raise CheckpointError(
-            f"The model {bundle.source!r} cannot be written for IDEA's code: {'; '.join(reasons)}."
-        )
+        where = f"The model {bundle.source!r} cannot be written for IDEA's code"
+        raise CheckpointError(f"{where}: {'; '.join(reasons)}.")
     theirs, left = to_layout(bundle.detector.state_dict(), layout_of("idea", config))
     assert not left, f"no name in IDEA's layout for {sorted(left)}"
     notes = ["IDEA's file does not store classes and image format."] if bundle.classes else []
@@ -147,9 +143,8 @@ def save_idea(bundle: ModelBundle, path: Path) -> list[str]:
     if not config.share_box_head:
         notes.append("The box heads differ: build IDEA's network with dec_pred_bbox_embed_share = False.")
     if (config.decoder_eps, config.head_eps) != (1e-3, 1e-3):
-        notes.append(
-            "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5: boxes may differ a little."
-        )
+        clamp = "IDEA's code clamps boxes at 1e-3, these weights were used with 1e-5"
+        notes.append(f"{clamp}: boxes may differ a little.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
