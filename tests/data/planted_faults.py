@@ -260,6 +260,7 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     ),
     "names-same-tokens": _named("café", "cafe"),
     "names-alike": _named("remote control", "remote controls"),
+    "names-mirrored": _named("left arrow", "right arrow"),
     "split-missing": _test_only,
     "split-without-boxes": _change(lambda copy: copy.valid["annotations"].clear()),
     "split-small": _few_valid,

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import TrainLoader
+from groundtune.data.mirror import describe_mirroring
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
@@ -171,6 +172,8 @@ def build_setup(
         f"{len(training.samples)} images, {len(training.class_names)} classes, {config.epochs} epochs, "
         f"{device}, {config.precision}; {tuned}.{cache_message}"
     )
+    if config.flip and (mirroring := describe_mirroring(training)):
+        setup.log(f"--flip: {'; '.join(mirroring)}.")
     return setup
 
 
