@@ -16,14 +16,11 @@ from groundtune.text.prompt import clean_name
 
 def mirrored_classes(dataset: Dataset) -> list[int | None]:
     """Return the class of each class's objects in a mirrored image; see `mirror_classes`."""
-    written = dataset.written_names or dataset.class_names
-    return mirror_classes(
-        [
-            # the case of the letter in the name as written, unless the class was renamed
-            [original if clean_name(original) == name else name, *dataset.synonyms.get(name, [])]
-            for name, original in zip(dataset.class_names, written, strict=True)
-        ]
-    )
+    groups = [[name, *dataset.synonyms.get(name, [])] for name in dataset.class_names]
+    for group, written in zip(groups, dataset.written_names, strict=False):
+        if clean_name(written) == group[0]:  # not renamed: the case of letters is that of the files
+            group[0] = written
+    return mirror_classes(groups)
 
 
 def mirror_labels(sample: Sample, classes: Sequence[int | None]) -> Sample | None:

@@ -61,6 +61,8 @@ class TrainState:
     batch: int = 0  # finished batches of the current epoch
     step: int = 0  # finished steps of the run
     bad_steps: int = 0  # non-finite steps in a row
+    skipped_steps: int = 0  # all non-finite steps
+    float32_steps: int = 0  # steps that were not finite in bfloat16
     micro_batch_size: int = 0  # limit found when memory ran out; 0: none yet
     running: dict[str, float] = field(default_factory=dict)  # moving means of the displayed losses
     sums: dict[str, Tensor] = field(default_factory=dict)  # of all terms since the last log line
