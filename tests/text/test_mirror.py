@@ -27,7 +27,6 @@ NONE = -1
         ("cw", "ccw"),
         ("forward slash", "backslash"),
         ("forward-slash", "Back_slash"),
-        ("less than sign", "greater-than sign"),
         ("b", "d"),
         ("letter p", "letter q"),
         ("q", "letter p"),

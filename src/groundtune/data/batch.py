@@ -45,19 +45,13 @@ class Batch:
 
     def split(self, size: int) -> list[Batch]:
         """Split into batches of at most `size` entries, each with its own padding."""
-        return [self._rows(slice(begin, begin + size)) for begin in range(0, len(self.targets), size)]
-
-    def _rows(self, rows: slice) -> Batch:
-        return Batch(
-            images=self.images[rows],
-            sizes_hw=self.sizes_hw[rows],
-            text=self.text.rows(rows),
-            prompts=self.prompts[rows],
-            targets=self.targets[rows],
-            samples=self.samples[rows],
-            indices=self.indices[rows],
-            views=self.views[rows],
-        )
+        names = ("images", "sizes_hw", "prompts", "targets", "samples", "indices", "views")
+        parts = []
+        for begin in range(0, len(self.targets), size):
+            rows = slice(begin, begin + size)
+            lists = {name: getattr(self, name)[rows] for name in names}
+            parts.append(replace(self, text=self.text.rows(rows), unreadable={}, **lists))
+        return parts
 
     def canvas(self) -> Tensor:
         """Return the padded images, (B, 3, H, W), as `pad_images`."""

@@ -43,19 +43,11 @@ def mirror_labels(sample: Sample, classes: Sequence[int | None]) -> Sample | Non
 
 def describe_mirroring(dataset: Dataset) -> list[str]:
     """Return clauses on the classes that are exchanged, and on images that are not mirrored."""
-    names, classes = dataset.class_names, mirrored_classes(dataset)
-    exchanged = [
-        f"{names[index]!r} and {names[other]!r}"
-        for index, other in enumerate(classes)
-        if other is not None and other > index
-    ]
-    alone = [repr(name) for name, other in zip(names, classes, strict=True) if other is None]
-    captions = sum(
-        sample.grounding is not None and mirror_labels(sample, classes) is None for sample in dataset.samples
-    )
+    names, classes = [repr(name) for name in dataset.class_names], mirrored_classes(dataset)
+    alone = [name for name, other in zip(names, classes, strict=True) if other is None]
+    exchanged = [f"{names[i]} and {names[other]}" for i, other in enumerate(classes) if other and other > i]
     texts = {
         f"mirrored images exchange the classes {join_examples(exchanged)}": exchanged,
         f"images with {join_examples(alone)} are not mirrored, as no class has the mirrored name": alone,
-        f"{captions} images are not mirrored, as their captions name a letter or a digit": captions,
     }
-    return [text for text, needed in texts.items() if needed]
+    return [text for text, examples in texts.items() if examples]

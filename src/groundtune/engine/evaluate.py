@@ -29,9 +29,9 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import (
     Prompts,
     check_finite,
+    checked,
     class_prompts,
     detect_batch,
-    finite_results,
     inference_mode,
 )
 from groundtune.predict.features import FeatureCache, extract
@@ -106,7 +106,7 @@ class EvalTask:
         results: dict[int, ImageResult] = {}
         with inference_mode(network, self.precision):
             for batch, load in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
-                detected = finite_results(partial(detect, batch, load, device), device)
+                detected = checked(partial(detect, batch, load, device), device)
                 results |= zip(batch.indices, detected, strict=True)
                 on_batch(len(batch.samples))
         return results

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 
 from groundtune.boxes import pairwise_iou
-from groundtune.data.batch import EvalBatch
 from groundtune.data.sample import Dataset, Sample, join_examples
 from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import Prompts, class_prompts, detect_batch, finite_results, inference_mode
+from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
 from groundtune.text.prompt import COMMON_NAMES, recombined_names
@@ -128,18 +127,18 @@ def detect_groups(
     results: list[list[ImageDetections]] = [[] for _ in groups]
     with inference_mode(network, precision):
         for batch, load in iter_maps(bundle, dataset, batch_size, device):
-            detect = partial(_detect_prompts, bundle, prompts, batch, load)
-            for of_group, detections in zip(results, finite_results(detect, device), strict=True):
+            detect = partial(_detect_prompts, bundle, prompts, batch.samples, load)
+            for of_group, detections in zip(results, checked(detect, device), strict=True):
                 of_group += detections
             progress.evaluation(len(results[0]), len(dataset.samples), "detecting other classes")
     return results
 
 
 def _detect_prompts(
-    bundle: ModelBundle, prompts: Sequence[Prompts], batch: EvalBatch, load: LoadMaps
+    bundle: ModelBundle, prompts: Sequence[Prompts], samples: Sequence[Sample], load: LoadMaps
 ) -> list[list[ImageDetections]]:
     """Return by prompts the detections in each image of a batch."""
-    maps, sizes_hw = load(), [sample.size_hw for sample in batch.samples]
+    maps, sizes_hw = load(), [sample.size_hw for sample in samples]
     return [detect_batch(bundle.network, maps, group, sizes_hw, bundle.base_network) for group in prompts]
 
 

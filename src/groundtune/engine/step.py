@@ -12,8 +12,8 @@ must not reach the optimizer. In bfloat16 it is computed again in float32 before
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -268,43 +268,26 @@ def describe_bad_step(
 
 def first_non_finite_module(network: nn.Module, forward: Callable[[], object]) -> str | None:
     """Return the path of the first, innermost module whose output has NaN or +inf in `forward`."""
+    names = {module: path for path, module in network.named_modules()}
     paths: list[str] = []
 
-    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not paths and has_non_finite(output):
-                paths.append(path)
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        if not paths and has_non_finite(output):
+            paths.append(names.get(module) or "the network")
 
-        return module.register_forward_hook(hook)
-
-    handles = [watch(path, module) for path, module in network.named_modules()]
+    handle = nn.modules.module.register_module_forward_hook(hook)
     try:
         with torch.no_grad():
             forward()
     finally:
-        for handle in handles:
-            handle.remove()
-    return (paths[0] or "the network") if paths else None
+        handle.remove()
+    return paths[0] if paths else None
 
 
 def has_non_finite(value: object) -> bool:
     """Whether a tensor anywhere inside has NaN or +inf; -inf is the logit outside a prompt."""
-    return any(
-        tensor.is_floating_point() and bool((tensor.isnan() | (tensor == torch.inf)).any())
-        for tensor in _tensors(value)
-    )
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        yield value
-        return
-    items: Sequence[object] = []
-    if isinstance(value, Mapping):
-        items = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        items = value
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = [getattr(value, field.name) for field in fields(value)]
-    for item in items:
-        yield from _tensors(item)
+        return value.is_floating_point() and bool((value.isnan() | (value == torch.inf)).any())
+    parts = vars(value) if is_dataclass(value) else value
+    items = parts.values() if isinstance(parts, Mapping) else parts if isinstance(parts, list | tuple) else ()
+    return any(map(has_non_finite, items))

@@ -157,19 +157,13 @@ def _train_loop(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None
 
 
 def _report_skipped(setup: TrainSetup, state: TrainState) -> None:
-    """Report the steps that were not finite.
-
-    Raises:
-        TrainingDiverged: all were, so that there is no fine-tuned model.
-    """
-    text = f"{state.skipped_steps} of {state.step} steps were skipped, because they were not finite"
+    """Report the steps that were not finite; a `TrainingDiverged` if all were."""
+    text = f"{state.skipped_steps} of {state.step} steps were skipped, because they were not finite."
     if 0 < state.step == state.skipped_steps:
         log_file = setup.folder.path / "train.log"
-        raise TrainingDiverged(
-            f"No step was taken: {text}. Try a lower learning rate; {log_file} names the images and modules."
-        )
+        raise TrainingDiverged(f"{text} Try a lower learning rate; {log_file} names the images and modules.")
     if state.skipped_steps:
-        setup.log(f"{text}.")
+        setup.log(text)
     if state.float32_steps:
         setup.log(f"{state.float32_steps} of {state.step} steps were computed again in float32.")
 

@@ -23,8 +23,5 @@ class Conv2d(nn.Conv2d):
             return super().forward(input.float()).to(torch.get_autocast_dtype("cpu"))
 
     def _is_narrow(self, input: Tensor) -> bool:
-        for axis, side in enumerate(input.shape[-2:]):
-            padded = side + 2 * int(self.padding[axis])
-            if (padded - self.kernel_size[axis]) // self.stride[axis] < _NARROW:
-                return True
-        return False
+        sides = [input.shape[2 + i] + 2 * int(self.padding[i]) - self.kernel_size[i] for i in (0, 1)]
+        return min(side // step for side, step in zip(sides, self.stride, strict=True)) < _NARROW

@@ -116,7 +116,7 @@ def detect_batch(
         Per image its best 300 detections, on the CPU; an empty list for an empty batch.
 
     Raises:
-        NonFiniteOutput: call this within `finite_results`, which repeats it in float32.
+        NonFiniteOutput: call this within `checked`, which repeats it in float32.
     """
     count = len(prompts.phrase_maps)
     passes = [(network, list(range(count)))]
@@ -146,11 +146,7 @@ def detect_batch(
 
 
 def check_finite(output: LayerOutput, phrase_maps: Sequence[Tensor]) -> None:
-    """Check the boxes and the logits of the phrases' tokens, for each row of a batch.
-
-    Raises:
-        NonFiniteOutput: some are NaN or infinite.
-    """
+    """Raise `NonFiniteOutput` if a box, or a logit of a phrase's token, is NaN or infinite."""
     used = torch.stack([phrase_map.any(0) for phrase_map in phrase_maps]).to(output["pred_logits"].device)
     logits = output["pred_logits"][..., : used.shape[1]]  # -inf outside of the prompt
     if not output["pred_boxes"].isfinite().all() & (logits.isfinite() | ~used[:, None]).all():
@@ -160,15 +156,8 @@ def check_finite(output: LayerOutput, phrase_maps: Sequence[Tensor]) -> None:
         )
 
 
-def finite_results(compute: Callable[[], T], device: torch.device) -> T:
-    """Return the results of a part of an inference, from images to detections.
-
-    If the output is not finite in bfloat16, it is computed again in float32, and a warning is
-    logged once per process.
-
-    Raises:
-        NonFiniteOutput: it is not finite in float32 either.
-    """
+def checked(compute: Callable[[], T], device: torch.device) -> T:
+    """Return what `compute` makes of images: in float32 if it raises `NonFiniteOutput` in bf16."""
     try:
         return compute()
     except NonFiniteOutput:
@@ -179,12 +168,11 @@ def finite_results(compute: Callable[[], T], device: torch.device) -> T:
         return compute()
 
 
-@cache
+@cache  # once per process
 def warn_of_float32() -> None:
-    """Log once that bfloat16 is not enough."""
+    """Tell that bfloat16 is not enough."""
     logging.getLogger("groundtune").warning(
-        "Warning: the model's output is not finite in bf16 for some images, which are computed again in "
-        "float32. Use --precision fp32 if there are many."
+        "The model's output is not finite in bf16 for some images, which are computed again in float32."
     )
 
 

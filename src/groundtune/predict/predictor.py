@@ -15,13 +15,7 @@ from groundtune.data.images import load_image, to_rgb
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import (
-    class_prompts,
-    detect_batch,
-    finite_results,
-    inference_mode,
-    sentence_prompts,
-)
+from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.predict.sources import Frame
@@ -137,7 +131,7 @@ class Predictor:
 
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
-            detected = finite_results(detect, self.device)
+            detected = checked(detect, self.device)
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:

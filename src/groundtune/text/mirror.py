@@ -9,26 +9,24 @@ from collections.abc import Sequence
 
 from groundtune.text.prompt import Spans
 
+_PAIRS = "left right, east west, clockwise counterclockwise, cw ccw, forward_slash backslash"
 _WORDS = {
-    **{"left": "right", "right": "left", "east": "west", "west": "east", "cw": "ccw", "ccw": "cw"},
-    **{"clockwise": "counterclockwise", "counterclockwise": "clockwise"},
-    **{"forwardslash": "backslash", "backslash": "forward slash"},
-    **{"lessthan": "greater than", "greaterthan": "less than"},
+    pair.split()[side].replace("_", ""): pair.split()[1 - side].replace("_", " ")
+    for pair in _PAIRS.split(",")
+    for side in (0, 1)
 }
 # Letters, digits and signs that have a mirror image; all others have none.
-_SYMMETRIC, _SIGNS = "AHIMOTUVWXYiovwx08", "<> () [] {} /\\ ←→ ↖↗ ↙↘ ⬅➡ «» ↺↻"
-_GLYPHS = {glyph: glyph for glyph in _SYMMETRIC}
-_GLYPHS |= {pair[side]: pair[1 - side] for pair in f"bd pq {_SIGNS}".split() for side in (0, 1)}
+_SIGNS = "<> () [] {} /\\ ←→ ↖↗ ↙↘ ⬅➡ «» ↺↻"
+_GLYPHS = {pair[side]: pair[1 - side] for pair in f"bd pq {_SIGNS}".split() for side in (0, 1)}
+_GLYPHS |= dict(zip("AHIMOTUVWXYiovwx08", "AHIMOTUVWXYiovwx08", strict=True))
 _DIGITS = dict(zip("zero one two three four five six seven eight nine".split(), "0123456789", strict=True))
 
 # A word ends at a separator, at a digit, and within "LeftArrow".
 _BEGIN = r"(?:(?<![^\W\d_])|(?<=[a-z])(?=[A-Z])|(?i:(?<=north)|(?<=south)))"
 _END = r"(?=(?i:most|hand(?:ed)?|sided?|wards?|bound|facing)?(?:(?![^\W\d_])|(?<=[a-z])(?=[A-Z])))"
-_WORD = re.compile(
-    rf"{_BEGIN}((?i:left|right|east|west|c?cw|(?:(?:anti|counter)[\W_]?)?clockwise|forward[\W_]?slash"
-    rf"|back[\W_]?slash|less[\W_]?than|greater[\W_]?than)){_END}"
-)
-_KIND = r"(?i:letter|digit|number|numeral|character|symbol)"
+_SPELLINGS = r"left|right|east|west|c?cw|(?:(?:anti|counter)[\W_]?)?clockwise|(?:forward|back)[\W_]?slash"
+_WORD = re.compile(f"{_BEGIN}(?i:{_SPELLINGS}){_END}")
+_KIND = "(?i:letter|digit|number|numeral|character|symbol)"
 _SIGN = f"[{re.escape(_SIGNS.replace(' ', ''))}]"
 _NAMED = rf"(\d+|(?i:{'|'.join(_DIGITS)})|[^\W_]|{_SIGN})"
 _GLYPH = re.compile(rf"(?<![^\W_]){_KIND}[\W_]+{_NAMED}(?![^\W_])")
@@ -42,26 +40,24 @@ def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans] | None:
     stay. A span that begins or ends inside a changed word takes all of it. None: the caption names
     a letter or a digit that has no mirror image.
     """
-    changes = _changes(caption)
-    if changes is None:
-        return None
-    pieces, end = [], 0
-    for begin, stop, new in changes:
-        pieces += [caption[end:begin], new]
-        end = stop
-
-    def moved(position: int, is_end: bool) -> int:
-        shift = 0
-        for begin, stop, new in changes:
-            growth = len(new) - (stop - begin)
-            if stop <= position:
-                shift += growth
-            elif begin < position:
-                return (stop + shift + growth) if is_end else begin + shift
-        return position + shift
-
-    moved_spans = (tuple((moved(b, False), moved(e, True)) for b, e in ranges) for ranges in spans)
-    return "".join([*pieces, caption[end:]]), tuple(moved_spans)
+    changes = [(*match.span(), _other_word(match[0])) for match in _WORD.finditer(caption)]
+    for match in _GLYPH.finditer(caption):
+        glyphs = _DIGITS.get(match[1].lower(), match[1])
+        mirrored = "".join(_GLYPHS.get(glyph, "") for glyph in reversed(glyphs))
+        if len(mirrored) < len(glyphs):
+            return None
+        changes += [(*match.span(1), mirrored)] if mirrored != glyphs else []
+    text, begins, ends = "", list[int](), [0]  # the new position of each old one, by its use in spans
+    for begin, end, new in [*sorted(changes), (len(caption), len(caption), "")]:
+        for letter in caption[len(begins) : begin]:
+            begins.append(len(text))
+            text += letter
+            ends.append(len(text))
+        begins += [len(text)] * (end - begin)
+        text += new
+        ends += [len(text)] * (end - begin)
+    begins.append(len(text))
+    return text, tuple(tuple((begins[begin], ends[end]) for begin, end in ranges) for ranges in spans)
 
 
 def mirror_classes(groups: Sequence[Sequence[str]]) -> list[int | None]:
@@ -74,20 +70,18 @@ def mirror_classes(groups: Sequence[Sequence[str]]) -> list[int | None]:
         By class its own index, for most; the index of another ("left arrow" for "right arrow"); or
         None if the mirrored object is of no class.
     """
-    groups = [[_ALONE.sub(r"letter \1", name) for name in names] for names in groups]
     owner = {_normal(name): index for index, names in enumerate(groups) for name in names}
-    found = [{_other_class(name, index, owner) for name in names} for index, names in enumerate(groups)]
-    classes = []
-    for index, others in enumerate(found):
+    classes: list[int | None] = []
+    for index, names in enumerate(groups):
+        others = {_other_class(name, index, owner) for name in names}
         known = others - {None}
-        clear = len(known) == 1 and (others == known or index not in known)
-        classes.append(known.pop() if clear else None)
-    return [c if c is not None and classes[c] == index else None for index, c in enumerate(classes)]
+        classes.append(known.pop() if len(known) == 1 and (others == known or index not in known) else None)
+    return [other if other is not None and classes[other] == i else None for i, other in enumerate(classes)]
 
 
 def _other_class(name: str, index: int, owner: dict[str, int]) -> int | None:
     """Return the mirrored class of a name of class `index`; `owner` is the class of each name."""
-    mirrored, normal = mirror_caption(name, ()), _normal(name)
+    mirrored, normal = mirror_caption(_spelled(name), ()), _normal(name)
     if mirrored is None or _normal(mirrored[0]) != normal:
         return None if mirrored is None else owner.get(_normal(mirrored[0]))
     # parts of words, and "hand L", are sides only if there is the other one
@@ -96,30 +90,17 @@ def _other_class(name: str, index: int, owner: dict[str, int]) -> int | None:
     return index if other == normal else owner.get(other, index)
 
 
-def _changes(text: str) -> list[tuple[int, int, str]] | None:
-    """Return begin, end and new text of each changed word; None if a glyph has no mirror image."""
-    changes = [(*match.span(), _other_word(match[0])) for match in _WORD.finditer(text)]
-    for match in _GLYPH.finditer(text):
-        glyphs = _DIGITS.get(match[1].lower(), match[1])
-        mirrored = "".join(_GLYPHS.get(glyph, "") for glyph in reversed(glyphs))
-        if len(mirrored) < len(glyphs):
-            return None
-        if mirrored != glyphs:
-            changes.append((*match.span(1), mirrored))
-    return sorted(changes)
-
-
 def _other_word(word: str) -> str:
-    other = _WORDS[_squeezed(word)]
+    other = _WORDS[re.sub(r"[\W_]", "", word.lower()).replace("anti", "counter")]
     return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
-def _squeezed(word: str) -> str:
-    return re.sub(r"[\W_]", "", word.lower()).replace("anti", "counter")
+def _spelled(name: str) -> str:
+    return _ALONE.sub(r"letter \1", name)
 
 
 def _normal(name: str) -> str:
     """Return the form in which equal names are equal; the case of a single letter matters."""
-    spelled = _WORD.sub(lambda match: f" {_WORDS[_squeezed(_WORDS[_squeezed(match[0])])]} ", name)
-    words = re.findall(rf"[^\W_]+|{_SIGN}", spelled)
+    standard = _WORD.sub(lambda match: f" {_other_word(_other_word(match[0]))} ", _spelled(name))
+    words = re.findall(rf"[^\W_]+|{_SIGN}", standard)
     return " ".join(word if len(word) == 1 else word.lower() for word in words)
