@@ -162,11 +162,6 @@ class TrainLoader:
         )
         return replace(drawn, flip=rng.random() < config.flip and mirrors)
 
-    def _labels(self, index: int, view: ImageView) -> Sample:
-        """Return the record of an image, with the labels of the view."""
-        mirrored = self._mirrored[index] if view.flip else None
-        return mirrored or self.dataset.samples[index]
-
     def _decoding(self, job: tuple[int, int]) -> Callable[[], Tensor | DataError] | None:
         index, view = job
         if self.needs_pixels is not None and not self.needs_pixels(index, view):
@@ -184,7 +179,8 @@ class TrainLoader:
                 unreadable[str(self.dataset.samples[index].image_path)] = str(image)
                 continue
             view = self.geometry(index, self.view_of(index, epoch))
-            sample, rng = self._labels(index, view), _rng(self.config.seed, "prompt", index, epoch)
+            sample = (view.flip and self._mirrored[index]) or self.dataset.samples[index]
+            rng = _rng(self.config.seed, "prompt", index, epoch)
             for prompt, classes in self._prompts(sample, view, rng):
                 entries.append((image, index, sample, view, prompt, classes, rng.getrandbits(62)))
         prompts = [prompt for *_, prompt, _, _ in entries]

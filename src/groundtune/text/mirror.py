@@ -70,6 +70,7 @@ def mirror_classes(groups: Sequence[Sequence[str]]) -> list[int | None]:
         By class its own index, for most; the index of another ("left arrow" for "right arrow"); or
         None if the mirrored object is of no class.
     """
+    groups = [[_ALONE.sub(r"letter \1", name) for name in names] for names in groups]
     owner = {_normal(name): index for index, names in enumerate(groups) for name in names}
     classes: list[int | None] = []
     for index, names in enumerate(groups):
@@ -81,7 +82,7 @@ def mirror_classes(groups: Sequence[Sequence[str]]) -> list[int | None]:
 
 def _other_class(name: str, index: int, owner: dict[str, int]) -> int | None:
     """Return the mirrored class of a name of class `index`; `owner` is the class of each name."""
-    mirrored, normal = mirror_caption(_spelled(name), ()), _normal(name)
+    mirrored, normal = mirror_caption(name, ()), _normal(name)
     if mirrored is None or _normal(mirrored[0]) != normal:
         return None if mirrored is None else owner.get(_normal(mirrored[0]))
     # parts of words, and "hand L", are sides only if there is the other one
@@ -95,12 +96,8 @@ def _other_word(word: str) -> str:
     return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
-def _spelled(name: str) -> str:
-    return _ALONE.sub(r"letter \1", name)
-
-
 def _normal(name: str) -> str:
     """Return the form in which equal names are equal; the case of a single letter matters."""
-    standard = _WORD.sub(lambda match: f" {_other_word(_other_word(match[0]))} ", _spelled(name))
+    standard = _WORD.sub(lambda match: f" {_other_word(_other_word(match[0]))} ", name)
     words = re.findall(rf"[^\W_]+|{_SIGN}", standard)
     return " ".join(word if len(word) == 1 else word.lower() for word in words)
