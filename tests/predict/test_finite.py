@@ -1,6 +1,7 @@
 """Results are finite, or an error; the same image gives the same result in every call."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from groundtune.data.reading import read_data
 from groundtune.engine.evaluate import eval_task, run_task
 from groundtune.engine.forgetting import detect_groups
 from groundtune.errors import CheckpointError
+from groundtune.exporting.runtime import ExportedNetwork, ExportMetadata
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import NonFiniteOutput, check_finite, warn_of_float32
 from groundtune.progress import Progress
@@ -101,6 +103,18 @@ def test_evaluation_and_self_distillation_do_the_same(tmp_path: Path, bundle) ->
     for call in (lambda: results("fp32"), lambda: results("bf16")):
         with pytest.raises(NonFiniteOutput):
             call()
+
+
+def test_an_exported_file_with_nan_is_an_error(tokenizer, bundle) -> None:
+    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        tokens = feed["input_ids"].shape[1]
+        return [np.full((1, 4, tokens), np.nan, np.float32), np.full((1, 4, 4), 0.5, np.float32)]
+
+    metadata = ExportMetadata([], [], [], 256, 32, bundle.image_format, "fp16", "")
+    exported = replace(bundle, network=ExportedNetwork(Path("a.onnx"), run, metadata, tokenizer))
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(NonFiniteOutput):
+            detections(exported, precision, [noise(60, 40)])
 
 
 def test_minus_infinity_is_an_error_within_the_phrases_only() -> None:

@@ -10,7 +10,7 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d` that computes narrow maps in float32 where it has a stride.
 
     On CPUs with AMX, torch's (2.13) bfloat16 convolutions with a stride, all of whose channels are
-    one group, read memory that nobody set if the map is at most two cells wide: their results are
+    one group, read uninitialized memory if the map is at most two cells wide: their results are
     NaN now and then, and wrong at all times. The result is rounded to bfloat16 all the same.
     """
 

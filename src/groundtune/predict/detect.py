@@ -170,7 +170,7 @@ def checked(compute: Callable[[], T], device: torch.device) -> T:
 
 @cache  # once per process
 def warn_of_float32() -> None:
-    """Tell that bfloat16 is not enough."""
+    """Report that bfloat16 is not enough."""
     logging.getLogger("groundtune").warning(
         "The model's output is not finite in bf16 for some images, which are computed again in float32."
     )

@@ -99,5 +99,5 @@ def _other_word(word: str) -> str:
 def _normal(name: str) -> str:
     """Return the form in which equal names are equal; the case of a single letter matters."""
     standard = _WORD.sub(lambda match: f" {_other_word(_other_word(match[0]))} ", name)
-    words = re.findall(rf"[^\W_]+|{_SIGN}", standard)
-    return " ".join(word if len(word) == 1 else word.lower() for word in words)
+    parts = re.findall(rf"[^\W_]+|{_SIGN}", standard)
+    return " ".join(part if len(part) == 1 else part.lower() for part in parts)
