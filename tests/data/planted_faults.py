@@ -210,6 +210,7 @@ PLANTS: dict[str, Callable[[Copy], object]] = {
     ),
     "names-same-tokens": lambda copy: copy.name("café", "cafe"),
     "names-alike": lambda copy: copy.name("remote control", "remote controls"),
+    "names-mirrored": lambda copy: copy.name("left arrow", "right arrow"),
     "split-missing": _test_only,
     "split-without-boxes": lambda copy: copy.valid["annotations"].clear(),
     "split-small": _few_valid,

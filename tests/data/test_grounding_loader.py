@@ -15,7 +15,8 @@ from groundtune.data.formats.detect import load_splits
 from groundtune.data.reading import read_data
 from groundtune.data.sample import Grounding
 from groundtune.errors import ConfigError, DataError
-from groundtune.text.prompt import caption_prompt, mirror_caption
+from groundtune.text.mirror import mirror_caption
+from groundtune.text.prompt import caption_prompt
 
 CAPTION = "the LEFT cup, a car near the right-hand carrot"
 SPANS = (((0, 12),), ((14, 19),), ((25, 46),), ((4, 8), (9, 12)))

@@ -79,7 +79,7 @@ def test_boxes_and_pixels_move_together(seed, size_hw, data):
     image.paste("white", (left, top, right, bottom))
     box = np.array([[left, top, right, bottom]], dtype=np.float32)
     rng = random.Random(seed)
-    view = draw_view(size_hw, box, FORMAT, rng, flip=0.5, crop=0.7, multi_scale=(0.7, 1.0, 1.3))
+    view = draw_view(size_hw, box, FORMAT, rng, crop=0.7, multi_scale=(0.7, 1.0, 1.3))
     pixels = view.image(image)
     moved, inside = view.boxes(box)
     assert pixels.size == view.size_hw[::-1] and inside.tolist() == [True] and moved.dtype == np.float32
@@ -122,12 +122,12 @@ def test_a_crop_is_inside_and_has_the_center_of_a_box(size_hw, seed, count):
 
 def test_the_same_generator_state_gives_the_same_view_and_no_augmentation_the_whole_image():
     boxes = np.array([[1, 1, 50, 50]], dtype=np.float32)
-    options = {"flip": 0.5, "crop": 0.5, "multi_scale": (0.5, 1.0)}
+    options = {"crop": 0.5, "multi_scale": (0.5, 1.0)}
     views = [
         [draw_view((90, 70), boxes, FORMAT, random.Random(i), **options) for i in range(20)] for _ in range(2)
     ]
     assert views[0] == views[1] and len(set(views[0])) > 10
-    whole = draw_view((90, 70), boxes, FORMAT, random.Random(0), flip=0.0, crop=0.0, multi_scale=())
+    whole = draw_view((90, 70), boxes, FORMAT, random.Random(0), crop=0.0, multi_scale=())
     assert whole == resize_keep_ratio((90, 70), FORMAT)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from coco_files import coco, write
 from engine_runs import (
     Recorder,
     differing,
@@ -17,6 +18,7 @@ from engine_runs import (
     tiny_bundle,
     weights,
 )
+from tiny_models import KINDS
 from torch import Tensor
 
 from groundtune.engine import train as engine
@@ -149,3 +151,54 @@ def test_bad_steps_are_counted_over_the_end_of_an_epoch_and_a_resume(
     again = dataclasses.replace(config, resume=str(tmp_path / "run"))
     with pytest.raises(TrainingDiverged, match="step 4 of epoch 2"):
         run(again, tiny_bundle(tokenizer), tmp_path / "run")
+
+
+def spoil_bfloat16(bundle: ModelBundle, monkeypatch) -> None:
+    """The neck gives NaN under autocast only."""
+    forward = bundle.detector.neck.forward
+
+    def spoilt(*args: Any) -> list[Tensor]:
+        maps = forward(*args)
+        return [maps[0] * float("nan"), *maps[1:]] if torch.is_autocast_enabled("cpu") else maps
+
+    monkeypatch.setattr(bundle.detector.neck, "forward", spoilt)
+
+
+def test_a_step_that_fails_in_bfloat16_is_that_of_float32(
+    tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, monkeypatch
+) -> None:
+    exact, watcher = tiny_bundle(tokenizer), Recorder()
+    run(options(data, epochs=1), exact, tmp_path / "fp32")
+    spoil_bfloat16(bundle, monkeypatch)
+    run(options(data, epochs=1, precision="bf16"), bundle, tmp_path / "bf16", watcher)
+    assert differing(weights(exact), weights(bundle)) == []
+    told = [text for text in messages(watcher) if "float32" in text]
+    assert len(told) == 2 and "Step 1 is not finite in bf16" in told[0]
+    assert told[1] == "3 of 3 steps were computed again in float32."
+    assert bad_lines(tmp_path / "bf16") == []
+
+
+def test_a_run_tells_its_skipped_steps_and_fails_without_a_step(
+    tmp_path: Path, data: Path, bundle: ModelBundle, tokenizer, monkeypatch
+) -> None:
+    break_loss(monkeypatch, {2})
+    watcher = Recorder()
+    run(options(data, epochs=1), bundle, tmp_path / "one", watcher)
+    assert "1 of 3 steps were skipped, because they were not finite." in messages(watcher)
+    break_loss(monkeypatch, set(range(1, 100)))
+    with pytest.raises(TrainingDiverged, match="3 of 3 steps were skipped") as error:
+        run(options(data, epochs=1, max_nonfinite_steps=9), tiny_bundle(tokenizer), tmp_path / "none")
+    assert error.value.exit_code == 5 and not (tmp_path / "none/model").exists()
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 100])
+def test_tall_images_train_in_bfloat16(tmp_path: Path, tokenizer, monkeypatch, width: int) -> None:
+    boxes = [(i, 1, [2, 100 * i, width - 4, 90]) for i in range(1, 5)]
+    content = coco([f"{i}.png" for i in range(1, 5)], boxes, size=(width, 2000))
+    for split in ("train", "valid"):
+        write(tmp_path / "data" / split / "_annotations.coco.json", content, tmp_path / "data" / split)
+    skip_evaluation(monkeypatch)
+    watcher = Recorder()
+    bundle = tiny_bundle(tokenizer, **KINDS["nano"])
+    run(options(tmp_path / "data", epochs=1, precision="bf16"), bundle, tmp_path / "run", watcher)
+    assert steps(watcher) == [1, 2] and not any("float32" in text for text in messages(watcher))

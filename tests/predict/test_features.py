@@ -57,3 +57,13 @@ def test_estimate_is_the_memory_taken(network: FakeNetwork) -> None:
 def test_refused_while_the_backbone_trains() -> None:
     with pytest.raises(ConfigError, match="cache_features"):
         FeatureCache(FakeNetwork())
+
+
+def test_maps_that_are_not_finite_are_not_cached(network: FakeNetwork) -> None:
+    """The step is computed again in float32, which must not get them back."""
+    cache, image = FeatureCache(network), torch.randn(3, 32, 32)
+    with torch.no_grad():
+        network.backbone[0].bias[0] = float("nan")
+        assert cache.get([image], [0], [0], CPU)[0][0].isnan().any() and cache.needs_pixels(0, 0)
+        network.backbone[0].bias[0] = 0.0
+        assert cache.get([image], [0], [0], CPU)[0][0].isfinite().all() and not cache.needs_pixels(0, 0)

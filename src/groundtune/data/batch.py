@@ -36,7 +36,12 @@ class Batch:
         lists = ("images", "sizes_hw", "prompts", "targets", "samples", "indices", "views")
         parts = [slice(begin, begin + size) for begin in range(0, len(self.targets), size)]
         return [
-            Batch(text=self.text.rows(part), **{name: getattr(self, name)[part] for name in lists})
+            replace(
+                self,
+                text=self.text.rows(part),
+                unreadable={},
+                **{name: getattr(self, name)[part] for name in lists},
+            )
             for part in parts
         ]
 

@@ -8,7 +8,7 @@ With `cache_features`, each image has up to `cache_views` fixed views that take 
 features of a frozen backbone can be computed once.
 
 An image with a caption has the caption as its prompt and the phrases as its classes. It is never
-cropped ("the left cup" could be cut off), and its caption is flipped with the image.
+cropped ("the left cup" could be cut off). Labels are mirrored with the image (`data.mirror`).
 
 Deviation from MMDetection: classes of the image that have no box in this view (they are cropped
 away, or are crowds) are not in the prompt. They could be visible, and would be trained as absent.
@@ -27,11 +27,12 @@ from transformers import BertTokenizer
 from groundtune.config import TrainConfig
 from groundtune.contracts import ImageFormat
 from groundtune.data.batch import Batch, make_target, trained_boxes
+from groundtune.data.mirror import mirror_labels, mirrored_classes
 from groundtune.data.prefetch import decode_view, prefetch
 from groundtune.data.sample import Dataset, Grounding, Sample, join_examples
 from groundtune.data.transforms import ImageView, draw_view, resize_keep_ratio
 from groundtune.errors import DataError
-from groundtune.text.prompt import Prompt, caption_prompt, class_prompt, mirror_caption
+from groundtune.text.prompt import Prompt, caption_prompt, class_prompt
 from groundtune.text.sampling import sample_prompt
 from groundtune.text.tokens import count_tokens, create_positive_map, tokenize
 
@@ -65,7 +66,12 @@ class TrainLoader:
         """
         if not dataset.samples:
             raise DataError(f"The split {dataset.name!r} of {dataset.root} has no images to train on.")
-        check_captions(dataset, tokenizer, max_text_len)
+        classes = mirrored_classes(dataset)
+        self._mirrored = [
+            mirror_labels(sample, classes) if config.flip else None for sample in dataset.samples
+        ]
+        for samples in (dataset.samples, [sample for sample in self._mirrored if sample is not None]):
+            check_captions(replace(dataset, samples=samples), tokenizer, max_text_len)
         self.dataset, self.tokenizer, self.image_format = dataset, tokenizer, image_format
         self.config, self.max_text_len = config, max_text_len
         self.rank, self.processes = rank, processes
@@ -130,7 +136,7 @@ class TrainLoader:
             return 0
         if config.crop or config.multi_scale:
             return config.cache_views
-        return min(config.cache_views, 2 if config.flip else 1)
+        return min(config.cache_views, 2 if any(self._mirrored) else 1)
 
     def view_of(self, index: int, epoch: int) -> int:
         """Return the number of an image's view in an epoch. Cached views take turns."""
@@ -139,20 +145,22 @@ class TrainLoader:
     def geometry(self, index: int, view: int) -> ImageView:
         """Return a view of an image, always the same one for the same arguments.
 
-        With a cache, view 0 is the whole image and view 1 the flipped one, which differ most.
+        With a cache, view 0 is the whole image and view 1 the flipped one, which differ most. An
+        image whose labels cannot be mirrored is not flipped.
         """
-        sample, config = self.dataset.samples[index], self.config
-        if config.cache_features and (view == 0 or (view == 1 and config.flip)):
+        sample, config, mirrors = self.dataset.samples[index], self.config, self._mirrored[index] is not None
+        if config.cache_features and (view == 0 or (view == 1 and mirrors)):
             return replace(resize_keep_ratio(sample.size_hw, self.image_format), flip=view == 1)
-        return draw_view(
+        rng = _rng(config.seed, "view", index, view)
+        drawn = draw_view(
             sample.size_hw,
             sample.boxes_xyxy[~sample.crowd],
             self.image_format,
-            _rng(config.seed, "view", index, view),
-            flip=config.flip,
+            rng,
             crop=config.crop if sample.grounding is None else 0.0,
             multi_scale=config.multi_scale,
         )
+        return replace(drawn, flip=rng.random() < config.flip and mirrors)
 
     def _decoding(self, job: tuple[int, int]) -> Callable[[], Tensor | DataError] | None:
         index, view = job
@@ -164,33 +172,32 @@ class TrainLoader:
 
     def collate(self, indices: list[int], images: Sequence[Tensor | DataError | None], epoch: int) -> Batch:
         """Make a batch of decoded images. It is not thread-safe, because the tokenizer is not."""
-        entries = []  # (image, index, view, prompt, its classes, noise seed)
+        entries = []  # (image, index, sample, view, prompt, its classes, noise seed)
         unreadable = {}
         for index, image in zip(indices, images, strict=True):
-            sample = self.dataset.samples[index]
             if isinstance(image, DataError):
-                unreadable[str(sample.image_path)] = str(image)
+                unreadable[str(self.dataset.samples[index].image_path)] = str(image)
                 continue
             view = self.geometry(index, self.view_of(index, epoch))
+            sample = (view.flip and self._mirrored[index]) or self.dataset.samples[index]
             rng = _rng(self.config.seed, "prompt", index, epoch)
             for prompt, classes in self._prompts(sample, view, rng):
-                entries.append((image, index, view, prompt, classes, rng.getrandbits(62)))
+                entries.append((image, index, sample, view, prompt, classes, rng.getrandbits(62)))
         prompts = [prompt for *_, prompt, _, _ in entries]
         text, phrase_maps = tokenize(self.tokenizer, prompts, self.max_text_len)
-        samples = [self.dataset.samples[index] for _, index, *_ in entries]
         targets = [
             make_target(sample, view, classes, phrase_map, noise_seed)
-            for sample, phrase_map, (_, _, view, _, classes, noise_seed) in zip(
-                samples, phrase_maps, entries, strict=True
+            for (_, _, sample, view, _, classes, noise_seed), phrase_map in zip(
+                entries, phrase_maps, strict=True
             )
         ]
         return Batch(
             images=[image for image, *_ in entries],
-            sizes_hw=[view.size_hw for _, _, view, *_ in entries],
+            sizes_hw=[view.size_hw for _, _, _, view, *_ in entries],
             text=text,
             prompts=prompts,
             targets=targets,
-            samples=samples,
+            samples=[sample for _, _, sample, *_ in entries],
             indices=[index for _, index, *_ in entries],
             views=[self.view_of(index, epoch) for _, index, *_ in entries],
             unreadable=unreadable,
@@ -202,8 +209,6 @@ class TrainLoader:
         """Return the image's prompts, and the class of each phrase (in a caption, its index)."""
         grounding = sample.grounding
         if grounding is not None:
-            if view.flip:
-                grounding = Grounding(*mirror_caption(grounding.caption, grounding.spans))
             return [(grounding_prompt(grounding), range(len(grounding.spans)))]
         prompts = self._prompt_classes(sample, view, rng)
         return [(class_prompt([self._draw_name(c, rng) for c in classes]), classes) for classes in prompts]

@@ -1,4 +1,4 @@
-"""Crop, resize and flip images together with their boxes, in this order.
+"""Crop, resize and mirror images together with their boxes, in this order.
 
 The geometry (`ImageView`) is drawn from sizes alone. The pixels follow later, or never if the
 features of the view are cached.
@@ -114,14 +114,14 @@ def draw_view(
     fmt: ImageFormat,
     rng: random.Random,
     *,
-    flip: float,
     crop: float,
     multi_scale: Sequence[float],
 ) -> ImageView:
     """Draw an augmented view of an image; the same generator state gives the same view.
 
-    `flip` and `crop` are probabilities, `multi_scale` factors of the model's image size to choose
-    from (empty: 1). A crop contains the center of one of the (N, 4) boxes.
+    `crop` is a probability, `multi_scale` are factors of the model's image size to choose from
+    (empty: 1). A crop contains the center of one of the (N, 4) boxes. Whether to flip is up to the
+    caller, who knows whether the labels can be mirrored.
     """
     height, width = size_hw
     part = (0, 0, width, height)
@@ -129,7 +129,7 @@ def draw_view(
         part = random_crop(size_hw, boxes_xyxy, rng)
     scale = rng.choice(multi_scale) if multi_scale else 1.0
     resized = resize_keep_ratio((part[3] - part[1], part[2] - part[0]), fmt, scale)
-    return ImageView(size_hw, part, resized.size_hw, flip=rng.random() < flip)
+    return ImageView(size_hw, part, resized.size_hw, flip=False)
 
 
 def to_tensor(image: Image.Image, fmt: ImageFormat) -> Tensor:

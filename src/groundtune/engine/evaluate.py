@@ -26,14 +26,21 @@ from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics, lvis_metrics
 from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
+from groundtune.predict.detect import (
+    Prompts,
+    check_finite,
+    checked,
+    class_prompts,
+    detect_batch,
+    inference_mode,
+)
 from groundtune.predict.features import FeatureCache, extract
 from groundtune.predict.postprocess import class_scores, top_detections
 from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
 
 Metrics = dict[str, float | None]
-FeatureMaps = Sequence[Sequence[Tensor]]  # of each image, its levels (C, h, w)
+LoadMaps = Callable[[], Sequence[Sequence[Tensor]]]  # returns of each image its levels (C, h, w)
 DECODE_THREADS = 2  # threads that decode images ahead of the network; no value depends on them
 
 
@@ -98,16 +105,17 @@ class EvalTask:
         detect = self._detect_phrases if self.prompts is None else self._detect_classes
         results: dict[int, ImageResult] = {}
         with inference_mode(network, self.precision):
-            for batch, maps in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
-                results |= zip(batch.indices, detect(batch, maps, device), strict=True)
+            for batch, load in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
+                detected = checked(partial(detect, batch, load, device), device)
+                results |= zip(batch.indices, detected, strict=True)
                 on_batch(len(batch.samples))
         return results
 
-    def _detect_classes(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
+    def _detect_classes(self, batch: EvalBatch, load: LoadMaps, device: torch.device) -> list[ImageResult]:
         assert self.prompts is not None
         sizes_hw, ids = [sample.size_hw for sample in batch.samples], self.category_ids
         prompts = self.prompts.to(device)
-        detections = detect_batch(self.bundle.network, maps, prompts, sizes_hw, self.bundle.base_network)
+        detections = detect_batch(self.bundle.network, load(), prompts, sizes_hw, self.bundle.base_network)
         results = []
         for sample, detected in zip(batch.samples, detections, strict=True):
             boxes_xywh = xyxy_to_xywh(detected.boxes_xyxy).tolist()
@@ -119,15 +127,16 @@ class EvalTask:
             results.append(ImageResult(predictions, []))
         return results
 
-    def _detect_phrases(self, batch: EvalBatch, maps: FeatureMaps, device: torch.device) -> list[ImageResult]:
+    def _detect_phrases(self, batch: EvalBatch, load: LoadMaps, device: torch.device) -> list[ImageResult]:
         """Detect each phrase of the captions: the 10 best boxes, and all from `THRESHOLD` on."""
         bundle, network = self.bundle, self.bundle.base_network or self.bundle.network
         captions = [sample.grounding for sample in batch.samples if sample.grounding is not None]
         prompts = [grounding_prompt(caption) for caption in captions]
         text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
         network.forget_phrases()  # else last bits depend on earlier batches
-        output = network.forward_features([list(levels) for levels in maps], text.to(device))
+        output = network.forward_features([list(levels) for levels in load()], text.to(device))
         network.forget_phrases()
+        check_finite(output, phrase_maps)
         results = []
         outputs = zip(output["pred_logits"], output["pred_boxes"].cpu(), phrase_maps, strict=True)
         for sample, caption, (logits, boxes, phrase_map) in zip(
@@ -154,20 +163,18 @@ def iter_maps(
     device: torch.device,
     features: FeatureCache | None = None,
     unreadable: dict[str, str] | None = None,
-) -> Iterator[tuple[EvalBatch, FeatureMaps]]:
-    """Iterate over batches and the backbone's maps of each image, which may be cached."""
+) -> Iterator[tuple[EvalBatch, LoadMaps]]:
+    """Iterate over batches and functions that compute the backbone's maps, or get cached ones."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
     images = evaluation_images(
         dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
     )
     for batch in images:
         if features is not None:
-            yield batch, features.get(batch.images, batch.indices, [0] * len(batch.indices), device)
+            yield batch, partial(features.get, batch.images, batch.indices, [0] * len(batch.indices), device)
         else:
-            yield (
-                batch,
-                extract(bundle.network, [image for image in batch.images if image is not None], device),
-            )
+            decoded = [image for image in batch.images if image is not None]
+            yield batch, partial(extract, bundle.network, decoded, device)
 
 
 def evaluate(

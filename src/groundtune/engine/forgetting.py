@@ -13,15 +13,16 @@ confidence of 1; detections below half of it are ignored.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from groundtune.boxes import pairwise_iou
 from groundtune.data.sample import Dataset, Sample, join_examples
-from groundtune.engine.evaluate import iter_maps
+from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import class_prompts, detect_batch, inference_mode
+from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
 from groundtune.text.prompt import COMMON_NAMES, recombined_names
@@ -118,12 +119,20 @@ def detect_groups(
     network = bundle.to(device)
     results: list[list[ImageDetections]] = [[] for _ in groups]
     with inference_mode(network, precision):
-        for batch, maps in iter_maps(bundle, dataset, batch_size, device):
-            sizes_hw = [sample.size_hw for sample in batch.samples]
-            for of_group, group_prompts in zip(results, prompts, strict=True):
-                of_group += detect_batch(network, maps, group_prompts, sizes_hw, bundle.base_network)
+        for batch, load in iter_maps(bundle, dataset, batch_size, device):
+            detect = partial(_detect_prompts, bundle, prompts, batch.samples, load)
+            for of_group, detections in zip(results, checked(detect, device), strict=True):
+                of_group += detections
             progress.evaluation(len(results[0]), len(dataset.samples), "detecting other classes")
     return results
+
+
+def _detect_prompts(
+    bundle: ModelBundle, prompts: Sequence[Prompts], samples: Sequence[Sample], load: LoadMaps
+) -> list[list[ImageDetections]]:
+    """Return by prompts the detections in each image of a batch."""
+    maps, sizes_hw = load(), [sample.size_hw for sample in samples]
+    return [detect_batch(bundle.network, maps, group, sizes_hw, bundle.base_network) for group in prompts]
 
 
 def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:

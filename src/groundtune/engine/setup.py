@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import TrainLoader
+from groundtune.data.mirror import describe_mirroring
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import pick_device, set_up_cpu
@@ -54,6 +55,8 @@ class TrainState:
     batch: int = 0  # finished batches of the current epoch
     step: int = 0  # finished steps of the run
     bad_steps: int = 0  # non-finite steps in a row
+    skipped_steps: int = 0  # all non-finite steps
+    float32_steps: int = 0  # steps that were not finite in bfloat16
     micro_batch_size: int = 0  # limit found when memory ran out; 0: none yet
     running: dict[str, float] = field(default_factory=dict)  # moving means of the displayed losses
     sums: dict[str, Tensor] = field(default_factory=dict)  # of all terms since the last log line
@@ -165,6 +168,8 @@ def build_setup(
         f"{len(training.samples)} images, {len(training.class_names)} classes, {config.epochs} epochs, "
         f"{device}, {config.precision}; {tuned}.{cache_message}"
     )
+    if config.flip and (mirroring := describe_mirroring(training)):
+        setup.log(f"--flip: {'; '.join(mirroring)}.")
     return setup
 
 

@@ -8,12 +8,12 @@ the same: repeat the step in smaller parts, skip it, or take it. (`DistributedDa
 during the backward pass, which saves a little time and leaves the others waiting if one fails.)
 
 The host waits for the device once, for the loss and the gradient norm: a step that is not finite
-must not reach the optimizer.
+must not reach the optimizer. In bfloat16 it is computed again in float32 before it is skipped.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,39 +66,70 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
     counts, largest_share = _count_batch(setup, state, batch)
     if not counts.boxes:
         return None
-    random_state = checkpoint.random_state()
-    while True:
-        limits = (setup.config.micro_batch_size, state.micro_batch_size, largest_share)
-        micro_batch_size = min(limit for limit in limits if limit)
-        parts = batch.split(micro_batch_size)
-        terms, outcome = _add_gradients(setup, parts, counts)
-        outcomes: list[_Outcome] = gather_object([outcome])
-        out_of_memory = next((other.out_of_memory for other in outcomes if other.out_of_memory), "")
-        if not out_of_memory:
-            break
-        _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
-        checkpoint.set_random_state(random_state)
-    if any(other.not_finite for other in outcomes):
-        reason = outcome.not_finite or "the numbers of another process are not finite"
-        _skip_step(setup, state, parts, counts, reason)
+    result, parts = _compute_gradients(setup, state, batch, counts, largest_share)
+    if isinstance(result, str):
+        _skip_step(setup, state, parts, counts, result)
         return None
-    terms = _reduce(setup, terms, max((other.terms for other in outcomes), key=len))
-    norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
-    shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
-    grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
-    losses = dict(zip(shown, values, strict=True))
-    if not (math.isfinite(losses["loss"]) and math.isfinite(grad_norm)):
-        _skip_step(setup, state, parts, counts, f"loss {losses['loss']:g}, gradient norm {grad_norm:g}")
-        return None
-    lr = {group["name"]: group["lr"] for group in setup.optimizer.param_groups}
-    if setup.config.max_grad_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(setup.parameters, setup.config.max_grad_norm, norm)
     setup.optimizer.step()
     setup.schedule.step()
     setup.optimizer.zero_grad(set_to_none=True)
     if setup.average is not None:
         setup.average.update()
     state.bad_steps = 0
+    return result
+
+
+def _compute_gradients(
+    setup: TrainSetup, state: TrainState, batch: Batch, counts: BatchCounts, largest_share: int
+) -> tuple[StepResult | str, list[Batch]]:
+    """Compute the clipped gradients: in smaller parts without memory, in float32 if bf16 fails.
+
+    Returns:
+        The numbers of the step, or what is not finite; and this process's micro-batches.
+    """
+    precision, random_state = setup.config.precision, checkpoint.random_state()
+    while True:
+        limits = (setup.config.micro_batch_size, state.micro_batch_size, largest_share)
+        micro_batch_size = min(limit for limit in limits if limit)
+        parts = batch.split(micro_batch_size)
+        terms, outcome = _add_gradients(setup, parts, counts, precision)
+        outcomes: list[_Outcome] = gather_object([outcome])
+        out_of_memory = next((other.out_of_memory for other in outcomes if other.out_of_memory), "")
+        if out_of_memory:
+            _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
+        else:
+            result: StepResult | str
+            if any(other.not_finite for other in outcomes):
+                result = outcome.not_finite or "the numbers of another process are not finite"
+            else:
+                result = _finish_gradients(setup, terms, outcomes)
+            if precision == "fp32" or not isinstance(result, str):
+                return result, parts
+            precision = "fp32"
+            setup.optimizer.zero_grad(set_to_none=True)
+            if not state.float32_steps:
+                setup.log(
+                    f"Step {state.step + 1} is not finite in bf16 ({result}): it is computed again in "
+                    "float32, as will be others like it."
+                )
+            state.float32_steps += 1
+        checkpoint.set_random_state(random_state)
+
+
+def _finish_gradients(
+    setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome]
+) -> StepResult | str:
+    """Add and clip the gradients of all processes; return what is not finite, if anything is."""
+    terms = _reduce(setup, terms, max((other.terms for other in outcomes), key=len))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
+    shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
+    grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
+    losses = dict(zip(shown, values, strict=True))
+    if not (math.isfinite(losses["loss"]) and math.isfinite(grad_norm)):
+        return f"loss {losses['loss']:g}, gradient norm {grad_norm:g}"
+    if setup.config.max_grad_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(setup.parameters, setup.config.max_grad_norm, norm)
+    lr = {group["name"]: group["lr"] for group in setup.optimizer.param_groups}
     return StepResult(losses, grad_norm, terms, lr)
 
 
@@ -114,13 +145,13 @@ def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[Ba
 
 
 def _add_gradients(
-    setup: TrainSetup, parts: Sequence[Batch], counts: BatchCounts
+    setup: TrainSetup, parts: Sequence[Batch], counts: BatchCounts, precision: str
 ) -> tuple[dict[str, Tensor], _Outcome]:
     """Run forward and backward of each part; return, not raise, what went wrong."""
     sums: dict[str, Tensor] = {}
     for part in parts:
         try:
-            terms = _backward(setup, part, counts)
+            terms = _backward(setup, part, counts, precision)
         except NonFiniteCost as error:
             paths = ", ".join(str(part.samples[image].image_path) for image in error.image_indices)
             return {}, _Outcome([], not_finite=f"the matching cost is not finite for {paths}")
@@ -135,18 +166,18 @@ def _add_gradients(
     return sums, _Outcome(list(sums))
 
 
-def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> dict[str, Tensor]:
+def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> dict[str, Tensor]:
     """Add the gradients of a part, and return its terms without their graph, which is freed."""
     part = part.to(setup.device)
-    terms = setup.criterion(_forward(setup, part, counts), part.targets, counts)
+    terms = setup.criterion(_forward(setup, part, counts, precision), part.targets, counts)
     total(terms).backward()
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts) -> Output:
-    """Run the network, in bfloat16 if so configured; its output is float32."""
+def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> Output:
+    """Run the network, in "fp32" or "bf16"; its output is float32."""
     network, most_boxes = setup.network, max(counts.boxes)
-    with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.config.precision == "bf16"):
+    with torch.autocast(setup.device.type, torch.bfloat16, enabled=precision == "bf16"):
         if setup.train_features is not None:
             features = setup.train_features.get(part.images, part.indices, part.views, setup.device)
             output = network.forward_features(features, part.text, part.targets, most_boxes)
@@ -198,11 +229,12 @@ def _skip_step(
 ) -> None:
     """Skip a step that is not finite, report its cause, and give up after too many."""
     state.bad_steps += 1
+    state.skipped_steps += 1
     paths = [sample.image_path for part in parts for sample in part.samples]
 
     def forward() -> None:
         for part in parts:
-            _forward(setup, part.to(setup.device), counts)
+            _forward(setup, part.to(setup.device), counts, "fp32")
 
     text = describe_bad_step(setup.network, forward, paths, reason)
     for line in gather_object([text] if parts else []):  # of each process that has images
@@ -211,7 +243,7 @@ def _skip_step(
     if state.bad_steps >= setup.config.max_nonfinite_steps:
         raise TrainingDiverged(
             f"{state.bad_steps} steps in a row were not finite, at step {state.step + 1} of epoch "
-            f"{state.epoch + 1} ({reason}). Try a lower learning rate or --precision fp32; "
+            f"{state.epoch + 1} ({reason}). Try a lower learning rate; "
             f"{setup.folder.path / 'train.log'} names the images and modules."
         )
 
@@ -236,43 +268,26 @@ def describe_bad_step(
 
 def first_non_finite_module(network: nn.Module, forward: Callable[[], object]) -> str | None:
     """Return the path of the first, innermost module whose output has NaN or +inf in `forward`."""
+    names = {module: path for path, module in network.named_modules()}
     paths: list[str] = []
 
-    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not paths and has_non_finite(output):
-                paths.append(path)
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
+        if not paths and has_non_finite(output):
+            paths.append(names.get(module) or "the network")
 
-        return module.register_forward_hook(hook)
-
-    handles = [watch(path, module) for path, module in network.named_modules()]
+    handle = nn.modules.module.register_module_forward_hook(hook)
     try:
         with torch.no_grad():
             forward()
     finally:
-        for handle in handles:
-            handle.remove()
-    return (paths[0] or "the network") if paths else None
+        handle.remove()
+    return paths[0] if paths else None
 
 
 def has_non_finite(value: object) -> bool:
     """Whether a tensor anywhere inside has NaN or +inf; -inf is the logit outside a prompt."""
-    return any(
-        tensor.is_floating_point() and bool((tensor.isnan() | (tensor == torch.inf)).any())
-        for tensor in _tensors(value)
-    )
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        yield value
-        return
-    items: Sequence[object] = []
-    if isinstance(value, Mapping):
-        items = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        items = value
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = [getattr(value, field.name) for field in fields(value)]
-    for item in items:
-        yield from _tensors(item)
+        return value.is_floating_point() and bool((value.isnan() | (value == torch.inf)).any())
+    parts = vars(value) if is_dataclass(value) else value
+    items = parts.values() if isinstance(parts, Mapping) else parts if isinstance(parts, list | tuple) else ()
+    return any(map(has_non_finite, items))

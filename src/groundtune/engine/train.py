@@ -35,7 +35,7 @@ from groundtune.engine.validate import (
     prefixed,
     validate_and_keep_best,
 )
-from groundtune.errors import DataError, Interrupted
+from groundtune.errors import DataError, Interrupted, TrainingDiverged
 from groundtune.model.adapters import merge_adapters
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.adapter import save_adapter
@@ -93,7 +93,7 @@ def train(
         CheckpointError: the checkpoint is another model's, or the run directory is not writable.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the run can be resumed.
         OutOfMemory: a single image does not fit into memory.
-        TrainingDiverged: `config.max_nonfinite_steps` steps in a row were not finite.
+        TrainingDiverged: `config.max_nonfinite_steps` steps in a row, or all, were not finite.
     """
     for name in ("train", "valid"):
         if name not in splits:
@@ -123,6 +123,7 @@ def train(
             cleanup.callback(_finish_trackers, setup)
             _evaluate_base(setup, state, stop, retention_data, resumed.state is None)
             _train_loop(setup, state, stop)
+            _report_skipped(setup, state)
             return _finish(setup, state, stop, retention_data)
         except Interrupted as error:
             message = f"Interrupted after step {state.step}. Resume with: {resume_hint}"
@@ -153,6 +154,18 @@ def _train_loop(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None
     except Interrupted:
         save_state(setup, state)
         raise
+
+
+def _report_skipped(setup: TrainSetup, state: TrainState) -> None:
+    """Report the steps that were not finite; a `TrainingDiverged` if all were."""
+    text = f"{state.skipped_steps} of {state.step} steps were skipped, because they were not finite."
+    if 0 < state.step == state.skipped_steps:
+        log_file = setup.folder.path / "train.log"
+        raise TrainingDiverged(f"{text} Try a lower learning rate; {log_file} names the images and modules.")
+    if state.skipped_steps:
+        setup.log(text)
+    if state.float32_steps:
+        setup.log(f"{state.float32_steps} of {state.step} steps were computed again in float32.")
 
 
 def _log_step(setup: TrainSetup, state: TrainState, result: StepResult) -> None:

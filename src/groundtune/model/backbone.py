@@ -20,6 +20,7 @@ from transformers import SwinBackbone as TransformersSwin
 from transformers import SwinConfig
 
 from groundtune.errors import CheckpointError
+from groundtune.model.conv import Conv2d
 
 # (blocks, channels, expansion, kernel, stride) of the seven stages of EfficientNet-Lite0
 _LITE0_STAGES = (
@@ -38,6 +39,11 @@ class Swin(nn.Module):
         swin = SwinConfig(**{"out_indices": [2, 3, 4], **config})
         self.body = TransformersSwin(swin)
         self.body.swin.register_module("layernorm", nn.Identity())  # for pooled features, which nothing reads
+        patches = self.body.swin.embeddings.patch_embeddings
+        plain = patches.projection
+        shape = plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride
+        patches.projection = nn.utils.skip_init(Conv2d, *shape)
+        patches.projection.weight, patches.projection.bias = plain.weight, plain.bias
         self.channels: list[int] = list(self.body.channels)
         assert isinstance(swin.patch_size, int)
         self.patch_size = swin.patch_size
@@ -58,7 +64,7 @@ class _SameConv(nn.Module):
     ):
         super().__init__()
         padding = kernel // 2 if stride == 1 else 0  # with a stride it depends on the side
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
+        self.conv = Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
         self.kernel, self.stride, self.relu = kernel, stride, relu
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundtune.model.conv import Conv2d
+
 
 class _ConvNorm(nn.Module):
     """Convolution and group norm of 32 groups, whose statistics ignore padding."""
 
     def __init__(self, inputs: int, d_model: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, d_model, kernel, stride, padding=kernel // 2)
+        self.conv = Conv2d(inputs, d_model, kernel, stride, padding=kernel // 2)
         self.gn = nn.GroupNorm(32, d_model)
         nn.init.xavier_uniform_(self.conv.weight)
         assert self.conv.bias is not None

@@ -7,14 +7,19 @@ again.
 """
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
+from groundtune.contracts import LayerOutput
+from groundtune.errors import CheckpointError
 from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
 from groundtune.text.prompt import Prompt, class_prompt
@@ -22,6 +27,11 @@ from groundtune.text.sampling import chunk_names
 from groundtune.text.tokens import TextInput, count_tokens, tokenize
 
 PAIRS_PER_BATCH = 8
+T = TypeVar("T")
+
+
+class NonFiniteOutput(CheckpointError):
+    """The network gives NaN or infinity for an image."""
 
 
 @dataclass
@@ -104,6 +114,9 @@ def detect_batch(
 
     Returns:
         Per image its best 300 detections, on the CPU; an empty list for an empty batch.
+
+    Raises:
+        NonFiniteOutput: call this within `checked`, which repeats it in float32.
     """
     count = len(prompts.phrase_maps)
     passes = [(network, list(range(count)))]
@@ -119,6 +132,7 @@ def detect_batch(
             batch = pairs[start : start + batch_size]
             text = prompts.rows([prompt for _, prompt in batch])
             output = answering.forward_features([list(features[image]) for image, _ in batch], text)
+            check_finite(output, [prompts.phrase_maps[prompt] for _, prompt in batch])
             for row, (image, prompt) in enumerate(batch):
                 logits, phrase_map = output["pred_logits"][row], prompts.phrase_maps[prompt]
                 scores[image][prompt] = class_scores(logits, phrase_map, prompts.score_reduction)
@@ -129,6 +143,37 @@ def detect_batch(
         best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw)
         detections.append(best.cpu())
     return detections
+
+
+def check_finite(output: LayerOutput, phrase_maps: Sequence[Tensor]) -> None:
+    """Raise `NonFiniteOutput` if a box, or a logit of a phrase's token, is NaN or infinite."""
+    used = torch.stack([phrase_map.any(0) for phrase_map in phrase_maps]).to(output["pred_logits"].device)
+    logits = output["pred_logits"][..., : used.shape[1]]  # -inf outside of the prompt
+    if not output["pred_boxes"].isfinite().all() & (logits.isfinite() | ~used[:, None]).all():
+        raise NonFiniteOutput(
+            "The model's output is not finite, so its detections mean nothing: its weights may be corrupted "
+            "or have diverged. Load another checkpoint."
+        )
+
+
+def checked(compute: Callable[[], T], device: torch.device) -> T:
+    """Return what `compute` makes of images: in float32 if it raises `NonFiniteOutput` in bf16."""
+    try:
+        return compute()
+    except NonFiniteOutput:
+        if not torch.is_autocast_enabled(device.type):
+            raise
+    warn_of_float32()
+    with torch.autocast(device.type, enabled=False):
+        return compute()
+
+
+@cache  # once per process
+def warn_of_float32() -> None:
+    """Report that bfloat16 is not enough."""
+    logging.getLogger("groundtune").warning(
+        "The model's output is not finite in bf16 for some images, which are computed again in float32."
+    )
 
 
 @contextmanager

@@ -56,14 +56,17 @@ class FeatureCache:
         Images are normalized (3, h, w), or None where `needs_pixels` is False; each has a sample
         index and the number of its augmented view.
         """
-        keys = list(zip(indices, views, strict=True))
-        for image, key in zip(images, keys, strict=True):
-            if key not in self._maps:
+        batch = []
+        for image, key in zip(images, zip(indices, views, strict=True), strict=True):
+            maps = self._maps.get(key)
+            if maps is None:
                 assert image is not None, f"image {key} is neither cached nor decoded"
                 # one by one: convolutions may round differently in another batch
-                maps = extract(self._network, [image], device)[0]
-                self._maps[key] = [level.to("cpu", self._dtype) for level in maps]
-        return [[level.to(device, torch.float32) for level in self._maps[key]] for key in keys]
+                maps = [level.to("cpu", self._dtype) for level in extract(self._network, [image], device)[0]]
+                if all(level.isfinite().all() for level in maps):  # others are tried again in float32
+                    self._maps[key] = maps
+            batch.append([level.to(device, torch.float32) for level in maps])
+        return batch
 
     def estimate_bytes(self, sizes_hw: Sequence[tuple[int, int]], views: int, device: torch.device) -> int:
         """Estimate the memory of all resized images' maps from a blank image, scaled by area."""

@@ -15,7 +15,7 @@ from groundtune.data.images import load_image, to_rgb
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import class_prompts, detect_batch, inference_mode, sentence_prompts
+from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.predict.sources import Frame
@@ -124,10 +124,14 @@ class Predictor:
             to_tensor(resize_keep_ratio(size_hw, image_format).image(image), image_format)
             for size_hw, image in zip(sizes_hw, images, strict=True)
         ]
+
+        def detect() -> list[ImageDetections]:
+            features = extract(network, tensors, self.device)
+            return detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
+
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
-            features = extract(network, tensors, self.device)
-            detected = detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
+            detected = checked(detect, self.device)
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from groundtune.errors import CONTROL_CHARS, DataError
 
 _SEPARATOR = ". "
-_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|ward|wards)?\b)", re.IGNORECASE)
 
 Spans = tuple[tuple[tuple[int, int], ...], ...]
 
@@ -130,36 +129,6 @@ def sentence_prompt(sentence: str) -> Prompt:
             f"Invalid phrase {sentence!r}: expected 'the cat on the left' or 'a [cat] on a [sofa]'."
         )
     return prompt
-
-
-def mirror_caption(caption: str, spans: Spans) -> tuple[str, Spans]:
-    """Swap left and right in the caption of a mirrored image, and move the spans along.
-
-    Swaps whole words and the beginnings of leftmost, left-hand, leftside and leftward; "upright"
-    and "leftover" stay. Mirroring twice returns the original caption.
-    """
-    # "left" has four letters, "right" has five
-    growth = {match.span(): 1 if len(match[0]) == 4 else -1 for match in _SIDE.finditer(caption)}
-    mirrored = _SIDE.sub(lambda match: _other_side(match[0]), caption)
-
-    def moved(position: int, is_end: bool) -> int:
-        shift = 0
-        for (begin, end), letters in growth.items():
-            if end <= position:
-                shift += letters
-            elif begin < position:  # a span that begins or ends inside the word takes all of it
-                return (end + shift + letters) if is_end else begin + shift
-        return position + shift
-
-    moved_spans = (
-        tuple((moved(begin, False), moved(end, True)) for begin, end in ranges) for ranges in spans
-    )
-    return mirrored, tuple(moved_spans)
-
-
-def _other_side(word: str) -> str:
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.title() if word[0].isupper() else other
 
 
 def _check_not_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:

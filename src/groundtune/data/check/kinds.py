@@ -26,6 +26,7 @@ _RENAME = "Give the model a short name in common words: --rename NAME='other nam
 _RENAME_IF = "If it reads wrongly, rename the class: --rename NAME='other name'."
 _MERGE = "If so, merge them: --rename WRONG='right'."
 _NOTHING = "Nothing has to be done."
+_NO_FLIP = "Nothing has to be done; --flip 0 mirrors no image."
 _BOXES = "Look at these boxes in the labeling tool, and correct or delete them."
 _COMPLETE = "Make sure that the annotations are complete and belong to these images."
 _LABEL = "Label more objects of it, or remove the class."
@@ -52,6 +53,7 @@ _CHECKS: list[tuple[str, Severity, str, str]] = [
     ("names-over-budget", "note", "The class names do not fit into one prompt; several are used.", _NOTHING),
     ("names-same-tokens", "warning", "Class names are identical to the model.", _RENAME),
     ("names-alike", "warning", "Class names are nearly equal, perhaps one class in two spellings.", _MERGE),
+    ("names-mirrored", "note", "Names or captions change when training mirrors an image.", _NO_FLIP),
     # splits and classes
     ("split-missing", "error", "There are no images to train on.", "Add a split called 'train'."),
     ("split-without-boxes", "error", "The split has no boxes.", _COMPLETE),

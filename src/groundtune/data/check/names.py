@@ -14,6 +14,7 @@ import numpy as np
 from transformers import BertTokenizer
 
 from groundtune.data.check.kinds import ModelLimits
+from groundtune.data.mirror import describe_mirroring
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
 from groundtune.text.sampling import chunk_names
@@ -51,6 +52,8 @@ def check_names(dataset: Dataset, limits: ModelLimits, problems: Collector) -> N
     _check_lengths(names, [len(pieces) + 1 for pieces in tokens], limits.max_text_len, problems)
     for first, second in alike_names(names):
         problems.add("names-alike", f"{first!r} and {second!r}")
+    for text in describe_mirroring(dataset):
+        problems.add("names-mirrored", text)
 
 
 def _check_name(name: str, written: str, tokens: list[str], problems: Collector) -> None:
