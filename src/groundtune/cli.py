@@ -34,9 +34,9 @@ from groundtune.progress import format_metric
 _METAVARS = {"dict": "NAME=PHRASE", "list": "A,B", "int": "N", "float": "X"}
 _VALUES = {
     **{"output_dir": "DIR", "output": "PATH", "data": "PATH", "captions": "FILE", "base": "MODEL"},
-    **{"resume": "RUN", "thresholds": "RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
+    **{"resume": "RUN", "thresholds": "A=X,B=Y|FILE|RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
 }
-_ORDER = ("", "run", "training", "loss", "images", "prompts", "compute")  # of the groups in the help text
+_ORDER = ("", "run", "training", "loss", "images", "prompts", "detections", "compute")  # of groups in help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +172,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
             settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
             settings |= {"dest": name, "metavar": _metavar(name, field)}
-        if "dict" in str(field.type) or known["repeat"]:
+        if str(field.type).startswith("dict") or known["repeat"]:
             settings["action"] = "append"  # each use of the option adds one
         groups[known["group"]].add_argument(*flags, **settings)
 

@@ -3,8 +3,8 @@
 faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with
 both). Deviations:
 
-- The area of an object, which makes it small, medium or large, is that of its box, not of a mask.
-  This affects APs, APm and APl only.
+- The area of an object, which makes it small, medium or large, is that of its box where the file has
+  no `area`. This affects APs, APm and APl only.
 - A number without ground truth is None instead of -1.
 - LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all
   images count, instead of 300 per image. A model still predicts its 300 best detections per image,
@@ -33,7 +33,7 @@ class CocoMetrics:
     """Numbers between 0 and 1, or None without ground truth.
 
     Attributes:
-        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (box area < 32², < 96²,
+        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (area < 32², < 96²,
             larger), and AR1, AR10, AR100 (recall with that many detections per image) or, of LVIS,
             APr, APc, APf (rare, common, frequent classes).
         per_class: AP and AP50 by class name.
@@ -118,7 +118,8 @@ def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
     for sample in dataset.samples:
         height, width = sample.size_hw
         images.append({"id": sample.image_id, "height": height, "width": width})
-        for box, class_id, crowd in zip(sample.boxes_xyxy, sample.class_ids, sample.crowd, strict=True):
+        columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, sample.object_areas())
+        for box, class_id, crowd, area in zip(*columns, strict=True):
             if int(class_id) not in counted:
                 continue
             x0, y0, x1, y1 = (float(value) for value in box)
@@ -128,7 +129,7 @@ def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
                     "image_id": sample.image_id,
                     "category_id": dataset.category_ids[int(class_id)],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
+                    "area": float(area),
                     "iscrowd": int(crowd),
                 }
             )

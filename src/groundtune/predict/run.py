@@ -1,19 +1,27 @@
 """Build a predictor from options, and detect objects in files, with results on disk."""
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yaml import BaseLoader
+
 from groundtune.config import DetectOptions, PredictConfig, PredictorOptions
-from groundtune.data.formats.files import read_text
 from groundtune.device import pick_device, pick_precision, set_up_cpu
-from groundtune.errors import ConfigError, escape_control_chars
+from groundtune.errors import ConfigError, escape_control_chars, suggestion
+from groundtune.files import parse_yaml, read_json, read_text
 from groundtune.model.bundle import ModelBundle
+from groundtune.options import resolve
+from groundtune.predict.postprocess import Selection
 from groundtune.predict.predictor import Predictor
 from groundtune.predict.sources import iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
 from groundtune.progress import Progress
+from groundtune.text.prompt import clean_name
+
+_PAIR = re.compile(r"\s*(.+?)\s*=([^=,]*)(?:,|$)")  # of a name, which may have commas, and a number
 
 
 def build_predictor(
@@ -44,6 +52,7 @@ def build_predictor(
         device,
         threshold=options.threshold,
         thresholds=thresholds,
+        selection=Selection(options.nms, options.agnostic_nms, options.max_detections),
         sentences=bool(phrases),
         tiles=tiles,
         batch_size=options.batch_size,
@@ -63,6 +72,49 @@ def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
             f"classes: the model {bundle.source} has no classes of its own; give class names to detect."
         )
     return names
+
+
+def read_thresholds(given: str | Mapping[str, float]) -> dict[str, float]:
+    """Read confidence thresholds by class name: a mapping, a file of one, or "cat=0.5,dog=0.3".
+
+    Raises:
+        ConfigError: the text is none of these, or a threshold is not between 0 and 1.
+    """
+    if not isinstance(given, str):
+        return dict(given)
+    path, content = Path(given), dict(_PAIR.findall(given))
+    if path.is_file():
+        content = _read_mapping(path)
+    elif not content or _PAIR.sub("", given):
+        expected = "NAME=VALUE,NAME=VALUE, a YAML or JSON file, or a run directory"
+        raise ConfigError(f"thresholds: expected {expected}, got {given!r}, which does not exist.")
+    checked = resolve(DetectOptions, [(given, {"thresholds": content})])
+    assert isinstance(checked.thresholds, dict)
+    return checked.thresholds
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Return a mapping in a file; all names of YAML are text."""
+    fix = "Expected class names with thresholds, such as `cat: 0.5`."
+    try:
+        is_json = path.suffix == ".json"
+        content = read_json(path, ConfigError, fix) if is_json else parse_yaml(read_text(path), BaseLoader)
+    except ValueError as error:
+        raise ConfigError(f"thresholds: {path} is not YAML{error}. {fix}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"thresholds: {path} has no mapping. {fix}")
+    return content
+
+
+def check_classes(thresholds: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise a ConfigError that lists the thresholds of classes that are not to be detected."""
+    cleaned = {clean_name(name): name for name in names}
+    unknown = [name for name in thresholds if clean_name(name) not in cleaned]
+    if unknown:
+        hints = [f"{name!r}.{suggestion(clean_name(name), cleaned)}" for name in unknown]
+        raise ConfigError(
+            f"thresholds: no such class: {' '.join(hints)} Expected some of {', '.join(names)}."
+        )
 
 
 def predict_files(
