@@ -15,6 +15,7 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from groundtune import config as configs
 from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
-from groundtune.errors import CheckpointError, ConfigError, DataError, suggestion
+from groundtune.errors import CheckpointError, ConfigError, DataError, NotWritten, suggestion
+from groundtune.files import check_writable, write_whole
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
-from groundtune.progress import Progress, format_metric
+from groundtune.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,11 +174,7 @@ def train(
         config = _resolve(TrainConfig, config, "train()", **options)
         configs.validate(config)
     else:
-        given, path = _given(TrainConfig, **options), Path(config) if config else None
-        if bundle is None:
-            config = training_options(given, path, "train()")
-        else:
-            config = train_config(given, path, bundle.recipe, where="train()")
+        config = training_options(_given(TrainConfig, **options), config, "train()", bundle)
     from groundtune.data.check.run import describe_classes
     from groundtune.engine.distributed import check_launcher, is_main
     from groundtune.engine.prepare import prepare
@@ -204,15 +202,20 @@ def train(
     return result
 
 
-def training_options(given: Mapping[str, Any], file: str | Path | None, where: str) -> TrainConfig:
+def training_options(
+    given: Mapping[str, Any], file: str | Path | None, where: str, bundle: "ModelBundle | None" = None
+) -> TrainConfig:
     """Resolve the options of a training run; `where` names `given` in messages."""
+    path = Path(file) if file else None
+    if bundle is not None:
+        return train_config(given, path, bundle.recipe, where=where)
 
     def recipe(source: str) -> Mapping[str, Any]:
         from groundtune.model.checkpoint.load import load_recipe, model_source
 
         return load_recipe(model_source(source))
 
-    config = train_config(given, Path(file) if file else None, recipe, where=where)
+    config = train_config(given, path, recipe, where=where)
     from groundtune.model.checkpoint.load import model_source
 
     return replace(config, model=model_source(config.model))
@@ -253,16 +256,18 @@ def evaluate(
     Returns:
         `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency,
         `metrics["recall@1"]` and so on for captions; `per_class[name]["AP"]`; `predictions` in
-        COCO's result format.
+        COCO's result format, with `file_name` and `category_name`.
+
+    Raises:
+        NotWritten: `output` cannot be written in the end; the error's `result` is the evaluation.
     """
     config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
-    output = None if config.output is None else Path(config.output)
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
+    if config.output is not None:
+        check_writable(Path(config.output), "output")
     from groundtune.data.reading import read_data
     from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
-    from groundtune.engine.evaluate import eval_task, run_task
+    from groundtune.engine.evaluate import eval_task, name_images_and_classes, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
 
@@ -284,8 +289,13 @@ def evaluate(
             device = pick_device(config.device)
             task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
             result = run_task(task, dataset, config.batch_size, device, progress)
-    if output is not None:
-        output.write_text(json.dumps(result.predictions), encoding="utf-8")
+    name_images_and_classes(dataset, result.predictions)
+    if config.output is not None:
+        try:
+            write_whole(Path(config.output), json.dumps(result.predictions).encode())
+        except OSError as error:
+            message = f"output: cannot write {config.output}: {error.strerror or error}."
+            raise NotWritten(message, result) from error
     return result
 
 
@@ -406,7 +416,7 @@ def blend_rows(points: "Sequence[BlendPoint]", best: "BlendPoint") -> list[list[
     from groundtune.report.blend import blend_rows
 
     marks = ["", *("chosen" if point is best else "" for point in points)]
-    return [[*row, mark] for row, mark in zip(blend_rows(points, format_metric), marks, strict=True)]
+    return [[*row, mark] for row, mark in zip(blend_rows(points), marks, strict=True)]
 
 
 def check(
@@ -672,7 +682,7 @@ def _predictor(bundle: "ModelBundle", options: DetectOptions, classes: Sequence[
     from groundtune.report.run_data import run_thresholds
 
     given = options.thresholds or {}
-    if isinstance(given, str) and Path(given).is_dir():  # a run may have other classes
+    if isinstance(given, str) and os.path.isdir(given):  # a run may have other classes
         return build_predictor(bundle, options, classes or [], run_thresholds(Path(given)))
     predictor = build_predictor(bundle, options, classes or [], read_thresholds(given))
     check_classes(predictor.thresholds, predictor.names)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from groundtune import api, printing
 from groundtune import config as configs
 from groundtune._version import __version__
-from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
+from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, NotWritten, suggestion
 from groundtune.options import (
     COMMAND_LINE,
     Field,
@@ -197,18 +197,21 @@ def _train(config: configs.TrainConfig) -> int | None:
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
-    result = api.evaluate(config=config, quiet=False)
+    failed = None
+    try:
+        result = api.evaluate(config=config, quiet=False)
+    except NotWritten as error:
+        result, failed = error.result, error
     if config.json:
         content = {"split": config.split, "metrics": result.metrics, "per_class": result.per_class}
         print(json.dumps(content, indent=2))
-        return
-    print(
-        printing.table(
-            [[config.split, ""], *([name, format_metric(v)] for name, v in result.metrics.items())]
-        )
-    )
-    if result.per_class:
-        print(f"\n{printing.class_scores(result.per_class)}")
+    else:
+        rows = [[name, format_metric(value)] for name, value in result.metrics.items()]
+        print(printing.table([[config.split, ""], *rows]))
+        if result.per_class:
+            print(f"\n{printing.class_scores(result.per_class)}")
+    if failed is not None:
+        raise failed
 
 
 def _predict(config: configs.PredictConfig) -> int:

@@ -3,8 +3,7 @@
 faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with
 both). Deviations:
 
-- The area of an object, which makes it small, medium or large, is that of its box where the file has
-  no `area`. This affects APs, APm and APl only.
+- An object whose file has no `area` is small, medium or large by the area of its box.
 - A number without ground truth is None instead of -1.
 - LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all
   images count, instead of 300 per image. A model still predicts its 300 best detections per image,
@@ -123,16 +122,10 @@ def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
             if int(class_id) not in counted:
                 continue
             x0, y0, x1, y1 = (float(value) for value in box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # from 1: id 0 means "unmatched" inside the evaluator
-                    "image_id": sample.image_id,
-                    "category_id": dataset.category_ids[int(class_id)],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
+            # ids from 1: id 0 means "unmatched" inside the evaluator
+            row: dict[str, Any] = {"id": len(annotations) + 1, "image_id": sample.image_id}
+            row |= {"category_id": dataset.category_ids[int(class_id)], "iscrowd": int(crowd)}
+            annotations.append(row | {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(area)})
     categories = [
         {"id": dataset.category_ids[index], "name": dataset.class_names[index]} for index in class_indices
     ]
@@ -166,9 +159,8 @@ def lvis_metrics(
         image["neg_category_ids"] = rules.absent.get(image["id"], [])
         image["not_exhaustive_category_ids"] = rules.incomplete.get(image["id"], [])
     for category in truth["categories"]:
-        category["frequency"] = rules.frequencies.get(
-            category["id"], "r"
-        )  # a class of another split has no object here
+        # a class of another split has no object here
+        category["frequency"] = rules.frequencies.get(category["id"], "r")
     precision, _ = precision_recall(truth, _best_per_class(predictions), [_MAX_PER_CLASS], lvis=True)
     result = average_precision(truth, precision)
     group = np.array([category["frequency"] for category in truth["categories"]])

@@ -1,5 +1,6 @@
 """Build a predictor from options, and detect objects in files, with results on disk."""
 
+import os
 import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from yaml import BaseLoader
 from groundtune.config import DetectOptions, PredictConfig, PredictorOptions
 from groundtune.device import pick_device, pick_precision, set_up_cpu
 from groundtune.errors import ConfigError, escape_control_chars, suggestion
-from groundtune.files import parse_yaml, read_json, read_text
+from groundtune.files import parse_yaml, read_text
 from groundtune.model.bundle import ModelBundle
 from groundtune.options import resolve
 from groundtune.predict.postprocess import Selection
@@ -82,28 +83,17 @@ def read_thresholds(given: str | Mapping[str, float]) -> dict[str, float]:
     """
     if not isinstance(given, str):
         return dict(given)
-    path, content = Path(given), dict(_PAIR.findall(given))
-    if path.is_file():
-        content = _read_mapping(path)
-    elif not content or _PAIR.sub("", given):
-        expected = "NAME=VALUE,NAME=VALUE, a YAML or JSON file, or a run directory"
-        raise ConfigError(f"thresholds: expected {expected}, got {given!r}, which does not exist.")
-    checked = resolve(DetectOptions, [(given, {"thresholds": content})])
-    assert isinstance(checked.thresholds, dict)
-    return checked.thresholds
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Return a mapping in a file; all names of YAML are text."""
-    fix = "Expected class names with thresholds, such as `cat: 0.5`."
-    try:
-        is_json = path.suffix == ".json"
-        content = read_json(path, ConfigError, fix) if is_json else parse_yaml(read_text(path), BaseLoader)
-    except ValueError as error:
-        raise ConfigError(f"thresholds: {path} is not YAML{error}. {fix}") from error
+    content: Any = None if _PAIR.sub("", given) else dict(_PAIR.findall(given))
+    if os.path.isfile(given):
+        try:  # JSON is YAML but for tabs; all names are text
+            content = parse_yaml(read_text(Path(given), ConfigError).replace("\t", " "), BaseLoader)
+        except ValueError as error:
+            raise ConfigError(f"thresholds: {given} is neither YAML nor JSON{error}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"thresholds: {path} has no mapping. {fix}")
-    return content
+        expected = "cat=0.5,dog=0.3, a YAML or JSON file such as `cat: 0.5`, or a run directory"
+        raise ConfigError(f"thresholds: expected {expected}; got {given!r}.")
+    checked = resolve(DetectOptions, [(given, {"thresholds": content})]).thresholds
+    return checked if isinstance(checked, dict) else {}
 
 
 def check_classes(thresholds: Mapping[str, float], names: Sequence[str]) -> None:

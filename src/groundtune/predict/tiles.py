@@ -11,8 +11,8 @@ steps:
 3. A cut box and another tile's box are one object if they agree by the same IoU on the area that
    both tiles see. A whole box replaces it; cut boxes alone (an object longer than the overlap) are
    united.
-4. A cut box of which 70 % lie inside a larger box of its class, of the whole image or of another
-   tile, is a fragment of that object, such as an arrow's shaft: it is dropped with its score.
+4. A box that is still cut, and of which 70 % lie inside a larger box of its class from another tile
+   or the whole image, is a fragment, such as an arrow's shaft: it is dropped with its score.
 
 Boxes of one tile are never merged. Deviation from SAHI (Akyon et al. 2022), which merges by the
 overlap of whole boxes: it drops a small object in front of a large one, and leaves the halves of an
@@ -82,7 +82,7 @@ def merge(
     )
     candidates = candidates.select(~_inside_another_tile(candidates, regions, size_hw))
     candidates = candidates.select(torch.argsort(candidates.scores, descending=True, stable=True))
-    return _unite(candidates.select(torch.argsort(candidates.cut.int(), stable=True)))
+    return _unite(candidates.select(torch.argsort(candidates.cut.int(), stable=True)), size_hw)
 
 
 @dataclass
@@ -115,32 +115,48 @@ def _inside_another_tile(candidates: _Candidates, regions: Tensor, size_hw: tupl
     return candidates.cut & (inside & ~_is_cut(boxes, tiles, size_hw)).any(1)
 
 
-def _unite(candidates: _Candidates) -> ImageDetections:
+def _unite(candidates: _Candidates, size_hw: tuple[int, int]) -> ImageDetections:
     """Return one box per object; candidates are sorted: whole boxes first, each kind best first."""
     left = torch.ones_like(candidates.cut)
-    boxes, scores, classes = [], [], []
+    first: list[int] = []  # detection of each object
     for index in range(len(candidates.cut)):
         if not left[index]:
             continue
         group = left & _same_object(candidates, index)
         group[index] = True
-        box = candidates.boxes[index]
         if candidates.cut[index]:  # pieces of pieces
             queue = set(group.nonzero().flatten().tolist()) - {index}
             while queue:
                 more = left & ~group & _same_object(candidates, queue.pop())
                 queue |= set(more.nonzero().flatten().tolist())
                 group |= more
-            pieces = candidates.boxes[group]
-            box = torch.cat([pieces[:, :2].amin(0), pieces[:, 2:].amax(0)])
-        boxes.append(box)
-        scores.append(candidates.scores[group].max())
-        classes.append(candidates.classes[index])
-        left &= ~group & ~_fragments(candidates, index, box)
-    if not boxes:
-        return ImageDetections(candidates.boxes, candidates.scores, candidates.classes)
-    order = torch.argsort(torch.stack(scores), descending=True, stable=True)
-    return ImageDetections(torch.stack(boxes)[order], torch.stack(scores)[order], torch.stack(classes)[order])
+            candidates.boxes[index] = _hull(candidates.boxes[group])
+            hull = _hull(candidates.regions[group])
+            candidates.cut[index] = _is_cut(candidates.boxes[index], hull, size_hw)
+        candidates.scores[index] = candidates.scores[group].max()
+        first.append(index)
+        left &= ~group
+    united = candidates.select(torch.tensor(first, dtype=torch.long))
+    united = united.select(~_is_fragment(united))
+    united = united.select(torch.argsort(united.scores, descending=True, stable=True))
+    return ImageDetections(united.boxes, united.scores, united.classes)
+
+
+def _hull(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+
+
+def _is_fragment(candidates: _Candidates) -> Tensor:
+    """Return which cut boxes lie mostly inside a larger box of their class from another region."""
+    fragments, areas = candidates.cut.clone(), box_area(candidates.boxes)
+    for index in fragments.nonzero().flatten().tolist():
+        inside = box_area(_clip(candidates.boxes, candidates.boxes[index : index + 1]))
+        larger = (areas > areas[index]) & (inside >= _FRAGMENT_SHARE * areas[index])
+        other = (candidates.owner != candidates.owner[index]) & (
+            candidates.classes == candidates.classes[index]
+        )
+        fragments[index] = (larger & other).any()
+    return fragments
 
 
 def _same_object(candidates: _Candidates, index: int) -> Tensor:
@@ -154,13 +170,6 @@ def _same_object(candidates: _Candidates, index: int) -> Tensor:
     shared_iou = pairwise_iou(ours[:, None], theirs[:, None]).flatten() * (box_area(ours) > 0)
     whole_iou = pairwise_iou(box[None], candidates.boxes)[0]
     return other & (torch.where(candidates.cut | candidates.cut[index], shared_iou, whole_iou) >= _SAME_IOU)
-
-
-def _fragments(candidates: _Candidates, index: int, box: Tensor) -> Tensor:
-    """Return which cut detections are fragments of the object of detection `index`, with its box."""
-    other = (candidates.owner != candidates.owner[index]) & (candidates.classes == candidates.classes[index])
-    areas, inside = box_area(candidates.boxes), box_area(_clip(candidates.boxes, box[None]))
-    return other & candidates.cut & (inside >= _FRAGMENT_SHARE * areas) & (areas < box_area(box))
 
 
 def _clip(boxes: Tensor, regions: Tensor) -> Tensor:

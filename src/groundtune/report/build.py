@@ -24,6 +24,7 @@ from groundtune.data.sample import Dataset
 from groundtune.files import atomic_write
 from groundtune.metrics import errors
 from groundtune.metrics.grounding import retention
+from groundtune.progress import format_metric
 from groundtune.report.advice import advice
 from groundtune.report.figures import Series, gallery, heat_map, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
@@ -93,7 +94,9 @@ def _headline(run: RunData) -> list[dict[str, str]]:
             continue
         gain = f"{best - before:+.3f}" if best is not None and before is not None else ""
         values = {"before": before, "final": final, "best": best}
-        rows.append({"name": name, "gain": gain} | {key: share(value) for key, value in values.items()})
+        rows.append(
+            {"name": name, "gain": gain} | {key: format_metric(value) for key, value in values.items()}
+        )
     return rows
 
 
@@ -181,13 +184,10 @@ def _class_row(
     run: RunData, name: str, best: errors.ClassThreshold, counts: dict[str, int]
 ) -> dict[str, Any]:
     scores = run.per_class.get(name, {})
-    values = {
-        "AP": scores.get("AP"),
-        "AP50": scores.get("AP50"),
-        "threshold": best.threshold if best.f1 else None,
-    }
+    values = {"AP": scores.get("AP"), "AP50": scores.get("AP50")}
+    values |= {"threshold": best.threshold if best.f1 else None}
     values |= {"f1": best.f1, "precision": best.precision, "recall": best.recall}
-    return {"name": name, **{key: share(value) for key, value in values.items()}, **counts}
+    return {"name": name, **{key: format_metric(value) for key, value in values.items()}, **counts}
 
 
 def _matrix(matrix: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -219,8 +219,3 @@ def _precision_recall(results: list[errors.ImageMatches], names: Sequence[str]) 
             (names[class_id], (matched / totals[class_id])[keep].tolist(), precision[keep].tolist())
         )
     return series
-
-
-def share(value: float | None) -> str:
-    """Format a metric with three decimals; None is a dash."""
-    return "–" if value is None else f"{value:.3f}"

@@ -65,9 +65,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
     for number, (_, xs, ys) in enumerate(series):
         for piece in _pieces(xs, ys):
-            points = " ".join(
-                f"{across:.1f},{down:.1f}" for across, down in (position(x, y) for x, y in piece)
-            )
+            points = " ".join("{:.1f},{:.1f}".format(*position(x, y)) for x, y in piece)
             if len(piece) == 1:
                 across, down = position(*piece[0])
                 parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
