@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from groundtune import config as configs
 from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
 from groundtune.errors import CheckpointError, ConfigError, DataError, NotWritten, suggestion
-from groundtune.files import check_writable, write_whole
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
 from groundtune.progress import Progress
@@ -262,6 +261,8 @@ def evaluate(
         NotWritten: `output` cannot be written in the end; the error's `result` is the evaluation.
     """
     config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
+    from groundtune.files import check_writable, write_whole
+
     if config.output is not None:
         check_writable(Path(config.output), "output")
     from groundtune.data.reading import read_data

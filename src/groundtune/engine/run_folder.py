@@ -53,7 +53,8 @@ def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
 def check_usable(folder: Path, resume: bool) -> None:
     """Raise a `ConfigError` unless a run directory is new, empty, or that of the run to resume."""
     if not resume or not folder.is_dir():
-        fix = f"Choose another --output-dir, or resume that run with --resume {folder}."
+        or_resume = f", or resume that run with --resume {folder}" if folder.is_dir() else ""
+        fix = f"Choose another --output-dir{or_resume}."
         ensure_empty_output(folder, ConfigError, fix, "output_dir: ")
 
 
