@@ -3,24 +3,25 @@
     python benchmarks/tiles.py RUN_DIRECTORY
 
 Fine-tunes nano on generated arrows of 24 to 440 pixels, unless the run directory exists, and
-detects them in 1000x700 images: 72 arrows of 50 pixels, one arrow of 700 pixels, and both together.
-Prints for each image and tile size the small and the large arrows that are found (IoU of at least
-0.5, score of at least 0.3), and the false detections inside the large arrow.
+detects the arrows of eight images of 1000x700 pixels: one of 350 to 900 pixels, and up to 72 of 50
+pixels. For each size of tiles it prints the numbers of small arrows and of those that are found
+(IoU of at least 0.5), of large ones that are found, and of false detections inside these.
 """
 
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
 
 import groundtune as gt
-from groundtune.boxes import pairwise_iou
+from groundtune.boxes import box_area, pairwise_iou
 
 Box = tuple[int, int, int, int]
-SIZE, THRESHOLD, TILES = (1000, 700), 0.3, (None, 160, 200, 320, 640)
-LONG: Box = (150, 310, 850, 410)
+SIZE, THRESHOLD = (1000, 700), 0.15
 
 
 def arrow(draw: ImageDraw.ImageDraw, box: Box, color: tuple[int, int, int]) -> None:
@@ -78,46 +79,43 @@ def grid(rng: random.Random) -> list[Box]:
     return [(x, y, x + 50, y + 34) for x, y in cells]
 
 
-def measure(model: gt.Model, image: Image.Image, boxes: list[Box], tiles: int | None) -> dict[str, float]:
-    """Return the objects that are found, the false detections inside the large one, and scores."""
-    import torch
+def scene_of(seed: int) -> tuple[Image.Image, list[Box]]:
+    """Return an image of 1000x700 with one arrow of 350 to 900 pixels and small ones beside it."""
+    rng = random.Random(seed)
+    width, height = rng.randint(350, 900), rng.randint(40, 160)
+    x, y = rng.randint(5, 995 - width), rng.randint(5, 695 - height)
+    large = (x, y, x + width, y + height)
+    beside = [
+        b for b in grid(rng) if b[3] + 8 < y or b[1] > large[3] + 8 or b[2] + 8 < x or b[0] > large[2] + 8
+    ]
+    return scene(SIZE, [large, *beside], rng), [large, *beside]
 
+
+def measure(model: gt.Model, image: Image.Image, boxes: list[Box], tiles: int | None) -> Counter[str]:
+    """Count the objects, those that are found, and the false detections inside the large one."""
     found = model.predict(image, ["arrow"], threshold=THRESHOLD, tiles=tiles)
-    detected, truth = torch.from_numpy(found.xyxy).float(), torch.tensor(boxes).float().reshape(-1, 4)
-    iou = pairwise_iou(truth, detected)
-    right = (iou >= 0.5).any(1) if len(found) else torch.zeros(len(boxes), dtype=torch.bool)
-    large = truth[:, 2] - truth[:, 0] > 100
-    false = ~(iou >= 0.5).any(0)
-    x0, y0, x1, y1 = LONG
-    centers = (detected[:, :2] + detected[:, 2:]) / 2
-    inside = (centers[:, 0] > x0) & (centers[:, 0] < x1) & (centers[:, 1] > y0) & (centers[:, 1] < y1)
-    of_large = (
-        iou[large].amax(0) >= 0.5 if large.any() and len(found) else torch.zeros(len(found), dtype=torch.bool)
-    )
-    scores = torch.from_numpy(found.confidence)
-    return {
-        "small": int(right[~large].sum()),
-        "large": int(right[large].sum()),
-        "false": int(false.sum()),
-        "fragments": int((false & inside).sum()) if large.any() else 0,
-        "score": round(float(scores[of_large].max()), 2) if of_large.any() else 0,
-        "fragment": round(float(scores[false & inside].max()), 2) if (false & inside).any() else 0,
+    detected, truth = torch.from_numpy(found.xyxy).float(), torch.tensor(boxes).float()
+    right = pairwise_iou(truth, detected) >= 0.5
+    both = torch.cat([detected[:, :2].maximum(truth[0, :2]), detected[:, 2:].minimum(truth[0, 2:])], 1)
+    inside = box_area(both) >= 0.7 * box_area(detected)
+    counts = {
+        "small": len(boxes) - 1,
+        "found": int(right[1:].any(1).sum()),
+        "large found": int(right[0].any()),
     }
+    return Counter(counts | {"fragments": int((inside & ~right.any(0)).sum()) if right[0].any() else 0})
 
 
 def main(folder: Path) -> None:
     if not folder.exists():
-        write_data(folder.with_name(f"{folder.name}-data"))
+        data = folder.with_name(f"{folder.name}-data")
+        write_data(data)
         options = {"epochs": 15, "retention_data": ["none"], "report_to": ["none"], "flip": 0}
-        gt.train("nano", folder.with_name(f"{folder.name}-data"), output_dir=folder, **options)
+        gt.train("nano", data, output_dir=folder, **options)
     model = gt.load(folder, device="cpu")
-    rng = random.Random(0)
-    small = grid(rng)
-    apart = [box for box in small if box[3] + 5 < LONG[1] or box[1] > LONG[3] + 5]
-    for name, boxes in (("72 small", small), ("one large", [LONG]), ("both", [*apart, LONG])):
-        image = scene(SIZE, boxes, random.Random(name))
-        for tiles in TILES:
-            print(name, tiles, json.dumps(measure(model, image, boxes, tiles)), flush=True)
+    for tiles in (None, 200, 320, 480):
+        counts = sum((measure(model, *scene_of(seed), tiles) for seed in range(8)), Counter())
+        print("tiles", tiles, json.dumps(counts), flush=True)
 
 
 if __name__ == "__main__":

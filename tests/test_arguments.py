@@ -171,7 +171,7 @@ TABLE: list[tuple[Callable[[gt.Model], Any], str]] = [
     (lambda m: gt.evaluate(m, 5.5), "evaluate(): data: expected text, got 5.5"),
     (
         lambda m: gt.evaluate(config=configs.PredictConfig(model="x", images=["a"])),
-        "expected a EvaluateConfig",
+        "expected EvaluateConfig, got PredictConfig",
     ),
     (
         lambda m: gt.evaluate(config=configs.EvaluateConfig(model="x", data="y", batch_size=0)),

@@ -639,7 +639,7 @@ def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:
     if config is None:
         return resolve(kind, [(where, _given(kind, **given))])
     if not isinstance(config, kind):
-        raise ConfigError(f"{where}: config: expected a {kind.__name__}, got {type(config).__name__}.")
+        raise ConfigError(f"{where}: config: expected {kind.__name__}, got {type(config).__name__}.")
     known = {name for name, value in given.items() if value is not None and value != []}
     if extra := known - ({"model"} if isinstance(given.get("model"), Model) else set()):
         raise ConfigError(f"{where}: config has all options; remove {', '.join(sorted(extra))}.")

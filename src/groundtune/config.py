@@ -34,10 +34,7 @@ _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, o
 _DATA = "data set (a directory of images with boxes, or an annotation file)"
 _NEW_DIR = "directory to write, new or empty"
 _CLASSES = "class names, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
-_THRESHOLDS = (
-    "thresholds by class: cat=0.5,dog=0.3, a YAML or JSON file of them, or a run directory with its best-F1 "
-    "ones; other classes use --threshold"
-)
+_THRESHOLDS = "thresholds by class: cat=0.5,dog=0.3, a YAML or JSON file, or a run with its best-F1 ones"
 _RENAME = "phrase for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 _SIDES = (
     "short side of an image in pixels; default: the model's",
@@ -82,11 +79,9 @@ class SelectionOptions:
 
     nms: float | None = _nms(None)
     agnostic_nms: bool = _detections(
-        False, f"suppress across classes: one object, one name; without --nms its IoU is {_NMS_IOU}"
+        False, f"NMS across classes: one object, one name; IoU {_NMS_IOU} without --nms"
     )
-    max_detections: int | None = _detections(
-        None, "maximum number of detections per image; default: 300, with tiles no maximum", low=1
-    )
+    max_detections: int | None = _detections(None, "maximum number per image; default: the 300 best", low=1)
 
     def __post_init__(self) -> None:
         if self.agnostic_nms and self.nms is None:
@@ -335,9 +330,7 @@ class InitConfig:
     )
     output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
-    classes: list[str] | None = option(
-        None, "classes to draw, as 'red ring, striped star'; default: six classes"
-    )
+    classes: list[str] | None = option(None, "classes to draw, as 'red ring, striped star'; default: six")
     train_images: int = option(160, "number of training images", low=1)
     valid_images: int = option(40, "number of validation images", low=1)
     image_size: int = option(320, "long side of an image in pixels", low=32)
@@ -405,9 +398,7 @@ class DemoConfig(ComputeOptions, SelectionOptions):
 
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
-    classes: list[str] | None = option(
-        None, "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
-    )
+    classes: list[str] | None = option(None, "initial class names; default: those of the fine-tuning")
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
     host: str = option("127.0.0.1", f"{_HOST}, without a password")
     port: int | None = option(
@@ -428,7 +419,7 @@ class ExportConfig:
     )
     output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
     classes: list[str] | None = option(
-        None, "onnx, openvino: classes to build in; the file has no language model then"
+        None, "onnx, openvino: classes to build in; then without a language model"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)

@@ -108,7 +108,8 @@ def _print_detections(prediction: Mapping[str, Any]) -> None:
     name = f"{prediction['image']}{frame}".encode(errors="replace").decode()
     print(f"{escape_control_chars(name)}: {counted(len(detections), 'detection')}")
     for found in detections:
-        print(f"  {found['class']}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
+        box = " ".join(f"{x:.1f}" for x in found["box_xyxy"])
+        print(f"  {escape_control_chars(found['class'])}  {found['score']:.3f}  {box}")
 
 
 def print_skipped(paths: Sequence[str]) -> int:
@@ -116,8 +117,7 @@ def print_skipped(paths: Sequence[str]) -> int:
     if not paths:
         return 0
     head = f"{counted(len(paths), 'file')} could not be read completely:"
-    text = "\n  ".join([head, *paths])
-    print(f"groundtune: {escape_control_chars(text)}", file=sys.stderr)
+    print("groundtune:", escape_control_chars("\n  ".join([head, *paths])), file=sys.stderr)
     return DataError.exit_code
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import Evaluation, Metrics, evaluate
+from groundtune.engine.evaluate import Evaluation, Metrics, eval_task, run_task
 from groundtune.errors import CheckpointError
 from groundtune.metrics.grounding import retention
 from groundtune.model.bundle import ModelBundle
@@ -140,6 +140,7 @@ def best_blend(
     alphas: Sequence[float],
     dataset: Dataset,
     retention_data: Mapping[str, Dataset],
+    precision: str,
     **settings: Any,
 ) -> tuple[list[BlendPoint], BlendPoint]:
     """Evaluate the points between two models, and give `tuned` the weights of the best one.
@@ -147,15 +148,18 @@ def best_blend(
     Args:
         dataset: the data set of the fine-tuning.
         retention_data: the data sets that measure forgetting, by name.
-        settings: `batch_size`, `device`, `precision` and `progress` of `evaluate`.
+        precision: "fp32" or "bf16".
+        settings: `batch_size`, `device` and `progress` of `run_task`.
 
     Returns:
         All points in order, and the best one.
     """
 
     def measure() -> tuple[Evaluation, dict[str, Evaluation]]:
-        target = evaluate(tuned, dataset, **settings)
-        return target, {name: evaluate(tuned, other, **settings) for name, other in retention_data.items()}
+        return score(dataset), {name: score(other) for name, other in retention_data.items()}
+
+    def score(data: Dataset) -> Evaluation:
+        return run_task(eval_task(tuned, data, None, precision), data, **settings)
 
     networks = base.detector.to(settings["device"]), tuned.detector.to(settings["device"])
     points = measure_line(*networks, alphas, measure)

@@ -168,19 +168,6 @@ def iter_maps(
             yield batch, extract(bundle.network, images, device)
 
 
-def evaluate(
-    bundle: ModelBundle,
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Detect a data set's classes, or the phrases of its captions, in its images and score them."""
-    return run_task(eval_task(bundle, dataset, None, precision), dataset, batch_size, device, progress)
-
-
 def run_task(
     task: EvalTask,
     dataset: Dataset,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from groundtune.data.formats.coco import annotation_rows
 from groundtune.data.sample import Dataset
 
 _CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigabytes for all of LVIS's classes
@@ -111,24 +112,16 @@ def average_precision(truth: dict[str, Any], precision: np.ndarray) -> CocoMetri
 
 def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
     """Return the boxes of some classes as the content of a COCO file."""
-    counted = set(class_indices)
+    names = {dataset.category_ids[index]: dataset.class_names[index] for index in class_indices}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample in dataset.samples:
         height, width = sample.size_hw
         images.append({"id": sample.image_id, "height": height, "width": width})
-        columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, sample.object_areas())
-        for box, class_id, crowd, area in zip(*columns, strict=True):
-            if int(class_id) not in counted:
-                continue
-            x0, y0, x1, y1 = (float(value) for value in box)
-            # ids from 1: id 0 means "unmatched" inside the evaluator
-            row: dict[str, Any] = {"id": len(annotations) + 1, "image_id": sample.image_id}
-            row |= {"category_id": dataset.category_ids[int(class_id)], "iscrowd": int(crowd)}
-            annotations.append(row | {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(area)})
-    categories = [
-        {"id": dataset.category_ids[index], "name": dataset.class_names[index]} for index in class_indices
-    ]
+        rows = [row for row in annotation_rows(sample, dataset.category_ids) if row["category_id"] in names]
+        # ids from 1: id 0 means "unmatched" inside the evaluator
+        annotations += [{"id": number} | row for number, row in enumerate(rows, len(annotations) + 1)]
+    categories = [{"id": number, "name": name} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -61,9 +61,8 @@ def differing_validation(runs: dict[str, RunData]) -> list[str]:
     first = next(iter(classes), "")
     for name, names in classes.items():
         missing, extra = sorted(classes[first] - names), sorted(names - classes[first])
-        parts = [
-            f"{verb} {', '.join(group)}" for verb, group in (("lacks", missing), ("adds", extra)) if group
-        ]
+        changes = ("lacks", missing), ("adds", extra)
+        parts = [f"{verb} {', '.join(group)}" for verb, group in changes if group]
         if parts:
             warnings.append(f"The classes differ: compared with {first}, {name} {' and '.join(parts)}.")
     return warnings
@@ -80,10 +79,11 @@ def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """Return the options by dotted name, as `optimizer.lr`."""
-    nested = {name: value if isinstance(value, dict) else {"": value} for name, value in config.items()}
-    return {
-        f"{name}.{key}".rstrip("."): value for name, inner in nested.items() for key, value in inner.items()
-    }
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): inner for key, inner in nested.items()}
+    return flat
 
 
 def _headline(runs: dict[str, RunData]) -> dict[str, Any]:

@@ -55,9 +55,8 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
     ]
     for y in ticks(y_low, y_high):
         _, down = position(x_low, y)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}"/>'
-        )
+        ends = f'x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}"'
+        parts.append(f'<line class="grid" {ends}/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in ticks(x_low, x_high):
         across, _ = position(x, y_low)
@@ -71,11 +70,10 @@ def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, flo
                 parts.append(f'<circle class="fill{number % 6}" cx="{across:.1f}" cy="{down:.1f}" r="3"/>')
             else:
                 parts.append(f'<polyline class="line{number % 6}{_dashed(number)}" points="{points}"/>')
-    names = [
-        f'<span><i class="dot{i % 6}{_dashed(i)}"></i>{escape(name)}</span>'
-        for i, (name, _, _) in enumerate(series)
-    ]
-    return "".join([*parts, '</svg><div class="legend">', *names, "</div>"])
+    parts.append('</svg><div class="legend">')
+    for i, (name, _, _) in enumerate(series):
+        parts.append(f'<span><i class="dot{i % 6}{_dashed(i)}"></i>{escape(name)}</span>')
+    return "".join([*parts, "</div>"])
 
 
 def _dashed(number: int) -> str:
@@ -97,13 +95,11 @@ def heat_map(matrix: np.ndarray, names: Sequence[str]) -> str:
     head = "".join(f'<th class="slant"><span>{escape(name)}</span></th>' for name in names)
     rows = []
     for index, name in enumerate(names):
-        cells = "".join(
-            f'<td class="{"hit" if index == column and column < len(names) - 1 else "off"}" '
-            f'style="--share:{share:.3f}">{count if count else ""}</td>'
-            for column, (count, share) in enumerate(
-                zip(matrix[index], matrix[index] / totals[index], strict=True)
-            )
-        )
+        cells = ""
+        for column, count in enumerate(matrix[index]):
+            kind = "hit" if index == column and column < len(names) - 1 else "off"
+            share = f"{count / totals[index, 0]:.3f}"
+            cells += f'<td class="{kind}" style="--share:{share}">{count if count else ""}</td>'
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return f'<table class="heat"><tr><th>ground truth ↓ prediction →</th>{head}</tr>{"".join(rows)}</table>'
 
@@ -146,12 +142,6 @@ def gallery(
 ) -> tuple[list[Card], list[str]]:
     """Draw the worst images with their boxes and the detections at or above the thresholds (C,).
 
-    Args:
-        results: matched detections of all images.
-        class_names: C names.
-        thresholds: (C,) score thresholds.
-        max_images: maximum number of images.
-
     Returns:
         The cards, the worst first, and messages about images that cannot be read.
     """
@@ -173,22 +163,15 @@ def _badness(result: ImageMatches, thresholds: np.ndarray) -> float:
 
 def _card(result: ImageMatches, class_names: Sequence[str], thresholds: np.ndarray) -> Card:
     sample, missed = result.sample, result.missed(thresholds)
-    boxes = [
-        _rectangle(
-            sample.boxes_xyxy[i], "missed" if i in missed else "truth", class_names[sample.class_ids[i]]
-        )
-        for i in np.flatnonzero(~sample.crowd)
-    ]
-    shown = [
-        i
-        for i, c in enumerate(result.class_ids)
-        if result.scores[i] >= thresholds[c] and result.types[i] != CROWD
-    ]
-    labels = [f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}" for i in shown]
-    detected = [
-        _rectangle(result.boxes_xyxy[i], result.types[i], label)
-        for i, label in zip(shown, labels, strict=True)
-    ]
+    boxes, detected = [], []
+    for i in np.flatnonzero(~sample.crowd):
+        kind = "missed" if i in missed else "truth"
+        boxes.append(_rectangle(sample.boxes_xyxy[i], kind, class_names[sample.class_ids[i]]))
+    confident = result.scores >= thresholds[result.class_ids]
+    shown = [i for i in np.flatnonzero(confident) if result.types[i] != CROWD]
+    for i in shown:
+        label = f"{class_names[result.class_ids[i]]} {result.scores[i]:.2f}"
+        detected.append(_rectangle(result.boxes_xyxy[i], result.types[i], label))
     tags = dict.fromkeys(["missed"] * min(len(missed), 1) + [result.types[i] for i in shown])
     height, width = sample.size_hw
     decoded = load_image(sample.image_path, sample.size_hw)

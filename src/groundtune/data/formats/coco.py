@@ -189,7 +189,7 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
         if sample.grounding:
             image |= {"caption": sample.grounding.caption, "tokens_positive_eval": sample.grounding.spans}
         images.append(image)
-        for row in _annotation_rows(sample, dataset.category_ids):
+        for row in annotation_rows(sample, dataset.category_ids):
             annotations.append({"id": len(annotations) + 1} | row)
     names = zip(dataset.category_ids, dataset.class_names, strict=True)
     categories = [{"id": i, "name": name} for i, name in names] or [{"id": 1, "name": "object"}]
@@ -197,7 +197,8 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _annotation_rows(sample: Sample, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def annotation_rows(sample: Sample, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the boxes of an image as rows of a COCO file, without ids."""
     spans = sample.grounding.spans if sample.grounding else ()
     scores = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
     columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, scores, sample.object_areas())
