@@ -3,6 +3,7 @@ replaced.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import pkgutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 from tiny_models import tiny_bundle
 
 import groundtune as gt
@@ -23,7 +25,8 @@ from groundtune.cli import build_parsers, main
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.scenes import write_scenes
 from groundtune.engine.train import RunResult
-from groundtune.errors import ConfigError, TrainingDiverged
+from groundtune.errors import ConfigError, NotWritten, TrainingDiverged
+from groundtune.files import check_writable
 from groundtune.model.checkpoint.load import load_recipe
 from groundtune.options import leaf_fields, other_names
 
@@ -258,6 +261,73 @@ def test_evaluate_prints_a_table_or_json(tiny: str, scenes: Path, capsys: pytest
     assert content["split"] == "train" and list(content["per_class"]) == ["blue star"]
     predictions = json.loads(Path("found.json").read_text())
     assert {row["category_id"] for row in predictions} == {2}
+
+
+def test_the_output_of_evaluate_names_images_and_classes(tiny: str, scenes: Path) -> None:
+    """It is still COCO's result format, for pycocotools and for this package."""
+    assert main(["evaluate", tiny, str(scenes), "--output", "found.json"]) == 0
+    rows = json.loads(Path("found.json").read_text())
+    file = scenes / "valid/_annotations.coco.json"
+    content = json.loads(file.read_text())
+    images = {row["id"]: row["file_name"] for row in content["images"]}
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    assert rows and all(row["file_name"] == images[row["image_id"]] for row in rows)
+    assert all(row["category_name"] == names[row["category_id"]] for row in rows)
+    assert len(COCO(str(file)).loadRes("found.json").getAnnIds()) == len(rows)
+    gt.convert(scenes, "yolo", format="yolo")
+    result = gt.evaluate(tiny, "yolo")
+    assert {Path(row["file_name"]).name for row in result.predictions} == set(images.values())
+    assert all((Path("yolo") / row["file_name"]).is_file() for row in result.predictions)
+
+
+@pytest.mark.parametrize("place", ["no/x.json", ".", "/proc/x.json", "file/x.json"])
+def test_an_output_that_cannot_be_written_ends_before_the_evaluation(
+    tiny: str, scenes: Path, place: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").write_text("")
+    before = written(Path())
+    monkeypatch.setattr("groundtune.data.reading.read_data", lambda *_: pytest.fail("it went on"))
+    assert main(["evaluate", tiny, str(scenes), "--output", place]) == 2
+    assert f"output: cannot write {place} (" in capsys.readouterr().err and written(Path()) == before
+
+
+def test_an_output_is_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):
+        check_writable(tmp_path / name, "output")
+    assert written(tmp_path) == {"old.json"} and (tmp_path / "old.json").read_text() == "old"
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"cannot write .*new.json \(Read-only file system\)"):
+        check_writable(tmp_path / "new.json", "output")
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "found.json"])
+def test_the_numbers_are_printed_even_if_the_disk_is_full(
+    tiny: str, scenes: Path, place: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["evaluate", tiny, str(scenes)]
+    assert main(line) == 0
+    table = capsys.readouterr().out
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    Path("found.json").write_text("old")
+    before = written(Path())
+    assert main([*line, "--output", place]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == table
+    assert printed.err.endswith(f"error: output: cannot write {place}: No space left on device.\n")
+    assert written(Path()) == before and Path("found.json").read_text() == "old"
+    assert Path("/dev/full").is_char_device()
+    with pytest.raises(NotWritten) as caught:
+        gt.evaluate(tiny, scenes, output=place)
+    assert set(caught.value.result.metrics) >= {"AP", "APs"}
 
 
 def test_predict_prints_boxes_or_json_and_saves(

@@ -15,6 +15,7 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,10 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from groundtune import config as configs
 from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
-from groundtune.errors import CheckpointError, ConfigError, DataError, suggestion
+from groundtune.errors import CheckpointError, ConfigError, DataError, NotWritten, suggestion
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
-from groundtune.progress import Progress, format_metric
+from groundtune.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +86,7 @@ class Model:
         Args:
             images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
             classes: class names to detect; None means those of the fine-tuning.
-            options: threshold=0.3, phrase, tiles, batch_size and others, see `predictor`.
+            options: threshold=0.3, nms=0.5, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
             The detections, best first: boxes xyxy in pixels, `class_id` the index of the class
@@ -95,49 +96,49 @@ class Model:
         detections = list(self.predictor(classes, **options).each(inputs))
         return detections if isinstance(images, list) else detections[0]
 
-    def predictor(
-        self,
-        classes: Sequence[str] | None = None,
-        *,
-        thresholds: Mapping[str, float] | str | Path | None = None,
-        **options: Any,
-    ) -> "Predictor":
+    def predictor(self, classes: Sequence[str] | None = None, **options: Any) -> "Predictor":
         """Prepare a prompt for many images: `for d in model.predictor(["cat"]).each(paths)`.
 
         Args:
             classes: class names to detect; None means those of the fine-tuning.
-            thresholds: confidence thresholds by class name, or a run directory with the best ones.
-            options: those of `groundtune.config.PredictorOptions`: threshold, phrase, tiles, …
+            options: those of `groundtune.config.PredictorOptions`: threshold, thresholds by class
+                (a mapping, or as on the command line), nms, max_detections, phrase, tiles, …
         """
-        by_class, run = (thresholds, None) if isinstance(thresholds, Mapping) else (None, thresholds)
-        given = {**options, "classes": classes, "thresholds": run}
-        config = _resolve(configs.PredictorOptions, None, "predictor()", model=self, **given)
-        return _predictor(self.bundle, config, config.classes, by_class)
+        given = {"model": self, "classes": classes, **options}
+        config = _resolve(configs.PredictorOptions, None, "predictor()", **given)
+        return _predictor(self.bundle, config, config.classes)
 
     def save(self, folder: str | Path) -> None:
         """Write a model directory for `load`. It appears when complete, and replaces an old one."""
         from groundtune.model.checkpoint.save import save_bundle
 
-        save_bundle(_with_weights(self, "saved"), Path(folder))
+        config = _resolve(ExportConfig, None, "save()", model=self, output=folder)
+        save_bundle(_with_weights(self, "saved"), Path(config.output or folder))
 
 
-def load(source: str | Path, *, seed: int = TrainConfig.seed, device: str = DetectOptions.device) -> Model:
+def load(source: str | Path, **options: Any) -> Model:
     """Load a model.
 
     Args:
         source: a preset ("nano"), a model or run directory, a Hugging Face directory or Hub id such
             as "IDEA-Research/grounding-dino-tiny", a .pth file of IDEA or MMDetection, or an
             exported .onnx or .xml file.
-        seed: random seed of the weights that the source lacks.
-        device: default device of the model: auto, cpu, cuda, …
+        options: device (auto, cpu, cuda, …) and precision (auto, fp32, bf16), the defaults of the
+            model's commands; seed of the weights that the source lacks.
     """
-    if Path(source).suffix in (".onnx", ".xml") and Path(source).is_file():
+    config = _resolve(configs.LoadOptions, None, "load()", source=source, **options)
+    from groundtune.device import pick_device
+
+    pick_device(config.device)
+    path = Path(config.source)
+    if path.suffix in (".onnx", ".xml") and path.is_file():
         from groundtune.exporting.runtime import open_exported
 
-        return Model(open_exported(Path(source)), device)
+        return Model(open_exported(path), config.device, config.precision)
     from groundtune.model.checkpoint.load import load_bundle, model_source
 
-    return Model(load_bundle(model_source(source), seed=seed), device)
+    bundle = load_bundle(model_source(config.source), seed=config.seed)
+    return Model(bundle, config.device, config.precision)
 
 
 def train(
@@ -167,13 +168,12 @@ def train(
         TrainingDiverged: the loss stayed non-finite.
     """
     bundle = _with_weights(model, "trained") if isinstance(model, Model) else None
-    if not isinstance(config, TrainConfig):
-        given = _given(TrainConfig, model=model, data=data, output_dir=output_dir) | options
-        path = Path(config) if config else None
-        if bundle is None:
-            config = training_options(given, path, "train()")
-        else:
-            config = train_config(given, path, bundle.recipe, where="train()")
+    options |= {"model": model, "data": data, "output_dir": output_dir}
+    if isinstance(config, TrainConfig):
+        config = _resolve(TrainConfig, config, "train()", **options)
+        configs.validate(config)
+    else:
+        config = training_options(_given(TrainConfig, **options), config, "train()", bundle)
     from groundtune.data.check.run import describe_classes
     from groundtune.engine.distributed import check_launcher, is_main
     from groundtune.engine.prepare import prepare
@@ -201,15 +201,20 @@ def train(
     return result
 
 
-def training_options(given: Mapping[str, Any], file: str | Path | None, where: str) -> TrainConfig:
+def training_options(
+    given: Mapping[str, Any], file: str | Path | None, where: str, bundle: "ModelBundle | None" = None
+) -> TrainConfig:
     """Resolve the options of a training run; `where` names `given` in messages."""
+    path = Path(file) if file else None
+    if bundle is not None:
+        return train_config(given, path, bundle.recipe, where=where)
 
     def recipe(source: str) -> Mapping[str, Any]:
         from groundtune.model.checkpoint.load import load_recipe, model_source
 
         return load_recipe(model_source(source))
 
-    config = train_config(given, Path(file) if file else None, recipe, where=where)
+    config = train_config(given, path, recipe, where=where)
     from groundtune.model.checkpoint.load import model_source
 
     return replace(config, model=model_source(config.model))
@@ -250,16 +255,20 @@ def evaluate(
     Returns:
         `metrics["AP"]` and so on, by the rules of LVIS if categories have a frequency,
         `metrics["recall@1"]` and so on for captions; `per_class[name]["AP"]`; `predictions` in
-        COCO's result format.
+        COCO's result format, with `file_name` and `category_name`.
+
+    Raises:
+        NotWritten: `output` cannot be written in the end; the error's `result` is the evaluation.
     """
     config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
-    output = None if config.output is None else Path(config.output)
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
+    from groundtune.files import check_writable, write_whole
+
+    if config.output is not None:
+        check_writable(Path(config.output), "output")
     from groundtune.data.reading import read_data
     from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
-    from groundtune.engine.evaluate import eval_task, run_task
+    from groundtune.engine.evaluate import eval_task, name_images_and_classes, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
 
@@ -281,8 +290,13 @@ def evaluate(
             device = pick_device(config.device)
             task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
             result = run_task(task, dataset, config.batch_size, device, progress)
-    if output is not None:
-        output.write_text(json.dumps(result.predictions), encoding="utf-8")
+    name_images_and_classes(dataset, result.predictions)
+    if config.output is not None:
+        try:
+            write_whole(Path(config.output), json.dumps(result.predictions).encode())
+        except OSError as error:
+            message = f"output: cannot write {config.output}: {error.strerror or error}."
+            raise NotWritten(message, result) from error
     return result
 
 
@@ -403,7 +417,7 @@ def blend_rows(points: "Sequence[BlendPoint]", best: "BlendPoint") -> list[list[
     from groundtune.report.blend import blend_rows
 
     marks = ["", *("chosen" if point is best else "" for point in points)]
-    return [[*row, mark] for row, mark in zip(blend_rows(points, format_metric), marks, strict=True)]
+    return [[*row, mark] for row, mark in zip(blend_rows(points), marks, strict=True)]
 
 
 def check(
@@ -507,7 +521,7 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
     if config.format == "idea":
         return save_idea(bundle, path)
     if config.format != "hf":
-        names = class_names(config.classes, bundle) if config.fixed_classes or config.classes else []
+        names = class_names(config.classes or [], bundle) if config.fixed_classes or config.classes else []
         spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop)
         splits = None if config.data is None else read_data(config.data, [], {})
         return write_exported(bundle, path, spec, splits, Progress(quiet=quiet))
@@ -531,10 +545,11 @@ def push_to_hub(model: Model | str | Path, name: str, *, private: bool = ExportC
     from groundtune.model.checkpoint.hub import upload
     from groundtune.model.checkpoint.save import save_bundle
 
-    bundle = _with_weights(model if isinstance(model, Model) else load(model), "uploaded")
+    config = _resolve(ExportConfig, None, "push_to_hub()", model=model, push_to_hub=name, private=private)
+    bundle = _with_weights(model if isinstance(model, Model) else load(config.model), "uploaded")
     with tempfile.TemporaryDirectory() as folder:
         save_bundle(bundle, Path(folder) / "model")
-        return upload(Path(folder) / "model", name, private)
+        return upload(Path(folder) / "model", config.push_to_hub or name, config.private)
 
 
 def write_report(
@@ -562,9 +577,10 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.o
     Returns:
         Warnings about the comparison, which the page has too.
     """
+    config = _resolve(ReportConfig, None, "compare_runs()", runs=runs, output=output)
     from groundtune.report.compare import build_comparison
 
-    return build_comparison([Path(run) for run in runs], Path(output))
+    return build_comparison([Path(run) for run in config.runs], Path(config.output))
 
 
 def generate_scenes(config: configs.InitConfig) -> None:
@@ -589,6 +605,7 @@ def review_server(config: configs.ReviewConfig) -> "ReviewServer":
 def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     """Start the demo page; yield it, and whether only this machine can reach it."""
     from groundtune.device import pick_device, pick_precision, set_up_cpu
+    from groundtune.predict.postprocess import Selection
     from groundtune.web.demo import Demo, need_gradio, serve
     from groundtune.web.review_server import is_loopback
 
@@ -596,7 +613,8 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     set_up_cpu(config.threads)
     device = pick_device(config.device)
     models = {source: load(source).bundle for source in (config.base, config.model) if source is not None}
-    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold)
+    selection = Selection(config.nms, config.agnostic_nms, config.max_detections)
+    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold, selection)
     names = config.classes or models[config.model].classes
     with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
         yield serve(demo, names, config.host, config.port, folder), is_loopback(config.host)
@@ -617,8 +635,15 @@ def environment() -> dict[str, str]:
 
 
 def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:
-    """Return the options of a call: `config`, or keywords that are checked like a command line."""
-    return config if config is not None else resolve(kind, [(where, _given(kind, **given))])
+    """Return the options of a call, `config` or keywords, checked like those of a command line."""
+    if config is None:
+        return resolve(kind, [(where, _given(kind, **given))])
+    if not isinstance(config, kind):
+        raise ConfigError(f"{where}: config: expected {kind.__name__}, got {type(config).__name__}.")
+    known = {name for name, value in given.items() if value is not None and value != []}
+    if extra := known - ({"model"} if isinstance(given.get("model"), Model) else set()):
+        raise ConfigError(f"{where}: config has all options; remove {', '.join(sorted(extra))}.")
+    return resolve(kind, [(where, vars(config))])
 
 
 def _given(kind: type, **given: Any) -> dict[str, Any]:
@@ -632,6 +657,8 @@ def _given(kind: type, **given: Any) -> dict[str, Any]:
         names = {field.name for field in fields(kind)}
         del given["model"]
         given = {name: value for name, value in defaults.items() if name in names} | given
+    if "device" in given:
+        given["device"] = str(given["device"])  # also a torch.device
     return given
 
 
@@ -651,17 +678,16 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
     return model.bundle
 
 
-def _predictor(
-    bundle: "ModelBundle",
-    options: DetectOptions,
-    classes: Sequence[str],
-    thresholds: Mapping[str, float] | None = None,
-) -> "Predictor":
-    from groundtune.predict.run import build_predictor
+def _predictor(bundle: "ModelBundle", options: DetectOptions, classes: Sequence[str] | None) -> "Predictor":
+    from groundtune.predict.run import build_predictor, check_classes, read_thresholds
     from groundtune.report.run_data import run_thresholds
 
-    best = run_thresholds(Path(options.thresholds)) if options.thresholds else {}
-    return build_predictor(bundle, options, classes, thresholds or best)
+    given = options.thresholds or {}
+    if isinstance(given, str) and os.path.isdir(given):  # a run may have other classes
+        return build_predictor(bundle, options, classes or [], run_thresholds(Path(given)))
+    predictor = build_predictor(bundle, options, classes or [], read_thresholds(given))
+    check_classes(predictor.thresholds, predictor.names)
+    return predictor
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from groundtune import api, printing
 from groundtune import config as configs
 from groundtune._version import __version__
-from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, suggestion
+from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, NotWritten, suggestion
 from groundtune.options import (
     COMMAND_LINE,
     Field,
@@ -34,9 +34,9 @@ from groundtune.progress import format_metric
 _METAVARS = {"dict": "NAME=PHRASE", "list": "A,B", "int": "N", "float": "X"}
 _VALUES = {
     **{"output_dir": "DIR", "output": "PATH", "data": "PATH", "captions": "FILE", "base": "MODEL"},
-    **{"resume": "RUN", "thresholds": "RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
+    **{"resume": "RUN", "thresholds": "A=X,B=Y|FILE|RUN", "push_to_hub": "OWNER/NAME", "ray": "ADDRESS"},
 }
-_ORDER = ("", "run", "training", "loss", "images", "prompts", "compute")  # of the groups in the help text
+_ORDER = ("", "run", "training", "loss", "images", "prompts", "detections", "compute")  # of groups in help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +172,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type) -> None:
             settings |= {"dest": name, "action": argparse.BooleanOptionalAction}
         else:
             settings |= {"dest": name, "metavar": _metavar(name, field)}
-        if "dict" in str(field.type) or known["repeat"]:
+        if str(field.type).startswith("dict") or known["repeat"]:
             settings["action"] = "append"  # each use of the option adds one
         groups[known["group"]].add_argument(*flags, **settings)
 
@@ -197,18 +197,21 @@ def _train(config: configs.TrainConfig) -> int | None:
 
 
 def _evaluate(config: configs.EvaluateConfig) -> None:
-    result = api.evaluate(config=config, quiet=False)
+    failed = None
+    try:
+        result = api.evaluate(config=config, quiet=False)
+    except NotWritten as error:
+        result, failed = error.result, error
     if config.json:
         content = {"split": config.split, "metrics": result.metrics, "per_class": result.per_class}
         print(json.dumps(content, indent=2))
-        return
-    print(
-        printing.table(
-            [[config.split, ""], *([name, format_metric(v)] for name, v in result.metrics.items())]
-        )
-    )
-    if result.per_class:
-        print(f"\n{printing.class_scores(result.per_class)}")
+    else:
+        rows = [[name, format_metric(value)] for name, value in result.metrics.items()]
+        print(printing.table([[config.split, ""], *rows]))
+        if result.per_class:
+            print(f"\n{printing.class_scores(result.per_class)}")
+    if failed is not None:
+        raise failed
 
 
 def _predict(config: configs.PredictConfig) -> int:

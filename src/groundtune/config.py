@@ -34,6 +34,7 @@ _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, o
 _DATA = "data set (a directory of images with boxes, or an annotation file)"
 _NEW_DIR = "directory to write, new or empty"
 _CLASSES = "class names, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
+_THRESHOLDS = "thresholds by class: cat=0.5,dog=0.3, a YAML or JSON file, or a run with its best-F1 ones"
 _RENAME = "phrase for a class, as 'rbc=red blood cell|erythrocyte' or 'rbc=a {} cell'; repeatable"
 _SIDES = (
     "short side of an image in pixels; default: the model's",
@@ -42,11 +43,14 @@ _SIDES = (
 _PRECISION = "auto uses bf16 where the device supports it"
 _BATCH = "images per batch"
 _JSON = "print JSON"
+_NMS_IOU = 0.7
 _HOST = "address to listen on; 0.0.0.0 admits other machines"
 
 # The groups of the help text.
 _run, _training, _loss = (partial(option, group=group) for group in ("run", "training", "loss"))
 _images, _prompts, _compute = (partial(option, group=group) for group in ("images", "prompts", "compute"))
+_detections = partial(option, group="detections")
+_nms = partial(_detections, help="IoU threshold of the per-class non-maximum suppression", low=0, high=1)
 
 
 @dataclass(kw_only=True)
@@ -70,14 +74,27 @@ class RayOptions:
 
 
 @dataclass(kw_only=True)
-class DetectOptions(ComputeOptions):
+class SelectionOptions:
+    """Which detections of an image are kept."""
+
+    nms: float | None = _nms(None)
+    agnostic_nms: bool = _detections(
+        False, f"NMS across classes: one object, one name; IoU {_NMS_IOU} without --nms"
+    )
+    max_detections: int | None = _detections(None, "maximum number per image; default: the 300 best", low=1)
+
+    def __post_init__(self) -> None:
+        if self.agnostic_nms and self.nms is None:
+            self.nms = _NMS_IOU
+
+
+@dataclass(kw_only=True)
+class DetectOptions(ComputeOptions, SelectionOptions):
     """How a model detects objects in images."""
 
-    classes: list[str] = option([], _CLASSES)
+    classes: list[str] | None = option(None, _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
-    thresholds: str | None = option(
-        None, "run directory whose best-F1 thresholds by class are used; other classes use --threshold"
-    )
+    thresholds: str | dict[str, float] | None = option(None, _THRESHOLDS, low=0, high=1)
     batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
     precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
 
@@ -97,6 +114,7 @@ class PredictorOptions(DetectOptions):
     tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.phrase and self.classes:
             raise ConfigError("phrase, classes: a model detects sentences or classes; remove one of them.")
 
@@ -235,13 +253,23 @@ class TrainConfig(ComputeOptions):
 
 
 @dataclass(kw_only=True)
+class LoadOptions:
+    """How `groundtune.load` opens a model."""
+
+    source: str = option(help=_MODEL)
+    seed: int = option(TrainConfig.seed, low=0, high=2**32 - 1)
+    device: str = option(ComputeOptions.device)
+    precision: str = option(DetectOptions.precision, choices=PRECISIONS)
+
+
+@dataclass(kw_only=True)
 class EvaluateConfig(ComputeOptions, RayOptions):
     """Evaluate a model on a data set: AP, or the recall of phrases."""
 
     model: str = option(help=_MODEL, positional=True)
     data: str = option(help=_DATA, positional=True)
     split: str = option("valid", "train, valid or test")
-    classes: list[str] = option([], "class names to detect and to evaluate; default: all")
+    classes: list[str] | None = option(None, "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
     output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
     json: bool = option(False, _JSON)
@@ -302,7 +330,7 @@ class InitConfig:
     )
     output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
-    classes: list[str] = option([], "classes to draw, as 'red ring, striped star'; default: six classes")
+    classes: list[str] | None = option(None, "classes to draw, as 'red ring, striped star'; default: six")
     train_images: int = option(160, "number of training images", low=1)
     valid_images: int = option(40, "number of validation images", low=1)
     image_size: int = option(320, "long side of an image in pixels", low=32)
@@ -349,7 +377,7 @@ class LabelConfig(DetectOptions, RayOptions):
     )
     format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
-    nms: float = option(0.7, "IoU threshold of the per-class non-maximum suppression", low=0, high=1)
+    nms: float | None = _nms(_NMS_IOU)
 
 
 @dataclass(kw_only=True)
@@ -365,14 +393,12 @@ class ReviewConfig:
 
 
 @dataclass(kw_only=True)
-class DemoConfig(ComputeOptions):
+class DemoConfig(ComputeOptions, SelectionOptions):
     """Detect objects on a page in the browser."""
 
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
-    classes: list[str] = option(
-        [], "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
-    )
+    classes: list[str] | None = option(None, "initial class names; default: those of the fine-tuning")
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
     host: str = option("127.0.0.1", f"{_HOST}, without a password")
     port: int | None = option(
@@ -392,8 +418,8 @@ class ExportConfig:
         choices=EXPORT_FORMATS,
     )
     output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
-    classes: list[str] = option(
-        [], "onnx, openvino: classes to build in; the file has no language model then"
+    classes: list[str] | None = option(
+        None, "onnx, openvino: classes to build in; then without a language model"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 CONTROL_CHARS = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters: a terminal obeys them, or they reverse a line. Line breaks are excluded."""
@@ -35,6 +36,14 @@ class ConfigError(GroundtuneError):
     """An option, a configuration file or a run directory cannot be used."""
 
     exit_code = 2
+
+
+class NotWritten(ConfigError):
+    """The results of a finished evaluation cannot be written; `result` has them."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class DataError(GroundtuneError):

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from groundtune.errors import DataError, GroundtuneError
+from groundtune.errors import ConfigError, DataError, GroundtuneError
 
 _FIX = "Save it as UTF-8, or export it again."
 _MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of it
@@ -46,6 +46,27 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BufferedR
         os.close(folder)
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Raise a `ConfigError` if a file cannot be written, and leave no trace."""
+    try:
+        if path.is_file() or path.is_dir():
+            path.open("ab").close()
+        if path.is_file() or not path.exists():  # neither a pipe nor a device
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        fix = "expected a file in an existing directory"
+        raise ConfigError(f"{option}: cannot write {path} ({error.strerror}); {fix}.") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears when it is complete; a pipe or a device is written in place."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    with atomic_write(path.resolve()) as file:
+        file.write(content)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty directory that replaces `path` when complete; errors leave the old one."""
@@ -69,11 +90,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def ensure_empty_output(
-    folder: Path, error: type[GroundtuneError] = DataError, fix: str = "Remove it, or choose another one."
+    folder: Path,
+    error: type[GroundtuneError] = DataError,
+    fix: str = "Remove it, or choose another one.",
+    place: str = "",
 ) -> None:
-    """Raise an `error` that ends with `fix`, unless a directory to write is new or empty."""
+    """Raise an `error` that ends with `fix`, unless a directory to write is new or empty.
+
+    `place` begins the message, such as the name of an option.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise error(f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}. {fix}")
+        raise error(f"{place}{folder} {'is not empty' if folder.is_dir() else 'is a file'}. {fix}")
 
 
 def read_text(path: Path, error: type[GroundtuneError] = DataError, fix: str = _FIX) -> str:

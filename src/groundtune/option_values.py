@@ -3,13 +3,14 @@
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from groundtune.errors import suggestion
 
 _EXPECTED = {bool: "true or false", float: "a number", int: "a whole number", str: "text"}
+_EXAMPLES = {str: "{rbc: red blood cell}", float: "{cat: 0.5}"}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -18,29 +19,40 @@ class Unfit(Exception):
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """Convert a value to a type: bool, int, float, str, `X | None`, list[X] or dict[str, str].
+    """Convert a value to a type: bool, int, float, str, list[X], dict[str, X], or a union of these.
+
+    An optional list has an item: an empty one is refused where None has a meaning of its own.
 
     Raises:
         Unfit: The value has another type.
     """
     if typing.get_origin(hint) is types.UnionType:
-        inner = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-        is_none = value is None or (value == "none" and inner is not str)
-        return None if is_none else convert(value, inner)
+        return _convert_union(value, [kind for kind in typing.get_args(hint) if kind is not type(None)])
     if typing.get_origin(hint) is list:
         return _convert_list(value, typing.get_args(hint)[0])
     if typing.get_origin(hint) is dict:
-        return _convert_pairs(value)
+        return _convert_pairs(value, typing.get_args(hint)[1])
     converted = _read(value, hint)
     if converted is None:
         raise Unfit(_EXPECTED[hint])
     return converted
 
 
+def _convert_union(value: Any, kinds: Sequence[Any]) -> Any:
+    """Convert to None, a mapping to the type that is one, and other values to the first type."""
+    if value is None or (isinstance(value, str) and value == "none" and str not in kinds):
+        return None
+    mappings = [kind for kind in kinds if isinstance(value, Mapping) and typing.get_origin(kind) is dict]
+    converted = convert(value, (mappings or kinds)[0])
+    if converted == []:
+        raise Unfit("at least one item")
+    return converted
+
+
 def _convert_list(value: Any, item: Any) -> list[Any]:
     if isinstance(value, str):  # "a, b" on the command line
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping | Set | bytes):
         raise Unfit("a list")
     try:
         return [convert(part, item) for part in value]
@@ -48,17 +60,17 @@ def _convert_list(value: Any, item: Any) -> list[Any]:
         raise Unfit(f"a list, each item {expected}") from None
 
 
-def _convert_pairs(value: Any) -> dict[str, str]:
+def _convert_pairs(value: Any, kind: type) -> dict[str, Any]:
     """Convert a mapping, or a list of "name=other name" from the command line."""
     if isinstance(value, list) and all(isinstance(part, str) and "=" in part for part in value):
         parts = [part.partition("=") for part in value]
         value = {name.strip(): text.strip() for name, _, text in parts}
     if not isinstance(value, Mapping):
         as_list = isinstance(value, list)
-        raise Unfit("NAME=PHRASE" if as_list else "a mapping of names such as {rbc: red blood cell}")
-    pairs = {_read(name, str): _read(text, str) for name, text in value.items()}
+        raise Unfit("NAME=PHRASE" if as_list else f"a mapping of names such as {_EXAMPLES[kind]}")
+    pairs = {_read(name, str): _read(text, kind) for name, text in value.items()}
     if None in pairs or None in pairs.values():
-        raise Unfit("text for every name, such as {rbc: red blood cell}")
+        raise Unfit(f"{_EXPECTED[kind]} for every name, such as {_EXAMPLES[kind]}")
     return pairs
 
 
@@ -66,7 +78,7 @@ def _read(value: Any, kind: type) -> Any:
     """Return a value as bool, str, int or float, or None if it is not one."""
     if kind is bool:
         return value if isinstance(value, bool) else _TRUTH.get(str(value).lower())
-    if isinstance(value, bool):
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # NumPy's is no bool of Python
         return None
     if kind is str:
         return str(value) if isinstance(value, str | int | Path) and value != "" else None
@@ -86,7 +98,8 @@ def value_problem(value: Any, known: Mapping[str, Any]) -> str:
     """
     if not known or value is None:
         return ""
-    for item in value if isinstance(value, list) else [value]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for item in items:
         choices = known["choices"]
         if choices and item not in choices:
             hint = suggestion(str(item), choices)

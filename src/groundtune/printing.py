@@ -44,6 +44,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 image" or "1,200 boxes"."""
+    ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.replace(".", "", 1).lstrip("+-").isdigit()
 
@@ -100,17 +106,18 @@ def _print_detections(prediction: Mapping[str, Any]) -> None:
     detections = prediction["detections"]
     frame = f" frame {prediction['frame']} at {prediction['seconds']:.3f} s" if "frame" in prediction else ""
     name = f"{prediction['image']}{frame}".encode(errors="replace").decode()
-    print(f"{escape_control_chars(name)}: {len(detections)} detections")
+    print(f"{escape_control_chars(name)}: {counted(len(detections), 'detection')}")
     for found in detections:
-        print(f"  {found['class']}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
+        box = " ".join(f"{x:.1f}" for x in found["box_xyxy"])
+        print(f"  {escape_control_chars(found['class'])}  {found['score']:.3f}  {box}")
 
 
 def print_skipped(paths: Sequence[str]) -> int:
     """Print which files could not be read, and return the exit code."""
     if not paths:
         return 0
-    text = "\n  ".join([f"{len(paths)} file(s) could not be read or are truncated:", *paths])
-    print(f"groundtune: {escape_control_chars(text)}", file=sys.stderr)
+    head = f"{counted(len(paths), 'file')} could not be read completely:"
+    print("groundtune:", escape_control_chars("\n  ".join([head, *paths])), file=sys.stderr)
     return DataError.exit_code
 
 
@@ -135,7 +142,7 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
         texts = [textwrap.shorten(text, 40) for text in (row["name"], row["prompt"], tokens)]
         rows.append([str(row["id"]), *texts, *map(str, row["boxes"].values())])
     more = len(classes) - _MAX_CLASSES
-    lines = [table(rows), f"… and {more:,} more classes"] if more > 0 else [table(rows)]
+    lines = [table(rows), f"… and {counted(more, 'more class')}"] if more > 0 else [table(rows)]
     return "\n".join([*lines, _prompt_line(classes)])
 
 
@@ -155,8 +162,9 @@ def print_report(report: "Report") -> None:
     images, boxes = sum(report.images.values()), sum(report.boxes.values())
     if report.images:
         splits = ", ".join(f"{count:,} {name}" for name, count in report.images.items())
-        classes = f"{len(report.classes):,} classes" if report.classes else "captions instead of classes"
-        _print(console, f"{report.data}: {images:,} images ({splits}), {boxes:,} boxes, {classes}", "bold")
+        classes = counted(len(report.classes), "class") if report.classes else "captions instead of classes"
+        counts = f"{counted(images, 'image')} ({splits}), {counted(boxes, 'box')}, {classes}"
+        _print(console, f"{report.data}: {counts}", "bold")
     if report.classes:
         *lines, prompt = class_table(report.classes).splitlines()
         print("\n" + "\n".join(lines))
@@ -174,14 +182,14 @@ def print_report(report: "Report") -> None:
 
 def _verdict(counts: Mapping[Severity, int], images: int) -> str:
     """Summarize the findings in a line."""
-    summary = ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in counts.items() if n)
+    summary = ", ".join(counted(number, severity) for severity, number in counts.items() if number)
     if counts["error"]:
         return f"{summary}. Training would stop on the error{'s' if counts['error'] > 1 else ''}."
     if counts["warning"]:
         return (
             f"{summary}. Training would run; look at the warning{'s' if counts['warning'] > 1 else ''} first."
         )
-    return f"No problems found in {images:,} images{f' ({summary})' if summary else ''}."
+    return f"No problems found in {counted(images, 'image')}{f' ({summary})' if summary else ''}."
 
 
 def _print_check(group: Sequence["SplitFinding"], console: "Console") -> None:

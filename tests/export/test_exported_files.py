@@ -183,6 +183,10 @@ def test_predict_and_evaluate_take_a_file(model, files, data, capsys):
     assert len(records) == len(expected) > 10
     np.testing.assert_allclose([row["score"] for row in records], expected.confidence, atol=1e-4)
     np.testing.assert_allclose(sorted(records[0]["box_xyxy"]), sorted(expected.xyxy[0].tolist()), atol=0.05)
+    options = {"threshold": 0.0, "agnostic_nms": True, "nms": 0.5, "max_detections": 7}
+    selected = api.load(path).predict(image, **options)
+    assert len(selected) <= 7 and len(selected.with_nms(0.5, class_agnostic=True)) == len(selected)
+    np.testing.assert_allclose(selected.xyxy, model.predict(image, NAMES, **options).xyxy, atol=0.05)
     assert api.evaluate(path, data).metrics["AP"] == pytest.approx(
         api.evaluate(model, data).metrics["AP"], abs=1e-3
     )
@@ -243,7 +247,7 @@ def test_int8_quantizes_the_towers_and_leaves_coordinates_alone(model, data, tmp
 def test_int8_that_loses_too_much_is_refused_with_its_loss(model, data, tmp_path, monkeypatch):
     scores = iter((0.5, 0.488, 0.5, 0.488))
     evaluation = lambda *_, **__: SimpleNamespace(score=next(scores), metrics={"AP": 0.0})  # noqa: E731
-    monkeypatch.setattr(write, "evaluate", evaluation)
+    monkeypatch.setattr(write, "run_task", evaluation)
     monkeypatch.setattr(write, "_quantize", lambda *_: None)
     out, loss = tmp_path / "out", "AP on valid: 0.500 with the model, 0.488 with onnx int8 (-1.2 points)."
     with pytest.raises(ExportError, match=rf"{re.escape(loss)} int8 may lose 1, so nothing was written"):

@@ -1,14 +1,21 @@
 """COCO numbers equal pycocotools' on random detections, and what happens at the edges."""
 
 import contextlib
+import copy
 import io
+import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from made_samples import made_sample
+from PIL import Image
 from pycocotools.cocoeval import COCOeval
 from random_detections import coco_api, random_dataset, random_predictions
 
+from groundtune.data.formats.coco import write_coco
+from groundtune.data.formats.detect import load_splits
 from groundtune.data.sample import Dataset
 from groundtune.metrics.coco import coco_metrics
 
@@ -72,3 +79,45 @@ def test_no_predictions_are_zero_and_no_objects_are_none() -> None:
     no_objects = coco_metrics(dataset, found)
     assert set(no_objects.metrics.values()) == {None}
     assert no_objects.per_class["red fox"] == {"AP": None, "AP50": None}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_area_of_the_file_decides_the_size_as_in_pycocotools(seed: int, tmp_path: Path) -> None:
+    """Areas as masks have them, smaller than the boxes; some rows have none or nonsense."""
+    rng = np.random.default_rng(seed)
+    dataset = random_dataset(rng)
+    predictions = random_predictions(rng, dataset)
+    truth, _ = coco_api(dataset, predictions)
+    for number, row in enumerate(truth.dataset["annotations"]):
+        box_area = row["area"]
+        row["area"] = box_area * rng.uniform(0.1, 1.2)
+        if number % 5 == 4:  # pycocotools needs a number, which is that of the box
+            row["area"] = box_area
+    folder = tmp_path / "valid"
+    folder.mkdir()
+    for row in truth.dataset["images"]:
+        row["file_name"] = f"{row['id']}.png"
+        Image.new("1", (500, 400)).save(folder / row["file_name"])
+    content = copy.deepcopy(truth.dataset)
+    for row, wrong in zip(
+        content["annotations"][4::5], itertools.cycle([None, "9", -1, True, 1e400]), strict=False
+    ):
+        row["area"] = wrong
+        if wrong is None:
+            del row["area"]
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    read = load_splits(tmp_path)["valid"]
+    ours = coco_metrics(read, predictions).metrics
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(p) for p in predictions]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    for key, theirs in zip(KEYS, evaluation.stats[:9], strict=True):
+        assert (-1 if ours[key] is None else ours[key]) == pytest.approx(theirs, abs=1e-6), key
+    by_boxes = coco_metrics(dataset, predictions).metrics
+    assert (ours["AP"], ours["APs"]) != (by_boxes["AP"], by_boxes["APs"]) and ours["AP"] == by_boxes["AP"]
+    write_coco(read, [f"{s.image_id}.png" for s in read.samples], folder / "_annotations.coco.json")
+    again = load_splits(tmp_path)["valid"]
+    assert coco_metrics(again, predictions).metrics == ours

@@ -8,14 +8,22 @@ import torch
 
 from groundtune.contracts import ImageFormat
 from groundtune.predict import predictor as module
-from groundtune.predict.postprocess import ImageDetections
+from groundtune.predict.postprocess import ImageDetections, Selection
 from groundtune.predict.predictor import Predictor
 
 CPU = torch.device("cpu")
 
 
 def make_predictor(bundle: Any, names: list[str], **options: Any) -> Predictor:
-    given = {"threshold": 0.3, "thresholds": {}, "sentences": False, "tiles": None, "batch_size": 4}
+    selection = Selection(None, False, None)
+    given = {
+        "threshold": 0.3,
+        "thresholds": {},
+        "selection": selection,
+        "sentences": False,
+        "tiles": None,
+        "batch_size": 4,
+    }
     return Predictor(bundle, names, CPU, **given | {"precision": "fp32"} | options)
 
 
@@ -29,7 +37,7 @@ def fake_bundle(
     """
     calls: list[SimpleNamespace] = []
 
-    def detect(network, features, prompts, sizes_hw, base_network):
+    def detect(network, features, prompts, sizes_hw, base_network, limit):
         last = sum(len(indices) for indices in prompts.class_indices) - 1
         calls.append(SimpleNamespace(sizes_hw=list(sizes_hw), prompts=prompts, images=features))
         half = len(scores) // 2

@@ -78,6 +78,16 @@ def test_an_iou_threshold_of_1_keeps_duplicates(images):
     assert len(read_splits(Path("out"))["train"].samples[0].class_ids) == 3
 
 
+def test_suppression_across_classes_and_a_limit(images, capsys):
+    """All of the image is there twice as a cat, its left half as a dog."""
+    line = [*LABEL, "in/a.jpg", "--classes", "cat,dog"]
+    for number, (options, kept) in enumerate(
+        [(["--nms", "0.4", "--agnostic-nms"], 1), (["--max-detections", "1"], 1), (["--nms", "none"], 3)]
+    ):
+        assert main([*line, *options, "--output-dir", f"out{number}"]) == 0
+        assert len(read_splits(Path(f"out{number}"))["train"].samples[0].class_ids) == kept
+
+
 @pytest.mark.parametrize(("orientation", "size"), [(3, (80, 60)), (6, (80, 60)), (6, (60, 60))])
 def test_a_turned_image_is_processed_as_the_data_set_will_be_read(images, monkeypatch, orientation, size):
     turned = Image.new("RGB", size)

@@ -1,11 +1,20 @@
 """Class scores and the ranking of detections by hand (docs/semantics.md, rules 23 and 24)."""
 
 import math
+import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from groundtune.predict.postprocess import class_scores, top_detections
+from groundtune.predict.postprocess import ImageDetections, Selection, class_scores, top_detections
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "OpenCV", UserWarning)
+    import supervision as sv
 
 INF = float("inf")
 
@@ -87,3 +96,53 @@ def test_scores_are_float32_under_autocast_too() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(class_scores(logits, maps), plain)
     assert plain.dtype == torch.float32
+
+
+def found(boxes: list[list[float]], scores: list[float], classes: list[int]) -> ImageDetections:
+    rows = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return ImageDetections(rows, torch.tensor(scores), torch.tensor(classes, dtype=torch.long))
+
+
+def kept(detections: ImageDetections, *selection: Any) -> list[float]:
+    return [round(score, 3) for score in Selection(*selection).apply(detections).scores.tolist()]
+
+
+def test_suppression_by_hand() -> None:
+    """IoUs: a box of 10 x 10 with its left 6 x 10 has .6, with its left 8 x 10 .8; these two .75."""
+    boxes = [[0, 0, 10, 10], [0, 0, 6, 10], [0, 0, 8, 10], [50, 50, 50, 60], [50, 50, 50, 60]]
+    detections = found(boxes, [0.9, 0.8, 0.7, 0.6, 0.5], [0, 1, 0, 0, 0])
+    assert kept(detections, None, False, None) == [0.9, 0.8, 0.7, 0.6, 0.5]
+    assert kept(detections, 0.7, False, None) == [0.9, 0.8, 0.6, 0.5]
+    assert kept(detections, 0.8, False, None) == [0.9, 0.8, 0.7, 0.6, 0.5]  # an IoU of exactly .8 is kept
+    assert kept(detections, 0.7, True, None) == [0.9, 0.8, 0.6, 0.5]
+    assert kept(detections, 0.5, True, None) == [0.9, 0.6, 0.5]
+    assert kept(detections, 0.5, True, 2) == [0.9, 0.6]  # the limit comes after the suppression
+    assert kept(detections, None, False, 1) == [0.9]
+    assert kept(found([], [], []), 0.5, True, 5) == []
+
+
+def test_what_was_suppressed_suppresses_nothing() -> None:
+    boxes = [[0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]]  # neighbors .54, the outer ones .25
+    assert kept(found(boxes, [0.9, 0.8, 0.7], [0, 0, 0]), 0.5, False, None) == [0.9, 0.7]
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_suppression_equals_that_of_supervision(seed: int, threshold: float, agnostic: bool) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(0, 60))
+    corners = rng.uniform(0, 40, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 40, (count, 2))], 1).astype(np.float32)
+    scores = np.sort(rng.permutation(1000)[:count])[::-1].astype(np.float32) / 1000
+    classes = rng.integers(0, 3, count)
+    theirs = sv.Detections(boxes, confidence=scores, class_id=classes).with_nms(threshold, agnostic)
+    ours = Selection(threshold, agnostic, None).apply(
+        ImageDetections(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(classes))
+    )
+    assert ours.scores.tolist() == sorted(theirs.confidence.tolist(), reverse=True)
+
+
+def test_more_than_300_pairs_are_ranked_if_wanted() -> None:
+    scores, boxes = torch.linspace(0, 1, 400)[:, None], torch.rand(400, 4)
+    assert len(top_detections([scores], [boxes], [[0]], (10, 10)).scores) == 300
+    assert len(top_detections([scores], [boxes], [[0]], (10, 10), 350).scores) == 350

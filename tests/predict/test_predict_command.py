@@ -155,6 +155,65 @@ def test_thresholds_of_a_run_are_those_of_its_report(folder, capsys, scores, kep
     assert "run has no thresholds" in capsys.readouterr().err
 
 
+def test_one_name_per_object_and_a_limit(folder, capsys):
+    """The dog is half of the image, the circle all of it: their IoU is 0.5."""
+    for options, kept in (
+        (["--nms", "0.1"], DETECTIONS),  # of one class each
+        (["--nms", "0.4", "--agnostic-nms"], DETECTIONS[:1]),
+        (["--nms", "0.6", "--agnostic-nms"], DETECTIONS),
+        (["--agnostic-nms"], DETECTIONS),  # from an IoU of 0.7 on
+        (["--max-detections", "1"], DETECTIONS[:1]),
+        (["--nms", "none"], DETECTIONS),
+    ):
+        assert main([*PREDICT, "in/a.jpg", *options]) == 0
+        noun = "detection" if len(kept) == 1 else "detections"
+        assert capsys.readouterr().out.splitlines() == [f"in/a.jpg: {len(kept)} {noun}", *kept]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.yaml", "Red_Circle: 0.8\n"),
+        ("t.yml", "{red circle: .8, dog: 0.1}"),
+        ("t.json", '{\n\t"Red_Circle": 8e-1\n}'),
+        ("Red_Circle=0.8", None),
+        ("Red_Circle = 0.8 , dog=.2", None),
+    ],
+)
+def test_thresholds_by_hand(folder, capsys, name, content):
+    if content is not None:
+        Path(name).write_text(content)
+    assert main([*PREDICT, "in/a.jpg", "--thresholds", name]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == DETECTIONS[1:]
+
+
+def test_thresholds_of_names_with_commas_and_equal_signs(folder, capsys):
+    names = "salt, pepper=0.8,a=b=0.4,dog=1"
+    Path("names.txt").write_text("salt, pepper\na=b\n")
+    line = ["predict", "stub", "in/a.jpg", "--device", "cpu", "--classes", "names.txt", "--thresholds"]
+    assert main([*line, names]) == 2
+    assert "thresholds: no such class: 'dog'. Expected some of salt, pepper, a=b." in capsys.readouterr().err
+    assert main([*line, names.removesuffix(",dog=1")]) == 0
+    assert [row.split("  ")[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["a=b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected cat=0.5,dog=0.3"),
+        ("- dog", "expected cat=0.5,dog=0.3"),
+        ("dog: [", "t.yaml is neither YAML nor JSON at line 1"),
+        ("dog: 2", "t.yaml: thresholds: expected a number between 0 and 1, got 2"),
+        ("dog:", "t.yaml: thresholds: expected a number for every name"),
+        ("dgo: 0.5", "thresholds: no such class: 'dgo'. Did you mean dog?"),
+    ],
+)
+def test_files_that_have_no_thresholds(folder, capsys, content, message):
+    Path("t.yaml").write_text(content)
+    assert main([*PREDICT, "in/a.jpg", "--thresholds", "t.yaml"]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(stub, tmp_path, monkeypatch):
     """700 images of 0.3 MB in memory: 180 MB between the 100th and the last one."""

@@ -13,6 +13,7 @@ from supervision import Detections
 from groundtune.api import Model
 from groundtune.errors import ConfigError, DataError
 from groundtune.predict.detect import detect_batch, sentence_prompts
+from groundtune.predict.postprocess import ImageDetections, Selection
 from groundtune.predict.predictor import batched
 from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles
@@ -233,3 +234,30 @@ def test_tiles_are_detected_in_batches_and_merged(stub):
     assert len(detections) > 1 and detections.data["class_name"][0] == "cat"
     (small,) = run(stub, [noise(100, 180)], tiles=Tiles(200, 0.2))
     assert len(small) == 2
+
+
+def test_suppression_follows_the_merging_of_tiles_and_the_limit_both(stub):
+    """The cats of the tiles join the one of the image; dogs are left halves of image and tiles."""
+    image, tiles = noise(100, 180), Tiles(100, 0.2)
+    (everything,) = run(stub, [image], tiles=tiles)
+    (agnostic,) = run(stub, [image], tiles=tiles, selection=Selection(0.4, True, None))
+    (best,) = run(stub, [image], tiles=tiles, selection=Selection(0.4, True, 1))
+    expected = everything.with_nms(0.4, class_agnostic=True)
+    assert sorted(map(tuple, agnostic.xyxy.tolist())) == sorted(map(tuple, expected.xyxy.tolist()))
+    assert len(everything) > len(agnostic) >= len(best) == 1
+    assert best.data["class_name"].tolist() == ["cat"]
+
+
+def test_more_than_300_detections_are_asked_of_the_model_if_wanted(stub, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        "groundtune.predict.predictor.detect_batch",
+        lambda *arguments: limits.append(arguments[-1]) or [no_detections()],
+    )
+    for wanted in (None, 10, 500):
+        run(stub, [noise()], selection=Selection(None, False, wanted))
+    assert limits == [300, 300, 500]
+
+
+def no_detections():
+    return ImageDetections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))

@@ -146,3 +146,49 @@ def test_one_object_on_a_seam_by_hand():
     )
     assert len(merged.scores) == 2
     assert len(merge([part(), part(), part()], regions, (100, 180)).scores) == 0
+
+
+def one_class(*rows):
+    """Detections of class 0, of rows of a box and a score."""
+    boxes, scores = zip(*rows, strict=True) if rows else ((), ())
+    return ImageDetections(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(scores),
+        torch.zeros(len(rows), dtype=torch.long),
+    )
+
+
+def test_a_fragment_is_dropped_beside_the_whole_object_whatever_its_score():
+    """Tiles: x from 0 to 100, and from 80 to 180. The object is an arrow with a thin shaft."""
+    regions, size_hw = Tiles(100, 0.2).regions((100, 180)), (100, 180)
+    arrow, shaft = ((20, 20, 160, 80), 0.31), ((22, 42, 100, 58), 0.61)
+    merged = merge([one_class(arrow), one_class(shaft), one_class()], regions, size_hw)
+    assert rounded(merged) == [(0, 20, 20, 160, 80)] and merged.scores.tolist() == pytest.approx([0.31])
+    # less than 70 % inside: another object
+    beside = ((22, 62, 100, 90), 0.61)
+    assert len(merge([one_class(arrow), one_class(beside), one_class()], regions, size_hw).scores) == 2
+    # whole in its tile: another object in front of it
+    whole = ((22, 42, 90, 58), 0.61)
+    assert len(merge([one_class(arrow), one_class(whole), one_class()], regions, size_hw).scores) == 2
+    # two pieces that make a whole: another object in front of it
+    pieces = one_class(((75, 40, 100, 60), 0.6)), one_class(((0, 40, 25, 60), 0.7))
+    merged = merge([one_class(arrow), *pieces], regions, size_hw)
+    assert rounded(merged) == [(0, 20, 20, 160, 80), (0, 75, 40, 105, 60)]
+    # a fragment of another class is an object
+    shaft_of_another = one_class(shaft)
+    shaft_of_another.class_indices += 1
+    assert len(merge([one_class(arrow), shaft_of_another, one_class()], regions, size_hw).scores) == 2
+    # without the whole object the fragment stays
+    assert len(merge([one_class(), one_class(shaft), one_class()], regions, size_hw).scores) == 1
+
+
+@pytest.mark.parametrize("side", [160, 200, 320])
+@pytest.mark.parametrize("seed", range(3))
+def test_small_objects_in_front_of_a_large_one_of_their_class_stay(side, seed):
+    """72 of 50 x 34 pixels, more than the overlap of the smaller tiles, over one of 660 x 470."""
+    rng, tiles = np.random.default_rng(seed), Tiles(side, 0.2)
+    corners = [(30 + 108 * i, 20 + 84 * j) + rng.integers(0, 45, 2) for j in range(8) for i in range(9)]
+    objects = np.array([(150, 110, 810, 580), *((x, y, x + 50, y + 34) for x, y in corners)], float)
+    parts, regions = perfect_detections(objects, (700, 1000), tiles, {0})
+    merged = merge(parts, regions, (700, 1000))
+    assert rounded(merged) == sorted((0, *map(round, box)) for box in objects.tolist())

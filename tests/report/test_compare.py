@@ -64,19 +64,19 @@ def test_numbers_options_and_classes_stand_side_by_side(runs: list[Path], tmp_pa
     assert gt.compare_runs(runs, tmp_path / "c.html") == []
     page = (tmp_path / "c.html").read_text()
     assert cells(page, "headline") == [
-        ["plain", "0.300", "–", "0.100", "61 s", "3 MB", "2", "m", "cats"],
-        ["slow &amp; long", "0.600", "–", "0.100", "61 s", "3 MB", "3", "m", "cats"],
+        ["plain", "0.300", "-", "0.100", "61 s", "3 MB", "2", "m", "cats"],
+        ["slow &amp; long", "0.600", "-", "0.100", "61 s", "3 MB", "3", "m", "cats"],
     ]
     assert cells(page, "options") == [
         ["epochs", "2", "3"],
         ["optimizer.lr", "0.001", "0.0001"],
-        ["seed", "–", "0"],
+        ["seed", "-", "0"],
     ]
     evil = "&lt;script&gt;hacked=1&lt;/script&gt;"
     assert cells(page, "classes") == [
         [evil, "0.250", "0.125", "0.125"],
         ["cat", "0.500", "0.750", "0.250"],
-        ["dog", "–", "–", "–"],
+        ["dog", "-", "-", "-"],
     ]
     assert re.findall(r'class="best">([^<]*)<', page) == ["0.250", "0.750"]
     assert EVIL not in page and 'id="warnings"' not in page and 'id="unfinished"' not in page
@@ -116,7 +116,7 @@ def test_an_unfinished_run_is_compared_by_what_there_is(runs: list[Path], tmp_pa
     assert gt.compare_runs(runs, tmp_path / "c.html") == []
     page = (tmp_path / "c.html").read_text()
     assert "<b>Not finished:</b> plain." in page
-    assert cells(page, "headline")[0] == ["plain", "0.300", "–", "0.100", "–", "–", "2", "m", "cats"]
+    assert cells(page, "headline")[0] == ["plain", "0.300", "-", "0.100", "-", "-", "2", "m", "cats"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_cannot_be_compared_or_written_is_refused(runs: list[Path], tmp_pat
     with pytest.raises(ConfigError, match="two or more run directories to compare, got 1"):
         gt.compare_runs(runs[:1], tmp_path / "c.html")
     for place in (tmp_path, tmp_path / "nowhere" / "c.html"):
-        with pytest.raises(ConfigError, match="output: .* is not writable"):
+        with pytest.raises(ConfigError, match="output: cannot write"):
             gt.compare_runs(runs, place)
     with pytest.raises(DataError, match="not a run directory"):
         gt.compare_runs([*runs, tmp_path], tmp_path / "c.html")

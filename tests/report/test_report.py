@@ -84,7 +84,7 @@ def test_retained_sets_are_a_table(run_folder: Path, tmp_path: Path) -> None:
     (run / "metrics.json").write_text(json.dumps(summary | {"retention": sets}))
     page = page_of(run)
     assert "<td>a&amp;b</td><td>AP</td><td>0.500</td><td>0.200</td><td>40 %</td>" in page
-    assert "<td>refs</td><td>recall@1</td><td>0.000</td><td>0.100</td><td>–</td>" in page
+    assert "<td>refs</td><td>recall@1</td><td>0.000</td><td>0.100</td><td>-</td>" in page
 
 
 def test_nothing_is_loaded_from_elsewhere(run_folder: Path) -> None:

@@ -18,6 +18,7 @@ from supervision import Detections
 
 from groundtune.cli import main
 from groundtune.errors import ConfigError, DataError
+from groundtune.predict.postprocess import Selection
 from groundtune.web import demo as module
 from groundtune.web.demo import MAX_CLASSES, Demo, need_gradio, serve
 from groundtune.web.review_server import is_loopback
@@ -38,7 +39,8 @@ def calls(monkeypatch) -> list:
     busy = threading.Lock()
 
     class Fake:
-        def __init__(self, bundle, names, device, threshold, **_) -> None:
+        def __init__(self, bundle, names, device, threshold, selection, **_) -> None:
+            assert selection == Selection(0.5, True, 7)
             if "???" in names:
                 raise DataError("the name '???' cannot be used.")
             self.bundle, self.names = bundle, names
@@ -62,7 +64,8 @@ def calls(monkeypatch) -> list:
 
 def make_demo(base: bool = False, threshold: float = 0.3) -> Demo:
     models = {"base": SimpleNamespace(lower=0.3)} if base else {}
-    return Demo(models | {"runs/cat": SimpleNamespace(lower=0.0)}, torch.device("cpu"), "fp32", threshold)
+    models |= {"runs/cat": SimpleNamespace(lower=0.0)}
+    return Demo(models, torch.device("cpu"), "fp32", threshold, Selection(0.5, True, 7))
 
 
 def image(folder: Path, color=RED, name="a.png", size=(80, 40)) -> Path:

@@ -52,6 +52,9 @@ class Sample:
         weight: how often the image is shown per epoch, on average over its source.
         annotated: classes that its source annotates; only these can be negatives. None: all.
         confidence: (N,) float32 in (0, 1], scores of boxes that a model made. None: made by people.
+        areas: (N,) float64 square pixels of the objects as the file states them (of masks), which
+            evaluation uses; NaN where it has none. None: it has none.
+        file_name: the image's name in the annotation file.
     """
 
     image_path: Path
@@ -64,6 +67,14 @@ class Sample:
     weight: float = 1.0
     annotated: frozenset[int] | None = None
     confidence: np.ndarray | None = None
+    areas: np.ndarray | None = None
+    file_name: str = ""
+
+    def object_areas(self) -> np.ndarray:
+        """Return (N,) float64 areas in square pixels: those of the file, or else of the boxes."""
+        x0, y0, x1, y1 = self.boxes_xyxy.astype(np.float64).T
+        of_boxes = (x1 - x0) * (y1 - y0)
+        return of_boxes if self.areas is None else np.where(np.isnan(self.areas), of_boxes, self.areas)
 
 
 @dataclass(frozen=True)

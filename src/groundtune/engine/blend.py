@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import Evaluation, Metrics, evaluate
+from groundtune.engine.evaluate import Evaluation, Metrics, eval_task, run_task
 from groundtune.errors import CheckpointError
 from groundtune.metrics.grounding import retention
 from groundtune.model.bundle import ModelBundle
@@ -128,6 +128,7 @@ def best_blend(
     alphas: Sequence[float],
     dataset: Dataset,
     retention_data: Mapping[str, Dataset],
+    precision: str,
     **settings: Any,
 ) -> tuple[list[BlendPoint], BlendPoint]:
     """Evaluate the points between two models, and give `tuned` the weights of the best one.
@@ -138,8 +139,10 @@ def best_blend(
     """
 
     def measure() -> tuple[Evaluation, dict[str, Evaluation]]:
-        target = evaluate(tuned, dataset, **settings)
-        return target, {name: evaluate(tuned, other, **settings) for name, other in retention_data.items()}
+        return score(dataset), {name: score(other) for name, other in retention_data.items()}
+
+    def score(data: Dataset) -> Evaluation:
+        return run_task(eval_task(tuned, data, None, precision), data, **settings)
 
     networks = base.detector.to(settings["device"]), tuned.detector.to(settings["device"])
     points = measure_line(*networks, alphas, measure)

@@ -166,44 +166,15 @@ def iter_maps(
 ) -> Iterator[tuple[EvalBatch, LoadMaps]]:
     """Iterate over batches and functions that compute the backbone's maps, or get cached ones."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
-    images = evaluation_images(
+    batches = evaluation_images(
         dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
     )
-    for batch in images:
+    for batch in batches:
         if features is not None:
             yield batch, partial(features.get, batch.images, batch.indices, [0] * len(batch.indices), device)
         else:
             decoded = [image for image in batch.images if image is not None]
             yield batch, partial(extract, bundle.network, decoded, device)
-
-
-def evaluate(
-    bundle: ModelBundle,
-    dataset: Dataset,
-    *,
-    class_indices: Sequence[int] | None = None,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Detect a data set's classes, or the phrases of its captions, in its images and score them.
-
-    All processes of a distributed run call this together and share the images. Each gets the
-    metrics, or the error of one of them; the main process gets the predictions, the others none.
-
-    Args:
-        class_indices: classes to detect and count; None: all.
-        device: where to compute; the network is moved there.
-        precision: "fp32" or "bf16".
-
-    Raises:
-        DataError: the data set has no image or no class, only some of its images have captions, or
-            an image cannot be read.
-    """
-    return run_task(
-        eval_task(bundle, dataset, class_indices, precision), dataset, batch_size, device, progress
-    )
 
 
 def run_task(
@@ -215,7 +186,11 @@ def run_task(
     features: FeatureCache | None = None,
     skip_unreadable: bool = False,
 ) -> Evaluation:
-    """Evaluate, optionally with a feature cache or with unreadable images in the result."""
+    """Evaluate, optionally with a feature cache or with unreadable images in the result.
+
+    All processes of a distributed run call this together and share the images. Each gets the
+    metrics, or the error of one of them; the main process gets the predictions, the others none.
+    """
     rank, count = processes()
     total, done = len(dataset.samples), 0
     starts = range(rank * batch_size, total, count * batch_size)
@@ -244,7 +219,11 @@ def run_task(
 def eval_task(
     bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None, precision: str
 ) -> EvalTask:
-    """Prepare the prompts of a data set; the arguments and errors are those of `evaluate`."""
+    """Prepare the prompts of a data set for all classes or some; precision is "fp32" or "bf16".
+
+    Raises:
+        DataError: the data set has no image or no class, or only some of its images have captions.
+    """
     if dataset.is_grounding:
         check_captions(dataset, bundle.tokenizer, bundle.config.max_text_len)
         return EvalTask(bundle, None, [], [], precision)
@@ -283,6 +262,16 @@ def score_results(
         return Evaluation(scores.metrics, scores.per_class, [], unreadable)
 
     return replace(from_main(score), predictions=predictions)
+
+
+def name_images_and_classes(dataset: Dataset, predictions: Sequence[Prediction]) -> None:
+    """Add the names that the ids of predictions stand for; other tools ignore them."""
+    files = {sample.image_id: sample.file_name or sample.image_path.name for sample in dataset.samples}
+    classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    for row in predictions:
+        row["file_name"] = files[row["image_id"]]
+        if "category_id" in row:
+            row["category_name"] = classes[row["category_id"]]
 
 
 def _no_result(sample: Sample) -> ImageResult:

@@ -60,6 +60,7 @@ def base_detections(
             class_ids=np.searchsorted(used, detected.class_indices.numpy()),
             crowd=np.zeros(len(detected.scores), bool),
             annotated=None,
+            areas=None,
         )
         for sample, detected in zip(samples, confident, strict=True)
     ]
@@ -178,6 +179,7 @@ def _with_boxes(
         crowd=np.concatenate([sample.crowd, np.zeros(len(class_ids), bool)]),
         confidence=np.concatenate([labeled, confidence]).astype(np.float32),
         annotated=annotated.union(class_ids.tolist()),
+        areas=None,
     )
 
 

@@ -30,7 +30,7 @@ from groundtune.contracts import ImageFormat
 from groundtune.data.batch import Batch
 from groundtune.data.loader import TrainLoader
 from groundtune.errors import CheckpointError, ConfigError
-from groundtune.files import atomic_write
+from groundtune.files import atomic_write, ensure_empty_output
 
 
 @contextmanager
@@ -50,6 +50,14 @@ def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
         ) from error
 
 
+def check_usable(folder: Path, resume: bool) -> None:
+    """Raise a `ConfigError` unless a run directory is new, empty, or that of the run to resume."""
+    if not resume or not folder.is_dir():
+        or_resume = f", or resume that run with --resume {folder}" if folder.is_dir() else ""
+        fix = f"Choose another --output-dir{or_resume}."
+        ensure_empty_output(folder, ConfigError, fix, "output_dir: ")
+
+
 class RunFolder:
     """Writes the files of one run, if `writes`: only the main process does.
 
@@ -62,13 +70,7 @@ class RunFolder:
         self._writes = writes
         if not writes:
             return
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"output_dir: {path} is a file; expected a new or empty folder.")
-        if not resume and path.is_dir() and any(path.iterdir()):
-            raise ConfigError(
-                f"output_dir: the run directory {path} is not empty. Choose another, or continue its run "
-                "with --resume."
-            )
+        check_usable(path, resume)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -16,7 +16,7 @@ import torch
 
 from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
-from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, evaluate
+from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, eval_task, run_task
 from groundtune.errors import ConfigError, DataError, ExportError
 from groundtune.exporting.graph import TEXT_INPUTS, fixed_prompt, smallest_side, trace
 from groundtune.exporting.runtime import (
@@ -208,15 +208,7 @@ def _compare_scores(
     indices = [index for index, name in enumerate(valid.class_names) if not names or name in names]
 
     def score(model: ModelBundle) -> Evaluation:
-        return evaluate(
-            model,
-            valid,
-            class_indices=indices,
-            batch_size=8,
-            device=_CPU,
-            precision="fp32",
-            progress=progress,
-        )
+        return run_task(eval_task(model, valid, indices, "fp32"), valid, 8, _CPU, progress)
 
     model, file = score(bundle), score(open_exported(written))
     if model.score is None or file.score is None:

@@ -3,8 +3,7 @@
 faster-coco-eval does the counting (pycocotools' and LVIS's rules in C++; tests compare it with
 both). Deviations:
 
-- The area of an object, which makes it small, medium or large, is that of its box, not of a mask.
-  This affects APs, APm and APl only.
+- An object whose file has no `area` is small, medium or large by the area of its box.
 - A number without ground truth is None instead of -1.
 - LVIS's AP is the fixed AP (Dave et al. 2021): the best 10,000 detections of each class over all
   images count, instead of 300 per image. A model still predicts its 300 best detections per image,
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from groundtune.data.formats.coco import annotation_rows
 from groundtune.data.sample import Dataset
 
 _CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigabytes for all of LVIS's classes
@@ -33,7 +33,7 @@ class CocoMetrics:
     """Numbers between 0 and 1, or None without ground truth.
 
     Attributes:
-        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (box area < 32², < 96²,
+        metrics: AP (mean over IoU .50 to .95), AP50, AP75, APs, APm, APl (area < 32², < 96²,
             larger), and AR1, AR10, AR100 (recall with that many detections per image) or, of LVIS,
             APr, APc, APf (rare, common, frequent classes).
         per_class: AP and AP50 by class name.
@@ -112,29 +112,16 @@ def average_precision(truth: dict[str, Any], precision: np.ndarray) -> CocoMetri
 
 def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
     """Return the boxes of some classes as the content of a COCO file."""
-    counted = set(class_indices)
+    names = {dataset.category_ids[index]: dataset.class_names[index] for index in class_indices}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for sample in dataset.samples:
         height, width = sample.size_hw
         images.append({"id": sample.image_id, "height": height, "width": width})
-        for box, class_id, crowd in zip(sample.boxes_xyxy, sample.class_ids, sample.crowd, strict=True):
-            if int(class_id) not in counted:
-                continue
-            x0, y0, x1, y1 = (float(value) for value in box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # from 1: id 0 means "unmatched" inside the evaluator
-                    "image_id": sample.image_id,
-                    "category_id": dataset.category_ids[int(class_id)],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": int(crowd),
-                }
-            )
-    categories = [
-        {"id": dataset.category_ids[index], "name": dataset.class_names[index]} for index in class_indices
-    ]
+        rows = [row for row in annotation_rows(sample, dataset.category_ids) if row["category_id"] in names]
+        # ids from 1: id 0 means "unmatched" inside the evaluator
+        annotations += [{"id": number} | row for number, row in enumerate(rows, len(annotations) + 1)]
+    categories = [{"id": number, "name": name} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -165,9 +152,8 @@ def lvis_metrics(
         image["neg_category_ids"] = rules.absent.get(image["id"], [])
         image["not_exhaustive_category_ids"] = rules.incomplete.get(image["id"], [])
     for category in truth["categories"]:
-        category["frequency"] = rules.frequencies.get(
-            category["id"], "r"
-        )  # a class of another split has no object here
+        # a class of another split has no object here
+        category["frequency"] = rules.frequencies.get(category["id"], "r")
     precision, _ = precision_recall(truth, _best_per_class(predictions), [_MAX_PER_CLASS], lvis=True)
     result = average_precision(truth, precision)
     group = np.array([category["frequency"] for category in truth["categories"]])

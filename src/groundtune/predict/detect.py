@@ -102,6 +102,7 @@ def detect_batch(
     prompts: Prompts,
     sizes_hw: Sequence[tuple[int, int]],
     base_network: Network | None = None,
+    limit: int | None = None,
 ) -> list[ImageDetections]:
     """Detect the prompts' classes in a batch of images.
 
@@ -111,9 +112,10 @@ def detect_batch(
         prompts: on the network's device.
         sizes_hw: sizes of the original images, in whose pixels the boxes are.
         base_network: answers the prompts with `use_base`; None: `network` answers all.
+        limit: maximum number of detections per image; None: 300.
 
     Returns:
-        Per image its best 300 detections, on the CPU; an empty list for an empty batch.
+        Per image its best detections, on the CPU; an empty list for an empty batch.
 
     Raises:
         NonFiniteOutput: call this within `checked`, which repeats it in float32.
@@ -140,7 +142,7 @@ def detect_batch(
     detections = []
     for image, size_hw in enumerate(sizes_hw):
         sorted_scores, sorted_boxes = ([part[image][p] for p in range(count)] for part in (scores, boxes))
-        best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw)
+        best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw, limit)
         detections.append(best.cpu())
     return detections
 

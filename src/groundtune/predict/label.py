@@ -23,10 +23,10 @@ from groundtune.data.formats.detect import read_splits
 from groundtune.data.formats.files import read_text, stored_size
 from groundtune.data.images import load_image
 from groundtune.data.sample import Dataset, Grounding, Sample, join_examples, match_class_names
-from groundtune.device import pick_device, pick_precision
 from groundtune.errors import ConfigError, DataError
 from groundtune.predict.predictor import Detections, Predictor, batched
 from groundtune.predict.ray import RayPool, on_ray, pack, unpack
+from groundtune.predict.run import build_predictor
 from groundtune.predict.sources import STDIN, OnError, check_inputs_exist, files, is_camera
 from groundtune.progress import Progress
 from groundtune.text.prompt import clean_name, sentence_prompt, unique_names
@@ -92,7 +92,9 @@ def label(
         progress.message(f"groundtune: skipped: {reason}")
 
     journal = Path(f"{config.output_dir}.labels.jsonl")
-    settings = {"model": config.model, "classes": predictor.names, "nms": config.nms, "data": config.data}
+    settings: dict[str, Any] = {"model": config.model, "classes": predictor.names, "data": config.data}
+    settings |= {"nms": config.nms, "agnostic_nms": config.agnostic_nms or None}
+    settings |= {"max_detections": config.max_detections}
     settings |= {"threshold": predictor.threshold, "thresholds": dict(predictor.thresholds)}
     settings |= {"captions": config.captions}
     records = _read_journal(journal, settings)
@@ -184,9 +186,9 @@ def _records(
             except DataError as error:  # it is too long
                 on_error(path, str(error))
             else:
-                yield from _detect(of_caption, [sample], config.nms, on_error)
+                yield from _detect(of_caption, [sample], on_error)
     else:
-        yield from _detect(predictor, samples, config.nms, on_error)
+        yield from _detect(predictor, samples, on_error)
 
 
 @dataclass
@@ -200,38 +202,22 @@ class _RayWork:
 
     @cached_property
     def predictor(self) -> Predictor:
-        device = pick_device(self.config.device)
-        return Predictor(
-            unpack(self.model),
-            self.names,
-            device,
-            threshold=self.config.threshold,
-            thresholds=self.thresholds,
-            sentences=False,
-            tiles=None,
-            batch_size=self.config.batch_size,
-            precision=pick_precision(self.config.precision, device),
-        )
+        return build_predictor(unpack(self.model), self.config, self.names, self.thresholds)
 
     def __call__(self, samples: list[Sample]) -> tuple[list[Record], dict[str, str]]:
         unreadable: dict[str, str] = {}
-        return list(_detect(self.predictor, samples, self.config.nms, unreadable.__setitem__)), unreadable
+        return list(_detect(self.predictor, samples, unreadable.__setitem__)), unreadable
 
 
-def _detect(
-    predictor: Predictor, samples: Iterable[Sample], nms: float, on_error: OnError
-) -> Iterator[Record]:
+def _detect(predictor: Predictor, samples: Iterable[Sample], on_error: OnError) -> Iterator[Record]:
     """Yield the record of each readable image. Unreadable ones count in batches, as with Ray."""
     for group in batched(samples, predictor.batch_size):
         opened = [(sample.image_path, _open(sample, on_error)) for sample in group]
         images = [(path, image) for path, image in opened if image is not None]
         found = predictor.find([image for _, image in images])
         for (path, image), detections in zip(images, found, strict=True):
-            nonempty = detections[
-                np.flatnonzero((detections.xyxy[:, 2:] > detections.xyxy[:, :2]).all(axis=1))
-            ]
-            assert isinstance(nonempty, Detections)
-            kept = nonempty.with_nms(nms)
+            kept = detections[np.flatnonzero((detections.xyxy[:, 2:] > detections.xyxy[:, :2]).all(axis=1))]
+            assert isinstance(kept, Detections)
             yield {
                 "image": str(path),
                 "size_hw": [image.height, image.width],

@@ -1,7 +1,8 @@
 """Turn token logits into scored boxes in pixels (docs/semantics.md, rules 23 and 24).
 
 A query's score for a class is the mean probability of the class's tokens. The 300 best (query,
-class) pairs of an image are its detections, without non-maximum suppression.
+class) pairs of an image are its detections. `Selection` applies non-maximum suppression (NMS) and a
+limit to them, if wanted; the reference does neither.
 
 Reference: MMDetection, `convert_grounding_to_cls_scores` and `_predict_by_feat_single`. Deviations:
 fewer than 300 pairs are allowed; a class without tokens scores 0 instead of NaN; classes of several
@@ -15,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from groundtune.boxes import cxcywh_to_xyxy
+from groundtune.boxes import cxcywh_to_xyxy, pairwise_iou
 
 MAX_DETECTIONS = 300
 ScoreReduction = Literal["mean", "max"]
@@ -38,9 +39,38 @@ class ImageDetections:
     def cpu(self) -> "ImageDetections":
         return ImageDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_indices.cpu())
 
-    def select(self, index: Tensor) -> "ImageDetections":
-        """Return the detections that a mask or an index tensor selects."""
+    def select(self, index: Tensor | slice) -> "ImageDetections":
+        """Return the detections that a mask, an index tensor or a slice selects."""
         return ImageDetections(self.boxes_xyxy[index], self.scores[index], self.class_indices[index])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which detections of an image are kept, after the confidence thresholds.
+
+    Attributes:
+        nms: IoU above which the lower score of two detections is dropped; None: no NMS.
+        agnostic_nms: whether NMS compares detections of different classes too.
+        max_detections: maximum number of detections; None: all.
+    """
+
+    nms: float | None
+    agnostic_nms: bool
+    max_detections: int | None
+
+    def apply(self, detections: ImageDetections) -> ImageDetections:
+        """Return the detections of an image to keep, best first as before."""
+        if self.nms is None:
+            return detections.select(slice(self.max_detections))
+        boxes, classes = detections.boxes_xyxy, detections.class_indices
+        kept = torch.ones(len(boxes), dtype=torch.bool)
+        for index in range(len(boxes)):
+            if kept[index]:
+                same = pairwise_iou(boxes[index : index + 1], boxes[index + 1 :])[0] > self.nms
+                if not self.agnostic_nms:
+                    same &= classes[index + 1 :] == classes[index]
+                kept[index + 1 :] &= ~same
+        return detections.select(kept.nonzero().flatten()[: self.max_detections])
 
 
 def class_scores(pred_logits: Tensor, phrase_map: Tensor, score_reduction: ScoreReduction = "mean") -> Tensor:
@@ -73,7 +103,7 @@ def top_detections(
     boxes_cxcywh: Sequence[Tensor],
     class_indices: Sequence[Sequence[int]],
     size_hw: tuple[int, int],
-    limit: int = MAX_DETECTIONS,
+    limit: int | None = None,
 ) -> ImageDetections:
     """Select the best (query, class) pairs of one image over all its prompts.
 
@@ -82,7 +112,7 @@ def top_detections(
         boxes_cxcywh: per prompt (Q, 4), relative to the image.
         class_indices: per prompt the indices of its C_p classes.
         size_hw: size of the original image in pixels.
-        limit: maximum number of pairs.
+        limit: maximum number of pairs; None: 300.
     """
     pair_scores = torch.cat([part.flatten() for part in scores])
     queries, classes, first = [], [], 0
@@ -91,7 +121,7 @@ def top_detections(
         queries.append(rows.repeat_interleave(len(indices)))
         classes.append(torch.tensor(list(indices), device=part.device).repeat(len(part)))
         first += len(part)
-    best, order = pair_scores.topk(min(limit, len(pair_scores)))
+    best, order = pair_scores.topk(min(limit or MAX_DETECTIONS, len(pair_scores)))
     height, width = size_hw
     size = best.new_tensor([width, height, width, height])
     boxes = torch.cat([part.float() for part in boxes_cxcywh])[torch.cat(queries)[order]]

@@ -17,7 +17,7 @@ from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
-from groundtune.predict.postprocess import ImageDetections
+from groundtune.predict.postprocess import MAX_DETECTIONS, ImageDetections, Selection
 from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles, merge
 from groundtune.text.prompt import clean_name, sentence_prompt, unique_names
@@ -47,6 +47,7 @@ class Predictor:
         device: device of the network.
         threshold: confidence threshold in [0, 1].
         thresholds: confidence thresholds of single classes.
+        selection: non-maximum suppression and the number of detections, after tiles are merged.
         sentences: whether `names` are sentences about one object, or [several] in [brackets].
         tiles: size of the tiles of large images; None: no tiles.
         batch_size: images or tiles per batch.
@@ -61,6 +62,7 @@ class Predictor:
     device: torch.device
     threshold: float
     thresholds: Mapping[str, float]
+    selection: Selection
     sentences: bool
     tiles: Tiles | None
     batch_size: int
@@ -124,10 +126,12 @@ class Predictor:
             to_tensor(resize_keep_ratio(size_hw, image_format).image(image), image_format)
             for size_hw, image in zip(sizes_hw, images, strict=True)
         ]
+        limit = max(MAX_DETECTIONS, self.selection.max_detections or 0)  # NMS comes later
 
         def detect() -> list[ImageDetections]:
             features = extract(network, tensors, self.device)
-            return detect_batch(network, features, self._prompts, sizes_hw, self.bundle.base_network)
+            base_network = self.bundle.base_network
+            return detect_batch(network, features, self._prompts, sizes_hw, base_network, limit)
 
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
@@ -135,6 +139,7 @@ class Predictor:
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:
+        part = self.selection.apply(part)
         class_id = self._class_ids[part.class_indices.numpy()]
         return Detections(
             xyxy=part.boxes_xyxy.numpy().reshape(-1, 4),

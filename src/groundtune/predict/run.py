@@ -1,19 +1,28 @@
 """Build a predictor from options, and detect objects in files, with results on disk."""
 
+import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yaml import BaseLoader
+
 from groundtune.config import DetectOptions, PredictConfig, PredictorOptions
-from groundtune.data.formats.files import read_text
 from groundtune.device import pick_device, pick_precision, set_up_cpu
-from groundtune.errors import ConfigError, escape_control_chars
+from groundtune.errors import ConfigError, escape_control_chars, suggestion
+from groundtune.files import parse_yaml, read_text
 from groundtune.model.bundle import ModelBundle
+from groundtune.options import resolve
+from groundtune.predict.postprocess import Selection
 from groundtune.predict.predictor import Predictor
 from groundtune.predict.sources import iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
 from groundtune.progress import Progress
+from groundtune.text.prompt import clean_name
+
+_PAIR = re.compile(r"\s*(.+?)\s*=([^=,]*)(?:,|$)")  # of a name, which may have commas, and a number
 
 
 def build_predictor(
@@ -44,6 +53,7 @@ def build_predictor(
         device,
         threshold=options.threshold,
         thresholds=thresholds,
+        selection=Selection(options.nms, options.agnostic_nms, options.max_detections),
         sentences=bool(phrases),
         tiles=tiles,
         batch_size=options.batch_size,
@@ -63,6 +73,38 @@ def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
             f"classes: the model {bundle.source} has no classes of its own; give class names to detect."
         )
     return names
+
+
+def read_thresholds(given: str | Mapping[str, float]) -> dict[str, float]:
+    """Read confidence thresholds by class name: a mapping, a file of one, or "cat=0.5,dog=0.3".
+
+    Raises:
+        ConfigError: the text is none of these, or a threshold is not between 0 and 1.
+    """
+    if not isinstance(given, str):
+        return dict(given)
+    content: Any = None if _PAIR.sub("", given) else dict(_PAIR.findall(given))
+    if os.path.isfile(given):
+        try:  # JSON is YAML but for tabs; all names are text
+            content = parse_yaml(read_text(Path(given), ConfigError).replace("\t", " "), BaseLoader)
+        except ValueError as error:
+            raise ConfigError(f"thresholds: {given} is neither YAML nor JSON{error}.") from error
+    if not isinstance(content, dict):
+        expected = "cat=0.5,dog=0.3, a YAML or JSON file such as `cat: 0.5`, or a run directory"
+        raise ConfigError(f"thresholds: expected {expected}; got {given!r}.")
+    checked = resolve(DetectOptions, [(given, {"thresholds": content})]).thresholds
+    return checked if isinstance(checked, dict) else {}
+
+
+def check_classes(thresholds: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise a ConfigError that lists the thresholds of classes that are not to be detected."""
+    cleaned = {clean_name(name): name for name in names}
+    unknown = [name for name in thresholds if clean_name(name) not in cleaned]
+    if unknown:
+        hints = [f"{name!r}.{suggestion(clean_name(name), cleaned)}" for name in unknown]
+        raise ConfigError(
+            f"thresholds: no such class: {' '.join(hints)} Expected some of {', '.join(names)}."
+        )
 
 
 def predict_files(

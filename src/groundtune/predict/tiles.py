@@ -1,7 +1,7 @@
 """Split a large image into overlapping square tiles and merge their detections.
 
 Small objects vanish when an image of 4000 pixels is resized for the network; in a tile they do not.
-The whole image is processed too, for objects larger than a tile. Detections are merged in three
+The whole image is processed too, for objects larger than a tile. Detections are merged in four
 steps:
 
 1. A box that touches an inner border of its tile is *cut*. If it lies inside another tile, that
@@ -11,6 +11,8 @@ steps:
 3. A cut box and another tile's box are one object if they agree by the same IoU on the area that
    both tiles see. A whole box replaces it; cut boxes alone (an object longer than the overlap) are
    united.
+4. A box that is still cut, and of which 70 % lie inside a larger box of its class from another tile
+   or the whole image, is a fragment, such as an arrow's shaft: it is dropped with its score.
 
 Boxes of one tile are never merged. Deviation from SAHI (Akyon et al. 2022), which merges by the
 overlap of whole boxes: it drops a small object in front of a large one, and leaves the halves of an
@@ -28,6 +30,7 @@ from groundtune.boxes import box_area, pairwise_iou
 from groundtune.predict.postprocess import ImageDetections
 
 _SAME_IOU = 0.5
+_FRAGMENT_SHARE = 0.7  # of its area inside the larger box
 _BORDER = 0.02  # share of a tile's side within which a box touches its border
 
 
@@ -79,7 +82,7 @@ def merge(
     )
     candidates = candidates.select(~_inside_another_tile(candidates, regions, size_hw))
     candidates = candidates.select(torch.argsort(candidates.scores, descending=True, stable=True))
-    return _unite(candidates.select(torch.argsort(candidates.cut.int(), stable=True)))
+    return _unite(candidates.select(torch.argsort(candidates.cut.int(), stable=True)), size_hw)
 
 
 @dataclass
@@ -112,32 +115,48 @@ def _inside_another_tile(candidates: _Candidates, regions: Tensor, size_hw: tupl
     return candidates.cut & (inside & ~_is_cut(boxes, tiles, size_hw)).any(1)
 
 
-def _unite(candidates: _Candidates) -> ImageDetections:
+def _unite(candidates: _Candidates, size_hw: tuple[int, int]) -> ImageDetections:
     """Return one box per object; candidates are sorted: whole boxes first, each kind best first."""
     left = torch.ones_like(candidates.cut)
-    boxes, scores, classes = [], [], []
+    first: list[int] = []  # detection of each object
     for index in range(len(candidates.cut)):
         if not left[index]:
             continue
         group = left & _same_object(candidates, index)
         group[index] = True
-        box = candidates.boxes[index]
         if candidates.cut[index]:  # pieces of pieces
             queue = set(group.nonzero().flatten().tolist()) - {index}
             while queue:
                 more = left & ~group & _same_object(candidates, queue.pop())
                 queue |= set(more.nonzero().flatten().tolist())
                 group |= more
-            pieces = candidates.boxes[group]
-            box = torch.cat([pieces[:, :2].amin(0), pieces[:, 2:].amax(0)])
-        boxes.append(box)
-        scores.append(candidates.scores[group].max())
-        classes.append(candidates.classes[index])
+            candidates.boxes[index] = _hull(candidates.boxes[group])
+            hull = _hull(candidates.regions[group])
+            candidates.cut[index] = _is_cut(candidates.boxes[index], hull, size_hw)
+        candidates.scores[index] = candidates.scores[group].max()
+        first.append(index)
         left &= ~group
-    if not boxes:
-        return ImageDetections(candidates.boxes, candidates.scores, candidates.classes)
-    order = torch.argsort(torch.stack(scores), descending=True, stable=True)
-    return ImageDetections(torch.stack(boxes)[order], torch.stack(scores)[order], torch.stack(classes)[order])
+    united = candidates.select(torch.tensor(first, dtype=torch.long))
+    united = united.select(~_is_fragment(united))
+    united = united.select(torch.argsort(united.scores, descending=True, stable=True))
+    return ImageDetections(united.boxes, united.scores, united.classes)
+
+
+def _hull(boxes: Tensor) -> Tensor:
+    return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+
+
+def _is_fragment(candidates: _Candidates) -> Tensor:
+    """Return which cut boxes lie mostly inside a larger box of their class from another region."""
+    fragments, areas = candidates.cut.clone(), box_area(candidates.boxes)
+    for index in fragments.nonzero().flatten().tolist():
+        inside = box_area(_clip(candidates.boxes, candidates.boxes[index : index + 1]))
+        larger = (areas > areas[index]) & (inside >= _FRAGMENT_SHARE * areas[index])
+        other = (candidates.owner != candidates.owner[index]) & (
+            candidates.classes == candidates.classes[index]
+        )
+        fragments[index] = (larger & other).any()
+    return fragments
 
 
 def _same_object(candidates: _Candidates, index: int) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from groundtune.engine.blend import ENOUGH_GAIN, BlendPoint
 from groundtune.errors import CheckpointError
 from groundtune.metrics.grounding import retention
+from groundtune.progress import format_metric
 from groundtune.report.build import write_page
-from groundtune.report.figures import line_chart, share
+from groundtune.report.figures import line_chart
 
 RULE = (
     f"The chosen point: among those with {100 * ENOUGH_GAIN:.0f} % of the gain on the target, the one that "
@@ -31,7 +32,7 @@ def blend_chart(points: Sequence[BlendPoint]) -> str:
     return line_chart([("target", alphas, [point.score for point in points]), *others], "alpha", (0.0, 1.0))
 
 
-def blend_rows(points: Sequence[BlendPoint], format_metric: Callable[[float | None], str]) -> list[list[str]]:
+def blend_rows(points: Sequence[BlendPoint]) -> list[list[str]]:
     """Return a table of the points, with a header row."""
     rows = [["alpha", "target", "gain", *points[0].retention, "retention"]]
     for point in points:
@@ -49,7 +50,7 @@ def write_blend(
     `about` has "base", "tuned" and "data", as the user named them.
     """
     record = {**about, "chosen": best.alpha, "rule": RULE, "points": [asdict(point) for point in points]}
-    heads, *rows = blend_rows(points, share)
+    heads, *rows = blend_rows(points)
     context = {
         "title": f"{about['tuned']} blended with {about['base']}",
         "rule": RULE,

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.errors import ConfigError
+from groundtune.files import check_writable
+from groundtune.progress import format_metric
 from groundtune.report.build import chart_series, write_page
-from groundtune.report.figures import Series, line_chart, share
+from groundtune.report.figures import Series, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
 
 _NUMBERS = ("AP", "AP50", "AP75", "recall@1", "recall@5")
@@ -29,8 +31,7 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
     """
     if len(folders) < 2:
         raise ConfigError(f"runs: expected two or more run directories to compare, got {len(folders)}.")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"output: {path} is not writable; expected a file in an existing directory.")
+    check_writable(path, "output")
     unique = len({folder.resolve().name for folder in folders}) == len(folders)
     runs = {folder.resolve().name if unique else str(folder): read_run(folder) for folder in folders}
     with values_of_runs(*folders):
@@ -69,12 +70,10 @@ def differing_validation(runs: dict[str, RunData]) -> list[str]:
 
 def changed_options(runs: dict[str, RunData]) -> list[tuple[str, list[str]]]:
     """Return the options in which the runs differ: the name, and each run's value as JSON."""
-    texts = [
-        {name: json.dumps(value, ensure_ascii=False) for name, value in _flat(run.config).items()}
-        for run in runs.values()
-    ]
+    flat = [_flat(run.config) for run in runs.values()]
+    texts = [{name: json.dumps(v, ensure_ascii=False) for name, v in config.items()} for config in flat]
     names = dict.fromkeys(name for options in texts for name in options if name not in _NOT_COMPARED)
-    rows = [(name, [options.get(name, "–") for options in texts]) for name in names]
+    rows = [(name, [options.get(name, "-") for options in texts]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
@@ -93,14 +92,14 @@ def _headline(runs: dict[str, RunData]) -> dict[str, Any]:
         best = [run.best.get(f"valid/{number}") for number in numbers]
         before = run.zero_shot.get(f"valid/{numbers[0]}") if numbers else None
         cost = [
-            "–" if run.seconds is None else f"{run.seconds:.0f} s",
-            "–" if run.memory_bytes is None else f"{run.memory_bytes / 2**20:.0f} MB",
-            str(run.config.get("epochs", "–")),
+            "-" if run.seconds is None else f"{run.seconds:.0f} s",
+            "-" if run.memory_bytes is None else f"{run.memory_bytes / 2**20:.0f} MB",
+            str(run.config.get("epochs", "-")),
         ]
         source = Path(str(run.config.get("model", "")))
         model = source.parent.name if source.name == "model" else source.name  # the model of a run directory
         data = Path(str(run.config.get("data", ""))).name
-        rows.append([name, *map(share, best), share(before), *cost, model, data])
+        rows.append([name, *map(format_metric, best), format_metric(before), *cost, model, data])
     before_title = " ".join(["zero-shot", *numbers[:1]])
     heads = ["run", *numbers, before_title, "time", "memory", "epochs", "model", "data"]
     return {"heads": heads, "rows": rows}
@@ -121,8 +120,8 @@ def _classes(runs: dict[str, RunData]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(name for run in runs.values() for name in run.per_class):
         scores = [run.per_class.get(name, {}).get("AP") for run in runs.values()]
         known = [score for score in scores if score is not None]
-        spread = share(max(known) - min(known)) if len(known) > 1 else "–"
+        spread = format_metric(max(known) - min(known)) if len(known) > 1 else "-"
         best = max(known) if len(set(known)) > 1 else None
-        cells = [(share(score), score is not None and score == best) for score in scores]
+        cells = [(format_metric(score), score is not None and score == best) for score in scores]
         rows.append({"name": name, "cells": cells, "spread": spread})
     return rows

@@ -15,6 +15,7 @@ import numpy as np
 from groundtune.data.images import data_uri, load_image, thumbnail
 from groundtune.errors import DataError
 from groundtune.metrics.errors import ERROR_TYPES, MATCHED, ImageMatches
+from groundtune.progress import format_metric
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 """Name, x values, y values."""
@@ -26,14 +27,7 @@ _WIDTH, _HEIGHT = 520, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, _WIDTH - 12, 12, _HEIGHT - 34
 _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 360, 72  # pixels of the long side, JPEG quality
 _MAX_BOXES = 60  # per image; more would hide it
-
-
-def share(value: float | None) -> str:
-    """Format a metric with three decimals; None is a dash."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-TEMPLATES.filters["share"] = share
+TEMPLATES.filters["metric"] = format_metric
 
 
 def line_chart(series: Sequence[Series], x_label: str, y_range: tuple[float, float] | None = None) -> str:

@@ -25,6 +25,7 @@ from PIL import Image
 from groundtune.data.images import data_uri, load_image, thumbnail
 from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.model.bundle import ModelBundle
+from groundtune.predict.postprocess import Selection
 from groundtune.predict.predictor import Predictor
 from groundtune.predict.writers import COLORS, records_of
 
@@ -49,6 +50,7 @@ class Demo:
     device: torch.device
     precision: str
     threshold: float  # initial confidence threshold
+    selection: Selection
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -92,6 +94,7 @@ class Demo:
                 self.device,
                 threshold=MIN_SCORE,
                 thresholds={},
+                selection=self.selection,
                 sentences=False,
                 tiles=None,
                 batch_size=1,

@@ -118,7 +118,7 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
     grounding, index_of = None, class_of
     if image.caption is not None:
         grounding, index_of = _grounding(image.caption, image, raw)
-    kept: dict[tuple[Any, ...], float] = {}  # score by class, crowd and the four numbers of a box
+    kept: dict[tuple[Any, ...], tuple[float, float]] = {}  # score, area by class, crowd, four numbers
     for row in image.boxes:
         where = f"{row.where} of {image.file_names[0]}"
         class_index = index_of.get(row.label)
@@ -138,10 +138,12 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
             raw.problems.add("box-duplicate", f"{where} {truncated_repr(row.numbers)}")
         elif row.crowd:
             raw.problems.add("crowd-regions", where)
-        score = row.confidence
-        kept.setdefault(key, float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0)
+        score, area = row.confidence, row.area
+        score = float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0
+        is_area = type(area) in (int, float) and 0 <= area < 2**63
+        kept.setdefault(key, (score, float(area) if is_area else math.nan))
     assert image.image_id is not None
-    by_people = all(score == 1 for score in kept.values())
+    scores, areas = np.array([*kept.values()]).reshape(-1, 2).T
     return Sample(
         image_path=path,
         image_id=image.image_id,
@@ -150,7 +152,9 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
         class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
         crowd=np.array([crowd for _, crowd, *_ in kept], bool),
         grounding=grounding,
-        confidence=None if by_people else np.array([*kept.values()], np.float32),
+        confidence=None if (scores == 1).all() else scores.astype(np.float32),
+        areas=None if np.isnan(areas).all() else areas,
+        file_name=next((n for n in image.file_names if n.endswith(path.name)), path.name),
     )
 
 

@@ -38,7 +38,7 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     raw.images += image_of.values()
     for image, row, where, crowd in annotations_of(annotations, image_of, raw.problems):
         key = id_key(row.get("category_id"))
-        image.boxes.append(RawBox(row.get("bbox"), key, where, crowd, row.get("score")))
+        image.boxes.append(RawBox(row.get("bbox"), key, where, crowd, row.get("score"), row.get("area")))
     restricted = sum(bool(row.get(_ABSENT) or row.get(_INCOMPLETE)) for row in rows)
     if restricted:
         raw.problems.add("annotation-ignored-field", count=restricted)
@@ -189,7 +189,7 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
         if sample.grounding:
             image |= {"caption": sample.grounding.caption, "tokens_positive_eval": sample.grounding.spans}
         images.append(image)
-        for row in _annotation_rows(sample, dataset.category_ids):
+        for row in annotation_rows(sample, dataset.category_ids):
             annotations.append({"id": len(annotations) + 1} | row)
     names = zip(dataset.category_ids, dataset.class_names, strict=True)
     categories = [{"id": i, "name": name} for i, name in names] or [{"id": 1, "name": "object"}]
@@ -197,13 +197,14 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _annotation_rows(sample: Sample, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def annotation_rows(sample: Sample, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the boxes of an image as rows of a COCO file, without ids."""
     spans = sample.grounding.spans if sample.grounding else ()
     scores = np.ones(len(sample.crowd)) if sample.confidence is None else sample.confidence
-    columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, scores)
-    for (x0, y0, x1, y1), c, crowd, score in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (sample.boxes_xyxy, sample.class_ids, sample.crowd, scores, sample.object_areas())
+    for (x0, y0, x1, y1), c, crowd, score, area in zip(*(part.tolist() for part in columns), strict=True):
         row: dict[str, Any] = {"image_id": sample.image_id, "iscrowd": int(crowd)}
-        row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+        row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": area}
         row["category_id"] = 1 if spans else category_ids[c]
         if score < 1:
             row["score"] = score

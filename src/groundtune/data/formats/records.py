@@ -27,6 +27,7 @@ class RawBox(NamedTuple):
     confidence: Any = (
         None  # score of the model that drew it; anything but a number in (0, 1] is a person's box
     )
+    area: Any = None  # of the object in square pixels; anything but a number of at least 0 is none
 
 
 @dataclass
