@@ -81,7 +81,7 @@ class SelectionOptions:
     agnostic_nms: bool = _detections(
         False, f"NMS across classes: one object, one name; IoU {_NMS_IOU} without --nms"
     )
-    max_detections: int | None = _detections(None, "maximum number per image; default: the 300 best", low=1)
+    max_detections: int | None = _detections(None, "most detections per image; default: the 300 best", low=1)
 
     def __post_init__(self) -> None:
         if self.agnostic_nms and self.nms is None:
