@@ -86,6 +86,8 @@ def test_a_cache_does_not_hold_the_same_view_twice(tmp_path, tokenizer):
     alone = arrows(tmp_path, ["left arrow", "digit 2", "b"])
     assert loader_of(alone, tokenizer, cache_views=2).num_views == 1
     assert loader_of(arrows(tmp_path), tokenizer, cache_views=2).num_views == 2
+    mixed = loader_of(arrows(tmp_path, ["left arrow", "fork", "dog"]), tokenizer, cache_views=2)
+    assert [mixed.geometry(index, 1).flip for index in (0, 1, 2)] == [False, False, True]
 
 
 def test_an_image_of_a_source_that_annotates_one_side_only(tmp_path, tokenizer):
