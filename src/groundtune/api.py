@@ -16,7 +16,8 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -71,20 +72,24 @@ class Model:
 
     @overload
     def predict(
-        self, images: "ImageInput", classes: Sequence[str] | None = None, **options: Any
+        self, images: "ImageInput", classes: "str | Iterable[str] | None" = None, **options: Any
     ) -> "Detections": ...
     @overload
     def predict(
-        self, images: "list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self, images: "list[ImageInput]", classes: "str | Iterable[str] | None" = None, **options: Any
     ) -> "list[Detections]": ...
     def predict(
-        self, images: "ImageInput | list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self,
+        images: "ImageInput | list[ImageInput]",
+        classes: "str | Iterable[str] | None" = None,
+        **options: Any,
     ) -> "Detections | list[Detections]":
         """Detect objects by name.
 
         Args:
             images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
-            classes: class names to detect; None means those of the fine-tuning.
+            classes: class names to detect, also as "cat, dog" or "cat . dog ."; None means those of
+                the fine-tuning.
             options: threshold=0.3, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
@@ -97,7 +102,7 @@ class Model:
 
     def predictor(
         self,
-        classes: Sequence[str] | None = None,
+        classes: str | Iterable[str] | None = None,
         *,
         thresholds: Mapping[str, float] | str | Path | None = None,
         **options: Any,
@@ -105,14 +110,14 @@ class Model:
         """Prepare a prompt for many images: `for d in model.predictor(["cat"]).each(paths)`.
 
         Args:
-            classes: class names to detect; None means those of the fine-tuning.
+            classes: as in `predict`.
             thresholds: confidence thresholds by class name, or a run directory with the best ones.
             options: those of `groundtune.config.PredictorOptions`: threshold, phrase, tiles, …
         """
         by_class, run = (thresholds, None) if isinstance(thresholds, Mapping) else (None, thresholds)
         given = {**options, "classes": classes, "thresholds": run}
         config = _resolve(configs.PredictorOptions, None, "predictor()", model=self, **given)
-        return _predictor(self.bundle, config, config.classes, by_class)
+        return _predictor(self.bundle, config, thresholds=by_class)
 
     def save(self, folder: str | Path) -> None:
         """Write a model directory for `load`. It appears when complete, and replaces an old one."""
@@ -187,6 +192,8 @@ def train(
         progress.message(message)
     progress.message(class_table(describe_classes(run.splits, run.bundle.tokenizer)))
     progress.message(f"Run directory: {run.folder}")
+    if run.unread:
+        progress.message(run.unread)
     if run.warnings:
         names = ", ".join(dict.fromkeys(run.warnings))
         progress.message(f"Warnings about the data: {names}. For details: groundtune check {config.data}")
@@ -256,20 +263,25 @@ def evaluate(
     output = None if config.output is None else Path(config.output)
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
+    from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_data
     from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.engine.evaluate import eval_task, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
+    from groundtune.text.prompt import split_names
 
     splits = read_data(config.data, [], config.rename)
     if config.split not in splits:
         hint = suggestion(config.split, splits)
         raise DataError(f"{config.data} has no split {config.split!r}; expected {', '.join(splits)}.{hint}")
     dataset = splits[config.split]
-    indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
     bundle = _loaded(model, config.model)
+    recall_phrases(list(splits.values()), bundle.phrases)
+    phrases = dataset.phrases
+    names = split_names(config.classes, [*dataset.class_names, *phrases])
+    indices = match_class_names(names, dataset.class_names, phrases) if names else None
     with closing(Progress(quiet=quiet)) as progress:
         if config.ray is not None:
             task = eval_task(bundle, dataset, indices, config.precision)
@@ -281,6 +293,8 @@ def evaluate(
             device = pick_device(config.device)
             task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
             result = run_task(task, dataset, config.batch_size, device, progress)
+        if task.prompts is not None and task.prompts.warning:
+            progress.message(task.prompts.warning)
     if output is not None:
         output.write_text(json.dumps(result.predictions), encoding="utf-8")
     return result
@@ -308,8 +322,8 @@ def predict(
         check_output_not_input(Path(config.output_dir), config.images, config.recursive)
     from groundtune.predict.run import predict_files
 
-    predictor = _predictor(_loaded(model, config.model), config, config.classes)
-    return predict_files(config, predictor, Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    return predict_files(config, _predictor(_loaded(model, config.model), config, progress), progress)
 
 
 def label(
@@ -339,8 +353,9 @@ def label(
 
     splits = read_given(config)
     default = splits["train"].class_names if splits else ["object"] if config.captions else []
-    predictor = _predictor(_loaded(model, config.model), config, config.classes or default)
-    return label_images(config, predictor, splits, Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    predictor = _predictor(_loaded(model, config.model), config, progress, default)
+    return label_images(config, predictor, splits, progress)
 
 
 def blend(
@@ -371,6 +386,7 @@ def blend(
     if not data:
         fix = "Give the data set that it was fine-tuned on."
         raise ConfigError(f"data: missing; {config.tuned} is not a run directory. {fix}")
+    from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_retention_data, read_run_data
     from groundtune.device import pick_device, set_up_cpu
     from groundtune.engine.blend import best_blend
@@ -384,6 +400,7 @@ def blend(
     out = Path(config.output_dir)
     check_replaceable(out)
     bundles = load(config.base).bundle, load(config.tuned).bundle
+    recall_phrases(list(splits.values()), bundles[1].phrases)
     set_up_cpu(config.threads)
     settings: dict[str, Any] = {"batch_size": config.batch_size, "precision": "fp32"}
     settings["device"] = pick_device(config.device)
@@ -589,6 +606,7 @@ def review_server(config: configs.ReviewConfig) -> "ReviewServer":
 def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     """Start the demo page; yield it, and whether only this machine can reach it."""
     from groundtune.device import pick_device, pick_precision, set_up_cpu
+    from groundtune.text.prompt import split_names
     from groundtune.web.demo import Demo, need_gradio, serve
     from groundtune.web.review_server import is_loopback
 
@@ -597,7 +615,7 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     device = pick_device(config.device)
     models = {source: load(source).bundle for source in (config.base, config.model) if source is not None}
     demo = Demo(models, device, pick_precision(config.precision, device), config.threshold)
-    names = config.classes or models[config.model].classes
+    names = split_names(config.classes, models[config.model].classes) or models[config.model].classes
     with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
         yield serve(demo, names, config.host, config.port, folder), is_loopback(config.host)
 
@@ -654,14 +672,21 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
 def _predictor(
     bundle: "ModelBundle",
     options: DetectOptions,
-    classes: Sequence[str],
+    progress: Progress | None = None,
+    default: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
 ) -> "Predictor":
+    """Build a predictor; a warning about names goes to `progress`, or is one of Python's."""
     from groundtune.predict.run import build_predictor
     from groundtune.report.run_data import run_thresholds
 
     best = run_thresholds(Path(options.thresholds)) if options.thresholds else {}
-    return build_predictor(bundle, options, classes, thresholds or best)
+    predictor = build_predictor(bundle, options, default, thresholds or best)
+    if predictor.warning and progress is not None:
+        progress.message(predictor.warning)
+    elif predictor.warning:
+        warnings.warn(predictor.warning, stacklevel=3)
+    return predictor
 
 
 def _as_list(images: Any) -> list[Any]:

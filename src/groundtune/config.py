@@ -73,7 +73,7 @@ class RayOptions:
 class DetectOptions(ComputeOptions):
     """How a model detects objects in images."""
 
-    classes: list[str] = option([], _CLASSES)
+    classes: str | list[str] = option([], _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
     thresholds: str | None = option(
         None, "run directory whose best-F1 thresholds by class are used; other classes use --threshold"
@@ -241,7 +241,7 @@ class EvaluateConfig(ComputeOptions, RayOptions):
     model: str = option(help=_MODEL, positional=True)
     data: str = option(help=_DATA, positional=True)
     split: str = option("valid", "train, valid or test")
-    classes: list[str] = option([], "class names to detect and to evaluate; default: all")
+    classes: str | list[str] = option([], "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
     output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
     json: bool = option(False, _JSON)
@@ -302,7 +302,9 @@ class InitConfig:
     )
     output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
-    classes: list[str] = option([], "classes to draw, as 'red ring, striped star'; default: six classes")
+    classes: str | list[str] = option(
+        [], "classes to draw, as 'red ring, striped star'; default: six classes"
+    )
     train_images: int = option(160, "number of training images", low=1)
     valid_images: int = option(40, "number of validation images", low=1)
     image_size: int = option(320, "long side of an image in pixels", low=32)
@@ -370,7 +372,7 @@ class DemoConfig(ComputeOptions):
 
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
-    classes: list[str] = option(
+    classes: str | list[str] = option(
         [], "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
     )
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
@@ -392,7 +394,7 @@ class ExportConfig:
         choices=EXPORT_FORMATS,
     )
     output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
-    classes: list[str] = option(
+    classes: str | list[str] = option(
         [], "onnx, openvino: classes to build in; the file has no language model then"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ def convert(value: Any, hint: Any) -> Any:
     Raises:
         Unfit: The value has another type.
     """
+    if hint == str | list[str]:  # class names, which are split where they are used
+        return value if isinstance(value, str) else _convert_list(value, str)
     if typing.get_origin(hint) is types.UnionType:
         inner = next(kind for kind in typing.get_args(hint) if kind is not type(None))
         is_none = value is None or (value == "none" and inner is not str)
@@ -40,7 +42,7 @@ def convert(value: Any, hint: Any) -> Any:
 def _convert_list(value: Any, item: Any) -> list[Any]:
     if isinstance(value, str):  # "a, b" on the command line
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping | Set):
         raise Unfit("a list")
     try:
         return [convert(part, item) for part in value]

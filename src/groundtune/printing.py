@@ -102,7 +102,8 @@ def _print_detections(prediction: Mapping[str, Any]) -> None:
     name = f"{prediction['image']}{frame}".encode(errors="replace").decode()
     print(f"{escape_control_chars(name)}: {len(detections)} detections")
     for found in detections:
-        print(f"  {found['class']}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
+        name = escape_control_chars(found["class"])
+        print(f"  {name}  {found['score']:.3f}  {' '.join(f'{x:.1f}' for x in found['box_xyxy'])}")
 
 
 def print_skipped(paths: Sequence[str]) -> int:

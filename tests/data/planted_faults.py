@@ -322,6 +322,6 @@ PLANTS: dict[str, Callable[[Copy], None]] = {
     ),
     "category-id-twice": _change(lambda copy: copy.train["categories"].append({"id": 1, "name": "dog"})),
     "category-placeholder": lambda copy: None,
-    "names-merged": _named("red circle", "Red_circle"),
+    "names-merged": _named("red circle", "red circle"),
     "crowd-regions": _boxed([5, 5, 30, 30], iscrowd=1),
 }

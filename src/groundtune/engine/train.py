@@ -102,7 +102,7 @@ def train(
             )
     training, valid, device = splits["train"], splits["valid"], pick_device(config.device)
     config = replace(config, precision=pick_precision(config.precision, device))
-    resumed, state = newest_state(config, training, valid.class_names, out), TrainState()
+    resumed, state = newest_state(config, training, valid, out), TrainState()
     resume_hint = resume_command(config, out)
     with disk_faults(out, resume_hint), ExitStack() as cleanup, stop_signals() as stop:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
@@ -215,7 +215,8 @@ def _encode_classes(setup: TrainSetup) -> None:
     bundle, language_model = setup.bundle, setup.network.language_model
     language_model.forget()  # a phrase's last bits depend on those encoded along with it
     if bundle.classes:
-        prompts = class_prompts(bundle.tokenizer, bundle.classes, bundle.config.max_text_len)
+        phrases = bundle.phrases_of(bundle.classes)
+        prompts = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len)
         with inference_mode(setup.network, "fp32"):
             language_model(prompts.text.to(setup.device))
 

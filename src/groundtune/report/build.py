@@ -27,7 +27,6 @@ from groundtune.metrics.grounding import retention
 from groundtune.report.advice import advice
 from groundtune.report.figures import Series, gallery, heat_map, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
-from groundtune.text.prompt import class_prompt
 
 _MAX_MATRIX_CLASSES, _MAX_CURVES = 30, 6
 _TERMS = ("loss_cls", "loss_bbox", "loss_giou")
@@ -137,7 +136,7 @@ def _data_summary(splits: dict[str, Dataset]) -> dict[str, Any]:
             (name, len(d.samples), sum(len(s.boxes_xyxy) for s in d.samples)) for name, d in splits.items()
         ],
         "classes": classes,
-        "prompt": class_prompt(first.class_names).caption.strip() if len(first.class_names) <= 200 else "",
+        "prompt": " ".join(f"{phrase}." for phrase in first.phrases) if len(first.class_names) <= 200 else "",
     }
 
 

@@ -188,6 +188,38 @@ def create_positive_map_from_span(
     return rows / (rows.sum(-1, keepdim=True) + 1e-6)
 
 
+def check_phrases(tokenizer: BertTokenizer, phrases: Sequence[str], names: Sequence[str]) -> str:
+    """Check that the model can read and distinguish classes, by their phrases.
+
+    Returns:
+        A warning about names with characters that are read as [UNK], or "".
+
+    Raises:
+        DataError: classes have no token, or several have the same tokens; all are listed.
+    """
+    classes_of: dict[tuple[int, ...], list[str]] = {}
+    rows = tokenizer(list(phrases), add_special_tokens=False)["input_ids"] if phrases else []
+    for ids, name in zip(rows, names, strict=True):
+        classes_of.setdefault(tuple(ids), []).append(repr(name))
+    empty = classes_of.pop((), [])
+    problems = [f"it reads no text in {', '.join(empty)}"] if empty else []
+    problems += [
+        f"it reads {' and '.join(group)} as the same {tokenizer.decode(list(ids))!r}"
+        for ids, group in classes_of.items()
+        if len(group) > 1
+    ]
+    if problems:
+        raise DataError(
+            f"The model cannot distinguish all classes: {'; '.join(problems)}. Give them other words with "
+            "--rename 'NAME=words' where they are trained or evaluated, equal words for those that are one "
+            "class; elsewhere name only one of them."
+        )
+    unknown = tokenizer.unk_token_id
+    unread = [name for ids, group in classes_of.items() if unknown in ids for name in group]
+    warning = f"The model cannot read all letters of {', '.join(unread)}: they are [UNK] to it. It detects "
+    return warning + "these classes better with words that it knows: --rename 'NAME=words'." if unread else ""
+
+
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
     """Count the tokens of each cleaned name with its closing ".".
 

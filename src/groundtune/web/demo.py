@@ -27,6 +27,7 @@ from groundtune.errors import ConfigError, GroundtuneError
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.predictor import Predictor
 from groundtune.predict.writers import COLORS, records_of
+from groundtune.text.prompt import split_names
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -54,10 +55,10 @@ class Demo:
     def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
         """Return the detections or the error as HTML without executable input, and the class names.
 
-        There is no path before the first upload; entries may be lists separated by commas.
+        There is no path before the first upload; entries may be lists, as 'cat, dog'.
         """
-        names = [name for entry in entries or () for name in re.split(r"\s*,\s*", entry.strip()) if name]
-        names = list(dict.fromkeys(names))
+        known = {name for bundle in self.models.values() for name in bundle.classes}
+        names = list(dict.fromkeys(name for entry in entries or () for name in split_names(entry, known)))
         threshold = max(self.threshold, MIN_SCORE)
         values: dict[str, Any] = {"images": [{}], "threshold": threshold, "min_score": MIN_SCORE}
         try:

@@ -40,6 +40,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 
+def names_of(meta: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Return the class names of a groundtune.json, and the phrases by name, {} in older ones.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are malformed.
+    """
+    classes, phrases = list(dict.fromkeys(meta["classes"])), dict(meta.get("phrases") or {})
+    texts = [*classes, *phrases, *phrases.values()]
+    if not all(isinstance(text, str) for text in texts) or re.search("[.?]", " ".join(phrases.values())):
+        raise ValueError("classes and phrases are not text, or phrases contain a separator")
+    return classes, phrases
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file; a `CheckpointError` if it is missing or damaged."""
     try:

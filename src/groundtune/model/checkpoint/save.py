@@ -51,7 +51,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "layout": "transformers" if in_transformers else "groundtune",
         "config": asdict(bundle.config),
         "image_format": asdict(bundle.image_format),
-        **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "recipe")},
+        **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "phrases", "recipe")},
         "phrase_offsets": offsets.names if offsets is not None else [],
         "results": dict(results or {}),
     }
@@ -85,9 +85,10 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
+    phrases = bundle.phrases_of(examples)
     context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
-    return template.render(context, examples=examples, labels=[f"{name}." for name in examples])
+    return template.render(context, examples=examples, labels=[f"{phrase}." for phrase in phrases])
 
 
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
