@@ -188,12 +188,10 @@ def train(
     check_launcher(config.devices)
     run = prepare(config, bundle)
     progress = Progress(quiet=quiet or not is_main())
-    for message in (message for dataset in run.splits.values() for message in dataset.messages):
+    for message in [*(text for dataset in run.splits.values() for text in dataset.messages), *run.unread]:
         progress.message(message)
     progress.message(class_table(describe_classes(run.splits, run.bundle.tokenizer)))
     progress.message(f"Run directory: {run.folder}")
-    if run.unread:
-        progress.message(run.unread)
     if run.warnings:
         names = ", ".join(dict.fromkeys(run.warnings))
         progress.message(f"Warnings about the data: {names}. For details: groundtune check {config.data}")

@@ -93,16 +93,13 @@ def _training_images(path: Path) -> Dataset:
 def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
     """Give all `splits` the classes of the added data sets, and `train` their images."""
     all_sets = [*splits, *(dataset for dataset, _ in added)]
-    before = [len(dataset.findings) for dataset in all_sets]
+    before = [list(dataset.findings) for dataset in all_sets]
     listed = unify_classes(all_sets)
-    for dataset, count in zip(all_sets, before, strict=True):
+    for dataset, old in zip(all_sets, before, strict=True):
         # classes that only another data set lists are not worth a finding
-        new = [finding for finding in dataset.findings[count:] if finding.check != "category-not-listed"]
-        dataset.findings = dataset.findings[:count] + new
-    of_train = next(known for dataset, known in zip(all_sets, listed, strict=True) if dataset is train)
-    annotated = [of_train, *listed[len(splits) :]]
-    everything = len(train.class_names)
-    ids = [None if len(known) == everything else known for known in annotated]
+        dataset.findings = [each for each in dataset.findings if each in old or each.check == "names-matched"]
+    annotated, count = [listed[0], *listed[len(splits) :]], len(train.class_names)
+    ids = [None if len(known) == count else known for known in annotated]
     train.samples = [replace(sample, annotated=ids[0]) for sample in train.samples]
     next_id = max((sample.image_id for sample in train.samples), default=0) + 1
     for (dataset, weight), class_ids in zip(added, ids[1:], strict=True):
@@ -127,23 +124,22 @@ def rename_classes(datasets: Sequence[Dataset], renames: Mapping[str, str]) -> N
     """
     if not datasets or not renames:
         return
-    names, plain = datasets[0].class_names, datasets[0].phrases
-    match_class_names(list(renames), names)  # lists all unknown names at once
-    words: dict[int, list[str]] = {}
+    names, plain, renamed = datasets[0].class_names, datasets[0].phrases, datasets[0].renamed
+    match_class_names(list(renames), names, plain)  # lists all unknown names at once
+    texts: dict[int, list[str]] = {}
     for name, text in renames.items():
-        index = match_class_names([name], names)[0]
-        words[index] = [part.replace("{}", plain[index]) for part in text.split("|")]
-    if empty := [repr(names[index]) for index, group in words.items() if not all(map(clean_name, group))]:
-        raise DataError(f"rename: words without text for {', '.join(empty)}. Expected NAME=words.")
-    first = {words_of(group[0]): group[0] for group in words.values()}
+        index = match_class_names([name], names, plain)[0]
+        texts[index] = [part.replace("{}", plain[index]) for part in text.split("|")]
+    if empty := [repr(names[index]) for index, group in texts.items() if not all(map(clean_name, group))]:
+        raise DataError(f"rename: no text is left for {', '.join(empty)}. Expected NAME=PHRASE.")
+    first = {words_of(group[0]): group[0] for group in texts.values()}
     phrase_of = dict(zip(first, class_phrases(list(first.values())), strict=True))
-    all_words = [words_of(words[index][0] if index in words else name) for index, name in enumerate(names)]
+    all_words = [words_of(texts[index][0] if index in texts else name) for index, name in enumerate(names)]
     phrases = {index: phrase_of[text] for index, text in enumerate(all_words) if text in phrase_of}
-    synonyms = {index: [clean_name(text) for text in group[1:]] for index, group in words.items()}
-    listed = [*phrase_of.values(), *(name for group in synonyms.values() for name in dict.fromkeys(group))]
-    listed += {plain[index] for index in range(len(names)) if index not in phrases}
-    repeated = sorted({name for name in listed if listed.count(name) > 1})
-    if repeated:
+    synonyms = {index: [clean_name(text) for text in group[1:]] for index, group in texts.items()}
+    listed = [*set(class_phrases(names, renamed | {names[i]: phrase for i, phrase in phrases.items()}))]
+    listed += [text for group in synonyms.values() for text in dict.fromkeys(group)]
+    if repeated := sorted({text for text in listed if listed.count(text) > 1}):
         raise DataError(
             f"rename: {', '.join(map(repr, repeated))} would name more than one class, or a class twice."
         )
@@ -169,23 +165,20 @@ def _set_phrases(
     for index in range(len(old)):
         groups.setdefault(phrases.get(index, index), []).append(index)
     names, merged, others = [], [], dict[str, list[str]]()
+    renamed = {old[index]: phrase for index, phrase in phrases.items()}
     for phrase, group in groups.items():
-        name = old[group[0]]
+        together, name = [old[i] for i in group], old[group[0]]
         if len(group) > 1:
-            name = str(phrase) if phrase not in old or phrase in [old[i] for i in group] else name
-            merged.append(f"{' and '.join(repr(old[i]) for i in group)} are one class, {name!r}.")
+            name = str(phrase) if phrase not in old or phrase in together else name
+            merged.append(f"{' and '.join(map(repr, together))} are one class, {name!r}.")
+            renamed[name] = str(phrase)
         names.append(name)
-        if group_synonyms := [word for i in group for word in synonyms.get(i, [])]:
-            others[name] = list(dict.fromkeys(group_synonyms))
+        if texts := [text for i in group for text in synonyms.get(i, [])]:
+            others[name] = list(dict.fromkeys(texts))
     classes = {index: new for new, group in enumerate(groups.values()) for index in group}
     new_ids = np.array([classes[index] for index in range(len(old))], np.int64)
-    renamed = {
-        name: phrases[group[0]]
-        for name, group in zip(names, groups.values(), strict=True)
-        if group[0] in phrases
-    }
     for dataset in datasets:
-        dataset.renamed |= {old[index]: phrase for index, phrase in phrases.items()} | renamed
+        dataset.renamed = dataset.renamed | renamed
         dataset.category_ids = [dataset.category_ids[group[0]] for group in groups.values()]
         dataset.class_names, dataset.synonyms = list(names), dataset.synonyms | others
         dataset.samples = [_with_classes(sample, new_ids) for sample in dataset.samples]

@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
     training_splits: dict[str, Dataset]  # the same with the images to rehearse
     retention_data: dict[str, Dataset]  # the data sets that measure forgetting
     warnings: list[str]  # names of the checks of the data that warn
-    unread: str  # a warning about class names, or ""
+    unread: list[str]  # warnings about letters of class names
 
 
 def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
@@ -43,12 +43,12 @@ def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     recall_phrases(list(splits.values()), bundle.phrases)
     warnings = raise_for_errors(splits, limits_of(bundle, config.short_side, config.max_side))
-    unread = ""
+    unread = []
     for dataset in (next(iter(splits.values())), *retention_data.values()):
         if dataset.class_names:
             names, phrases = dataset.class_names, dataset.phrases
             prompts = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len, None, names)
-            unread = unread or prompts.warning
+            unread += [prompts.warning] if prompts.warning else []
     others = parse_weighted_paths(config.rehearsal, "rehearsal", 0.2, 1.0)
     train = {"train": with_rehearsal(splits["train"], others)} if "train" in splits else {}
     return Prepared(folder, bundle, splits, splits | train, retention_data, warnings, unread)

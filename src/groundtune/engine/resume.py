@@ -66,7 +66,7 @@ def save_state(setup: TrainSetup, state: TrainState) -> None:
     checkpoint.save_state(content, last, previous)
 
 
-def newest_state(config: TrainConfig, training: Dataset, valid: Dataset, out: Path) -> Resumed:
+def newest_state(config: TrainConfig, training: Dataset, classes: list[str], out: Path) -> Resumed:
     """Read the state to resume from; `config.resume` is None for a new run.
 
     Raises:
@@ -88,7 +88,7 @@ def newest_state(config: TrainConfig, training: Dataset, valid: Dataset, out: Pa
             messages.append(f"{error} Trying an earlier one.")
             continue
         try:
-            return Resumed(state, name, messages + _check_unchanged(config, training, valid, state))
+            return Resumed(state, name, messages + _check_unchanged(config, training, classes, state))
         except _MALFORMED as error:
             raise CheckpointError(
                 f"resume: the {name} checkpoint of {out} is incomplete ({error!r:.100})."
@@ -97,7 +97,7 @@ def newest_state(config: TrainConfig, training: Dataset, valid: Dataset, out: Pa
 
 
 def _check_unchanged(
-    config: TrainConfig, training: Dataset, valid: Dataset, state: checkpoint.State
+    config: TrainConfig, training: Dataset, classes: list[str], state: checkpoint.State
 ) -> list[str]:
     """Raise if the run would compute something else; return a message about free options."""
     if "config" not in state:
@@ -112,8 +112,9 @@ def _check_unchanged(
         for name in changed
         if name not in _FREE_OPTIONS
     ]
-    if state["classes"] not in (valid.class_names, valid.phrases):  # older versions stored the phrases
-        problems.append(f"resume: the classes were {state['classes']} and are now {valid.class_names}.")
+    phrase_of = dict(zip(training.class_names, training.phrases, strict=True))
+    if state["classes"] not in (classes, [phrase_of[name] for name in classes]):  # phrases: of older versions
+        problems.append(f"resume: the classes were {state['classes']} and are now {classes}.")
     if state["images"] != len(training.samples):
         problems.append(f"resume: there were {state['images']} training images, now {len(training.samples)}.")
     if problems:

@@ -102,7 +102,7 @@ def train(
             )
     training, valid, device = splits["train"], splits["valid"], pick_device(config.device)
     config = replace(config, precision=pick_precision(config.precision, device))
-    resumed, state = newest_state(config, training, valid, out), TrainState()
+    resumed, state = newest_state(config, training, valid.class_names, out), TrainState()
     resume_hint = resume_command(config, out)
     with disk_faults(out, resume_hint), ExitStack() as cleanup, stop_signals() as stop:
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())

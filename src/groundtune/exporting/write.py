@@ -71,38 +71,37 @@ def write_exported(
         raise ConfigError(f"output: expected a name that ends in {suffix} for {spec.format}, got {path}.")
     if any(importlib.util.find_spec(package) is None for package in _PACKAGES[spec.format]):
         raise not_installed(spec.format)
-    names, phrases_of = spec.names, dict(zip(spec.names, bundle.phrases_of(spec.names), strict=True))
-    recall_phrases(list((splits or {}).values()), phrases_of or bundle.phrases)
-    _check_data(spec, phrases_of, splits)
-    bundle = _single_network(bundle, phrases_of)
-    side = smallest_side(bundle)
-    text, phrases = fixed_prompt(bundle, names) if names else (None, [])
+    phrases = bundle.phrases_of(spec.names)
+    phrase_of = dict(zip(spec.names, phrases, strict=True))
+    _check_data(spec, bundle.phrases | phrase_of, splits)
+    bundle = _single_network(bundle, phrases)
+    side, notes = smallest_side(bundle), list[str]()
+    text, tokens = fixed_prompt(bundle, spec.names) if phrases else (None, [])
     metadata = ExportMetadata(
-        classes=names or bundle.classes,
-        class_phrases=phrases_of or bundle.phrases,
+        classes=spec.names or bundle.classes,
+        class_phrases=phrase_of or bundle.phrases,
         input_ids=[] if text is None else text.input_ids[0].tolist(),
-        phrases=phrases,
+        phrases=tokens,
         max_text_len=bundle.config.max_text_len,
         smallest_side=side,
         image_format=bundle.image_format,
         precision=spec.precision,
         source=bundle.source,
     )
-    notes: list[str] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             graph = Path(folder) / "model.onnx"
             trace(bundle, text, side, graph)
             _add_props(graph, metadata_props(metadata, bundle.tokenizer))
-            _check_equal(bundle, open_exported(graph), list(phrases_of.values()))
+            _check_equal(bundle, open_exported(graph), phrases)
             if spec.precision == "int8" and splits is not None:
-                _quantize(bundle, graph, names, splits["train"])
+                _quantize(bundle, graph, phrases, splits["train"])
             written = _convert(graph, spec)
             if spec.format == "openvino" and spec.precision == "fp32":
-                _check_equal(bundle, open_exported(written), list(phrases_of.values()))
+                _check_equal(bundle, open_exported(written), phrases)
             if splits is not None:
-                notes = [_compare_scores(bundle, written, spec, splits["valid"], phrases_of, progress)]
+                notes = [_compare_scores(bundle, written, spec, splits["valid"], phrases, progress)]
             for suffix in (".bin", ".xml") if spec.format == "openvino" else (".onnx",):
                 os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     except OSError as error:
@@ -110,9 +109,8 @@ def write_exported(
     return notes
 
 
-def _check_data(
-    spec: ExportSpec, phrases_of: Mapping[str, str], splits: Mapping[str, Dataset] | None
-) -> None:
+def _check_data(spec: ExportSpec, phrase_of: Mapping[str, str], splits: Mapping[str, Dataset] | None) -> None:
+    """Check that the data has what is needed, and let it be read by the phrases of the model."""
     if splits is None:
         if spec.precision == "int8":
             raise ConfigError(
@@ -122,18 +120,18 @@ def _check_data(
     missing = ({"train", "valid"} if spec.precision == "int8" else {"valid"}) - splits.keys()
     if missing:
         raise DataError(f"The data has no split {' and '.join(sorted(missing))}; found {', '.join(splits)}.")
+    recall_phrases(list(splits.values()), phrase_of)
     known = splits["valid"].class_names
-    if phrases_of and known and not set(phrases_of.values()) & set(splits["valid"].phrases):
-        raise DataError(
-            f"The data has none of the classes {', '.join(phrases_of)}; it has {', '.join(known)}."
-        )
+    if spec.names and known and not {phrase_of[n] for n in spec.names} & set(splits["valid"].phrases):
+        wanted = ", ".join(spec.names)
+        raise DataError(f"The data has none of the classes {wanted}; it has {', '.join(known)}.")
 
 
-def _single_network(bundle: ModelBundle, phrases_of: Mapping[str, str]) -> ModelBundle:
+def _single_network(bundle: ModelBundle, phrases: list[str]) -> ModelBundle:
     """Return the model without the base network of `--keep-base`, or with only that one."""
-    if bundle.base_network is None:
+    if bundle.tuned_phrases is None or bundle.base_network is None:
         return bundle
-    tuned = [phrase in bundle.phrases.values() for phrase in phrases_of.values()]
+    tuned = [phrase in bundle.tuned_phrases for phrase in phrases]
     if not tuned or any(tuned) != all(tuned):
         raise ExportError(
             f"The model {bundle.source!r} has two sets of weights (--keep-base), a file has one: with "
@@ -176,13 +174,13 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, phrases: list[str]) 
             )
 
 
-def _quantize(bundle: ModelBundle, graph: Path, names: list[str], train: Dataset) -> None:
+def _quantize(bundle: ModelBundle, graph: Path, phrases: list[str], train: Dataset) -> None:
     from groundtune.exporting.precision import quantize
 
     step = max(1, len(train.samples) // _CALIBRATION_IMAGES)
     chosen = replace(train, samples=train.samples[::step][:_CALIBRATION_IMAGES])
     tokens: dict[str, np.ndarray] = {}
-    if not names:
+    if not phrases:
         known = train.phrases or ["object"]
         text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).rows([0])
         tokens = {name: getattr(text, name).numpy() for name in TEXT_INPUTS}
@@ -209,14 +207,8 @@ def _convert(graph: Path, spec: ExportSpec) -> Path:
 
 
 def _compare_scores(
-    bundle: ModelBundle,
-    written: Path,
-    spec: ExportSpec,
-    valid: Dataset,
-    phrases_of: Mapping[str, str],
-    progress: Progress,
+    bundle: ModelBundle, written: Path, spec: ExportSpec, valid: Dataset, read: list[str], progress: Progress
 ) -> str:
-    read = set(phrases_of.values())
     indices = [index for index, phrase in enumerate(valid.phrases) if not read or phrase in read]
 
     def score(model: ModelBundle) -> Evaluation:

@@ -61,7 +61,7 @@ class ModelBundle:
         base_model: the first origin of its weights, before all fine-tunings; "" if unknown.
         base_network: with `--keep-base` the network before fine-tuning, with the same towers. It
             detects all other phrases than those of `phrases`.
-        phrases: what it reads for `classes`, and for those that were merged; by name.
+        phrases: what it reads for `classes`, and for those merged into them; {} in older models.
     """
 
     network: Network
@@ -75,10 +75,6 @@ class ModelBundle:
     base_model: str = ""
     base_network: GroundingDINO | None = None
     phrases: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.phrases:  # of an older version
-            self.phrases = dict(zip(self.classes, class_phrases(self.classes), strict=True))
 
     @property
     def detector(self) -> GroundingDINO:
@@ -94,7 +90,8 @@ class ModelBundle:
     @property
     def tuned_phrases(self) -> frozenset[str] | None:
         """The phrases that `network` detects; None: all phrases."""
-        return frozenset(self.phrases.values()) if self.base_network is not None else None
+        own = {*self.phrases_of(self.classes), *self.phrases.values()}
+        return frozenset(own) if self.base_network is not None else None
 
     def phrases_of(self, names: Sequence[str]) -> list[str]:
         """Return the phrase of each of N unique class names, a learned one where there is one."""

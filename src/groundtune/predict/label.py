@@ -75,10 +75,8 @@ def label(
     Other options than those of the interrupted run are a `ConfigError`; all else is a `DataError`.
     """
     names = [] if config.captions else predictor.names
-    new = Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
-    train = splits.get("train", new)
-    class_ids: list[int] = []
-    captions: dict[str, str] = {}
+    train = splits.get("train") or Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
+    class_ids, captions = list[int](), dict[str, str]()
     if config.captions:
         samples, captions = _read_captions(Path(config.captions))
     else:

@@ -55,7 +55,7 @@ def build_predictor(
 def class_names(given: str | Sequence[str], bundle: ModelBundle, default: Sequence[str] = ()) -> list[str]:
     """Return the given classes, also of a .txt file; else the default, or the fine-tuning's."""
     default = default or bundle.classes
-    names = split_names(given, {*default, *bundle.phrases, *bundle.phrases.values()})
+    names = split_names(given, {*default, *bundle.classes, *bundle.phrases.values()})
     if len(names) == 1 and names[0].endswith(".txt") and names[0] not in default:
         names = [line.strip() for line in read_text(Path(names[0])).splitlines() if line.strip()]
         if not names:

@@ -62,9 +62,11 @@ def _reading(name: str, step: int) -> str:
         if letter == "(" and step < _PARENTHESES:
             opened.append(len(letters))
         if letter == ")" and opened:
-            begin = opened.pop()
-            letters[begin:] = [" ", *letters[begin + 1 :]] if step else []
-            letter = " "
+            begin, letter = opened.pop(), " "
+            if step:
+                letters[begin] = " "
+            else:
+                del letters[begin:]
         letters.append(letter)
     text = "".join(letters) if step >= _UNDERSCORES else "".join(letters).replace("_", " ")
     for separator, word in ((".", " dot "), ("?", " question mark ")):

@@ -41,16 +41,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def names_of(meta: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Return the class names of a groundtune.json, and the phrases by name, {} in older ones.
-
-    Raises:
-        KeyError, TypeError, ValueError: they are malformed.
-    """
-    classes, phrases = list(dict.fromkeys(meta["classes"])), dict(meta.get("phrases") or {})
-    texts = [*classes, *phrases, *phrases.values()]
-    if not all(isinstance(text, str) for text in texts) or re.search("[.?]", " ".join(phrases.values())):
-        raise ValueError("classes and phrases are not text, or phrases contain a separator")
-    return classes, phrases
+    """Return the class names of a groundtune.json, and their phrases, or raise a `ValueError`."""
+    classes, phrases = list(map(str, meta["classes"])), dict(meta.get("phrases") or {})
+    if not all(isinstance(text, str) and text and not set(".?") & set(text) for text in phrases.values()):
+        raise ValueError(f"phrases are not words: {phrases!r:.80}")
+    return list(dict.fromkeys(classes)), phrases
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

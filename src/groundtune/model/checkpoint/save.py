@@ -22,7 +22,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
-from groundtune.errors import CheckpointError
+from groundtune.errors import CheckpointError, escape_control_chars
 from groundtune.files import atomic_folder, atomic_write
 from groundtune.model.bundle import TOWERS, ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
@@ -85,8 +85,14 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
-    phrases = bundle.phrases_of(examples)
-    context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
+    phrases, names = bundle.phrases_of(examples), [escape_control_chars(name) for name in bundle.classes]
+    context = {
+        "bundle": bundle,
+        "names": names,
+        "base": base,
+        "results": results,
+        "in_transformers": in_transformers,
+    }
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
     return template.render(context, examples=examples, labels=[f"{phrase}." for phrase in phrases])
 
