@@ -612,8 +612,9 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     set_up_cpu(config.threads)
     device = pick_device(config.device)
     models = {source: load(source).bundle for source in (config.base, config.model) if source is not None}
-    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold)
-    names = split_names(config.classes, models[config.model].classes) or models[config.model].classes
+    own = models[config.model].classes
+    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold, own)
+    names = split_names(config.classes, own) or own
     with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
         yield serve(demo, names, config.host, config.port, folder), is_loopback(config.host)
 

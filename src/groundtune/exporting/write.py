@@ -71,8 +71,7 @@ def write_exported(
         raise ConfigError(f"output: expected a name that ends in {suffix} for {spec.format}, got {path}.")
     if any(importlib.util.find_spec(package) is None for package in _PACKAGES[spec.format]):
         raise not_installed(spec.format)
-    phrases = bundle.phrases_of(spec.names)
-    phrase_of = dict(zip(spec.names, phrases, strict=True))
+    phrase_of = dict(zip(spec.names, phrases := bundle.phrases_of(spec.names), strict=True))
     _check_data(spec, bundle.phrases | phrase_of, splits)
     bundle = _single_network(bundle, phrases)
     side, notes = smallest_side(bundle), list[str]()

@@ -50,6 +50,7 @@ class Demo:
     device: torch.device
     precision: str
     threshold: float  # initial confidence threshold
+    known: Sequence[str] = ()  # class names that may hold a separator
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
@@ -57,8 +58,8 @@ class Demo:
 
         There is no path before the first upload; entries may be lists, as 'cat, dog'.
         """
-        known = {name for bundle in self.models.values() for name in bundle.classes}
-        names = list(dict.fromkeys(name for entry in entries or () for name in split_names(entry, known)))
+        names = [name for entry in entries or () for name in split_names(entry, self.known)]
+        names = list(dict.fromkeys(names))
         threshold = max(self.threshold, MIN_SCORE)
         values: dict[str, Any] = {"images": [{}], "threshold": threshold, "min_score": MIN_SCORE}
         try:
