@@ -1,16 +1,18 @@
 """Class names from data to every result: byte for byte, never merged silently, phrases remembered."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from coco_files import coco, write
-from engine_runs import scenes, tiny_bundle
+from engine_runs import SWIN, scenes, tiny_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -50,7 +52,11 @@ def refused(names: list[str]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        named = [name for name in names if ascii(repr(name))[1:-1].replace("\\\\", "\\") in ascii(str(error)).replace("\\\\", "\\")]
+        named = [
+            name
+            for name in names
+            if ascii(repr(name))[1:-1].replace("\\\\", "\\") in ascii(str(error)).replace("\\\\", "\\")
+        ]
         assert named, error
 
 
@@ -73,7 +79,9 @@ def test_every_format_returns_the_names_or_refuses_them(names: list[str]) -> Non
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(names=NAMES)
-def test_predict_evaluate_label_and_files_return_the_names_or_refuse_them(model: Model, names: list[str]) -> None:
+def test_predict_evaluate_label_and_files_return_the_names_or_refuse_them(
+    model: Model, names: list[str]
+) -> None:
     with tempfile.TemporaryDirectory() as folder, refused(names):
         data = data_of(Path(folder) / "data", names)
         own = Model(ModelBundle(**vars(model.bundle) | {"classes": names}), "cpu")
@@ -93,7 +101,9 @@ def test_predict_evaluate_label_and_files_return_the_names_or_refuse_them(model:
         assert stored["classes"] == names and stored["class_phrases"] == phrases
 
 
-def test_indistinguishable_classes_are_errors_that_name_them_and_the_cure(model: Model, tmp_path: Path) -> None:
+def test_indistinguishable_classes_are_errors_that_name_them_and_the_cure(
+    model: Model, tmp_path: Path
+) -> None:
     for number, names in enumerate((["Cat", "cat", "dog"], ["ไทย", "ไท", "dog"], ["cat", "cat ", "dog"])):
         data = data_of(data_of(tmp_path / str(number), names), names, "valid")
         calls: list[Any] = [
@@ -117,22 +127,35 @@ def test_unreadable_letters_are_named_on_stderr(model: Model, tmp_path: Path, ca
     data = data_of(data_of(tmp_path / "data", names), names, "valid")
     gt.evaluate(model, data, quiet=False)
     assert "'ᏣᎳᎩ'" in capsys.readouterr().err
+    own = Model(ModelBundle(**vars(model.bundle) | {"classes": ["DOG"]}), "cpu")
+    gt.evaluate(own, data, quiet=False)
+    assert "The model was not fine-tuned on 'ᏣᎳᎩ'." in capsys.readouterr().err
     list(gt.predict(model, data / "train/a.png", classes=names, quiet=False))
     assert "'ᏣᎳᎩ'" in capsys.readouterr().err
     gt.label(model, data / "train/a.png", classes=names, output_dir=tmp_path / "out", quiet=False)
     assert "'ᏣᎳᎩ'" in capsys.readouterr().err
-    with pytest.warns(UserWarning, match="ᏣᎳᎩ"):
-        model.predictor(names)
+    model.predictor(names)
+    assert "'ᏣᎳᎩ'" in capsys.readouterr().err
 
 
 def test_typed_names_are_the_same_in_every_form(model: Model) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     expected = model.predict(image, ["red cup", "dog"], threshold=0)
     array = np.array(["red cup", "dog"])
-    for typed in ("red cup . dog .", "red cup. dog.", "red cup, dog", "red cup;dog", array, ["red cup . dog ."], iter(["red cup", "dog"])):
+    for typed in (
+        "red cup . dog .",
+        "red cup. dog.",
+        "red cup, dog",
+        "red cup;dog",
+        array,
+        ["red cup . dog ."],
+        iter(["red cup", "dog"]),
+    ):
         found = model.predict(image, typed, threshold=0)
         assert found.data["class_name"].tolist() == expected.data["class_name"].tolist()
-        assert np.array_equal(found.xyxy, expected.xyxy) and np.array_equal(found.confidence, expected.confidence)
+        assert np.array_equal(found.xyxy, expected.xyxy) and np.array_equal(
+            found.confidence, expected.confidence
+        )
     assert model.predictor("box").names == ["box"]
     phrases = model.predictor(phrase=["a cat. a dog."]).names
     assert phrases == ["a cat", "a dog"] == model.predictor(phrase=["a cat", "a dog"]).names
@@ -186,8 +209,20 @@ def test_a_model_remembers_its_phrases(tokenizer, tmp_path: Path) -> None:
     for path in data.glob("*/_annotations.coco.json"):
         path.write_text(path.read_text().replace("red circle", "R.C (old)").replace("blue star", "B/S, new"))
     rename = {"R.C (old)": "red moon", "B/S, new": "blue tool|blue thing"}
-    names, options = ["R.C (old)", "B/S, new"], {"epochs": 2, "warmup_steps": 1, "retention_data": [], "lr": 1e-3}
-    run = gt.train(Model(tiny_bundle(tokenizer), "cpu"), data, output_dir=tmp_path / "run", rename=rename, quiet=True, precision="fp32", report_to=["none"], **options)
+    names, options = (
+        ["R.C (old)", "B/S, new"],
+        {"epochs": 2, "warmup_steps": 1, "retention_data": [], "lr": 1e-3},
+    )
+    run = gt.train(
+        Model(tiny_bundle(tokenizer), "cpu"),
+        data,
+        output_dir=tmp_path / "run",
+        rename=rename,
+        quiet=True,
+        precision="fp32",
+        report_to=["none"],
+        **options,
+    )
     assert list(run.per_class) == names
     loaded = gt.load(run.folder)
     assert loaded.classes == names
@@ -195,16 +230,34 @@ def test_a_model_remembers_its_phrases(tokenizer, tmp_path: Path) -> None:
     again = gt.evaluate(run.folder, data)
     assert {f"valid/{name}": value for name, value in again.metrics.items()} == run.metrics
     assert again.per_class == run.per_class
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    changed = json.dumps(metrics).replace("R.C (old)", "red moon").replace("B/S, new", "blue tool")
+    gt.write_report(run.folder)
+    report = (run.folder / "report.html").read_text()
+    (run.folder / "metrics.json").write_text(changed)  # as older versions wrote it
+    gt.write_report(run.folder)
+    rows = re.compile(r"<tr><td>(?:R.C|B/S).*", re.MULTILINE)
+    assert rows.findall((run.folder / "report.html").read_text()) == rows.findall(report) != []
     other = gt.evaluate(run.folder, data, rename={"R.C (old)": "x", "B/S, new": "y"})
     assert other.predictions != again.predictions
     image = next((data / "valid").glob("*.*g"))
     found = loaded.predict(image, threshold=0)
-    asked = [loaded.predict(image, typed, threshold=0) for typed in ("Red moon; blue tool", ["r c (OLD)", "b/s, new"])]
+    asked = [
+        loaded.predict(image, typed, threshold=0)
+        for typed in ("Red moon; blue tool", ["r c (OLD)", "b/s, new"])
+    ]
     for part in asked:  # by the phrase, and by the same words
-        assert np.array_equal(part.confidence, found.confidence) and part.class_id.tolist() == found.class_id.tolist()
+        assert (
+            np.array_equal(part.confidence, found.confidence)
+            and part.class_id.tolist() == found.class_id.tolist()
+        )
     assert asked[1].data["class_name"].tolist() == [["r c (OLD)", "b/s, new"][i] for i in found.class_id]
     assert loaded.predictor("B/S, new").names == ["B/S, new"]  # a known name is not split
-    (lines,) = list(gt.predict(run.folder, image, output_dir=tmp_path / "p", save_as=["json", "coco", "yolo"], threshold=0))
+    (lines,) = list(
+        gt.predict(
+            run.folder, image, output_dir=tmp_path / "p", save_as=["json", "coco", "yolo"], threshold=0
+        )
+    )
     assert {row["class"] for row in lines["detections"]} <= set(names)
     assert json.loads((tmp_path / "p/predictions.json").read_text())["classes"] == names
     assert [row["name"] for row in json.loads((tmp_path / "p/coco.json").read_text())["categories"]] == names
@@ -214,7 +267,15 @@ def test_a_model_remembers_its_phrases(tokenizer, tmp_path: Path) -> None:
     assert "R.C (old)" in (run.folder / "report.html").read_text()
     thresholds = loaded.predictor(thresholds={"red moon": 0.9, "B/S, new": 0.1})._thresholds.tolist()
     assert thresholds == pytest.approx([0.9, 0.1])
-    continued = gt.train(run.folder, data, output_dir=tmp_path / "more", quiet=True, precision="fp32", report_to=["none"], **options)
+    continued = gt.train(
+        run.folder,
+        data,
+        output_dir=tmp_path / "more",
+        quiet=True,
+        precision="fp32",
+        report_to=["none"],
+        **options,
+    )
     assert gt.load(continued.folder).bundle.phrases == loaded.bundle.phrases
 
 
@@ -233,13 +294,20 @@ def test_a_model_of_an_older_version_has_the_phrases_of_its_names(tokenizer, tmp
 @pytest.mark.parametrize("fixed", [False, True])
 def test_exported_files_know_names_and_phrases(tokenizer, tmp_path: Path, fixed: bool) -> None:
     pytest.importorskip("onnxruntime")
-    bundle = tiny_bundle(tokenizer)
-    bundle.classes, bundle.phrases = ODD[:6], dict(zip(ODD[:6], "red tool,one,cat,two,bolt m6,bolt m8".split(","), strict=True))
+    sizes = {"backbone_config": SWIN | {"window_size": 2, "image_size": 128}, "num_levels": 3}
+    bundle = tiny_bundle(tokenizer, **sizes)
+    bundle.image_format = replace(bundle.image_format, short_side=96, max_side=128)
+    bundle.classes, bundle.phrases = (
+        ODD[:6],
+        dict(zip(ODD[:6], "red tool,one,cat,two,bolt m6,bolt m8".split(","), strict=True)),
+    )
     gt.export(Model(bundle), tmp_path / "m.onnx", format="onnx", fixed_classes=fixed)
     exported = gt.load(tmp_path / "m.onnx")
     assert exported.classes == ODD[:6] and exported.bundle.phrases == bundle.phrases
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    expected, found = (model.predict(image, ["1.0", "Cat"], threshold=0) for model in (Model(bundle, "cpu"), exported))
+    expected, found = (
+        model.predict(image, ["1.0", "Cat"], threshold=0) for model in (Model(bundle, "cpu"), exported)
+    )
     np.testing.assert_allclose(found.confidence[:5], expected.confidence[:5], atol=1e-3)
     assert set(found.data["class_name"]) <= {"1.0", "Cat"}
 
@@ -248,4 +316,14 @@ def test_data_of_the_cases_keeps_three_classes_of_three(tmp_path: Path) -> None:
     data = data_of(tmp_path, ODD)
     dataset = read_data(str(data), [], {})["train"]
     assert dataset.class_names == ODD
-    assert dataset.phrases == ["a/b", "1 0", "cat", "n/a", "bolt m6", "bolt m8", "nut", "box, big", "st bernard"]
+    assert dataset.phrases == [
+        "a/b",
+        "1 0",
+        "cat",
+        "n/a",
+        "bolt m6",
+        "bolt m8",
+        "nut",
+        "box, big",
+        "st bernard",
+    ]

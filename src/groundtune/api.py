@@ -16,7 +16,6 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 
 import json
 import tempfile
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from groundtune.predict.predictor import Predictor
     from groundtune.web.review_server import ReviewServer
 
+    ClassNames = str | Iterable[str] | None
     ImageInput = str | Path | Image.Image | np.ndarray
 
 _C = TypeVar("_C")
@@ -71,18 +71,13 @@ class Model:
         return list(self.bundle.classes)
 
     @overload
-    def predict(
-        self, images: "ImageInput", classes: "str | Iterable[str] | None" = None, **options: Any
-    ) -> "Detections": ...
+    def predict(self, images: "ImageInput", classes: "ClassNames" = None, **options: Any) -> "Detections": ...
     @overload
     def predict(
-        self, images: "list[ImageInput]", classes: "str | Iterable[str] | None" = None, **options: Any
+        self, images: "list[ImageInput]", classes: "ClassNames" = None, **options: Any
     ) -> "list[Detections]": ...
     def predict(
-        self,
-        images: "ImageInput | list[ImageInput]",
-        classes: "str | Iterable[str] | None" = None,
-        **options: Any,
+        self, images: "ImageInput | list[ImageInput]", classes: "ClassNames" = None, **options: Any
     ) -> "Detections | list[Detections]":
         """Detect objects by name.
 
@@ -102,7 +97,7 @@ class Model:
 
     def predictor(
         self,
-        classes: str | Iterable[str] | None = None,
+        classes: "ClassNames" = None,
         *,
         thresholds: Mapping[str, float] | str | Path | None = None,
         **options: Any,
@@ -263,7 +258,7 @@ def evaluate(
         raise ConfigError(f"output: cannot write {output}; expected a file in an existing directory.")
     from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_data
-    from groundtune.data.sample import match_class_names
+    from groundtune.data.sample import join_examples, match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.engine.evaluate import eval_task, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
@@ -280,7 +275,11 @@ def evaluate(
     phrases = dataset.phrases
     names = split_names(config.classes, [*dataset.class_names, *phrases])
     indices = match_class_names(names, dataset.class_names, phrases) if names else None
+    own = bundle.phrases_of(bundle.classes)
+    new = [repr(name) for name, phrase in zip(dataset.class_names, phrases, strict=True) if phrase not in own]
     with closing(Progress(quiet=quiet)) as progress:
+        if own and new:
+            progress.message(f"The model was not fine-tuned on {join_examples(new)}.")
         if config.ray is not None:
             task = eval_task(bundle, dataset, indices, config.precision)
             pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
@@ -585,12 +584,14 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.o
 def generate_scenes(config: configs.InitConfig) -> None:
     """Write a generated data set."""
     from groundtune.data.scenes import write_captioned_scenes, write_scenes
+    from groundtune.text.prompt import split_names
 
     sizes = {"train": config.train_images, "valid": config.valid_images, "size": config.image_size}
     if config.captions:
         write_captioned_scenes(Path(config.output_dir), **sizes, seed=config.seed)
     else:
-        write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=config.classes or None)
+        names = split_names(config.classes) or None
+        write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=names)
 
 
 def review_server(config: configs.ReviewConfig) -> "ReviewServer":
@@ -675,16 +676,14 @@ def _predictor(
     default: Sequence[str] = (),
     thresholds: Mapping[str, float] | None = None,
 ) -> "Predictor":
-    """Build a predictor; a warning about names goes to `progress`, or is one of Python's."""
+    """Build a predictor; a warning about names goes to stderr."""
     from groundtune.predict.run import build_predictor
     from groundtune.report.run_data import run_thresholds
 
     best = run_thresholds(Path(options.thresholds)) if options.thresholds else {}
     predictor = build_predictor(bundle, options, default, thresholds or best)
-    if predictor.warning and progress is not None:
-        progress.message(predictor.warning)
-    elif predictor.warning:
-        warnings.warn(predictor.warning, stacklevel=3)
+    if predictor.warning:
+        (progress or Progress()).message(predictor.warning)
     return predictor
 
 

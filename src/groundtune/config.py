@@ -302,9 +302,7 @@ class InitConfig:
     )
     output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
-    classes: str | list[str] = option(
-        [], "classes to draw, as 'red ring, striped star'; default: six classes"
-    )
+    classes: str | list[str] = option([], "classes to draw, as 'red ring, striped star'; default: six")
     train_images: int = option(160, "number of training images", low=1)
     valid_images: int = option(40, "number of validation images", low=1)
     image_size: int = option(320, "long side of an image in pixels", low=32)

@@ -252,11 +252,9 @@ def eval_task(
             f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images "
             f"and {len(indices)} classes."
         )
-    names, phrases = dataset.class_names, dataset.phrases
-    chosen = [phrases[index] for index in indices], [names[index] for index in indices]
-    prompts = class_prompts(
-        bundle.tokenizer, chosen[0], bundle.config.max_text_len, bundle.tuned_phrases, chosen[1]
-    )
+    names, phrases = ([texts[i] for i in indices] for texts in (dataset.class_names, dataset.phrases))
+    max_text_len, tuned = bundle.config.max_text_len, bundle.tuned_phrases
+    prompts = class_prompts(bundle.tokenizer, phrases, max_text_len, tuned, names)
     return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], indices, precision)
 
 

@@ -61,25 +61,18 @@ def class_prompts(
 ) -> Prompts:
     """Pack the phrases of classes into as few prompts as fit the token budget.
 
-    Args:
-        tokenizer: of the model.
-        phrases: one per class, see `class_phrases`.
-        max_text_len: maximum tokens of a prompt.
-        tuned_phrases: of the bundle; others get prompts of their own. None: no others.
-        names: class names for messages; None: the phrases.
+    Phrases that are not in `tuned_phrases` (of the bundle; None: all) get prompts of their own.
+    `names` are the class names in messages; None: the phrases.
 
     Raises:
         DataError: a class has no token, the tokens of another one, or does not fit a prompt.
     """
     warning = check_phrases(tokenizer, phrases, phrases if names is None else names)
+    tuned = phrases if tuned_phrases is None else tuned_phrases
     chunks: list[list[int]] = []
     use_base: list[bool] = []
     for base in (False, True):
-        indices = [
-            i
-            for i, phrase in enumerate(phrases)
-            if base == (tuned_phrases is not None and phrase not in tuned_phrases)
-        ]
+        indices = [i for i, phrase in enumerate(phrases) if base == (phrase not in tuned)]
         if indices:
             group = [phrases[i] for i in indices]
             packed = chunk_names(group, count_tokens(tokenizer, group), max_text_len)

@@ -151,8 +151,8 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, max_imag
     cards, messages = gallery(results, names, thresholds, max_images)
     analysis = {
         "classes": [
-            _class_row(run, name, best[index], {k: int(v[index]) for k, v in counts.items()})
-            for index, name in enumerate(names)
+            _class_row(run, (name, phrase), best[index], {k: int(v[index]) for k, v in counts.items()})
+            for index, (name, phrase) in enumerate(zip(names, valid.phrases, strict=True))
         ],
         "error_types": [(kind, int(counts[kind].sum())) for kind in (*errors.ERROR_TYPES, errors.MISSED)],
         "matrix": heat_map(matrix, labels),
@@ -177,9 +177,10 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, max_imag
 
 
 def _class_row(
-    run: RunData, name: str, best: errors.ClassThreshold, counts: dict[str, int]
+    run: RunData, names: tuple[str, str], best: errors.ClassThreshold, counts: dict[str, int]
 ) -> dict[str, Any]:
-    scores = run.per_class.get(name, {})
+    name, phrase = names  # runs of older versions have the phrase
+    scores = run.per_class.get(name) or run.per_class.get(phrase, {})
     values = {
         "AP": scores.get("AP"),
         "AP50": scores.get("AP50"),

@@ -203,19 +203,14 @@ def check_phrases(tokenizer: BertTokenizer, phrases: Sequence[str], names: Seque
         classes_of.setdefault(tuple(ids), []).append(repr(name))
     empty = classes_of.pop((), [])
     problems = [f"it reads no text in {', '.join(empty)}"] if empty else []
-    problems += [
-        f"it reads {' and '.join(group)} as the same {tokenizer.decode(list(ids))!r}"
-        for ids, group in classes_of.items()
-        if len(group) > 1
-    ]
+    equal = ((tokenizer.decode(list(ids)), group) for ids, group in classes_of.items() if len(group) > 1)
+    problems += [f"it reads {' and '.join(group)} as the same {text!r}" for text, group in equal]
     if problems:
         raise DataError(
             f"The model cannot distinguish all classes: {'; '.join(problems)}. Give them other words with "
-            "--rename 'NAME=words' where they are trained or evaluated, equal words for those that are one "
-            "class; elsewhere name only one of them."
+            "--rename 'NAME=words', or equal words if they are one class; without that option name only one."
         )
-    unknown = tokenizer.unk_token_id
-    unread = [name for ids, group in classes_of.items() if unknown in ids for name in group]
+    unread = [group[0] for ids, group in classes_of.items() if tokenizer.unk_token_id in ids]
     warning = f"The model cannot read all letters of {', '.join(unread)}: they are [UNK] to it. It detects "
     return warning + "these classes better with words that it knows: --rename 'NAME=words'." if unread else ""
 

@@ -18,7 +18,6 @@ from groundtune.data.scenes.draw import Box, draw_scene
 from groundtune.data.scenes.shapes import scene_classes
 from groundtune.errors import DataError
 from groundtune.files import atomic_folder, ensure_empty_output
-from groundtune.text.prompt import split_names
 
 DEFAULT_CLASSES = [
     "red circle", "blue star", "green triangle", "yellow square", "purple heart", "orange ring"
@@ -31,13 +30,7 @@ Scenes = list[tuple[str, tuple[int, int], Labels]]
 
 
 def write_scenes(
-    out: Path,
-    *,
-    train: int,
-    valid: int,
-    classes: str | list[str] | None = None,
-    size: int = 320,
-    seed: int = 0,
+    out: Path, *, train: int, valid: int, classes: list[str] | None = None, size: int = 320, seed: int = 0
 ) -> None:
     """Write a data set of scenes in Roboflow's COCO layout, with its placeholder category.
 
@@ -55,8 +48,7 @@ def write_scenes(
         DataError: a class cannot be drawn, `size` is too small, or the folder is not empty.
     """
     drawable = scene_classes()
-    wanted = split_names(classes or (), drawable)
-    names = [drawable[index] for index in match_class_names(wanted or DEFAULT_CLASSES, drawable)]
+    names = [drawable[index] for index in match_class_names(classes or DEFAULT_CLASSES, drawable)]
     draw = partial(draw_scene, names, size)
     _write(out, {"train": train, "valid": valid}, size, seed, draw, partial(_write_boxes, names))
 

@@ -86,15 +86,10 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
     phrases, names = bundle.phrases_of(examples), [escape_control_chars(name) for name in bundle.classes]
-    context = {
-        "bundle": bundle,
-        "names": names,
-        "base": base,
-        "results": results,
-        "in_transformers": in_transformers,
-    }
+    context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
+    labels = [f"{phrase}." for phrase in phrases]
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
-    return template.render(context, examples=examples, labels=[f"{phrase}." for phrase in phrases])
+    return template.render(context, names=names, examples=examples, labels=labels)
 
 
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
