@@ -131,15 +131,16 @@ def test_renamed_classes_keep_their_ids_and_may_become_one(data: planted_faults.
     before, after = load_splits(data.folder), load_splits(data.folder)
     rename_classes(list(after.values()), {"Green_triangle": "Blue Star", "red circle": "ball"})
     for split in before:
-        assert after[split].class_names == ["ball", "blue star"]
+        assert after[split].class_names == ["red circle", "blue star"]
+        assert after[split].phrases == ["ball", "blue star"]
         assert after[split].category_ids == [1, 2]
         for old, new in zip(before[split].samples, after[split].samples, strict=True):
             assert [min(index, 1) for index in old.class_ids.tolist()] == new.class_ids.tolist()
             assert (old.boxes_xyxy == new.boxes_xyxy).all()
-    assert "'blue star', 'Blue Star'" in after["train"].messages[-1]
+    assert "'blue star' and 'green triangle' are one class" in after["train"].messages[-1]
     rename_classes([], {"a": "b"})
-    with pytest.raises(DataError, match="no text left"):
-        rename_classes(list(after.values()), {"ball": "(x)"})
+    with pytest.raises(DataError, match="no text is left for 'red circle'"):
+        rename_classes(list(after.values()), {"ball": "?"})
 
 
 class Trained(Exception):
@@ -151,7 +152,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     import groundtune.engine.train as loop
 
     def train(config: Any, bundle: Any, splits: Any, out: Path, progress: Any, retained: Any) -> None:
-        raise Trained(splits["train"].class_names, config.rename)
+        raise Trained(splits["train"].phrases, config.rename)
 
     monkeypatch.setattr(loop, "train", train)
 

@@ -17,7 +17,7 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 import json
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from groundtune.predict.predictor import Predictor
     from groundtune.web.review_server import ReviewServer
 
+    ClassNames = str | Iterable[str] | None
     ImageInput = str | Path | Image.Image | np.ndarray
 
 _C = TypeVar("_C")
@@ -71,21 +72,20 @@ class Model:
         return list(self.bundle.classes)
 
     @overload
-    def predict(
-        self, images: "ImageInput", classes: Sequence[str] | None = None, **options: Any
-    ) -> "Detections": ...
+    def predict(self, images: "ImageInput", classes: "ClassNames" = None, **options: Any) -> "Detections": ...
     @overload
     def predict(
-        self, images: "list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self, images: "list[ImageInput]", classes: "ClassNames" = None, **options: Any
     ) -> "list[Detections]": ...
     def predict(
-        self, images: "ImageInput | list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self, images: "ImageInput | list[ImageInput]", classes: "ClassNames" = None, **options: Any
     ) -> "Detections | list[Detections]":
         """Detect objects by name.
 
         Args:
             images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
-            classes: class names to detect; None means those of the fine-tuning.
+            classes: class names to detect, also as "cat, dog" or "cat . dog ."; None means those of
+                the fine-tuning.
             options: threshold=0.3, nms=0.5, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
@@ -96,17 +96,17 @@ class Model:
         detections = list(self.predictor(classes, **options).each(inputs))
         return detections if isinstance(images, list) else detections[0]
 
-    def predictor(self, classes: Sequence[str] | None = None, **options: Any) -> "Predictor":
+    def predictor(self, classes: "ClassNames" = None, **options: Any) -> "Predictor":
         """Prepare a prompt for many images: `for d in model.predictor(["cat"]).each(paths)`.
 
         Args:
-            classes: class names to detect; None means those of the fine-tuning.
+            classes: as in `predict`.
             options: those of `groundtune.config.PredictorOptions`: threshold, thresholds by class
                 (a mapping, or as on the command line), nms, max_detections, phrase, tiles, …
         """
         given = {"model": self, "classes": classes, **options}
         config = _resolve(configs.PredictorOptions, None, "predictor()", **given)
-        return _predictor(self.bundle, config, config.classes)
+        return _predictor(self.bundle, config)
 
     def save(self, folder: str | Path) -> None:
         """Write a model directory for `load`. It appears when complete, and replaces an old one."""
@@ -183,7 +183,7 @@ def train(
     check_launcher(config.devices)
     run = prepare(config, bundle)
     progress = Progress(quiet=quiet or not is_main())
-    for message in (message for dataset in run.splits.values() for message in dataset.messages):
+    for message in [*(text for dataset in run.splits.values() for text in dataset.messages), *run.unread]:
         progress.message(message)
     progress.message(class_table(describe_classes(run.splits, run.bundle.tokenizer)))
     progress.message(f"Run directory: {run.folder}")
@@ -265,21 +265,30 @@ def evaluate(
 
     if config.output is not None:
         check_writable(Path(config.output), "output")
+    from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_data
-    from groundtune.data.sample import match_class_names
+    from groundtune.data.sample import join_examples, match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.engine.evaluate import eval_task, name_images_and_classes, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
+    from groundtune.text.prompt import split_names
 
     splits = read_data(config.data, [], config.rename)
     if config.split not in splits:
         hint = suggestion(config.split, splits)
         raise DataError(f"{config.data} has no split {config.split!r}; expected {', '.join(splits)}.{hint}")
     dataset = splits[config.split]
-    indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
     bundle = _loaded(model, config.model)
+    recall_phrases(list(splits.values()), bundle.phrases)
+    phrases = dataset.phrases
+    names = split_names(config.classes, [*dataset.class_names, *phrases])
+    indices = match_class_names(names, dataset.class_names, phrases) if names else None
+    own = bundle.phrases_of(bundle.classes)
+    new = [repr(name) for name, phrase in zip(dataset.class_names, phrases, strict=True) if phrase not in own]
     with closing(Progress(quiet=quiet)) as progress:
+        if own and new:
+            progress.message(f"The model was not fine-tuned on {join_examples(new)}.")
         if config.ray is not None:
             task = eval_task(bundle, dataset, indices, config.precision)
             pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
@@ -290,6 +299,8 @@ def evaluate(
             device = pick_device(config.device)
             task = eval_task(bundle, dataset, indices, pick_precision(config.precision, device))
             result = run_task(task, dataset, config.batch_size, device, progress)
+        if task.prompts is not None and task.prompts.warning:
+            progress.message(task.prompts.warning)
     name_images_and_classes(dataset, result.predictions)
     if config.output is not None:
         try:
@@ -322,8 +333,8 @@ def predict(
         check_output_not_input(Path(config.output_dir), config.images, config.recursive)
     from groundtune.predict.run import predict_files
 
-    predictor = _predictor(_loaded(model, config.model), config, config.classes)
-    return predict_files(config, predictor, Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    return predict_files(config, _predictor(_loaded(model, config.model), config, progress), progress)
 
 
 def label(
@@ -353,8 +364,9 @@ def label(
 
     splits = read_given(config)
     default = splits["train"].class_names if splits else ["object"] if config.captions else []
-    predictor = _predictor(_loaded(model, config.model), config, config.classes or default)
-    return label_images(config, predictor, splits, Progress(quiet=quiet))
+    progress = Progress(quiet=quiet)
+    predictor = _predictor(_loaded(model, config.model), config, progress, default)
+    return label_images(config, predictor, splits, progress)
 
 
 def blend(
@@ -385,6 +397,7 @@ def blend(
     if not data:
         fix = "Give the data set that it was fine-tuned on."
         raise ConfigError(f"data: missing; {config.tuned} is not a run directory. {fix}")
+    from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_retention_data, read_run_data
     from groundtune.device import pick_device, set_up_cpu
     from groundtune.engine.blend import best_blend
@@ -398,6 +411,7 @@ def blend(
     out = Path(config.output_dir)
     check_replaceable(out)
     bundles = load(config.base).bundle, load(config.tuned).bundle
+    recall_phrases(list(splits.values()), bundles[1].phrases)
     set_up_cpu(config.threads)
     settings: dict[str, Any] = {"batch_size": config.batch_size, "precision": "fp32"}
     settings["device"] = pick_device(config.device)
@@ -521,7 +535,7 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
     if config.format == "idea":
         return save_idea(bundle, path)
     if config.format != "hf":
-        names = class_names(config.classes or [], bundle) if config.fixed_classes or config.classes else []
+        names = class_names(config.classes, bundle) if config.fixed_classes or config.classes else []
         spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop)
         splits = None if config.data is None else read_data(config.data, [], {})
         return write_exported(bundle, path, spec, splits, Progress(quiet=quiet))
@@ -586,12 +600,14 @@ def compare_runs(runs: Sequence[str | Path], output: str | Path = ReportConfig.o
 def generate_scenes(config: configs.InitConfig) -> None:
     """Write a generated data set."""
     from groundtune.data.scenes import write_captioned_scenes, write_scenes
+    from groundtune.text.prompt import split_names
 
     sizes = {"train": config.train_images, "valid": config.valid_images, "size": config.image_size}
     if config.captions:
         write_captioned_scenes(Path(config.output_dir), **sizes, seed=config.seed)
     else:
-        write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=config.classes or None)
+        names = split_names(config.classes) or None
+        write_scenes(Path(config.output_dir), **sizes, seed=config.seed, classes=names)
 
 
 def review_server(config: configs.ReviewConfig) -> "ReviewServer":
@@ -606,6 +622,7 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     """Start the demo page; yield it, and whether only this machine can reach it."""
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.predict.postprocess import Selection
+    from groundtune.text.prompt import split_names
     from groundtune.web.demo import Demo, need_gradio, serve
     from groundtune.web.review_server import is_loopback
 
@@ -613,9 +630,10 @@ def demo_page(config: configs.DemoConfig) -> Iterator[tuple["Blocks", bool]]:
     set_up_cpu(config.threads)
     device = pick_device(config.device)
     models = {source: load(source).bundle for source in (config.base, config.model) if source is not None}
+    own = models[config.model].classes
     selection = Selection(config.nms, config.agnostic_nms, config.max_detections)
-    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold, selection)
-    names = config.classes or models[config.model].classes
+    demo = Demo(models, device, pick_precision(config.precision, device), config.threshold, selection, own)
+    names = split_names(config.classes, own) or own
     with tempfile.TemporaryDirectory(prefix="groundtune-") as folder:
         yield serve(demo, names, config.host, config.port, folder), is_loopback(config.host)
 
@@ -678,15 +696,24 @@ def _with_weights(model: Model, use: str) -> "ModelBundle":
     return model.bundle
 
 
-def _predictor(bundle: "ModelBundle", options: DetectOptions, classes: Sequence[str] | None) -> "Predictor":
+def _predictor(
+    bundle: "ModelBundle",
+    options: DetectOptions,
+    progress: Progress | None = None,
+    default: Sequence[str] = (),
+) -> "Predictor":
+    """Build a predictor; a warning about names goes to stderr."""
     from groundtune.predict.run import build_predictor, check_classes, read_thresholds
     from groundtune.report.run_data import run_thresholds
 
     given = options.thresholds or {}
-    if isinstance(given, str) and os.path.isdir(given):  # a run may have other classes
-        return build_predictor(bundle, options, classes or [], run_thresholds(Path(given)))
-    predictor = build_predictor(bundle, options, classes or [], read_thresholds(given))
-    check_classes(predictor.thresholds, predictor.names)
+    of_run = isinstance(given, str) and os.path.isdir(given)  # a run may have other classes
+    thresholds = run_thresholds(Path(str(given))) if of_run else read_thresholds(given)
+    predictor = build_predictor(bundle, options, default, thresholds)
+    if not of_run:
+        check_classes(predictor.thresholds, predictor.names)
+    if predictor.warning:
+        (progress or Progress()).message(predictor.warning)
     return predictor
 
 

@@ -92,7 +92,7 @@ class SelectionOptions:
 class DetectOptions(ComputeOptions, SelectionOptions):
     """How a model detects objects in images."""
 
-    classes: list[str] | None = option(None, _CLASSES)
+    classes: str | list[str] | None = option(None, _CLASSES)
     threshold: float = option(0.3, "confidence threshold", low=0, high=1)
     thresholds: str | dict[str, float] | None = option(None, _THRESHOLDS, low=0, high=1)
     batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
@@ -269,7 +269,7 @@ class EvaluateConfig(ComputeOptions, RayOptions):
     model: str = option(help=_MODEL, positional=True)
     data: str = option(help=_DATA, positional=True)
     split: str = option("valid", "train, valid or test")
-    classes: list[str] | None = option(None, "class names to detect and to evaluate; default: all")
+    classes: str | list[str] | None = option(None, "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
     output: str | None = option(None, "file for the detections, in COCO's result format", short="-o")
     json: bool = option(False, _JSON)
@@ -330,7 +330,9 @@ class InitConfig:
     )
     output_dir: str = option(help=_NEW_DIR, positional=True)
     captions: bool = option(False, "write captions with phrases (ODVG) instead of boxes with classes (COCO)")
-    classes: list[str] | None = option(None, "classes to draw, as 'red ring, striped star'; default: six")
+    classes: str | list[str] | None = option(
+        None, "classes to draw, as 'red ring, striped star'; default: six"
+    )
     train_images: int = option(160, "number of training images", low=1)
     valid_images: int = option(40, "number of validation images", low=1)
     image_size: int = option(320, "long side of an image in pixels", low=32)
@@ -398,7 +400,9 @@ class DemoConfig(ComputeOptions, SelectionOptions):
 
     model: str = option(help=_MODEL, positional=True)
     base: str | None = option(None, "second model to compare with, such as the base model of the fine-tuning")
-    classes: list[str] | None = option(None, "initial class names; default: those of the fine-tuning")
+    classes: str | list[str] | None = option(
+        None, "initial class names, as 'cat, remote control'; default: those of the fine-tuning"
+    )
     threshold: float = option(0.3, "initial confidence threshold", low=0.05, high=1)
     host: str = option("127.0.0.1", f"{_HOST}, without a password")
     port: int | None = option(
@@ -418,8 +422,8 @@ class ExportConfig:
         choices=EXPORT_FORMATS,
     )
     output: str | None = option(None, "directory (hf) or file (.onnx, .xml, .pth) to write", short="-o")
-    classes: list[str] | None = option(
-        None, "onnx, openvino: classes to build in; then without a language model"
+    classes: str | list[str] | None = option(
+        None, "onnx, openvino: classes to build in; the file has no language model then"
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)

@@ -26,6 +26,8 @@ def convert(value: Any, hint: Any) -> Any:
     Raises:
         Unfit: The value has another type.
     """
+    if hint == str | list[str] | None and isinstance(value, str):
+        return value  # class names, which are split where they are used
     if typing.get_origin(hint) is types.UnionType:
         return _convert_union(value, [kind for kind in typing.get_args(hint) if kind is not type(None)])
     if typing.get_origin(hint) is list:
@@ -43,7 +45,8 @@ def _convert_union(value: Any, kinds: Sequence[Any]) -> Any:
     if value is None or (isinstance(value, str) and value == "none" and str not in kinds):
         return None
     mappings = [kind for kind in kinds if isinstance(value, Mapping) and typing.get_origin(kind) is dict]
-    converted = convert(value, (mappings or kinds)[0])
+    lists = [kind for kind in kinds if typing.get_origin(kind) is list]
+    converted = convert(value, (mappings or lists or kinds)[0])
     if converted == []:
         raise Unfit("at least one item")
     return converted

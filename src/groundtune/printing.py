@@ -27,13 +27,14 @@ _COLORS: dict[Severity, str] = {"error": "red", "warning": "yellow", "note": "cy
 _EXAMPLES = {"error": 5, "warning": 3, "note": 2}  # lines of a finding
 _MIN_WIDTH, _MAX_WIDTH = 50, 110  # characters; longer lines are hard to read
 _MAX_CLASSES = 30
+_MAX_CELL = 200  # characters
 _MAX_PROMPT = 600  # characters
 _LONG_WORD = re.compile(r"([^\s/]{24})[^\s/]{6,}([^\s/]{14})")  # of file names
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Align columns: text to the left, numbers and their headings to the right."""
-    rows = [[escape_control_chars(cell) for cell in row] for row in rows]
+    rows = [[_in_one_line(cell) for cell in row] for row in rows]
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     numeric = [all(map(_is_number, column[1:])) for column in columns]
@@ -48,6 +49,12 @@ def counted(number: int, noun: str) -> str:
     """Return "1 image" or "1,200 boxes"."""
     ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def _in_one_line(text: str) -> str:
+    """Return a name or another short text as a terminal shows it."""
+    text = escape_control_chars(text).replace("\n", "\\n")
+    return text if len(text) <= _MAX_CELL else f"{text[: _MAX_CELL - 1]}…"
 
 
 def _is_number(cell: str) -> bool:
@@ -109,7 +116,7 @@ def _print_detections(prediction: Mapping[str, Any]) -> None:
     print(f"{escape_control_chars(name)}: {counted(len(detections), 'detection')}")
     for found in detections:
         box = " ".join(f"{x:.1f}" for x in found["box_xyxy"])
-        print(f"  {escape_control_chars(found['class'])}  {found['score']:.3f}  {box}")
+        print(f"  {_in_one_line(found['class'])}  {found['score']:.3f}  {box}")
 
 
 def print_skipped(paths: Sequence[str]) -> int:

@@ -269,6 +269,6 @@ PLANTS: dict[str, Callable[[Copy], object]] = {
     "box-duplicate": lambda copy: copy.train["annotations"].append(dict(copy.train["annotations"][0])),
     "category-id-twice": lambda copy: copy.train["categories"].append({"id": 1, "name": "dog"}),
     "category-placeholder": lambda copy: None,
-    "names-merged": lambda copy: copy.name("red circle", "Red_circle"),
+    "names-merged": lambda copy: copy.name("red circle", "red circle"),
     "crowd-regions": lambda copy: copy.box(0, [5, 5, 30, 30], iscrowd=1),
 }

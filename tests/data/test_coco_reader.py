@@ -35,7 +35,8 @@ def test_category_ids_with_gaps_in_any_order_are_mapped_by_name(tmp_path):
         categories=[(90, "Red_Blood cell"), (7, "dog"), (0, "cat")],
     )
     dataset = read(tmp_path, content)
-    assert dataset.class_names == ["red blood cell", "dog", "cat"]
+    assert dataset.class_names == ["Red_Blood cell", "dog", "cat"]
+    assert dataset.phrases == ["red blood cell", "dog", "cat"]
     assert dataset.category_ids == [90, 7, 0]
     assert [s.class_ids.tolist() for s in dataset.samples] == [[0], [1, 2]]
 
@@ -58,12 +59,14 @@ def test_placeholder_root_is_ignored_but_a_used_category_0_stays(tmp_path):
     assert dataset.class_names == ["cat"] and dataset.category_ids == [1]
 
 
-def test_names_that_clean_to_the_same_text_are_one_class_with_a_message(tmp_path):
-    boxes = [(1, 1, [0, 0, 5, 5]), (1, 2, [5, 5, 5, 5])]
-    dataset = read(tmp_path, coco(boxes=boxes, categories=[(1, "Fire_Truck"), (2, "fire truck")]))
-    assert dataset.class_names == ["fire truck"] and dataset.category_ids == [1]
-    assert dataset.samples[0].class_ids.tolist() == [0, 0]
-    assert "one class" in dataset.messages[0]
+def test_only_equal_names_are_one_class_with_a_message(tmp_path):
+    boxes = [(1, 1, [0, 0, 5, 5]), (1, 2, [5, 5, 5, 5]), (1, 3, [1, 1, 2, 2])]
+    categories = [(1, "Fire_Truck"), (2, "fire truck"), (3, "Fire_Truck")]
+    dataset = read(tmp_path, coco(boxes=boxes, categories=categories))
+    assert dataset.class_names == ["Fire_Truck", "fire truck"] and dataset.category_ids == [1, 2]
+    assert dataset.phrases == ["fire_truck", "fire truck"]
+    assert dataset.samples[0].class_ids.tolist() == [0, 1, 0]
+    assert "one class" in dataset.messages[0] and "'Fire_Truck'" in dataset.messages[0]
 
 
 def test_crowd_boxes_are_marked_and_empty_images_kept(tmp_path):
@@ -164,7 +167,6 @@ def test_unreadable_files_are_data_errors(tmp_path):
         ("categories", [], "no categories"),
         ("categories", [{"id": 1}], r"categories\[0\] has no usable"),
         ("categories", [{"id": 1, "name": "\ud800"}], r"categories\[0\] has no usable"),
-        ("categories", [{"id": 1, "name": "(x)"}], "no text left"),
         ("categories", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "id 1 is both 'a' and 'b'"),
     ],
 )

@@ -193,14 +193,14 @@ def test_files_are_what_other_tools_expect(tmp_path):
         convert(data, tmp_path / format, format)
     assert (tmp_path / "yolo/train/labels/a.txt").read_text().split() == ["0", "0.175", "0.3", "0.25", "0.4"]
     content = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
-    assert content == {"train": "train/images", "nc": 2, "names": {0: "red dog", 1: "cat"}}
+    assert content == {"train": "train/images", "nc": 2, "names": {0: "Red_Dog", 1: "cat"}}
     xml = ElementTree.parse(tmp_path / "voc/Annotations/a.xml").getroot()
     corners = [xml.findtext(f"object/bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     assert corners == ["2", "3", "12", "15"]
     assert (tmp_path / "voc/ImageSets/Main/train.txt").read_text() == "a\n"
     line = (tmp_path / "odvg/train/annotations.odvg.jsonl").read_text()
-    assert '"bbox": [2.0, 3.0, 12.0, 15.0], "label": 0, "category": "red dog"' in line
-    assert (tmp_path / "odvg/label_map.json").read_text() == '{"0": "red dog", "1": "cat"}'
+    assert '"bbox": [2.0, 3.0, 12.0, 15.0], "label": 0, "category": "Red_Dog"' in line
+    assert (tmp_path / "odvg/label_map.json").read_text() == '{"0": "Red_Dog", "1": "cat"}'
 
 
 def test_equal_file_names_get_different_names(tmp_path):

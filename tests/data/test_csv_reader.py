@@ -30,7 +30,7 @@ def read(tmp_path, text, name="boxes.csv", images=("a.png", "b.png")):
 )
 def test_all_headers_give_the_same_records(tmp_path, text):
     dataset = read(tmp_path, text)
-    assert dataset.class_names == ["cat", "red dog"]
+    assert dataset.class_names == ["cat", "red_dog"]
     full, empty = dataset.samples
     assert full.boxes_xyxy.tolist() == [[2, 3, 12, 15], [0, 0, 5, 5]] and full.class_ids.tolist() == [1, 0]
     assert full.size_hw == (30, 40) and len(empty.boxes_xyxy) == 0 and not dataset.messages

@@ -111,8 +111,8 @@ def test_lvis_images_are_found_by_their_url(tmp_path):
         (root / folder / "7.png").touch()
         dataset = load_splits(path)["train"]
         assert dataset.samples[0].image_path == root / folder / "7.png"
-        assert dataset.class_names == ["baby buggy", "ferris wheel"]
-        assert dataset.written_names == ["baby_buggy", "Ferris_wheel (big)"]
+        assert dataset.phrases == ["baby buggy", "ferris wheel"]
+        assert dataset.class_names == ["baby_buggy", "Ferris_wheel (big)"]
         assert [f.check for f in dataset.findings][:1] == ["annotation-ignored-field"]
         assert dataset.lvis is None  # the categories have no frequency
 

@@ -68,7 +68,7 @@ def test_lists_of_files(tmp_path):
 
 def test_names_are_text_whatever_yaml_makes_of_them(tmp_path):
     roboflow(tmp_path, "train: train/images\nval: valid/images\nnames: [no, 007, 1.50, null, ~on]\n")
-    assert load_splits(tmp_path)["train"].class_names == ["no", "007", "1 50", "null", "~on"]
+    assert load_splits(tmp_path)["train"].class_names == ["no", "007", "1.50", "null", "~on"]
 
 
 @pytest.mark.parametrize("split", [False, True])

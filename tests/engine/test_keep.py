@@ -50,7 +50,7 @@ def test_other_names_are_answered_by_the_base_bit_for_bit(kept, base, data) -> N
 
 def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None:
     alone = load_bundle(kept / "model")
-    assert alone.tuned_names == frozenset(CLASSES)
+    assert alone.tuned_phrases == frozenset(CLASSES)
     answers = found(alone, CLASSES, data)
     alone.base_network = None
     expected = found(alone, CLASSES, data)
@@ -59,13 +59,13 @@ def test_own_names_are_answered_by_the_trained_weights(kept, base, data) -> None
 
 
 def test_names_of_both_kinds_do_not_meet_in_a_prompt(kept, tokenizer) -> None:
-    own = load_bundle(kept / "model").tuned_names
+    own = load_bundle(kept / "model").tuned_phrases
     names = [OTHERS[0], *CLASSES, OTHERS[1]]
-    prompts = class_prompts(tokenizer, names, tuned_names=own)
+    prompts = class_prompts(tokenizer, names, tuned_phrases=own)
     assert prompts.class_indices == [list(range(1, len(CLASSES) + 1)), [0, len(CLASSES) + 1]]
     assert prompts.use_base == [False, True]
     assert class_prompts(tokenizer, names).class_indices == [list(range(len(names)))]
-    assert class_prompts(tokenizer, OTHERS, tuned_names=own).use_base == [True]
+    assert class_prompts(tokenizer, OTHERS, tuned_phrases=own).use_base == [True]
 
 
 def test_a_question_of_both_kinds_has_the_answers_of_both(kept, data) -> None:

@@ -57,13 +57,7 @@ def splits(tmp_path_factory) -> dict[str, Dataset]:
     found = load_splits(scenes(tmp_path_factory.mktemp("many") / "scenes", train=4, valid=2))
     for name, dataset in found.items():
         samples = [replace(s, class_ids=np.array([5, 700, 1202])[s.class_ids]) for s in dataset.samples]
-        found[name] = replace(
-            dataset,
-            class_names=NAMES,
-            samples=samples,
-            category_ids=list(range(1, 1204)),
-            written_names=NAMES,
-        )
+        found[name] = replace(dataset, class_names=NAMES, samples=samples, category_ids=list(range(1, 1204)))
     return found
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundtune.loss.criterion import GroundingDINOCriterion, total
-from groundtune.text.prompt import clean_name, unique_names
+from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import count_tokens
 
 CRITERION = GroundingDINOCriterion()
@@ -31,7 +31,7 @@ FLAT = {"none": (1, 1), "point": (0, 0), "line": (0, 1)}
 
 def readable(names, tokenizer):
     """The part of some written names that makes one prompt: visible, unique, within 256 tokens."""
-    unique, _, _ = unique_names([name for name in names if clean_name(name)] or ["cat"])
+    unique = list(dict.fromkeys(filter(None, map(clean_name, names)))) or ["cat"]
     kept, room = [], 254
     for name, count in zip(unique, count_tokens(tokenizer, unique), strict=True):
         if 1 < count <= room:

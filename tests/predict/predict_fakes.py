@@ -10,6 +10,7 @@ from groundtune.contracts import ImageFormat
 from groundtune.predict import predictor as module
 from groundtune.predict.postprocess import ImageDetections, Selection
 from groundtune.predict.predictor import Predictor
+from groundtune.text.prompt import class_phrases
 
 CPU = torch.device("cpu")
 
@@ -53,12 +54,14 @@ def fake_bundle(
     bundle = SimpleNamespace(
         network=network,
         to=network.to,
-        tuned_names=None,
+        tuned_phrases=None,
         base_network=None,
         tokenizer=tokenizer,
         config=SimpleNamespace(max_text_len=256),
         image_format=ImageFormat((0.0,) * 3, (1.0,) * 3, 32, 64),
         classes=[],
+        phrases={},
+        phrases_of=class_phrases,
         source="stub",
         calls=calls,
     )

@@ -59,7 +59,7 @@ def test_images_become_a_data_set_with_scores_and_without_duplicates(images, stu
     assert printed.out.split() == ["coco", "images", "boxes", "train", "3", "6", "out"]
     assert printed.err.count("Cannot read the image") == 1 and printed.err.endswith("broken.jpg\n")
     train = read_splits(Path("out"))["train"]
-    assert train.class_names == ["red circle", "dog"] and not JOURNAL.exists()
+    assert train.class_names == ["Red_Circle", "dog"] and not JOURNAL.exists()
     assert [s.image_path.name for s in train.samples] == ["a.jpg", "c.png", "a-2.jpg"]
     assert boxes(train.samples[0]) == [(0, [0, 0, 80, 60]), (1, [0, 0, 40, 60])]
     assert boxes(train.samples[2]) == [(0, [0, 0, 40, 60]), (1, [0, 0, 20, 60])]

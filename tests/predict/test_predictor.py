@@ -109,7 +109,7 @@ def test_frames_are_streamed_with_their_detections(stub):
     ("names", "prompt", "ids"),
     [
         (["Red_Circle", "dog"], "red circle. dog.", [0, 1]),
-        (["cat", "Cat", "CAT (big)", "dog"], "cat. dog.", [0, 3]),  # one class, under its first name
+        (["CAT (big)", "cat"], "cat big. cat.", [0, 1]),
         (["  TV.monitor "], "tv monitor.", [0, 0]),
     ],
 )
@@ -121,8 +121,21 @@ def test_names_come_back_as_they_were_given(stub, names, prompt, ids):
 
 
 def test_names_without_text_are_refused(stub):
-    with pytest.raises(DataError, match="no text left.*'_'"):
+    with pytest.raises(DataError, match="no text in '_'"):
         run(stub, [noise()], ["cat", "_"])
+
+
+@pytest.mark.parametrize("names", [["cat", "Cat"], ["café", "cafe"], ["ᏣᎳᎩ", "ᏤᎳ"], ["cat", "cat "]])
+def test_classes_that_the_model_cannot_distinguish_are_refused(stub, names):
+    with pytest.raises(DataError) as error:
+        run(stub, [noise()], ["dog", *names])
+    assert all(repr(name) in str(error.value) for name in names) and "--rename" in str(error.value)
+    assert "'dog'" not in str(error.value)
+
+
+def test_names_with_unknown_letters_are_named(stub):
+    assert "'ᏣᎳᎩ'" in make_predictor(stub, ["cat", "ᏣᎳᎩ"]).warning
+    assert make_predictor(stub, ["cat", "dog"]).warning == ""
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.0, 2), (0.5, 2), (0.51, 1), (0.75, 1), (0.76, 0)])
@@ -187,7 +200,7 @@ def test_a_truncated_image_is_named(stub, tmp_path):
 
 
 def test_sentences_are_prompts_of_their_own(stub):
-    sentences = ["The cat. on the left?", "a [big dog] near [the sofa]"]
+    sentences = ["The cat on the left?", "a [big dog] near [the sofa]"]
     predictor = make_predictor(stub, sentences, sentences=True)
     assert predictor.names == ["The cat on the left", "big dog", "the sofa"]
     (detections,) = predictor.find([Image.fromarray(noise())])

@@ -144,7 +144,7 @@ def test_coco_yolo_and_csv_have_the_detections(tmp_path, monkeypatch):
     # center 24, 14 and size 32, 20 of 80 × 40
     assert Path("in/out/labels/a.txt").read_text() == "1 0.3 0.35 0.4 0.5\n0 0.5 0.5 1 1\n"
     assert Path("in/out/labels/b.txt").read_text() == ""
-    assert Path("in/out/classes.txt").read_text() == "cat\nmy dog\n"
+    assert Path("in/out/classes.txt").read_text() == "cat\nmy  dog\n"
     rows = list(csv.reader(Path("in/out/predictions.csv").read_text().splitlines()))
     assert rows[0] == ["image", "frame", "seconds", "class", "score", "x0", "y0", "x1", "y1"]
     assert rows[1] == ["in/a.jpg", "", "", "dog", "0.9", "8.0", "4.0", "40.0", "24.0"] and len(rows) == 3

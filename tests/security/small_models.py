@@ -13,7 +13,7 @@ from groundtune.model.checkpoint.save import save_bundle
 from groundtune.text.tokens import build_tokenizer
 
 WORDS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
-WORDS |= {1030: "cat", 1031: "dog"}
+WORDS |= {1030: "cat", 1031: "dog", 1000: "red", 1001: "blue", 1002: "green"}
 IN_TRANSFORMERS: dict[str, Any] = {
     "query_content": "learned",
     "contrastive_scale": "none",

@@ -20,6 +20,7 @@ from watch import watched, within
 
 from groundtune.errors import CheckpointError, GroundtuneError
 from groundtune.model.checkpoint.load import load_bundle, load_recipe
+from groundtune.printing import print_predictions, table
 
 JUNK: list[Any] = [None, True, -1, 0, 1, 7, 10**6, 10**12, 10**400, 0.5, float("nan"), float("inf")]
 JUNK += ["", "x", "../../x", "a/b", "\x1b[2J", [], [1], [[]], {}, {"a": 1}]
@@ -135,10 +136,27 @@ def test_an_image_format_that_hurts_is_refused(copy, image: dict[str, Any]) -> N
         load_bundle(folder)
 
 
-def test_names_of_classes_do_not_reach_the_terminal_as_commands(copy) -> None:
-    folder = copy("own")
-    change(folder / "groundtune.json", classes=["\x1b]0;owned\x07Cat\u202e", "dog\n"])
-    assert load_bundle(folder).classes == ["]0;owned cat", "dog"]
+def test_names_of_classes_do_not_reach_the_terminal_as_commands(copy, capsys) -> None:
+    folder, names = copy("own"), ["\x1b]0;owned\x07Cat\u202e", "dog\n"]
+    change(folder / "groundtune.json", classes=names)
+    bundle = load_bundle(folder)
+    assert bundle.classes == names and bundle.phrases_of(names) == ["]0;owned cat", "dog"]
+    found = [{"class": name, "score": 0.5, "box_xyxy": [0, 0, 1, 1]} for name in names]
+    print_predictions([{"image": "a.png", "detections": found}], as_json=False)
+    print(table([[name, "1"] for name in names]))
+    shown = "\\x1b]0;owned\\x07Cat\\u202e"
+    assert [line.split("  ")[-3:][0] for line in capsys.readouterr().out.splitlines()[1:3]] == [
+        shown,
+        "dog\\n",
+    ]
+
+
+def test_phrases_with_separators_are_refused(copy) -> None:
+    for phrases in ({"cat": "a. b"}, {"cat": ""}, {"cat": 3}, ["cat"]):
+        folder = copy("own")
+        change(folder / "groundtune.json", phrases=phrases)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_bundle(folder)
 
 
 def spoil_tensors(path: Path, rng: random.Random) -> None:

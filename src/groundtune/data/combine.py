@@ -4,9 +4,9 @@
   run. `--rehearsal PATH=SHARE` adds only images: the model is not evaluated on their classes.
   Classes are matched by name. The classes that a data set does not annotate are never negatives in
   its images.
-- `--rename` gives the model better names, such as "red blood cell" for "rbc". Synonyms follow
-  after `|`, and each training prompt draws one; `{}` is the old name ("a {} from above"). Only
-  prompts change: category ids, and every file that is written, stay those of the data set.
+- `--rename` gives the model better words, such as "red blood cell" for "rbc". Synonyms follow
+  after `|`, and each training prompt draws one; `{}` is the plain phrase ("a {} from above"). Only
+  prompts change: names, category ids, and every file that is written, stay those of the data set.
 """
 
 import math
@@ -20,7 +20,7 @@ from groundtune.data.formats.detect import read_splits
 from groundtune.data.problems import Finding
 from groundtune.data.sample import Dataset, Sample, match_class_names, unify_classes
 from groundtune.errors import ConfigError, DataError
-from groundtune.text.prompt import unique_names
+from groundtune.text.prompt import class_phrases, clean_name, known_phrases, words_of
 
 
 def parse_weighted_paths(
@@ -75,7 +75,8 @@ def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> D
     rest = 1 - sum(share for _, share in rehearsal)
     if rest <= 0:
         raise ConfigError(f"rehearsal: expected shares that add up to below 1, got {1 - rest:g}.")
-    joined = replace(train, findings=[])
+    phrases = dict(zip(train.class_names, train.phrases, strict=True))  # whatever other names come
+    joined = replace(train, findings=[], renamed=train.renamed | phrases)
     images = sum(sample.weight for sample in train.samples) / rest  # of an epoch
     added = [(_training_images(path), share) for path, share in rehearsal]
     _join([joined], joined, [(dataset, share * images / len(dataset.samples)) for dataset, share in added])
@@ -91,16 +92,14 @@ def _training_images(path: Path) -> Dataset:
 
 def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
     """Give all `splits` the classes of the added data sets, and `train` their images."""
-    annotated = [set(dataset.class_names) for dataset in (train, *(dataset for dataset, _ in added))]
     all_sets = [*splits, *(dataset for dataset, _ in added)]
-    findings = [list(dataset.findings) for dataset in all_sets]
-    unify_classes(all_sets)
-    for dataset, before in zip(all_sets, findings, strict=True):
-        dataset.findings = before  # classes that only another data set lists are not worth a finding
-    names = train.class_names
-    ids = [
-        None if set(names) <= known else frozenset(names.index(name) for name in known) for known in annotated
-    ]
+    before = [list(dataset.findings) for dataset in all_sets]
+    listed = unify_classes(all_sets)
+    for dataset, old in zip(all_sets, before, strict=True):
+        # classes that only another data set lists are not worth a finding
+        dataset.findings = [each for each in dataset.findings if each in old or each.check == "names-matched"]
+    annotated, count = [listed[0], *listed[len(splits) :]], len(train.class_names)
+    ids = [None if len(known) == count else known for known in annotated]
     train.samples = [replace(sample, annotated=ids[0]) for sample in train.samples]
     next_id = max((sample.image_id for sample in train.samples), default=0) + 1
     for (dataset, weight), class_ids in zip(added, ids[1:], strict=True):
@@ -118,35 +117,71 @@ def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, 
 
 
 def rename_classes(datasets: Sequence[Dataset], renames: Mapping[str, str]) -> None:
-    """Rename classes in all splits of a data set. Classes that get equal names are merged.
+    """Set the phrases of classes in all splits of a data set. Classes of equal words are merged.
 
     Raises:
-        DataError: classes are unknown (all are listed), or new names are empty or ambiguous.
+        DataError: classes are unknown (all are listed), or new words are empty or ambiguous.
     """
     if not datasets or not renames:
         return
-    old = datasets[0].class_names
-    new = list(old)
-    match_class_names(list(renames), old)  # lists all unknown names at once
-    others: dict[int, list[str]] = {}
-    for name, renamed in renames.items():
-        index = match_class_names([name], old)[0]
-        new[index], *others[index] = [part.replace("{}", old[index]) for part in renamed.split("|")]
-    names, classes, merged = unique_names(new)
-    synonyms = {names[classes[index]]: unique_names(group)[0] for index, group in others.items() if group}
-    all_names = [*names, *(name for group in synonyms.values() for name in group)]
-    repeated = sorted({name for name in all_names if all_names.count(name) > 1})
-    if repeated:
+    names, plain, renamed = datasets[0].class_names, datasets[0].phrases, datasets[0].renamed
+    match_class_names(list(renames), names, plain)  # lists all unknown names at once
+    texts: dict[int, list[str]] = {}
+    for name, text in renames.items():
+        index = match_class_names([name], names, plain)[0]
+        texts[index] = [part.replace("{}", plain[index]) for part in text.split("|")]
+    if empty := [repr(names[index]) for index, group in texts.items() if not all(map(clean_name, group))]:
+        raise DataError(f"rename: no text is left for {', '.join(empty)}. Expected NAME=PHRASE.")
+    first = {words_of(group[0]): group[0] for group in texts.values()}
+    phrase_of = dict(zip(first, class_phrases(list(first.values())), strict=True))
+    all_words = [words_of(texts[index][0] if index in texts else name) for index, name in enumerate(names)]
+    phrases = {index: phrase_of[text] for index, text in enumerate(all_words) if text in phrase_of}
+    synonyms = {index: [clean_name(text) for text in group[1:]] for index, group in texts.items()}
+    listed = [*set(class_phrases(names, renamed | {names[i]: phrase for i, phrase in phrases.items()}))]
+    listed += [text for group in synonyms.values() for text in dict.fromkeys(group)]
+    if repeated := sorted({text for text in listed if listed.count(text) > 1}):
         raise DataError(
             f"rename: {', '.join(map(repr, repeated))} would name more than one class, or a class twice."
         )
-    first = [classes.index(i) for i in range(len(names))]  # a merged class has the id of its first class
+    _set_phrases(datasets, phrases, synonyms)
+
+
+def recall_phrases(datasets: Sequence[Dataset], known: Mapping[str, str]) -> None:
+    """Give classes without a new phrase those that a model has learned, by name.
+
+    Classes that were merged for the model are merged.
+    """
+    if datasets and known:
+        names, renamed = datasets[0].class_names, datasets[0].renamed
+        learned = known_phrases([name for name in names if name not in renamed], known)
+        _set_phrases(datasets, {names.index(name): phrase for name, phrase in learned.items()}, {})
+
+
+def _set_phrases(
+    datasets: Sequence[Dataset], phrases: Mapping[int, str], synonyms: Mapping[int, list[str]]
+) -> None:
+    """Give classes phrases and synonyms; those with the same phrase become one class."""
+    old, groups = datasets[0].class_names, dict[str | int, list[int]]()
+    for index in range(len(old)):
+        groups.setdefault(phrases.get(index, index), []).append(index)
+    names, merged, others = [], [], dict[str, list[str]]()
+    renamed = {old[index]: phrase for index, phrase in phrases.items()}
+    for phrase, group in groups.items():
+        together, name = [old[i] for i in group], old[group[0]]
+        if len(group) > 1:
+            name = str(phrase) if phrase not in old or phrase in together else name
+            merged.append(f"{' and '.join(map(repr, together))} are one class, {name!r}.")
+            renamed[name] = str(phrase)
+        names.append(name)
+        if texts := [text for i in group for text in synonyms.get(i, [])]:
+            others[name] = list(dict.fromkeys(texts))
+    classes = {index: new for new, group in enumerate(groups.values()) for index in group}
+    new_ids = np.array([classes[index] for index in range(len(old))], np.int64)
     for dataset in datasets:
-        written = dataset.written_names or dataset.class_names
-        dataset.written_names = [written[i] for i in first]
-        dataset.category_ids = [dataset.category_ids[i] for i in first]
-        dataset.class_names, dataset.synonyms = list(names), synonyms
-        dataset.samples = [_with_classes(sample, np.array(classes, np.int64)) for sample in dataset.samples]
+        dataset.renamed = dataset.renamed | renamed
+        dataset.category_ids = [dataset.category_ids[group[0]] for group in groups.values()]
+        dataset.class_names, dataset.synonyms = list(names), dataset.synonyms | others
+        dataset.samples = [_with_classes(sample, new_ids) for sample in dataset.samples]
     if merged:
         fix = "Nothing has to be done if they are meant to be one class."
         datasets[0].findings.append(Finding("names-merged", "warning", " ".join(merged), fix, len(merged)))

@@ -32,7 +32,7 @@ from groundtune.data.prefetch import decode_view, prefetch
 from groundtune.data.sample import Dataset, Grounding, Sample, join_examples
 from groundtune.data.transforms import ImageView, draw_view, resize_keep_ratio
 from groundtune.errors import DataError
-from groundtune.text.prompt import Prompt, caption_prompt, class_prompt
+from groundtune.text.prompt import Prompt, caption_prompt, phrase_prompt
 from groundtune.text.sampling import sample_prompt
 from groundtune.text.tokens import count_tokens, create_positive_map, tokenize
 
@@ -76,8 +76,11 @@ class TrainLoader:
         self.config, self.max_text_len = config, max_text_len
         self.rank, self.processes = rank, processes
         self.needs_pixels: Callable[[int, int], bool] | None = None
-        names = [[name, *dataset.synonyms.get(name, [])] for name in dataset.class_names]
-        self.token_counts = [max(count_tokens(tokenizer, group)) for group in names]
+        self.phrases = [
+            [phrase, *dataset.synonyms.get(name, [])]
+            for name, phrase in zip(dataset.class_names, dataset.phrases, strict=True)
+        ]
+        self.token_counts = [max(count_tokens(tokenizer, group)) for group in self.phrases]
         self._by_weight: dict[float, list[int]] = defaultdict(list)
         for index, sample in enumerate(dataset.samples):
             self._by_weight[sample.weight].append(index)
@@ -211,19 +214,19 @@ class TrainLoader:
         if grounding is not None:
             return [(grounding_prompt(grounding), range(len(grounding.spans)))]
         prompts = self._prompt_classes(sample, view, rng)
-        return [(class_prompt([self._draw_name(c, rng) for c in classes]), classes) for classes in prompts]
+        return [(phrase_prompt([self._draw_phrase(c, rng) for c in classes]), classes) for classes in prompts]
 
     def _prompt_classes(self, sample: Sample, view: ImageView, rng: random.Random) -> list[list[int]]:
         """Draw the classes of the image's prompts."""
         positives = {int(c) for c in sample.class_ids[trained_boxes(sample, view)]}
         hidden = {int(c) for c in sample.class_ids} - positives  # see the module's docstring
-        names, counts = self.dataset.class_names, self.token_counts
-        annotated = range(len(names)) if sample.annotated is None else sorted(sample.annotated)
+        counts = self.token_counts
+        annotated = range(len(counts)) if sample.annotated is None else sorted(sample.annotated)
         # a prompt needs a class, so hidden ones are used if there are no others
         allowed = [c for c in annotated if c not in hidden] or list(annotated)
         position = {c: i for i, c in enumerate(allowed)}
         prompts = sample_prompt(
-            [names[c] for c in allowed],
+            [self.phrases[c][0] for c in allowed],
             [counts[c] for c in allowed],
             {position[c] for c in positives},
             rng,
@@ -233,10 +236,9 @@ class TrainLoader:
         )
         return [[allowed[i] for i in prompt] for prompt in prompts]
 
-    def _draw_name(self, class_id: int, rng: random.Random) -> str:
-        name = self.dataset.class_names[class_id]
-        synonyms = self.dataset.synonyms.get(name)
-        return rng.choice([name, *synonyms]) if synonyms else name
+    def _draw_phrase(self, class_id: int, rng: random.Random) -> str:
+        phrases = self.phrases[class_id]
+        return rng.choice(phrases) if len(phrases) > 1 else phrases[0]
 
 
 def _rng(seed: int, purpose: str, *numbers: int) -> random.Random:

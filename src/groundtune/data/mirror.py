@@ -16,10 +16,11 @@ from groundtune.text.prompt import clean_name
 
 def mirrored_classes(dataset: Dataset) -> list[int | None]:
     """Return the class of each class's objects in a mirrored image; see `mirror_classes`."""
-    groups = [[name, *dataset.synonyms.get(name, [])] for name in dataset.class_names]
-    for group, written in zip(groups, dataset.written_names, strict=False):
-        if clean_name(written) == group[0]:  # not renamed: the case of letters is that of the files
-            group[0] = written
+    groups = []
+    for name, phrase in zip(dataset.class_names, dataset.phrases, strict=True):
+        # not renamed: the case of letters is that of the files
+        read = name if clean_name(name) == phrase else phrase
+        groups.append([read, *dataset.synonyms.get(name, [])])
     return mirror_classes(groups)
 
 

@@ -130,7 +130,7 @@ _WARNINGS = {
     "box-outside": ("{n} boxes dropped: outside the image.", _DRAW),
     "box-clipped": ("{n} boxes reached beyond the image and were clipped to it.", _DRAW),
     "box-duplicate": ("{n} boxes dropped: duplicates of a box of the same class.", _DRAW),
-    "names-merged": ("{n} classes have names that read the same and are one class.", "Rename them."),
+    "names-merged": ("{n} classes have the name of another one and are one class with it:", "Rename them."),
     "span-outside-caption": ("{n} spans dropped: outside the caption or without a letter.", _EXPORT),
     "phrase-not-in-caption": (
         "{n} phrases dropped: not in the caption.",

@@ -2,7 +2,7 @@
 
 Boxes are in pixels of the image as its annotation file states it, and `images.load_image` returns
 the image in exactly that frame. Category ids are not used in training, unlike in MMDetection and
-transformers: a class is its cleaned name.
+transformers: a class is its name, as the file writes it. What the model reads is its phrase.
 """
 
 import difflib
@@ -14,7 +14,7 @@ import numpy as np
 
 from groundtune.data.problems import Finding
 from groundtune.errors import DataError
-from groundtune.text.prompt import Spans, clean_name
+from groundtune.text.prompt import Spans, class_phrases, clean_name, match_names
 
 _EXAMPLES = 5  # in a message
 
@@ -99,12 +99,14 @@ class Dataset:
     Attributes:
         name: "train", "valid" or "test", or the name that the reader was given.
         root: folder of the image files; they may be in folders inside it.
-        class_names: C cleaned, unique names, equal in all splits. Empty for grounding data.
+        class_names: C unique names as the file writes them, equal in all splits. Empty for
+            grounding data.
         samples: images in the order of the file.
         category_ids: id of each class in files that are written.
         findings: what was dropped, clipped, merged or decided while reading.
-        written_names: name of each class as the files write it. Empty: equal to `class_names`.
-        synonyms: by class name, other cleaned names that training prompts may use.
+        renamed: phrases by class name, where they are not those of `class_phrases`; also by the
+            names of merged classes.
+        synonyms: by class name, other phrases that training prompts may use.
         lvis: rules of an LVIS evaluation.
     """
 
@@ -114,9 +116,14 @@ class Dataset:
     samples: list[Sample]
     category_ids: list[int]
     findings: list[Finding] = field(default_factory=list)
-    written_names: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
     synonyms: dict[str, list[str]] = field(default_factory=dict)
     lvis: LvisRules | None = None
+
+    @property
+    def phrases(self) -> list[str]:
+        """The phrase that a model reads for each class."""
+        return class_phrases(self.class_names, self.renamed)
 
     @property
     def messages(self) -> list[str]:
@@ -135,42 +142,70 @@ def join_examples(examples: Sequence[str], limit: int = _EXAMPLES) -> str:
     return ", ".join(examples[:limit]) + more
 
 
-def match_class_names(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
-    """Return the index in `available` of each wanted class name, which is cleaned, without repeats.
+def match_class_names(
+    wanted: Sequence[str], available: Sequence[str], phrases: Sequence[str] = ()
+) -> list[int]:
+    """Return the index in `available` of each wanted class, without repeats.
+
+    A class is wanted by its name, by one of the same words, or by its phrase.
 
     Raises:
-        DataError: names are unknown. All are listed, each with the nearest known name.
+        DataError: names are unknown or ambiguous. All are listed, each with the nearest known name.
     """
-    index_of = {name: index for index, name in enumerate(available)}
-    cleaned = [clean_name(name) for name in wanted]
+    by_name, by_phrase = match_names(wanted, available), match_names(wanted, phrases)
+    indices = [i if i is not None else j for i, j in zip(by_name, by_phrase, strict=True)]
     unknown = []
-    for name, clean in zip(wanted, cleaned, strict=True):
-        if clean not in index_of:
-            near = difflib.get_close_matches(clean, available, n=1)
+    for name, index in zip(wanted, indices, strict=True):
+        if index is None:
+            near = difflib.get_close_matches(clean_name(name), map(clean_name, available), n=1)
             unknown.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if unknown:
         known = join_examples([repr(name) for name in available], 30)
         raise DataError(f"Unknown class {join_examples(unknown, 20)}. The data set has: {known}.")
-    return list(dict.fromkeys(index_of[name] for name in cleaned))
+    return list(dict.fromkeys(index for index in indices if index is not None))
 
 
-def unify_classes(datasets: Sequence[Dataset]) -> None:
+def unify_classes(datasets: Sequence[Dataset]) -> list[frozenset[int]]:
     """Give all splits one class list: the classes of the first split, then those that others add.
 
-    Classes are matched by name, because COCO files can number their categories differently. A class
-    that a split does not list gets its id of another split, or the next free id.
+    Classes are matched by name, because COCO files can number their categories differently. Names
+    of the same words ("Cat", "cat") are one class if each split has one of them, with a finding. A
+    class that a split does not list gets its id of another split, or the next free id.
+
+    Returns:
+        The indices of the classes that each split lists.
     """
-    names = list(dict.fromkeys(name for dataset in datasets for name in dataset.class_names))
+    names: list[str] = []
     known_ids: dict[str, int] = {}
-    written: dict[str, str] = {}
     for dataset in datasets:
-        names_in_files = dataset.written_names or dataset.class_names
+        _adopt_spelling(dataset, names)
+        names = list(dict.fromkeys([*names, *dataset.class_names]))
         known_ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True)) | known_ids
-        written = dict(zip(dataset.class_names, names_in_files, strict=True)) | written
+    index_of = {name: index for index, name in enumerate(names)}
+    listed = [frozenset(index_of[name] for name in dataset.class_names) for dataset in datasets]
     for dataset in datasets:
-        dataset.written_names = [written[name] for name in names]
         if dataset.class_names != names:
             _adopt_classes(dataset, names, known_ids)
+    return listed
+
+
+def _adopt_spelling(dataset: Dataset, names: Sequence[str]) -> None:
+    """Call classes as in earlier splits if only one spelling of each is in either."""
+    own = dataset.class_names
+    there, back = match_names(own, names), match_names(names, own)
+    changed = {
+        own[index]: names[match]
+        for index, match in enumerate(there)
+        if match is not None and back[match] == index and own[index] != names[match]
+    }
+    if changed:
+        dataset.class_names = [changed.get(name, name) for name in own]
+        examples = [f"{name!r} is {first!r}" for name, first in changed.items()]
+        message = f"{len(changed)} classes are called otherwise in another split, and are taken as the same."
+        fix = "Nothing has to be done if they are; otherwise give one of them a name of other words."
+        dataset.findings.append(
+            Finding("names-matched", "warning", message, fix, len(changed), examples[:_EXAMPLES])
+        )
 
 
 def _adopt_classes(dataset: Dataset, names: list[str], known_ids: dict[str, int]) -> None:

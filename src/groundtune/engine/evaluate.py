@@ -1,7 +1,7 @@
 """Detections of a whole data set, and COCO's metrics, LVIS's metrics or the recall of phrases.
 
-The model reads class names, and predictions carry `dataset.category_ids`, which may have gaps and
-any order. In a data set with captions the model reads each image's own caption, and a query's score
+The model reads phrases, and predictions carry `dataset.category_ids`, which may have gaps and any
+order. In a data set with captions the model reads each image's own caption, and a query's score
 for a phrase is the maximum over the phrase's tokens.
 
 Processes share an evaluation by whole batches: each image is computed beside the same images as in
@@ -238,8 +238,9 @@ def eval_task(
             f"{dataset.name}: expected images and classes to evaluate on, got {len(dataset.samples)} images "
             f"and {len(indices)} classes."
         )
-    names = [dataset.class_names[index] for index in indices]
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len, bundle.tuned_names)
+    names, phrases = ([texts[i] for i in indices] for texts in (dataset.class_names, dataset.phrases))
+    max_text_len, tuned = bundle.config.max_text_len, bundle.tuned_phrases
+    prompts = class_prompts(bundle.tokenizer, phrases, max_text_len, tuned, names)
     return EvalTask(bundle, prompts, [dataset.category_ids[index] for index in indices], indices, precision)
 
 

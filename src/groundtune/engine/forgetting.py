@@ -25,7 +25,7 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
-from groundtune.text.prompt import COMMON_NAMES, recombined_names
+from groundtune.text.prompt import COMMON_NAMES, clean_name, recombined_names
 
 BASE_DETECTIONS = "base model's detections of common classes"  # name of the data set
 _LABELED_IOU, _DUPLICATE_IOU = 0.3, 0.5  # a detection on a labeled box, or on a better detection
@@ -43,7 +43,8 @@ def base_detections(
     forgets, and also where the base model was wrong. At most 50 images of `valid` are used, evenly
     spread; its own class names are excluded. Without a confident detection the result is {}.
     """
-    names = [name for name in COMMON_NAMES if name not in valid.class_names]
+    own = {*valid.phrases, *map(clean_name, valid.class_names)}
+    names = [name for name in COMMON_NAMES if name not in own]
     count = len(valid.samples)
     chosen = np.linspace(0, count - 1, min(_MAX_IMAGES, count)).round().astype(int)
     samples = [replace(valid.samples[index], grounding=None) for index in chosen]
@@ -80,12 +81,13 @@ def add_self_distillation(
 
     It has the same classes, and after them the detected names. Images with captions get no boxes.
     """
-    own_names = dataset.class_names
-    likely = recombined_names(own_names)
-    others = [*likely, *(name for name in COMMON_NAMES if name not in likely + own_names)]
+    own_names, phrases = dataset.class_names, dataset.phrases
+    known = {*phrases, *map(clean_name, own_names)}
+    likely = [name for name in recombined_names(phrases) if name not in known]
+    others = [*likely, *(name for name in COMMON_NAMES if name not in {*likely, *known})]
     indices = [index for index, sample in enumerate(dataset.samples) if sample.grounding is None]
     labeled = replace(dataset, samples=[dataset.samples[index] for index in indices])
-    groups = [own_names, others]
+    groups = [phrases, others]
     own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
     sure_score = _median_score(labeled.samples, own_classes)
     pairs = zip(labeled.samples, other, strict=True)
@@ -102,7 +104,9 @@ def add_self_distillation(
     )
     first_id = max(dataset.category_ids, default=0) + 1
     category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]
-    return replace(dataset, class_names=own_names + new_names, category_ids=category_ids, samples=samples)
+    renamed = dataset.renamed | dict(zip(own_names, phrases, strict=True))
+    names = own_names + new_names
+    return replace(dataset, class_names=names, renamed=renamed, category_ids=category_ids, samples=samples)
 
 
 def detect_groups(
@@ -114,9 +118,9 @@ def detect_groups(
     progress: Progress,
     precision: str,
 ) -> list[list[ImageDetections]]:
-    """Return each group's detections by image; each group has 300 detections per image."""
-    tokenizer, max_text_len, own_names = bundle.tokenizer, bundle.config.max_text_len, bundle.tuned_names
-    prompts = [class_prompts(tokenizer, names, max_text_len, own_names).to(device) for names in groups]
+    """Return the detections of each group of phrases by image, 300 per image."""
+    tokenizer, max_text_len, tuned = bundle.tokenizer, bundle.config.max_text_len, bundle.tuned_phrases
+    prompts = [class_prompts(tokenizer, phrases, max_text_len, tuned).to(device) for phrases in groups]
     network = bundle.to(device)
     results: list[list[ImageDetections]] = [[] for _ in groups]
     with inference_mode(network, precision):

@@ -27,7 +27,7 @@ _TUNED = {"lora": list(HEADS), "heads": ["bbox_head"], "prompt": [VECTORS]}
 
 
 def add_tuned_parameters(
-    network: GroundingDINO, config: TrainConfig, class_names: Sequence[str], tokenizer: BertTokenizer
+    network: GroundingDINO, config: TrainConfig, phrases: Sequence[str], tokenizer: BertTokenizer
 ) -> None:
     """Add what `config.tune` trains besides the network's weights: LoRA, or class offsets.
 
@@ -37,12 +37,12 @@ def add_tuned_parameters(
     if config.tune == "lora":
         add_adapters(network, config.lora_rank, config.lora_alpha, config.seed)
     if config.tune == "prompt":
-        if not class_names:
+        if not phrases:
             raise ConfigError(
                 "tune: prompt trains class names, but the data set has captions. Use lora, heads or full."
             )
         encoder, width = network.encoder, network.language_model.width
-        offsets = extended(encoder.phrase_offsets, class_names, tokenizer, width)
+        offsets = extended(encoder.phrase_offsets, phrases, tokenizer, width)
         encoder.phrase_offsets = offsets.to(encoder.level_embed.device)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from groundtune.config import TrainConfig
 from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.check.run import raise_for_errors
-from groundtune.data.combine import parse_weighted_paths, with_rehearsal
+from groundtune.data.combine import parse_weighted_paths, recall_phrases, with_rehearsal
 from groundtune.data.reading import read_data, read_retention_data
 from groundtune.data.sample import Dataset
 from groundtune.engine.run_folder import check_usable
@@ -25,6 +25,7 @@ class Prepared(NamedTuple):
     training_splits: dict[str, Dataset]  # the same with the images to rehearse
     retention_data: dict[str, Dataset]  # the data sets that measure forgetting
     warnings: list[str]  # names of the checks of the data that warn
+    unread: list[str]  # warnings about letters of class names
 
 
 def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
@@ -40,13 +41,17 @@ def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
     splits = read_data(config.data, config.extra_data, config.rename, limits)
     retention_data = read_retention_data(config.retention_data)
     bundle = bundle or load_bundle(config.model, seed=config.seed)
+    recall_phrases(list(splits.values()), bundle.phrases)
     warnings = raise_for_errors(splits, limits_of(bundle, config.short_side, config.max_side))
+    unread = []
     for dataset in (next(iter(splits.values())), *retention_data.values()):
         if dataset.class_names:
-            class_prompts(bundle.tokenizer, dataset.class_names, bundle.config.max_text_len)
+            names, phrases = dataset.class_names, dataset.phrases
+            prompts = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len, None, names)
+            unread += [prompts.warning] if prompts.warning else []
     others = parse_weighted_paths(config.rehearsal, "rehearsal", 0.2, 1.0)
     train = {"train": with_rehearsal(splits["train"], others)} if "train" in splits else {}
-    return Prepared(folder, bundle, splits, splits | train, retention_data, warnings)
+    return Prepared(folder, bundle, splits, splits | train, retention_data, warnings, unread)
 
 
 def limits_of(bundle: ModelBundle, short_side: int | None, max_side: int | None) -> ModelLimits:

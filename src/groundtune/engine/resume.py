@@ -112,7 +112,8 @@ def _check_unchanged(
         for name in changed
         if name not in _FREE_OPTIONS
     ]
-    if state["classes"] != classes:
+    phrase_of = dict(zip(training.class_names, training.phrases, strict=True))
+    if state["classes"] not in (classes, [phrase_of[name] for name in classes]):  # phrases: of older versions
         problems.append(f"resume: the classes were {state['classes']} and are now {classes}.")
     if state["images"] != len(training.samples):
         problems.append(f"resume: there were {state['images']} training images, now {len(training.samples)}.")

@@ -206,10 +206,13 @@ def _prepare_network(
     )
     if config.compile:
         compile_sampling(network)
-    if bundle.config.class_labels and training.class_names and bundle.classes != training.class_names:
-        network.init_label_embedding(training.class_names, bundle.tokenizer)
+    phrases = training.phrases
+    if bundle.config.class_labels and phrases and bundle.phrases_of(bundle.classes) != phrases:
+        network.init_label_embedding(phrases, bundle.tokenizer)
     bundle.classes = list(valid.class_names)  # without those of rehearsal and self-distillation
-    optim.add_tuned_parameters(network, config, bundle.classes, bundle.tokenizer)
+    own_phrases = dict(zip(bundle.classes, valid.phrases, strict=True))
+    bundle.phrases = valid.renamed | own_phrases
+    optim.add_tuned_parameters(network, config, list(own_phrases.values()), bundle.tokenizer)
     groups = optim.param_groups(config)
     optim.freeze(network, groups)
     bundle.base_network = _base_network(bundle) if config.keep_base else None

@@ -228,7 +228,8 @@ def _encode_classes(setup: TrainSetup) -> None:
     bundle, language_model = setup.bundle, setup.network.language_model
     language_model.forget()  # a phrase's last bits depend on those encoded along with it
     if bundle.classes:
-        prompts = class_prompts(bundle.tokenizer, bundle.classes, bundle.config.max_text_len)
+        phrases = bundle.phrases_of(bundle.classes)
+        prompts = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len)
         with inference_mode(setup.network, "fp32"):
             language_model(prompts.text.to(setup.device))
 

@@ -98,16 +98,17 @@ def smallest_side(bundle: ModelBundle) -> int:
 
 
 def fixed_prompt(bundle: ModelBundle, names: list[str]) -> tuple[TextInput, list[list[int]]]:
-    """Return the one prompt of cleaned, unique class names, and the token indices of each name.
+    """Return the one prompt of unique class names, and the token indices of each name.
 
     Raises:
         ExportError: the names do not fit one prompt.
     """
-    prompts = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len)
+    phrases, max_text_len = bundle.phrases_of(names), bundle.config.max_text_len
+    prompts = class_prompts(bundle.tokenizer, phrases, max_text_len, None, names)
     count = len(prompts.phrase_maps)
     if count > 1:
         raise ExportError(
-            f"classes: the {len(names)} names need {count} prompts of {bundle.config.max_text_len} tokens, "
+            f"classes: the {len(names)} names need {count} prompts of {max_text_len} tokens, "
             "but a file has one. Use fewer names, or export without --classes and name them when predicting."
         )
     return prompts.text, [row.nonzero().flatten().tolist() for row in prompts.phrase_maps[0]]

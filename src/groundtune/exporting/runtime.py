@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ RunGraph = Callable[[Feed], list[np.ndarray]]  # returns logits and boxes
 class ExportMetadata:
     """What a file says about itself."""
 
-    classes: list[str]  # the fixed ones, cleaned; with an open vocabulary those of the fine-tuning
+    classes: list[str]  # the fixed ones; with an open vocabulary those of the fine-tuning
     input_ids: list[int]  # prompt of the fixed classes, or []
     phrases: list[list[int]]  # token indices of each fixed class
     max_text_len: int
@@ -53,6 +53,7 @@ class ExportMetadata:
     image_format: ImageFormat
     precision: str  # "fp32", "fp16" or "int8"
     source: str  # the model
+    class_phrases: dict[str, str] = field(default_factory=dict)  # what is read for `classes`, by name
 
 
 def metadata_props(metadata: ExportMetadata, tokenizer: BertTokenizer) -> dict[str, str]:
@@ -80,7 +81,9 @@ def open_exported(path: Path) -> ModelBundle:
         tokenizer = build_tokenizer(vocabulary)
     network = ExportedNetwork(path, run, metadata, tokenizer)
     config = ModelConfig(max_text_len=metadata.max_text_len)
-    return ModelBundle(network, tokenizer, config, metadata.image_format, metadata.classes, source=str(path))
+    classes, phrases = metadata.classes, metadata.class_phrases
+    image_format = metadata.image_format
+    return ModelBundle(network, tokenizer, config, image_format, classes, source=str(path), phrases=phrases)
 
 
 def is_exported(network: object) -> bool:

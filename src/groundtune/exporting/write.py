@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from groundtune.data.combine import recall_phrases
 from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
 from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, eval_task, run_task
@@ -29,7 +30,6 @@ from groundtune.exporting.runtime import (
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import class_prompts, inference_mode
 from groundtune.progress import Progress
-from groundtune.text.prompt import unique_names
 
 _CALIBRATION_IMAGES = 64  # spread evenly over the training split
 _PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}
@@ -71,36 +71,36 @@ def write_exported(
         raise ConfigError(f"output: expected a name that ends in {suffix} for {spec.format}, got {path}.")
     if any(importlib.util.find_spec(package) is None for package in _PACKAGES[spec.format]):
         raise not_installed(spec.format)
-    names = unique_names(spec.names)[0]
-    _check_data(spec, names, splits)
-    bundle = _single_network(bundle, names)
-    side = smallest_side(bundle)
-    text, phrases = fixed_prompt(bundle, names) if names else (None, [])
+    phrase_of = dict(zip(spec.names, phrases := bundle.phrases_of(spec.names), strict=True))
+    _check_data(spec, bundle.phrases | phrase_of, splits)
+    bundle = _single_network(bundle, phrases)
+    side, notes = smallest_side(bundle), list[str]()
+    text, tokens = fixed_prompt(bundle, spec.names) if phrases else (None, [])
     metadata = ExportMetadata(
-        classes=names or bundle.classes,
+        classes=spec.names or bundle.classes,
+        class_phrases=phrase_of or bundle.phrases,
         input_ids=[] if text is None else text.input_ids[0].tolist(),
-        phrases=phrases,
+        phrases=tokens,
         max_text_len=bundle.config.max_text_len,
         smallest_side=side,
         image_format=bundle.image_format,
         precision=spec.precision,
         source=bundle.source,
     )
-    notes: list[str] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             graph = Path(folder) / "model.onnx"
             trace(bundle, text, side, graph)
             _add_props(graph, metadata_props(metadata, bundle.tokenizer))
-            _check_equal(bundle, open_exported(graph), names)
+            _check_equal(bundle, open_exported(graph), phrases)
             if spec.precision == "int8" and splits is not None:
-                _quantize(bundle, graph, names, splits["train"])
+                _quantize(bundle, graph, phrases, splits["train"])
             written = _convert(graph, spec)
             if spec.format == "openvino" and spec.precision == "fp32":
-                _check_equal(bundle, open_exported(written), names)
+                _check_equal(bundle, open_exported(written), phrases)
             if splits is not None:
-                notes = [_compare_scores(bundle, written, spec, splits["valid"], names, progress)]
+                notes = [_compare_scores(bundle, written, spec, splits["valid"], phrases, progress)]
             for suffix in (".bin", ".xml") if spec.format == "openvino" else (".onnx",):
                 os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     except OSError as error:
@@ -108,7 +108,8 @@ def write_exported(
     return notes
 
 
-def _check_data(spec: ExportSpec, names: list[str], splits: Mapping[str, Dataset] | None) -> None:
+def _check_data(spec: ExportSpec, phrase_of: Mapping[str, str], splits: Mapping[str, Dataset] | None) -> None:
+    """Check that the data has what is needed, and let it be read by the phrases of the model."""
     if splits is None:
         if spec.precision == "int8":
             raise ConfigError(
@@ -118,17 +119,19 @@ def _check_data(spec: ExportSpec, names: list[str], splits: Mapping[str, Dataset
     missing = ({"train", "valid"} if spec.precision == "int8" else {"valid"}) - splits.keys()
     if missing:
         raise DataError(f"The data has no split {' and '.join(sorted(missing))}; found {', '.join(splits)}.")
+    recall_phrases(list(splits.values()), phrase_of)
     known = splits["valid"].class_names
-    if names and known and not set(names) & set(known):
-        raise DataError(f"The data has none of the classes {', '.join(names)}; it has {', '.join(known)}.")
+    if spec.names and known and not {phrase_of[n] for n in spec.names} & set(splits["valid"].phrases):
+        wanted = ", ".join(spec.names)
+        raise DataError(f"The data has none of the classes {wanted}; it has {', '.join(known)}.")
 
 
-def _single_network(bundle: ModelBundle, names: list[str]) -> ModelBundle:
+def _single_network(bundle: ModelBundle, phrases: list[str]) -> ModelBundle:
     """Return the model without the base network of `--keep-base`, or with only that one."""
-    if bundle.base_network is None:
+    if bundle.tuned_phrases is None or bundle.base_network is None:
         return bundle
-    tuned = [name in bundle.classes for name in names]
-    if not names or any(tuned) != all(tuned):
+    tuned = [phrase in bundle.tuned_phrases for phrase in phrases]
+    if not tuned or any(tuned) != all(tuned):
         raise ExportError(
             f"The model {bundle.source!r} has two sets of weights (--keep-base), a file has one: with "
             f"--classes choose only classes of the fine-tuning ({', '.join(bundle.classes)}) or only others."
@@ -144,14 +147,14 @@ def _add_props(graph: Path, props: Mapping[str, str]) -> None:
     onnx.save(model, graph)
 
 
-def _check_equal(bundle: ModelBundle, written: ModelBundle, names: list[str]) -> None:
+def _check_equal(bundle: ModelBundle, written: ModelBundle, phrases: list[str]) -> None:
     """Compare a file with its model on noise in two sizes other than the traced one.
 
     This detects wrong graphs. Single queries may differ: rounding decides between positions of
     equal score.
     """
-    names = names or ["red kite", "white blood cell", "x"]
-    text = class_prompts(bundle.tokenizer, names, bundle.config.max_text_len).text
+    phrases = phrases or ["red kite", "white blood cell", "x"]
+    text = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len).text
     short, max_side = bundle.image_format.short_side, bundle.image_format.max_side
     least, long = smallest_side(bundle), min(max_side, short * 4 // 3)
     for size_hw in ((short, long - 1), (max(least, short * 3 // 4 - 1), short)):
@@ -170,14 +173,14 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, names: list[str]) ->
             )
 
 
-def _quantize(bundle: ModelBundle, graph: Path, names: list[str], train: Dataset) -> None:
+def _quantize(bundle: ModelBundle, graph: Path, phrases: list[str], train: Dataset) -> None:
     from groundtune.exporting.precision import quantize
 
     step = max(1, len(train.samples) // _CALIBRATION_IMAGES)
     chosen = replace(train, samples=train.samples[::step][:_CALIBRATION_IMAGES])
     tokens: dict[str, np.ndarray] = {}
-    if not names:
-        known = train.class_names or ["object"]
+    if not phrases:
+        known = train.phrases or ["object"]
         text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).rows([0])
         tokens = {name: getattr(text, name).numpy() for name in TEXT_INPUTS}
     batches = evaluation_images(chosen, bundle.image_format, 1, threads=DECODE_THREADS)
@@ -203,9 +206,9 @@ def _convert(graph: Path, spec: ExportSpec) -> Path:
 
 
 def _compare_scores(
-    bundle: ModelBundle, written: Path, spec: ExportSpec, valid: Dataset, names: list[str], progress: Progress
+    bundle: ModelBundle, written: Path, spec: ExportSpec, valid: Dataset, read: list[str], progress: Progress
 ) -> str:
-    indices = [index for index, name in enumerate(valid.class_names) if not names or name in names]
+    indices = [index for index, phrase in enumerate(valid.phrases) if not read or phrase in read]
 
     def score(model: ModelBundle) -> Evaluation:
         return run_task(eval_task(model, valid, indices, "fp32"), valid, 8, _CPU, progress)

@@ -6,7 +6,7 @@ that come from an installed package are part of no file of ours.
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -27,6 +27,7 @@ from groundtune.model.fusion import FusionLayer
 from groundtune.model.head import MLP, BoxHead, ContrastiveEmbed
 from groundtune.model.language import LanguageModel, build_bert, load_minilm
 from groundtune.model.neck import Neck
+from groundtune.text.prompt import class_phrases, known_phrases
 from groundtune.text.tokens import TextInput
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
@@ -53,13 +54,14 @@ class ModelBundle:
 
     Attributes:
         network: in eval mode.
-        classes: cleaned names that it was fine-tuned on; empty before.
+        classes: class names that it was fine-tuned on, as its data writes them; empty before.
         recipe: its training defaults, names as in `TrainConfig`.
         source: what it was loaded from.
         tuned_towers: packaged towers that were fine-tuned; their weights are saved, frozen or not.
         base_model: the first origin of its weights, before all fine-tunings; "" if unknown.
         base_network: with `--keep-base` the network before fine-tuning, with the same towers. It
-            detects all class names other than `classes`.
+            detects all other phrases than those of `phrases`.
+        phrases: what it reads for `classes`, and for those merged into them; {} in older models.
     """
 
     network: Network
@@ -72,6 +74,7 @@ class ModelBundle:
     tuned_towers: set[str] = field(default_factory=set)
     base_model: str = ""
     base_network: GroundingDINO | None = None
+    phrases: dict[str, str] = field(default_factory=dict)
 
     @property
     def detector(self) -> GroundingDINO:
@@ -85,9 +88,14 @@ class ModelBundle:
         return self.network
 
     @property
-    def tuned_names(self) -> frozenset[str] | None:
-        """The names that `network` detects; None: all names."""
-        return frozenset(self.classes) if self.base_network is not None else None
+    def tuned_phrases(self) -> frozenset[str] | None:
+        """The phrases that `network` detects; None: all phrases."""
+        own = {*self.phrases_of(self.classes), *self.phrases.values()}
+        return frozenset(own) if self.base_network is not None else None
+
+    def phrases_of(self, names: Sequence[str]) -> list[str]:
+        """Return the phrase of each of N unique class names, a learned one where there is one."""
+        return class_phrases(names, known_phrases(names, self.phrases))
 
     def to(self, device: torch.device) -> Network:
         """Move everything to a device; return the network."""

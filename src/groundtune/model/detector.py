@@ -26,7 +26,7 @@ from groundtune.model.encoder import Encoder, Memory
 from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
-from groundtune.text.prompt import class_prompt
+from groundtune.text.prompt import phrase_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
 # Logit of a query that no position fills: a probability of 1e-13, too small for any loss or top-k.
@@ -100,12 +100,12 @@ class GroundingDINO(nn.Module):
         """Empty the language model's cache."""
         self.language_model.forget()
 
-    def init_label_embedding(self, class_names: list[str], tokenizer: BertTokenizer) -> None:
-        """Make one denoising label per class from the projected text features of its name."""
-        embedding = nn.Embedding(max(len(class_names), 1), self.decoder.d_model)
+    def init_label_embedding(self, phrases: list[str], tokenizer: BertTokenizer) -> None:
+        """Make one denoising label per class from the projected text features of its phrase."""
+        embedding = nn.Embedding(max(len(phrases), 1), self.decoder.d_model)
         device = self.decoder.label_embedding.weight.device
-        for index, name in enumerate(class_names):
-            text, phrase_maps = tokenize(tokenizer, [class_prompt([name])], self.max_text_len)
+        for index, phrase in enumerate(phrases):
+            text, phrase_maps = tokenize(tokenizer, [phrase_prompt([phrase])], self.max_text_len)
             with torch.no_grad():
                 tokens = self.encoder.text_projection(self.language_model(text.to(device)))[0]
                 embedding.weight[index] = tokens[phrase_maps[0][0][: len(tokens)]].mean(0).cpu()

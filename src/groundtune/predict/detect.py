@@ -22,9 +22,9 @@ from groundtune.contracts import LayerOutput
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
-from groundtune.text.prompt import Prompt, class_prompt
+from groundtune.text.prompt import Prompt, phrase_prompt
 from groundtune.text.sampling import chunk_names
-from groundtune.text.tokens import TextInput, count_tokens, tokenize
+from groundtune.text.tokens import TextInput, check_phrases, count_tokens, tokenize
 
 PAIRS_PER_BATCH = 8
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class Prompts:
         class_indices: per prompt the indices of its C_p classes.
         score_reduction: over the tokens of a class (docs/semantics.md, rule 23).
         use_base: per prompt whether the base network of `--keep-base` answers it.
+        warning: about class names that the model reads badly, or "".
     """
 
     text: TextInput
@@ -51,6 +52,7 @@ class Prompts:
     class_indices: list[list[int]]
     score_reduction: ScoreReduction
     use_base: list[bool]
+    warning: str = ""
 
     def to(self, device: torch.device | str) -> "Prompts":
         return replace(self, text=self.text.to(device))
@@ -62,30 +64,32 @@ class Prompts:
 
 def class_prompts(
     tokenizer: BertTokenizer,
-    names: Sequence[str],
+    phrases: Sequence[str],
     max_text_len: int = 256,
-    tuned_names: Collection[str] | None = None,
+    tuned_phrases: Collection[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Prompts:
-    """Pack cleaned, unique class names into as few prompts as fit the token budget.
+    """Pack the phrases of classes into as few prompts as fit the token budget.
 
-    Names that are not in `tuned_names` (of the bundle; None: all names) get prompts of their own.
+    Phrases that are not in `tuned_phrases` (of the bundle; None: all) get prompts of their own.
+    `names` are the class names in messages; None: the phrases.
 
     Raises:
-        DataError: a name has no token or does not fit a prompt.
+        DataError: a class has no token, the tokens of another one, or does not fit a prompt.
     """
+    warning = check_phrases(tokenizer, phrases, phrases if names is None else names)
+    tuned = phrases if tuned_phrases is None else tuned_phrases
     chunks: list[list[int]] = []
     use_base: list[bool] = []
     for base in (False, True):
-        indices = [
-            i for i, name in enumerate(names) if base == (tuned_names is not None and name not in tuned_names)
-        ]
+        indices = [i for i, phrase in enumerate(phrases) if base == (phrase not in tuned)]
         if indices:
-            group = [names[i] for i in indices]
+            group = [phrases[i] for i in indices]
             packed = chunk_names(group, count_tokens(tokenizer, group), max_text_len)
             chunks += [[indices[i] for i in chunk] for chunk in packed]
             use_base += [base] * len(packed)
-    captions = [class_prompt([names[i] for i in chunk]) for chunk in chunks]
-    return Prompts(*tokenize(tokenizer, captions, max_text_len), chunks, "mean", use_base)
+    captions = [phrase_prompt([phrases[i] for i in chunk]) for chunk in chunks]
+    return Prompts(*tokenize(tokenizer, captions, max_text_len), chunks, "mean", use_base, warning)
 
 
 def sentence_prompts(tokenizer: BertTokenizer, sentences: Sequence[Prompt], max_text_len: int) -> Prompts:

@@ -29,7 +29,7 @@ from groundtune.predict.ray import RayPool, on_ray, pack, unpack
 from groundtune.predict.run import build_predictor
 from groundtune.predict.sources import STDIN, OnError, check_inputs_exist, files, is_camera
 from groundtune.progress import Progress
-from groundtune.text.prompt import clean_name, sentence_prompt, unique_names
+from groundtune.text.prompt import sentence_prompt
 
 Record = dict[str, Any]  # a line of the journal
 
@@ -74,14 +74,15 @@ def label(
 
     Other options than those of the interrupted run are a `ConfigError`; all else is a `DataError`.
     """
-    names = [] if config.captions else unique_names(predictor.names)[0]
-    new = Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
-    train = splits.get("train", new)
-    captions: dict[str, str] = {}
+    names = [] if config.captions else predictor.names
+    train = splits.get("train") or Dataset("train", Path(), names, [], list(range(1, len(names) + 1)))
+    class_ids, captions = list[int](), dict[str, str]()
     if config.captions:
         samples, captions = _read_captions(Path(config.captions))
     else:
-        match_class_names(predictor.names, train.class_names)  # checks that the data set has them
+        phrases = predictor.bundle.phrases_of(train.class_names)
+        match_class_names(names, train.class_names, phrases)  # lists all unknown names at once
+        class_ids = [match_class_names([name], train.class_names, phrases)[0] for name in names]
         samples = _images_to_label(config, train.samples)
     if not samples:
         raise DataError(f"Nothing to label: all training images of {config.data} have boxes.")
@@ -113,7 +114,6 @@ def label(
         raise DataError(f"Cannot write {journal}: {error.strerror or error}.") from error
     finally:
         progress.close()
-    class_ids = [] if captions else [train.class_names.index(clean_name(name)) for name in predictor.names]
     data = {**splits, "train": _with_records(train, samples, records, class_ids)}
     written = write_data(data, Path(config.output_dir), config.format, link=config.link)
     journal.unlink()

@@ -20,7 +20,7 @@ from groundtune.predict.features import extract
 from groundtune.predict.postprocess import MAX_DETECTIONS, ImageDetections, Selection
 from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles, merge
-from groundtune.text.prompt import clean_name, sentence_prompt, unique_names
+from groundtune.text.prompt import known_phrases, sentence_prompt, split_sentences
 
 with warnings.catch_warnings():  # supervision's NumPy backend is enough
     warnings.filterwarnings("ignore", "OpenCV", UserWarning)
@@ -42,8 +42,7 @@ class Predictor:
 
     Attributes:
         bundle: the model; its network is moved to `device`.
-        names: class names, at least one; equal ones after cleaning are one class. Sentences are
-            replaced by their phrases.
+        names: unique class names, at least one. Sentences are replaced by their phrases.
         device: device of the network.
         threshold: confidence threshold in [0, 1].
         thresholds: confidence thresholds of single classes.
@@ -71,19 +70,21 @@ class Predictor:
     def __post_init__(self) -> None:
         tokenizer, max_text_len = self.bundle.tokenizer, self.bundle.config.max_text_len
         if self.sentences:
-            captions = [sentence_prompt(sentence) for sentence in self.names]
-            self.names = [phrase for caption in captions for phrase in caption.phrases]
+            sentences = (sentence for text in self.names for sentence in split_sentences(text))
+            captions = [sentence_prompt(sentence) for sentence in sentences]
+            self.names = phrases = [phrase for caption in captions for phrase in caption.phrases]
             prompts = sentence_prompts(tokenizer, captions, max_text_len)
-            self._class_ids = np.arange(len(self.names))
         else:
-            unique, index, _ = unique_names(self.names)
-            prompts = class_prompts(tokenizer, unique, max_text_len, self.bundle.tuned_names)
-            self._class_ids = np.array([index.index(i) for i in range(len(unique))], dtype=int)
+            phrases = self.bundle.phrases_of(self.names)
+            tuned = self.bundle.tuned_phrases
+            prompts = class_prompts(tokenizer, phrases, max_text_len, tuned, self.names)
+        self.warning = prompts.warning
         self._prompts = prompts.to(self.device)
-        by_class = {clean_name(name): value for name, value in self.thresholds.items()}
-        self._thresholds = torch.tensor(
-            [by_class.get(clean_name(self.names[i]), self.threshold) for i in self._class_ids]
-        )
+        classes = list(self.thresholds)
+        meant = dict(zip(classes, self.bundle.phrases_of(classes), strict=True))
+        meant |= known_phrases(classes, dict(zip(self.names, phrases, strict=True)))
+        by_phrase = {meant[name]: value for name, value in self.thresholds.items()}
+        self._thresholds = torch.tensor([by_phrase.get(phrase, self.threshold) for phrase in phrases])
 
     def find(self, images: Sequence[Image.Image]) -> list[Detections]:
         """Detect in RGB images.
@@ -140,7 +141,7 @@ class Predictor:
 
     def _to_supervision(self, part: ImageDetections) -> Detections:
         part = self.selection.apply(part)
-        class_id = self._class_ids[part.class_indices.numpy()]
+        class_id = part.class_indices.numpy()
         return Detections(
             xyxy=part.boxes_xyxy.numpy().reshape(-1, 4),
             confidence=part.scores.numpy(),

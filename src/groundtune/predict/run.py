@@ -20,18 +20,18 @@ from groundtune.predict.sources import iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
 from groundtune.progress import Progress
-from groundtune.text.prompt import clean_name
+from groundtune.text.prompt import clean_name, split_names
 
 _PAIR = re.compile(r"\s*(.+?)\s*=([^=,]*)(?:,|$)")  # of a name, which may have commas, and a number
 
 
 def build_predictor(
-    bundle: ModelBundle, options: DetectOptions, classes: Sequence[str], thresholds: Mapping[str, float]
+    bundle: ModelBundle, options: DetectOptions, default: Sequence[str], thresholds: Mapping[str, float]
 ) -> Predictor:
     """Build a predictor.
 
     Args:
-        classes: class names to detect, or a .txt file of them; empty means those of the
+        default: class names to detect without `options.classes`; empty means those of the
             fine-tuning.
         thresholds: confidence thresholds by class name; `options.threshold` applies to other
             classes.
@@ -44,7 +44,7 @@ def build_predictor(
     if isinstance(options, PredictorOptions):
         phrases = options.phrase
         tiles = Tiles(options.tiles, options.tile_overlap) if options.tiles else None
-    names = phrases or class_names(classes, bundle)
+    names = phrases or class_names(options.classes, bundle, default)
     set_up_cpu(options.threads)
     device = pick_device(options.device)
     return Predictor(
@@ -61,13 +61,17 @@ def build_predictor(
     )
 
 
-def class_names(classes: Sequence[str], bundle: ModelBundle) -> list[str]:
-    """Return the classes: those given, those in a .txt file, or those of the fine-tuning."""
-    if len(classes) == 1 and classes[0].endswith(".txt"):
-        classes = [line for line in read_text(Path(classes[0])).splitlines() if line.strip()]
-        if not classes:
+def class_names(
+    given: str | Sequence[str] | None, bundle: ModelBundle, default: Sequence[str] = ()
+) -> list[str]:
+    """Return the given classes, also of a .txt file; else the default, or the fine-tuning's."""
+    default = default or bundle.classes
+    names = split_names(given, {*default, *bundle.classes, *bundle.phrases.values()})
+    if len(names) == 1 and names[0].endswith(".txt") and names[0] not in default:
+        names = [line.strip() for line in read_text(Path(names[0])).splitlines() if line.strip()]
+        if not names:
             raise ConfigError("classes: the file is empty; expected one class name per line.")
-    names = [name.strip() for name in classes or bundle.classes]
+    names = list(dict.fromkeys(names or default))
     if not names:
         raise ConfigError(
             f"classes: the model {bundle.source} has no classes of its own; give class names to detect."

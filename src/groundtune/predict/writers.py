@@ -218,7 +218,7 @@ class _Coco(Writer):
 class _Yolo(Writer):
     def __init__(self, results: Results) -> None:
         super().__init__(results)
-        results.open("classes.txt").writelines(f"{' '.join(name.split())}\n" for name in results.classes)
+        results.open("classes.txt").writelines(f"{' '.join(name.splitlines())}\n" for name in results.classes)
 
     def add(self, frame: Frame, name: str, detections: sv.Detections) -> None:
         ids, size_hw = np.array(detections.class_id, np.int64), (frame.image.height, frame.image.width)

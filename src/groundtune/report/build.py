@@ -26,7 +26,6 @@ from groundtune.metrics.grounding import retention
 from groundtune.report.advice import advice
 from groundtune.report.figures import TEMPLATES, Series, gallery, heat_map, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
-from groundtune.text.prompt import class_prompt
 
 _MAX_MATRIX_CLASSES, _MAX_CURVES = 30, 6
 _TERMS = ("loss_cls", "loss_bbox", "loss_giou")
@@ -126,7 +125,7 @@ def _data_summary(splits: dict[str, Dataset]) -> dict[str, Any]:
     return {
         "splits": numbers,
         "classes": classes,
-        "prompt": class_prompt(first.class_names).caption.strip() if len(first.class_names) <= 200 else "",
+        "prompt": " ".join(f"{phrase}." for phrase in first.phrases) if len(first.class_names) <= 200 else "",
     }
 
 
@@ -143,9 +142,11 @@ def _analysis(run: RunData, splits: dict[str, Dataset], valid: Dataset, max_imag
     ideal: Series = ("perfect calibration", [0, 1], [0, 1])
     analysis = {
         "classes": [
-            {"name": name, "scores": run.per_class.get(name, {}), "best": best[index]}
+            {"name": name, "scores": run.per_class.get(name) or run.per_class.get(phrase, {})}
+            | {"best": best[index]}
             | {kind: int(numbers[index]) for kind, numbers in counts.items()}
-            for index, name in enumerate(names)
+            # runs of older versions have the phrase
+            for index, (name, phrase) in enumerate(zip(names, valid.phrases, strict=True))
         ],
         "error_types": [(kind, int(counts[kind].sum())) for kind in (*errors.ERROR_TYPES, errors.MISSED)],
         "matrix": heat_map(matrix, labels),

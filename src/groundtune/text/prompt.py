@@ -7,13 +7,18 @@ name again, which finds "car" in "carrot". Here spans are recorded while the cap
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from groundtune.errors import CONTROL_CHARS, DataError
 
 _SEPARATOR = ". "
+_UNDERSCORES, _SEPARATORS_AS_WORDS, _PARENTHESES, _CASE = 2, 3, 4, 5  # steps of `_reading`
+# What separates names, the strongest first. "." does if it ends a word; in "cat.dog." also inside.
+_LISTS = (r"[;\n]", ",", r"\.(?=\s|$)|(?<=\s)\.(?!\d)")
+_DOTS, _DOT_IN_WORDS = 2, r"|(?<=[^\W\d_]{2})\.(?=[^\W\d_]{2})"
+_SENTENCE_END = re.compile(r"(?:[.?](?=\s|$)|(?<=\s)[.?])(?![^][]*\])")  # not in brackets
 
 Spans = tuple[tuple[tuple[int, int], ...], ...]
 
@@ -24,7 +29,7 @@ class Prompt:
 
     Attributes:
         caption: text for the tokenizer; every class name is followed by ". ", the last one too.
-        phrases: cleaned class names, or the phrases of a caption.
+        phrases: phrases of the classes, or of a caption.
         spans: character ranges [begin, end) of each phrase, without the separator.
     """
 
@@ -34,67 +39,152 @@ class Prompt:
 
 
 def clean_name(name: str) -> str:
-    """Return the form of a class name that the model reads; "" if nothing is left.
+    """Return the plain form of a class name that the model reads; "" if nothing is left.
 
-    "_", "." and "?" become spaces ("." and "?" separate phrases), text in parentheses and control
-    characters are dropped, white space is collapsed, letters are lower-cased.
+    "_", "." and "?" become spaces ("." and "?" separate phrases), text in parentheses is dropped
+    unless it is all there is, control characters are dropped, white space is collapsed, letters are
+    lower-cased.
     """
+    return _reading(name, 0) or words_of(name)
+
+
+def words_of(name: str) -> str:
+    """Return the plain form of a class name with the text in parentheses."""
+    return _reading(name, 1)
+
+
+def _reading(name: str, step: int) -> str:
+    """Return the text that is read of a name, one kind of its characters more in each step."""
     letters: list[str] = []
     opened: list[int] = []  # index in `letters` of each open parenthesis
     for letter in CONTROL_CHARS.sub(" ", name):
-        if letter == "(":
+        if letter == "(" and step < _PARENTHESES:
             opened.append(len(letters))
         if letter == ")" and opened:
-            del letters[opened.pop() :]
-            letter = " "
+            begin, letter = opened.pop(), " "
+            if step:
+                letters[begin] = " "
+            else:
+                del letters[begin:]
         letters.append(letter)
-    return " ".join(re.sub(r"[_.?]", " ", "".join(letters)).split()).lower()
+    text = "".join(letters) if step >= _UNDERSCORES else "".join(letters).replace("_", " ")
+    for separator, word in ((".", " dot "), ("?", " question mark ")):
+        text = text.replace(separator, word if step >= _SEPARATORS_AS_WORDS else " ")
+    return " ".join((text if step >= _CASE else text.lower()).split())
 
 
-def unique_names(names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
-    """Clean class names and merge those that become equal.
+def class_phrases(names: Sequence[str], given: Mapping[str, str] | None = None) -> list[str]:
+    """Return the phrase that the model reads for each of N unique class names.
 
-    Returns:
-        The unique cleaned names in order, for each input name its index among them, and one message
-        for each merged class. No names give empty lists.
+    It is the plain form (`clean_name`). Where those of several names are equal, more of these names
+    is read, step by step: text in parentheses ("bolt m6", "bolt m8"), then "_", "." and "?" as
+    words, the parentheses themselves, and upper case. Phrases that are equal to the model even then
+    are refused by `tokens.check_phrases`.
 
-    Raises:
-        DataError: names are empty after cleaning; all are listed.
+    Args:
+        names: class names as the data set has them.
+        given: phrases of some names, which stay as they are.
     """
-    cleaned = [clean_name(name) for name in names]
-    _check_not_empty(names, cleaned)
-    written: dict[str, list[str]] = {clean: [] for clean in cleaned}
-    for name, clean in zip(names, cleaned, strict=True):
-        written[clean].append(name)
-    index_of = {clean: index for index, clean in enumerate(written)}
-    messages = [
-        f"{len(group)} class names ({', '.join(map(repr, group))}) become {unique!r} after cleaning: they "
-        "are one class."
-        for unique, group in written.items()
-        if len(group) > 1
-    ]
-    return list(written), [index_of[clean] for clean in cleaned], messages
+    given, steps = given or {}, [0] * len(names)
+    while True:
+        phrases = [
+            given.get(name) or (_reading(name, step) if step else clean_name(name))
+            for name, step in zip(names, steps, strict=True)
+        ]
+        count = Counter(phrases)
+        equal = [i for i, phrase in enumerate(phrases) if phrase and count[phrase] > 1 and steps[i] < _CASE]
+        if not equal:
+            return phrases
+        for index in equal:
+            steps[index] += 1
+
+
+def match_names(wanted: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Return the index of each wanted name among unique known ones; None for none or several.
+
+    A name means itself; else the one that differs in case, "_", "." or white space; else the one
+    that has text in parentheses where the other has none.
+    """
+    exact = {name: {index} for index, name in enumerate(known)}
+    whole, plain = defaultdict[str, set[int]](set), defaultdict[str, set[int]](set)
+    for index, name in enumerate(known):
+        whole[words_of(name)].add(index)
+        plain[clean_name(name)].add(index)
+    matches: list[int | None] = []
+    for name in wanted:
+        text = words_of(name)
+        found = exact.get(name) or (whole[text] or plain[text] | whole[clean_name(name)] if text else ())
+        matches.append(next(iter(found)) if len(found) == 1 else None)
+    return matches
+
+
+def known_phrases(names: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """Return the phrases of those names that a model knows, by name.
+
+    Args:
+        names: class names to detect.
+        known: phrases that the model has learned, by name. A name or a phrase may be written
+            differently (`match_names`), unless that would give two names one phrase.
+    """
+    exact = {name: known[name] for name in names if name in known}
+    others, similar = [name for name in names if name not in exact], dict[str, str]()
+    for table in ({phrase: phrase for phrase in known.values()}, known):
+        phrases = list(table.values())
+        matches = zip(others, match_names(others, list(table)), strict=True)
+        similar |= {name: phrases[index] for name, index in matches if index is not None}
+    claims = Counter([*set(exact.values()), *similar.values()])
+    return exact | {name: phrase for name, phrase in similar.items() if claims[phrase] == 1}
+
+
+def split_names(given: str | Iterable[str] | None, known: Collection[str] = ()) -> list[str]:
+    """Return the class names that a user gave, each once.
+
+    A text is split at ",", ";", line breaks, and at "." as in "cat . dog ." and "cat. dog.", but
+    not in "1.0". The items of a list are names, unless they have the form "cat . dog" or end with
+    ".". What is a known name is never split. None gives no names.
+    """
+    if isinstance(given, str):
+        names = _split(given, known, 0)
+    else:
+        names = []
+        for item in map(str, given or []):
+            is_list = item not in known and re.search(r"\s\.(\s|$)|\.\s*$", item)
+            names += _split(item, known, _DOTS) if is_list else [item]
+    return list(dict.fromkeys(name for name in names if name.strip()))
+
+
+def _split(text: str, known: Collection[str], level: int) -> list[str]:
+    text = text if text in known else text.strip()
+    if text in known or level == len(_LISTS):
+        return [text]
+    pattern = _LISTS[level]
+    if level == _DOTS and text.endswith("."):
+        pattern += _DOT_IN_WORDS
+    return [name for part in re.split(pattern, text) for name in _split(part, known, level + 1)]
 
 
 def class_prompt(names: Sequence[str]) -> Prompt:
-    """Build the caption "name1. name2. " of class names. Phrase i is `names[i]`, cleaned.
+    """Build the caption "name1. name2. " of class names; phrase i is that of `names[i]`.
 
     Raises:
-        DataError: a name is empty after cleaning, or two names become equal; all are listed.
+        DataError: a name has no text, or two names have equal phrases; all are listed.
     """
-    phrases = tuple(clean_name(name) for name in names)
-    _check_not_empty(names, phrases)
-    if len(set(phrases)) < len(phrases):
-        repeated = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+    return phrase_prompt(class_phrases(names))
+
+
+def phrase_prompt(phrases: Sequence[str]) -> Prompt:
+    """Build the caption "phrase1. phrase2. "; errors are those of `class_prompt`."""
+    if len(set(phrases)) < len(phrases) or "" in phrases:
+        wrong = sorted({phrase for phrase in phrases if not phrase or phrases.count(phrase) > 1})
         raise DataError(
-            f"The prompt contains {', '.join(map(repr, repeated))} more than once (after cleaning), and the "
-            "model cannot distinguish equal phrases. Name every class once."
+            f"The prompt contains {', '.join(map(repr, wrong))} more than once or without text (after "
+            "cleaning), and the model cannot distinguish equal phrases. Name every class once, with letters."
         )
     caption, spans = "", []
     for phrase in phrases:
         spans.append(((len(caption), len(caption) + len(phrase)),))
         caption += phrase + _SEPARATOR
-    return Prompt(caption, phrases, tuple(spans))
+    return Prompt(caption, tuple(phrases), tuple(spans))
 
 
 def caption_prompt(caption: str, spans: Spans) -> Prompt:
@@ -109,35 +199,32 @@ def caption_prompt(caption: str, spans: Spans) -> Prompt:
     return Prompt(closed if closed.endswith((".", "?")) else f"{closed}.", phrases, cut)
 
 
-def sentence_prompt(sentence: str) -> Prompt:
-    """Make a prompt of a sentence about one object, or of its phrases in [brackets].
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a text, without the "." or "?" that closes each."""
+    return [part for part in _SENTENCE_END.split(text) if part.strip()] or [text]
 
-    "." and "?" become spaces; the brackets are removed.
+
+def sentence_prompt(text: str) -> Prompt:
+    """Make a prompt of sentences about one object each, or of their phrases in [brackets].
+
+    "." and "?" inside a sentence become spaces; the brackets are removed.
 
     Raises:
-        DataError: the sentence or a bracket has no text, or brackets do not match.
+        DataError: a sentence or a bracket has no text, or brackets do not match.
     """
     caption, spans = "", []
-    text = " ".join(re.sub(r"[.?]", " ", sentence).split())
-    for index, piece in enumerate(re.split(r"\[([^][]*)\]", text)):
-        if index % 2:  # between brackets
-            spans.append(((len(caption), len(caption) + len(piece)),))
-        caption += piece
-    prompt = caption_prompt(caption, tuple(spans) or (((0, len(caption)),),))
+    for sentence in split_sentences(text):
+        begin = caption = f"{caption}. " if caption else ""
+        words, phrases = " ".join(re.sub(r"[.?]", " ", sentence).split()), []
+        for index, piece in enumerate(re.split(r"\[([^][]*)\]", words)):
+            if index % 2:  # between brackets
+                phrases.append(((len(caption), len(caption) + len(piece)),))
+            caption += piece
+        spans += phrases or [((len(begin), len(caption)),)]
+    prompt = caption_prompt(caption, tuple(spans))
     if set("[]") & set(caption) or not all(any(map(str.isalnum, phrase)) for phrase in prompt.phrases):
-        raise DataError(
-            f"Invalid phrase {sentence!r}: expected 'the cat on the left' or 'a [cat] on a [sofa]'."
-        )
+        raise DataError(f"Invalid phrase {text!r}: expected 'the cat on the left' or 'a [cat] on a [sofa]'.")
     return prompt
-
-
-def _check_not_empty(names: Sequence[str], cleaned: Sequence[str]) -> None:
-    empty = [repr(name) for name, clean in zip(names, cleaned, strict=True) if not clean]
-    if empty:
-        raise DataError(
-            f"Class names with no text left after cleaning: {', '.join(empty)}. Text in parentheses and '_', "
-            "'.' and '?' do not count; rename these classes."
-        )
 
 
 COMMON_NAMES = tuple(

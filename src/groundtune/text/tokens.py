@@ -181,6 +181,33 @@ def create_positive_map_from_span(
     return rows / (rows.sum(-1, keepdim=True) + 1e-6)
 
 
+def check_phrases(tokenizer: BertTokenizer, phrases: Sequence[str], names: Sequence[str]) -> str:
+    """Check that the model can read and distinguish classes, by their phrases.
+
+    Returns:
+        A warning about names with characters that are read as [UNK], or "".
+
+    Raises:
+        DataError: classes have no token, or several have the same tokens; all are listed.
+    """
+    classes_of: dict[tuple[int, ...], list[str]] = {}
+    rows = tokenizer(list(phrases), add_special_tokens=False)["input_ids"] if phrases else []
+    for ids, name in zip(rows, names, strict=True):
+        classes_of.setdefault(tuple(ids), []).append(repr(name))
+    empty = classes_of.pop((), [])
+    problems = [f"it reads no text in {', '.join(empty)}"] if empty else []
+    equal = ((tokenizer.decode(list(ids)), group) for ids, group in classes_of.items() if len(group) > 1)
+    problems += [f"it reads {' and '.join(group)} as the same {text!r}" for text, group in equal]
+    if problems:
+        raise DataError(
+            f"The model cannot distinguish all classes: {'; '.join(problems)}. Give them other words with "
+            "--rename 'NAME=words', or equal words if they are one class; without that option name only one."
+        )
+    unread = [group[0] for ids, group in classes_of.items() if tokenizer.unk_token_id in ids]
+    warning = f"The model cannot read all letters of {', '.join(unread)}: they are [UNK] to it. It detects "
+    return warning + "these classes better with words that it knows: --rename 'NAME=words'." if unread else ""
+
+
 def count_tokens(tokenizer: BertTokenizer, names: Sequence[str]) -> list[int]:
     """Count the tokens of each cleaned name with its closing ".".
 

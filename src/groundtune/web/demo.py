@@ -28,6 +28,7 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.predict.postprocess import Selection
 from groundtune.predict.predictor import Predictor
 from groundtune.predict.writers import COLORS, records_of
+from groundtune.text.prompt import split_names
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -51,14 +52,15 @@ class Demo:
     precision: str
     threshold: float  # initial confidence threshold
     selection: Selection
+    known: Sequence[str] = ()  # class names that may hold a separator
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def detect(self, path: str | None, entries: Sequence[str] | None) -> tuple[str, list[str]]:
         """Return the detections or the error as HTML without executable input, and the class names.
 
-        There is no path before the first upload; entries may be lists separated by commas.
+        There is no path before the first upload; entries may be lists, as 'cat, dog'.
         """
-        names = [name for entry in entries or () for name in re.split(r"\s*,\s*", entry.strip()) if name]
+        names = [name for entry in entries or () for name in split_names(entry, self.known)]
         names = list(dict.fromkeys(names))
         threshold = max(self.threshold, MIN_SCORE)
         values: dict[str, Any] = {"images": [{}], "threshold": threshold, "min_score": MIN_SCORE}

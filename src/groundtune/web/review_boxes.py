@@ -15,7 +15,7 @@ from groundtune.data.formats.files import inside, is_text
 from groundtune.data.images import load_image, thumbnail
 from groundtune.errors import DataError
 from groundtune.files import atomic_write, read_json
-from groundtune.text.prompt import clean_name
+from groundtune.text.prompt import clean_name, words_of
 
 _MAX_SIDE = 1600  # pixels of the displayed image
 _MAX_NAME = 200  # characters
@@ -146,12 +146,15 @@ class Boxes:
 
 def _category_id(name: Any, categories: list[Any]) -> Any:
     """Return the id of a class; a new class is added to `categories`."""
+    classes = [row for row in categories if _is_class(row)]
+    for row in classes:
+        if row["name"] == name:
+            return row["id"]
     name = " ".join(name.split()) if is_text(name) else ""
     if not clean_name(name) or len(name) > _MAX_NAME:
         raise DataError(f"A class needs a name with letters or digits, at most {_MAX_NAME} characters.")
-    classes = [row for row in categories if _is_class(row)]
     for row in classes:
-        if clean_name(row["name"]) == clean_name(name):
+        if words_of(row["name"]) == words_of(name):
             return row["id"]
     new_id = max((row["id"] for row in classes if type(row["id"]) is int), default=0) + 1
     categories.append({"id": new_id, "name": name})

@@ -8,13 +8,11 @@ from groundtune.data.check.kinds import CHECKING, ModelLimits
 from groundtune.data.check.names import alike_names, check_names
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
-from groundtune.text.prompt import clean_name
 
 
 def problems_of(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, list[str]]:
     collector = Collector(CHECKING)
-    names = [clean_name(name) for name in written]
-    dataset = Dataset("train", Path(), names, [], [], written_names=list(written))
+    dataset = Dataset("train", Path(), list(written), [], [])
     check_names(dataset, ModelLimits(tokenizer, max_text_len, 100, 100, 100), collector)
     return {finding.check: finding.examples for finding in collector.findings()}
 
@@ -35,6 +33,7 @@ def problems_of(tokenizer, *written: str, max_text_len: int = 256) -> dict[str, 
         ("cup (empty)", "name-parentheses"),
         ("\u13e3\u13b3\u13a9", "name-unknown-token"),
         ("\u200b", "name-without-token"),
+        ("_", "name-without-token"),
     ],
 )
 def test_names_that_the_model_cannot_read_well(tokenizer, written, check):
@@ -61,6 +60,12 @@ def test_names_are_counted_with_their_separator(tokenizer):
 
 def test_names_with_the_same_tokens(tokenizer):
     assert problems_of(tokenizer, "café", "cafe")["names-same-tokens"] == ["'café', 'cafe' are read 'cafe'"]
+    assert problems_of(tokenizer, "Cat", "cat")["names-same-tokens"] == ["'Cat', 'cat' are read 'cat'"]
+
+
+def test_parentheses_and_separators_that_are_read_are_no_problem(tokenizer):
+    assert problems_of(tokenizer, "cup (red)", "cup (blue)", "(dog)") == {}
+    assert problems_of(tokenizer, "big.cat", "big cat") == {}  # "big dot cat"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ _CHECKS: list[tuple[str, Severity, str, str]] = [
     ("name-without-token", "error", "Class names have no character that the model can read.", _RENAME),
     ("name-too-long", "error", "Class names do not fit into a prompt.", _RENAME),
     ("names-over-budget", "note", "The class names do not fit into one prompt; several are used.", _NOTHING),
-    ("names-same-tokens", "warning", "Class names are identical to the model.", _RENAME),
+    ("names-same-tokens", "error", "Class names are identical to the model.", _RENAME),
     ("names-alike", "warning", "Class names are nearly equal, perhaps one class in two spellings.", _MERGE),
     ("names-mirrored", "note", "Names or captions change when training mirrors an image.", _NO_FLIP),
     # splits and classes

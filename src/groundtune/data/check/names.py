@@ -17,6 +17,7 @@ from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.mirror import describe_mirroring
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
+from groundtune.text.prompt import clean_name, words_of
 from groundtune.text.sampling import chunk_names
 
 _NUMBER = re.compile(r"[\d\s/:,-]*\d[\d\s/:,-]*")
@@ -40,37 +41,38 @@ def read_tokens(names: Sequence[str], tokenizer: BertTokenizer) -> list[list[str
 
 def check_names(dataset: Dataset, limits: ModelLimits, problems: Collector) -> None:
     """Check every class name, all of them together, and pairs that are nearly equal."""
-    names = dataset.class_names
-    tokens = read_tokens(names, limits.tokenizer)
+    names, phrases = dataset.class_names, dataset.phrases
+    tokens = read_tokens(phrases, limits.tokenizer)
     groups: dict[str, list[str]] = defaultdict(list)
-    for name, original, pieces in zip(names, dataset.written_names or names, tokens, strict=True):
-        _check_name(name, original, pieces, problems)
+    for name, phrase, pieces in zip(names, phrases, tokens, strict=True):
+        _check_name(name, phrase, pieces, problems)
         groups[" ".join(pieces)].append(name)
     for read, group in groups.items():
         if len(group) > 1 and read:
             problems.add("names-same-tokens", f"{', '.join(map(repr, group))} are read {read!r}")
-    _check_lengths(names, [len(pieces) + 1 for pieces in tokens], limits.max_text_len, problems)
-    for first, second in alike_names(names):
+    _check_lengths(phrases, [len(pieces) + 1 for pieces in tokens], limits.max_text_len, problems)
+    for first, second in alike_names(phrases):
         problems.add("names-alike", f"{first!r} and {second!r}")
     for text in describe_mirroring(dataset):
         problems.add("names-mirrored", text)
 
 
-def _check_name(name: str, written: str, tokens: list[str], problems: Collector) -> None:
-    meaningless = _MEANINGLESS.fullmatch(name)
+def _check_name(name: str, phrase: str, tokens: list[str], problems: Collector) -> None:
+    meaningless = _MEANINGLESS.fullmatch(phrase)
     in_pieces = any(token.startswith("##") for token in tokens)
-    abbreviated = any(_NO_VOWEL.fullmatch(word) for word in name.split())
+    abbreviated = any(_NO_VOWEL.fullmatch(word) for word in phrase.split())
+    is_plain = phrase == clean_name(name)
     faults = {
-        "name-number": _NUMBER.fullmatch(name),
+        "name-number": _NUMBER.fullmatch(phrase),
         "name-meaningless": meaningless,
         "name-abbreviation": abbreviated and in_pieces and not meaningless,
-        "name-separator": re.search(r"[.?]", written),
-        "name-parentheses": re.search(r"\(.*\)", written),
+        "name-separator": is_plain and re.search(r"[.?]", name),
+        "name-parentheses": is_plain and words_of(name) != phrase,
         "name-unknown-token": "[UNK]" in tokens,
         "name-without-token": not tokens,
     }
     for check in (check for check, fault in faults.items() if fault):
-        problems.add(check, f"{written!r} is read {' '.join(tokens)!r}")
+        problems.add(check, f"{name!r} is read {' '.join(tokens)!r}")
 
 
 def _check_lengths(names: Sequence[str], counts: list[int], max_text_len: int, problems: Collector) -> None:

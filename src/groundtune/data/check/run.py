@@ -157,17 +157,18 @@ def _check_files(
 
 
 def describe_classes(splits: Mapping[str, Dataset], tokenizer: BertTokenizer) -> list[dict[str, Any]]:
-    """Return id, written name, name in the prompt, tokens, and boxes per split of each class."""
+    """Return id, name, phrase in the prompt, tokens, and boxes per split of each class."""
     if not splits:
         return []
     first = next(iter(splits.values()))
     counts = {split: count_boxes(dataset).tolist() for split, dataset in splits.items()}
-    tokens = read_tokens(first.class_names, tokenizer)
+    phrases = first.phrases
+    tokens = read_tokens(phrases, tokenizer)
     return [
         {
             "id": first.category_ids[index],
-            "name": (first.written_names or first.class_names)[index],
-            "prompt": name,
+            "name": name,
+            "prompt": phrases[index],
             "tokens": tokens[index],
             "boxes": {split: boxes[index] for split, boxes in counts.items()},
         }

@@ -5,7 +5,7 @@ problem of an annotation costs only that annotation, and is counted in `Dataset.
 
 Other tools, such as pycocotools, trust the file. Differences:
 
-- Classes are mapped by name; names that are equal after cleaning are one class.
+- Classes are mapped by name; equal names are one class.
 - Boxes are clipped to the image and dropped if nothing is left.
 - Duplicates of a box are dropped: one-to-one matching could not match both.
 - Boxes in a wrong form (corners for widths, normalized for pixels) are reported, by evidence over
@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from groundtune.data.formats.files import Found, find_images, truncated_repr
-from groundtune.data.formats.records import RawClass, RawData, RawImage
+from groundtune.data.formats.records import RawData, RawImage
 from groundtune.data.problems import FATAL
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
-from groundtune.text.prompt import clean_name, unique_names
+from groundtune.text.prompt import clean_name
 
 _EDGE_TOLERANCE = 0.5  # pixels beyond the edge that are rounding errors and not reported
 _SUSPICIOUS = 0.1  # fraction of boxes that must not fit to consider another form
@@ -96,20 +96,16 @@ def _without_samples(raw: RawData, name: str, root: Path) -> tuple[Dataset, dict
             return Dataset(name, root, [], [], [], lvis=raw.lvis), {}
         broken = [f"{each} " for each in raw.problems.findings() if each.check == "category-broken"]
         raise DataError(f"{raw.file} has no categories. {''.join(broken)}Expected at least one to learn.")
-    try:
-        names, index, _ = unique_names([entry.name for entry in raw.classes])
-    except DataError as error:
-        raise DataError(f"{raw.file}: {error}") from error
-    groups: list[list[RawClass]] = [[] for _ in names]
-    for entry, class_index in zip(raw.classes, index, strict=True):
-        groups[class_index].append(entry)
-    for class_name, group in zip(names, groups, strict=True):
-        if len(group) > 1:
-            merged = ", ".join(repr(entry.name) for entry in group)
-            raw.problems.add("names-merged", f"{merged} read {class_name!r}")
-    written, ids = [group[0].name for group in groups], [group[0].number for group in groups]
-    class_of = {entry.key: class_index for entry, class_index in zip(raw.classes, index, strict=True)}
-    return Dataset(name, root, names, [], ids, written_names=written, lvis=raw.lvis), class_of
+    index: dict[str, int] = {}
+    ids: list[int] = []
+    for entry in raw.classes:
+        if entry.name in index:
+            raw.problems.add("names-merged", repr(entry.name))
+        else:
+            index[entry.name] = len(ids)
+            ids.append(entry.number)
+    class_of = {entry.key: index[entry.name] for entry in raw.classes}
+    return Dataset(name, root, list(index), [], ids, lvis=raw.lvis), class_of
 
 
 def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "array[float]") -> Sample:

@@ -64,7 +64,8 @@ def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool
     """Write splits in memory; arguments and errors are those of `convert`."""
     if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
         raise DataError(f"{format.upper()} cannot express captions, which the data has. Choose odvg or coco.")
-    odd = [repr(name) for name in next(iter(splits.values())).class_names if not name.isprintable()]
+    names = next(iter(splits.values())).class_names
+    odd = [repr(name) for name in names if not name or not name.isprintable() or name != name.strip()]
     if format == "voc" and odd:
         raise DataError(
             f"XML cannot hold the class names {', '.join(odd)}. Rename them, or choose another format."

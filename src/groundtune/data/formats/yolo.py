@@ -249,4 +249,5 @@ def write_yolo_yaml(splits: dict[str, Dataset], path: Path) -> None:
     names = next(iter(splits.values())).class_names
     content: dict[str, Any] = {("val" if split == "valid" else split): f"{split}/images" for split in splits}
     content |= {"nc": len(names), "names": dict(enumerate(names))}
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    plain = all(map(str.isprintable, names))  # PyYAML reads some other characters back as spaces
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=plain), encoding="utf-8")

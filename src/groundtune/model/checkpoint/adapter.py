@@ -23,9 +23,8 @@ from groundtune.files import atomic_folder
 from groundtune.model import adapters as lora
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.checkpoint.convert import LABELS
-from groundtune.model.checkpoint.files import check_fit, read_json, read_safetensors
+from groundtune.model.checkpoint.files import check_fit, names_of, read_json, read_safetensors
 from groundtune.model.checkpoint.save import check_replaceable
-from groundtune.text.prompt import clean_name
 
 CONFIG = "adapter_config.json"
 _WEIGHTS, _HEADS = "adapter_model.safetensors", "heads.safetensors"
@@ -54,7 +53,7 @@ def save_adapter(bundle: ModelBundle, folder: Path, results: Mapping[str, Any]) 
         "format": 1,
         "base_fingerprint": _fingerprint(lora.base_weights(network)),
         "image_format": asdict(bundle.image_format),
-        **{name: getattr(bundle, name) for name in ("base_model", "classes", "recipe")},
+        **{name: getattr(bundle, name) for name in ("base_model", "classes", "phrases", "recipe")},
         "results": dict(results),
     }
     try:
@@ -98,7 +97,7 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     weights = adapters | read_safetensors(folder / _HEADS)
     try:
         image_format = image_format_of(meta["image_format"])
-        classes = [clean_name(str(name)) for name in meta["classes"]]
+        classes, phrases = names_of(meta)
         recipe, fingerprint = dict(meta["recipe"]), meta["base_fingerprint"]
         alpha = float(settings["lora_alpha"])
         rank = next(tensor.shape[0] for name, tensor in adapters.items() if ".lora_A." in name)
@@ -118,7 +117,7 @@ def with_adapter(base: ModelBundle, folder: Path) -> ModelBundle:
     network.load_state_dict(weights, strict=False)
     lora.merge_adapters(network)
     base = replace(base, config=replace(base.config, num_labels=labels), source=str(folder))
-    return replace(base, classes=classes, recipe=recipe, image_format=image_format)
+    return replace(base, classes=classes, phrases=phrases, recipe=recipe, image_format=image_format)
 
 
 def _fingerprint(weights: dict[str, Tensor]) -> str:

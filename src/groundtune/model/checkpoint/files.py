@@ -40,6 +40,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for part in parts for name, tensor in part.items()}
 
 
+def names_of(meta: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Return the class names of a groundtune.json, and their phrases, or raise a `ValueError`."""
+    classes, phrases = list(map(str, meta["classes"])), dict(meta.get("phrases") or {})
+    if not all(isinstance(text, str) and text and not set(".?") & set(text) for text in phrases.values()):
+        raise ValueError(f"phrases are not words: {phrases!r:.80}")
+    return list(dict.fromkeys(classes)), phrases
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file; a `CheckpointError` if it is missing or damaged."""
     try:

@@ -19,7 +19,7 @@ from groundtune.model import bundle as bundles
 from groundtune.model.bundle import ModelBundle, build_network, image_format_of, presets, unique_state
 from groundtune.model.checkpoint import adapter, convert, files, hf
 from groundtune.model.checkpoint.convert import LABELS, layout_of, same_branches, source_name, to_groundtune
-from groundtune.model.checkpoint.files import in_one_line, read_json, read_safetensors
+from groundtune.model.checkpoint.files import in_one_line, names_of, read_json, read_safetensors
 from groundtune.model.checkpoint.hub import looks_like_hub_id, snapshot
 from groundtune.model.checkpoint.names import Layout
 from groundtune.model.checkpoint.save import BASE_NETWORK
@@ -27,7 +27,6 @@ from groundtune.model.config import ModelConfig
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.language import bert_tokenizer
 from groundtune.model.prompt_tuning import VECTORS, offsets_of
-from groundtune.text.prompt import clean_name
 from groundtune.text.tokens import build_tokenizer, check_separators
 
 Weights = dict[str, Tensor]
@@ -111,7 +110,7 @@ def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
     meta = read_json(folder / "groundtune.json")
     try:
         config, image = _plain_config(meta["config"]), image_format_of(meta["image_format"])
-        classes, recipe = [clean_name(str(name)) for name in meta["classes"]], dict(meta["recipe"])
+        (classes, phrases), recipe = names_of(meta), dict(meta["recipe"])
         base_model = str(meta.get("base_model", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / 'groundtune.json'} is incomplete or damaged: {error!r}.") from error
@@ -129,7 +128,7 @@ def _bundle_of_own_folder(folder: Path, where: str) -> ModelBundle:
         network.encoder.phrase_offsets = offsets_of(names, vectors, tokenizer, width, where)
     base = _base_network(network, folder / BASE_NETWORK)
     return ModelBundle(
-        network, tokenizer, config, image, classes, recipe, where, tuned_towers, base_model, base
+        network, tokenizer, config, image, classes, recipe, where, tuned_towers, base_model, base, phrases
     )
 
 

@@ -22,7 +22,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
     GroundingDinoImageProcessorPil,
 )
 
-from groundtune.errors import CheckpointError
+from groundtune.errors import CheckpointError, escape_control_chars
 from groundtune.files import atomic_folder, atomic_write
 from groundtune.model.bundle import TOWERS, ModelBundle, packaged_towers, unique_state
 from groundtune.model.checkpoint.convert import IDEA_LABELS, LABELS, layout_of, to_layout
@@ -49,7 +49,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, results: Mapping[str, Any] | 
         "layout": "transformers" if in_transformers else "groundtune",
         "config": asdict(bundle.config),
         "image_format": asdict(bundle.image_format),
-        **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "recipe")},
+        **{name: getattr(bundle, name) for name in ("source", "base_model", "classes", "phrases", "recipe")},
         "phrase_offsets": offsets.names if offsets is not None else [],
         "results": dict(results or {}),
     }
@@ -83,9 +83,11 @@ def _model_card(bundle: ModelBundle, results: Mapping[str, Any], in_transformers
     text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     base = bundle.base_model or Path(bundle.source).name  # with a "/" it is an id of the Hub
     examples = bundle.classes or ["cat", "remote control"]
+    phrases, names = bundle.phrases_of(examples), [escape_control_chars(name) for name in bundle.classes]
     context = {"bundle": bundle, "base": base, "results": results, "in_transformers": in_transformers}
+    labels = [f"{phrase}." for phrase in phrases]
     template = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
-    return template.render(context, examples=examples, labels=[f"{name}." for name in examples])
+    return template.render(context, names=names, examples=examples, labels=labels)
 
 
 def _write_own(bundle: ModelBundle, folder: Path) -> None:
