@@ -16,7 +16,7 @@ annotations or class names cannot be used; a `CheckpointError` says the same of 
 
 import json
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,9 +30,7 @@ from groundtune.printing import class_table
 from groundtune.progress import Progress, format_metric
 
 if TYPE_CHECKING:
-    import numpy as np
     from gradio import Blocks
-    from PIL import Image
     from supervision import Detections
 
     from groundtune.data.check.run import Report
@@ -41,11 +39,10 @@ if TYPE_CHECKING:
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
+    from groundtune.predict.inputs import ImageInput
     from groundtune.predict.label import Labeled
     from groundtune.predict.predictor import Predictor
     from groundtune.web.review_server import ReviewServer
-
-    ImageInput = str | Path | Image.Image | np.ndarray
 
 _C = TypeVar("_C")
 
@@ -75,25 +72,33 @@ class Model:
     ) -> "Detections": ...
     @overload
     def predict(
-        self, images: "list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self,
+        images: "list[Any] | tuple[Any, ...] | Generator[Any]",
+        classes: Sequence[str] | None = None,
+        **options: Any,
     ) -> "list[Detections]": ...
     def predict(
-        self, images: "ImageInput | list[ImageInput]", classes: Sequence[str] | None = None, **options: Any
+        self,
+        images: "ImageInput | Iterable[ImageInput]",
+        classes: Sequence[str] | None = None,
+        **options: Any,
     ) -> "Detections | list[Detections]":
         """Detect objects by name.
 
         Args:
-            images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
+            images: an image (path, http(s) address, bytes, open file, PIL image, RGB array or
+                tensor), or a batch or an iterable of images; docs/predict.md has the rules.
             classes: class names to detect; None means those of the fine-tuning.
             options: threshold=0.3, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
             The detections, best first: boxes xyxy in pixels, `class_id` the index of the class
-            name, `data["class_name"]`. A list of images gives a list, an empty one an empty list.
+            name, `data["class_name"]`. A batch or an iterable of images gives a list.
         """
-        inputs = [Path(image) if isinstance(image, str) else image for image in _as_list(images)]
-        detections = list(self.predictor(classes, **options).each(inputs))
-        return detections if isinstance(images, list) else detections[0]
+        from groundtune.predict.inputs import is_single
+
+        detections = list(self.predictor(classes, **options).each(images))
+        return detections[0] if is_single(images) else detections
 
     def predictor(
         self,

@@ -95,6 +95,9 @@ class PredictorOptions(DetectOptions):
         None, "also detect in overlapping tiles of N pixels, for small objects", low=64
     )
     tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
+    max_megapixels: float = option(
+        89.478485, "maximum size of an image in millions of pixels, which take 4 to 8 MB each", low=89.478485
+    )
 
     def __post_init__(self) -> None:
         if self.phrase and self.classes:

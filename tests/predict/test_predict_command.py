@@ -11,7 +11,7 @@ from PIL import Image
 from video_files import UNEVEN, write_video
 
 from groundtune.cli import main
-from groundtune.predict.sources import video_frames
+from groundtune.predict.video import video_frames
 
 PREDICT = ["predict", "stub", "--classes", "Red_Circle,dog", "--device", "cpu"]
 DETECTIONS = ["  Red_Circle  0.750  0.0 0.0 80.0 60.0", "  dog  0.500  0.0 0.0 40.0 60.0"]
