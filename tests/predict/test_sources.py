@@ -57,7 +57,7 @@ def test_all_missing_inputs_are_reported_at_once(tree):
     (Path("hidden") / "in").mkdir(parents=True)
     Image.new("RGB", (8, 6)).save("hidden/in/a.jpg")
     missing = (
-        r"x.jpg: .*\. empty: the directory has no images\. hidden: .*--recursive\. \*.gif: no such image\.$"
+        r"x.jpg: .*; empty: the directory has no images; hidden: .*--recursive; \*.gif: no such image\.$"
     )
     with pytest.raises(DataError, match=missing):
         check_inputs_exist(["x.jpg", "empty", "a.PNG", "hidden", "*.gif"], False)
@@ -85,7 +85,7 @@ def test_directories_give_all_that_can_be_read_and_nothing_hidden(tree, capsys):
     for name in names:
         Path("kinds", name).unlink()
     with pytest.raises(
-        DataError, match=r"kinds: the directory has no images\. kinds: skipped 2 \.heic, 1 \.svg"
+        DataError, match=r"kinds: the directory has no images; kinds: skipped 2 \.heic, 1 \.svg"
     ):
         check_inputs_exist(["kinds"], True)
 

@@ -46,13 +46,13 @@ def check_inputs_exist(names: Sequence[str], recursive: bool) -> None:
         if is_stream(name) or any(files(name, recursive, notes.append)):
             continue
         if not Path(name).is_dir():
-            problems.append(f"{name}: no such image.")
-        elif any(files(name, True, notes.append)):
-            problems.append(f"{name}: only its subdirectories have images; add --recursive.")
+            problems.append(f"{name}: no such image")
+        elif any(files(name, True, lambda _: None)):
+            problems.append(f"{name}: only its subdirectories have images; add --recursive")
         else:
-            problems += [f"{name}: the directory has no images.", *notes[:1]]
+            problems += [f"{name}: the directory has no images", *(note.rstrip(".") for note in notes)]
     if problems or not names:
-        raise DataError(" ".join(problems) or "images: expected at least one image.")
+        raise DataError("; ".join(problems) + "." if problems else "images: expected at least one image.")
 
 
 def check_output_not_input(folder: Path, names: Sequence[str], recursive: bool) -> None:
