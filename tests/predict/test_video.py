@@ -1,6 +1,7 @@
 """Videos: their frames, times and display matrices; transport streams, live streams, cameras."""
 
 import re
+import socket
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -255,6 +256,28 @@ def test_an_address_without_a_stream_is_an_error_at_once(monkeypatch):
                 list(stream_frames(f"{server}/{name}", 1, print))
     with pytest.raises(DataError, match=f"Cannot read {server}/a.mp4 .*refused"):
         list(stream_frames(f"{server}/a.mp4", 1, print))
+
+
+def test_rtsp_is_read_by_ffmpeg_over_tcp(tmp_path, monkeypatch):
+    """A file stands in for the camera."""
+    path, opened, real = write_video(tmp_path / "a.mkv", UNEVEN), [], av.open
+
+    def open_stream(name, options, timeout):
+        opened.append((name, options["rtsp_transport"]))
+        return real(str(path))
+
+    monkeypatch.setattr(video.av, "open", open_stream)
+    frames, failed = read("rtsp://user:secret@camera/1")
+    assert len(frames) == len(UNEVEN) and not failed and opened == [("rtsp://user:secret@camera/1", "tcp")]
+
+
+def test_a_stream_that_is_silent_is_an_error(monkeypatch):
+    monkeypatch.setattr(video, "_SILENT_SECONDS", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(DataError, match="no data for 0.3 s"),
+    ):
+        list(stream_frames(f"http://127.0.0.1:{server.getsockname()[1]}/a.ts", 1, print))
 
 
 def test_streams_open_no_files(tmp_path):

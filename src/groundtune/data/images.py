@@ -39,7 +39,7 @@ UNREAD_SUFFIXES = frozenset(
 """Suffixes of images of other formats, which are counted and skipped."""
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -121,8 +121,8 @@ def decode(image: Image.Image, stated_size_hw: tuple[int, int] | None = None) ->
         image.filename = name
     image.load()
     rgb, orientation = to_rgb(image), exif_orientation(image)  # loading a TIFF file rotates it
-    if orientation in _UPRIGHT and belongs_upright(rgb.size, orientation, stated_size_hw):
-        return rgb.transpose(_UPRIGHT[orientation])
+    if orientation in UPRIGHT and belongs_upright(rgb.size, orientation, stated_size_hw):
+        return rgb.transpose(UPRIGHT[orientation])
     return rgb
 
 

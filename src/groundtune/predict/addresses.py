@@ -7,11 +7,12 @@ environment forbids them.
 import io
 import os
 import re
+import string
 import time
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from groundtune._version import __version__
 from groundtune.data.images import IMAGE_SUFFIXES
@@ -29,7 +30,7 @@ def is_address(name: str) -> bool:
 
 def check_address(address: str) -> None:
     """Raise a `DataError` if such addresses are not read, or GROUNDTUNE_OFFLINE forbids it."""
-    if urlsplit(address).scheme not in _SCHEMES:
+    if address.partition("://")[0].lower() not in _SCHEMES:
         raise DataError(f"Cannot read {address}: expected a path, or one of {'://, '.join(_SCHEMES)}://.")
     if os.environ.get("GROUNDTUNE_OFFLINE", "0") not in ("", "0"):
         raise DataError(f"Cannot read {address}: GROUNDTUNE_OFFLINE is set. Unset it, or give a file.")
@@ -37,8 +38,7 @@ def check_address(address: str) -> None:
 
 def path_of(address: str) -> Path:
     """Return the host and the path of an address, from which results get their names."""
-    parts = urlsplit(address)
-    return Path(parts.hostname or "", unquote(parts.path).replace("\0", "").strip("/"))
+    return Path(unquote(re.split("[?#]", address.partition("://")[2])[0]).replace("\0", ""))
 
 
 def fetch(address: str) -> io.BytesIO | None:
@@ -52,7 +52,8 @@ def fetch(address: str) -> io.BytesIO | None:
         return None
     deadline, content = time.monotonic() + _MAX_SECONDS, io.BytesIO()
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": f"groundtune/{__version__}"})
+        escaped = quote(address, safe=string.punctuation)  # letters beyond ASCII
+        request = urllib.request.Request(escaped, headers={"User-Agent": f"groundtune/{__version__}"})
         with urllib.request.urlopen(request, timeout=_SILENT_SECONDS) as response:
             if not response.url.lower().startswith("http"):  # urllib refuses redirects to files, not to FTP
                 raise ValueError(f"it redirects to {response.url}")

@@ -12,7 +12,7 @@ import av
 from av.sidedata.sidedata import SideData
 from PIL import Image
 
-from groundtune.data.images import check_pixel_count
+from groundtune.data.images import UPRIGHT, check_pixel_count
 from groundtune.errors import DataError
 from groundtune.predict.addresses import check_address, is_address, path_of
 
@@ -30,15 +30,10 @@ _STREAM = {"protocol_whitelist": "http,https,httpproxy,tcp,tls,crypto,udp,rtp,rt
 _STREAM |= {"reconnect": "1", "rtsp_transport": "tcp"}  # reconnect: for the rest of a file of known size
 _SILENT_SECONDS, _WAITS = 20, (1, 2, 4, 8, 16)  # seconds; before each attempt to connect again
 _CAMERA_RATE = Fraction(30)
-_TURNS: dict[tuple[int, ...], Image.Transpose] = {  # by the signs of a, b, c, d of a display matrix
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-}
+_ORIENTATIONS = {  # as in EXIF, by the signs of a, b, c, d of a display matrix: x' = ax + cy, y' = bx + dy
+    (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +110,8 @@ def stream_frames(address: str, frame_stride: int, on_message: Callable[[str], N
                 if index and not live:
                     return
         except av.FFmpegError as error:
-            problem = error.strerror or "it does not answer"
+            silent = isinstance(error, av.ExitError)
+            problem = f"no data for {_SILENT_SECONDS} s" if silent else error.strerror or str(error)
         if not index or not live or attempt == len(_WAITS):
             raise DataError(f"Cannot read {address} after {index} frames: {problem}.")
         if not attempt:
@@ -179,8 +175,8 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
         return image
     a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     swapped = abs(a) + abs(d) < abs(b) + abs(c)
-    signs = ((entry > 0) - (entry < 0) for entry in ((0, b, c, 0) if swapped else (a, 0, 0, d)))
-    turn = _TURNS.get(tuple(signs))
+    signs = [(entry > 0) - (entry < 0) for entry in ((0, b, c, 0) if swapped else (a, 0, 0, d))]
+    turn = UPRIGHT.get(_ORIENTATIONS.get((signs[0], signs[1], signs[2], signs[3]), 1))
     return image if turn is None else image.transpose(turn)
 
 
