@@ -213,8 +213,8 @@ def palette(path):
         ),
         (
             "a.pgm",  # dark, and of 16 bits
-            lambda p: p.write_bytes(b"P5 2 1 65535\n" + bytes([0, 255, 2, 2])),
-            [(1,) * 3, (2,) * 3],
+            lambda p: p.write_bytes(b"P5 2 1 65535\n" + bytes([0, 255, 0, 128])),
+            [(1,) * 3, (0,) * 3],
         ),
         (
             "a.tif",

@@ -3,7 +3,10 @@
 import io
 import socket
 import threading
+import urllib.request
+from email.message import Message
 from pathlib import Path
+from urllib.response import addinfourl
 
 import numpy as np
 import pytest
@@ -65,7 +68,11 @@ def test_errors_keep_the_address_whole(monkeypatch):
         assert f"Cannot read {broken}: " in failed[broken]
 
 
-def test_redirects_lead_to_http_only(tmp_path):
+def test_redirects_lead_to_http_only(tmp_path, monkeypatch):
+    def ftp_open(handler, request):
+        return addinfourl(io.BytesIO(png()), Message(), request.full_url)
+
+    monkeypatch.setattr(urllib.request.FTPHandler, "ftp_open", ftp_open)
     (tmp_path / "a.png").write_bytes(png())
     with serving({"/a.png": png()}) as server:
         redirects = {
