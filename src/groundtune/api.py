@@ -31,9 +31,7 @@ from groundtune.printing import class_table
 from groundtune.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
     from gradio import Blocks
-    from PIL import Image
     from supervision import Detections
 
     from groundtune.data.check.run import Report
@@ -42,13 +40,12 @@ if TYPE_CHECKING:
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
     from groundtune.model.bundle import ModelBundle
+    from groundtune.predict.inputs import ImageInput
     from groundtune.predict.label import Labeled
     from groundtune.predict.predictor import Predictor
     from groundtune.web.review_server import ReviewServer
 
     ClassNames = str | Iterable[str] | None
-    ImageInput = str | Path | Image.Image | np.ndarray
-
 _C = TypeVar("_C")
 
 
@@ -75,26 +72,31 @@ class Model:
     def predict(self, images: "ImageInput", classes: "ClassNames" = None, **options: Any) -> "Detections": ...
     @overload
     def predict(
-        self, images: "list[ImageInput]", classes: "ClassNames" = None, **options: Any
+        self,
+        images: "list[Any] | tuple[Any, ...] | Generator[Any]",
+        classes: "ClassNames" = None,
+        **options: Any,
     ) -> "list[Detections]": ...
     def predict(
-        self, images: "ImageInput | list[ImageInput]", classes: "ClassNames" = None, **options: Any
+        self, images: "ImageInput | Iterable[ImageInput]", classes: "ClassNames" = None, **options: Any
     ) -> "Detections | list[Detections]":
         """Detect objects by name.
 
         Args:
-            images: an image (path, PIL image, or (H, W, 3) uint8 RGB array), or a list of images.
+            images: an image (path, http(s) address, bytes, open file, PIL image, RGB array or
+                tensor), or a batch or an iterable of images; docs/predict.md has the rules.
             classes: class names to detect, also as "cat, dog" or "cat . dog ."; None means those of
                 the fine-tuning.
             options: threshold=0.3, nms=0.5, phrase, tiles, batch_size and others, see `predictor`.
 
         Returns:
             The detections, best first: boxes xyxy in pixels, `class_id` the index of the class
-            name, `data["class_name"]`. A list of images gives a list, an empty one an empty list.
+            name, `data["class_name"]`. A batch or an iterable of images gives a list.
         """
-        inputs = [Path(image) if isinstance(image, str) else image for image in _as_list(images)]
-        detections = list(self.predictor(classes, **options).each(inputs))
-        return detections if isinstance(images, list) else detections[0]
+        from groundtune.predict.inputs import is_single
+
+        detections = list(self.predictor(classes, **options).each(images))
+        return detections[0] if is_single(images) else detections
 
     def predictor(self, classes: "ClassNames" = None, **options: Any) -> "Predictor":
         """Prepare a prompt for many images: `for d in model.predictor(["cat"]).each(paths)`.

@@ -112,6 +112,7 @@ class PredictorOptions(DetectOptions):
         None, "also detect in overlapping tiles of N pixels, for small objects", low=64
     )
     tile_overlap: float = option(0.2, "share of a tile that overlaps with the next one", low=0.05, high=0.8)
+    max_megapixels: float = option(89.478485, "maximum size of an image in millions of pixels", low=89.478485)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,7 +350,7 @@ class PredictConfig(PredictorOptions):
 
     model: str = option(help=_MODEL, positional=True)
     images: list[str] = option(
-        help="images, videos, directories, glob patterns, a camera number, or - to read paths from stdin",
+        help="images, videos, directories, glob patterns, addresses, a camera number, or - for stdin",
         positional=True,
     )
     recursive: bool = option(False, "search directories recursively")

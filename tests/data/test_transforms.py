@@ -197,10 +197,21 @@ def palette(path):
     [
         ("a.png", lambda p: Image.fromarray(GREY16).save(p), [(0,) * 3, (128,) * 3, (255,) * 3]),
         ("a.tif", lambda p: Image.fromarray(GREY16).save(p), [(0,) * 3, (128,) * 3, (255,) * 3]),
+        ("a.tif", lambda p: Image.fromarray(np.float32([[0, 1, 4]])).save(p), [(0,) * 3, (1,) * 3, (4,) * 3]),
         (
             "a.tif",
-            lambda p: Image.fromarray(np.float32([[0, 1, 4]])).save(p),
+            lambda p: Image.fromarray(np.float32([[0, 0.25, 1]])).save(p),
             [(0,) * 3, (64,) * 3, (255,) * 3],
+        ),
+        (
+            "a.pgm",  # dark, and of 16 bits
+            lambda p: p.write_bytes(b"P5 2 1 65535\n" + bytes([0, 255, 0, 128])),
+            [(1,) * 3, (0,) * 3],
+        ),
+        (
+            "a.tif",
+            lambda p: Image.fromarray(np.int32([[0, 100, 255]])).save(p),
+            [(0,) * 3, (100,) * 3, (255,) * 3],
         ),
         ("a.png", palette, [(255, 0, 0), (255, 255, 255)]),
         ("a.png", lambda p: Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(p), [(255, 255, 255)]),

@@ -166,3 +166,18 @@ def test_a_yaml_that_cannot_be_used_is_one_clear_error(tmp_path, yaml, message):
     (tmp_path / "data.yaml").write_text(yaml)
     with pytest.raises(DataError, match=message):
         load_splits(tmp_path)
+
+
+def test_all_formats_but_no_hidden_files_are_images_of_a_folder(tmp_path):
+    for name in ("a.png", "b.jp2", "c.avif", "d.pgm"):
+        label(tmp_path, "a", "0 0.5 0.5 1 1\n")
+        Image.new("L" if name == "d.pgm" else "RGB", (40, 20)).save(tmp_path / "images" / name)
+    for name in ("._a.png", ".hidden.png", "__MACOSX/a.png", ".cache/a.png", "e.heic"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    splits = load_splits(tmp_path)  # one image is held out for validation
+    found = sorted(sample.image_path.name for split in splits.values() for sample in split.samples)
+    assert found == ["a.png", "b.jp2", "c.avif", "d.pgm"]
+    (finding,) = [finding for finding in splits["train"].findings if finding.check == "image-format-unread"]
+    assert (finding.severity, finding.count, finding.examples) == ("warning", 1, ["e.heic"])

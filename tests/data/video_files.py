@@ -24,19 +24,21 @@ def write_video(
     corner: bool = False,
     noise: bool = False,
     rotation: int = 0,
+    mirrored: bool = False,
     sound: bool = False,
+    key_frames: int = 250,
 ) -> Path:
     """Frames in H.264, one for each time in seconds, with the red of `shade`; a white corner;
-    noise, which makes them large.
+    noise, which makes them large; a key frame after every `key_frames` at the latest.
     """
     unit = Fraction(1, 1000)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=30)
+        stream = file.add_stream("libx264", rate=30, options={"g": str(key_frames)})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = unit
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if rotation or mirrored:
+            stream.set_display_rotation(rotation, hflip=mirrored)
         if sound:
             track = file.add_stream("aac", rate=8000)
         random = np.random.default_rng(0)

@@ -10,3 +10,10 @@ def stub(monkeypatch, tokenizer):
     last class (0.5).
     """
     return fake_bundle(monkeypatch, tokenizer, lambda w, h: [[0, 0, w, h], [0, 0, w / 2, h]], [0.75, 0.5])
+
+
+@pytest.fixture(scope="module")
+def nano():
+    from groundtune.model.checkpoint.load import load_bundle
+
+    return load_bundle("nano")

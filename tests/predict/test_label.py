@@ -170,6 +170,7 @@ def test_no_more_than_two_batches_of_images_are_held(images, stub, monkeypatch):
     [
         (["--classes", "cat"], 2, "images: missing"),
         (["-", "--classes", "cat"], 2, "images: only files can be labeled, got -"),
+        (["http://h/a.jpg", "--classes", "cat"], 2, "images: only files can be labeled, got http://h/a.jpg"),
         (["in/none.jpg", "--classes", "cat"], 3, "in/none.jpg: no such image"),
         (["in/broken.jpg", "--classes", "cat"], 3, "None of the images could be read"),
         (["in/a.jpg"], 2, "model stub has no classes of its own"),

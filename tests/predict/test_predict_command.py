@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from video_files import UNEVEN, write_video
+from web_server import serving
 
+from groundtune.api import Model
 from groundtune.cli import main
-from groundtune.predict.sources import video_frames
+from groundtune.data.images import MAX_PIXELS, load_image
+from groundtune.errors import ConfigError, DataError
+from groundtune.predict.video import video_frames
 
 PREDICT = ["predict", "stub", "--classes", "Red_Circle,dog", "--device", "cpu"]
 DETECTIONS = ["  Red_Circle  0.750  0.0 0.0 80.0 60.0", "  dog  0.500  0.0 0.0 40.0 60.0"]
@@ -54,6 +58,67 @@ def test_an_unreadable_image_is_skipped_and_reported(folder, capsys):
     assert "Cannot read the image in/aa.jpg" in printed.err and printed.err.endswith("\n  in/aa.jpg\n")
     content = json.loads(Path("out/predictions.json").read_text())
     assert list(content["unreadable"]) == ["in/aa.jpg"] and len(content["images"]) == 2
+
+
+def test_hidden_files_and_other_formats_leave_the_exit_code_alone(folder, capsys):
+    for name in ("in/._a.jpg", "in/b.heic"):
+        Path(name).write_bytes(b"\0\5\x16\7")
+    assert main([*PREDICT, "in"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("in/") == 2
+    assert printed.err == "in: skipped 1 .heic, which cannot be read. Convert these images to JPEG or PNG.\n"
+
+
+def test_addresses_are_named_in_full_in_all_results(folder, capsys):
+    with serving({"/x//a.jpg": Path("in/a.jpg").read_bytes()}) as server:
+        names = [f"{server}/x//a.jpg?size=1", f"{server}/b.jpg"]
+        assert (
+            main([*PREDICT, *names, "--output-dir", "out", "--save-as", "json,coco,csv,yolo,annotated"]) == 3
+        )
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == f"{names[0]}: 2 detections" and printed.err.endswith(
+        f"\n  {names[1]}\n"
+    )
+    content = json.loads(Path("out/predictions.json").read_text())
+    assert [row["image"] for row in content["images"]] == names[:1] and list(content["unreadable"]) == names[
+        1:
+    ]
+    assert json.loads(Path("out/coco.json").read_text())["images"][0]["file_name"] == names[0]
+    assert names[0] in Path("out/predictions.csv").read_text()
+    assert Path("out/a.png").exists() and Path("out/labels/a.txt").exists()
+
+
+@pytest.fixture()
+def pillow_limit(monkeypatch):
+    """A limit of 1,000 pixels instead of Pillow's; it is put back after the test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+def test_the_size_limit_is_an_option(stub, folder, pillow_limit, capsys):
+    """The option's default, which is Pillow's limit, is above the 1,000 pixels of this test."""
+    with pytest.raises(DataError, match=r"At most 1,000 are read .*--max-megapixels"):
+        load_image(Path("in/a.jpg"))
+    assert main([*PREDICT, "in/a.jpg", "--max-megapixels", "100"]) == 0
+    assert Image.MAX_IMAGE_PIXELS == 100_000_000
+    assert len(Model(stub, "cpu").predict("in/a.jpg", ["cat"])) == 2
+    assert Image.MAX_IMAGE_PIXELS == 100_000_000  # no later call lowers it
+    with pytest.raises(ConfigError, match=r"max_megapixels: .*at least 89\.478485"):
+        Model(stub, "cpu").predict("in/a.jpg", ["cat"], max_megapixels=50)
+
+
+def test_the_default_limit_is_that_of_pillow():
+    assert MAX_PIXELS == 89_478_485 == int(1024**3 // 4 // 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_of_90_megapixels_is_read_in_tiles(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS)
+    Image.new("L", (10_000, 9_000)).save("big.png")
+    assert main([*PREDICT, "big.png", "--tiles", "5000"]) == 3
+    assert "10000 × 9000 pixels. At most 89,478,485 are read" in capsys.readouterr().err
+    assert main([*PREDICT, "big.png", "--tiles", "5000", "--max-megapixels", "90"]) == 0
+    assert "10000.0 9000.0" in capsys.readouterr().out
 
 
 def test_a_video_is_drawn_with_its_times(folder, capsys):

@@ -15,17 +15,10 @@ from groundtune.errors import ConfigError, DataError
 from groundtune.predict.detect import detect_batch, sentence_prompts
 from groundtune.predict.postprocess import ImageDetections, Selection
 from groundtune.predict.predictor import batched
-from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles
+from groundtune.predict.video import Frame
 from groundtune.predict.writers import records_of
 from groundtune.text.prompt import sentence_prompt
-
-
-@pytest.fixture(scope="module")
-def nano():
-    from groundtune.model.checkpoint.load import load_bundle
-
-    return load_bundle("nano")
 
 
 def run(bundle, images, names=("cat", "dog"), threshold=0.0, **options):
@@ -160,43 +153,6 @@ def test_a_class_has_its_own_threshold_however_it_is_written(stub, thresholds, n
     """The scores are 0.75 and 0.5."""
     (detections,) = run(stub, [noise()], ["Cat", "dog"], 0.5, thresholds=thresholds)
     assert detections.data["class_name"].tolist() == names
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (noise().astype(np.float32), r"\(40, 60, 3\) float32"),
-        (noise()[:, :, 0], r"\(40, 60\) uint8"),
-        (noise().transpose(2, 0, 1), r"\(3, 40, 60\)"),
-        (np.zeros((40, 60, 4), dtype=np.uint8), r"RGB order, got \(40, 60, 4\)"),
-        (np.zeros((0, 60, 3), dtype=np.uint8), r"\(0, 60, 3\)"),
-        (("a.png", "b.png"), "got tuple"),
-        (None, "got NoneType"),
-        (Path("absent.png"), "absent.png does not exist"),
-    ],
-)
-def test_other_values_are_no_images(stub, image, message):
-    with pytest.raises(DataError, match=message):
-        run(stub, [noise(), image])
-
-
-def test_files_are_read_alike_from_a_path_and_opened_by_the_user(stub, tmp_path):
-    """Transparency and 16 bits are converted in PIL images as `load_image` does in files."""
-    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.fromarray(np.full((32, 32), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
-    for name, value in (("clear.png", 1.0), ("deep.png", 128 / 255)):
-        run(stub, [tmp_path / name, Image.open(tmp_path / name)])
-        for image in stub.calls.pop().images:
-            torch.testing.assert_close(image, torch.full((3, 32, 32), value))
-
-
-def test_a_truncated_image_is_named(stub, tmp_path):
-    path = tmp_path / "cut.jpg"
-    Image.fromarray(noise(64, 64)).save(path)
-    path.write_bytes(path.read_bytes()[:900])
-    for image in (path, Image.open(path)):
-        with pytest.raises(DataError, match="cut.jpg"):
-            run(stub, [image])
 
 
 def test_sentences_are_prompts_of_their_own(stub):

@@ -14,7 +14,7 @@ from supervision import Detections
 from groundtune.data.formats.detect import load_splits
 from groundtune.data.images import load_image
 from groundtune.errors import ConfigError
-from groundtune.predict.sources import Frame, VideoStream, video_frames
+from groundtune.predict.video import Frame, VideoStream, video_frames
 from groundtune.predict.writers import JsonArray, Results
 
 VIDEO = VideoStream(Fraction(25), Fraction(1, 1000), False)

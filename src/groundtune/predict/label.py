@@ -27,7 +27,7 @@ from groundtune.errors import ConfigError, DataError
 from groundtune.predict.predictor import Detections, Predictor, batched
 from groundtune.predict.ray import RayPool, on_ray, pack, unpack
 from groundtune.predict.run import build_predictor
-from groundtune.predict.sources import STDIN, OnError, check_inputs_exist, files, is_camera
+from groundtune.predict.sources import OnError, OnMessage, check_inputs_exist, files, is_stream
 from groundtune.progress import Progress
 from groundtune.text.prompt import sentence_prompt
 
@@ -55,8 +55,8 @@ def read_given(config: LabelConfig) -> dict[str, Dataset]:
         return {}
     if not config.images and config.data is None:
         raise ConfigError("images: missing; name images or directories, or a data set with --data.")
-    if streams := [name for name in config.images if name == STDIN or is_camera(name)]:
-        raise ConfigError(f"images: only files can be labeled, got {', '.join(streams)}.")
+    if streams := ", ".join(filter(is_stream, config.images)):
+        raise ConfigError(f"images: only files can be labeled, got {streams}.")
     if config.images:
         check_inputs_exist(config.images, config.recursive)
     splits = {} if config.data is None else read_splits(Path(config.data))
@@ -83,7 +83,7 @@ def label(
         phrases = predictor.bundle.phrases_of(train.class_names)
         match_class_names(names, train.class_names, phrases)  # lists all unknown names at once
         class_ids = [match_class_names([name], train.class_names, phrases)[0] for name in names]
-        samples = _images_to_label(config, train.samples)
+        samples = _images_to_label(config, train.samples, progress.message)
     if not samples:
         raise DataError(f"Nothing to label: all training images of {config.data} have boxes.")
     unreadable: dict[str, str] = {}
@@ -149,9 +149,9 @@ def _read_captions(path: Path) -> tuple[list[Sample], dict[str, str]]:
     return samples, captions
 
 
-def _images_to_label(config: LabelConfig, train: list[Sample]) -> list[Sample]:
+def _images_to_label(config: LabelConfig, train: list[Sample], on_message: OnMessage) -> list[Sample]:
     """Return the data set's images without boxes, then the other images, with size 0."""
-    paths = (os.path.abspath(file) for name in config.images for file in files(name, config.recursive))
+    paths = (os.path.abspath(p) for name in config.images for p in files(name, config.recursive, on_message))
     known = {os.path.abspath(sample.image_path) for sample in train}
     first_id = max((sample.image_id for sample in train), default=0) + 1
     new = [path for path in dict.fromkeys(paths) if path not in known]

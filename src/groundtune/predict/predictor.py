@@ -4,22 +4,20 @@ import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from groundtune.data.images import load_image, to_rgb
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
-from groundtune.errors import DataError
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
+from groundtune.predict.inputs import ImageInput, read_images
 from groundtune.predict.postprocess import MAX_DETECTIONS, ImageDetections, Selection
-from groundtune.predict.sources import Frame
 from groundtune.predict.tiles import Tiles, merge
+from groundtune.predict.video import Frame
 from groundtune.text.prompt import known_phrases, sentence_prompt, split_sentences
 
 with warnings.catch_warnings():  # supervision's NumPy backend is enough
@@ -27,7 +25,6 @@ with warnings.catch_warnings():  # supervision's NumPy backend is enough
     from supervision import Detections
 
 T = TypeVar("T")
-ImageInput = Path | Image.Image | np.ndarray
 
 
 @dataclass
@@ -99,19 +96,19 @@ class Predictor:
         for image in images:
             size_hw = image.height, image.width
             regions = self.tiles.regions(size_hw)
-            views = (image.crop(region) for region in regions)
+            views = itertools.chain([image], (image.crop(region) for region in regions[1:]))
             parts = [part for group in batched(views, self.batch_size) for part in self._detect(group)]
             merged.append(self._to_supervision(merge(parts, regions, size_hw)))
         return merged
 
-    def each(self, images: Iterable[ImageInput]) -> Iterator[Detections]:
-        """Detect in paths, PIL images or (H, W, 3) uint8 RGB arrays; hold one batch in memory.
+    def each(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Detections]:
+        """Detect in images of all kinds (docs/predict.md); hold one batch in memory.
 
         Raises:
             DataError: an image cannot be read.
         """
-        for group in batched(images, self.batch_size):
-            yield from self.find([_to_pil(image) for image in group])
+        for group in batched(read_images(images), self.batch_size):
+            yield from self.find(group)
 
     def stream(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
         """Detect in the frames of `sources.iter_frames`; hold one batch in memory."""
@@ -155,18 +152,3 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while group := list(itertools.islice(iterator, size)):
         yield group
-
-
-def _to_pil(image: ImageInput) -> Image.Image:
-    if isinstance(image, Path):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        try:
-            return to_rgb(image)
-        except OSError as error:  # PIL decodes lazily
-            raise DataError(f"Cannot read the image {getattr(image, 'filename', '')}: {error}.") from error
-    if not isinstance(image, np.ndarray):
-        raise DataError(f"Image: expected a Path, a PIL image or an array, got {type(image).__name__}.")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"Image: expected (H, W, 3) uint8 in RGB order, got {image.shape} {image.dtype}.")
-    return Image.fromarray(image)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from yaml import BaseLoader
 
 from groundtune.config import DetectOptions, PredictConfig, PredictorOptions
@@ -43,6 +44,8 @@ def build_predictor(
     phrases, tiles = [], None
     if isinstance(options, PredictorOptions):
         phrases = options.phrase
+        if Image.MAX_IMAGE_PIXELS is not None:  # the limit is Pillow's, and global
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, round(options.max_megapixels * 1e6))
         tiles = Tiles(options.tiles, options.tile_overlap) if options.tiles else None
     names = phrases or class_names(options.classes, bundle, default)
     set_up_cpu(options.threads)
@@ -131,7 +134,7 @@ def predict_files(
     if config.output_dir is not None:
         results = Results(Path(config.output_dir), config.save_as, predictor.names, folders)
     saves_video = results is not None and "annotated" in config.save_as
-    frames = iter_frames(config.images, config.recursive, config.frame_stride, skip)
+    frames = iter_frames(config.images, config.recursive, config.frame_stride, skip, progress.message)
     try:
         for frame, detections in predictor.stream(frames):
             if results is not None:

@@ -1,4 +1,4 @@
-"""Read images, directories, patterns, paths from stdin, videos and cameras as a stream of frames.
+"""Read images, directories, patterns, paths from stdin, addresses, videos and cameras as frames.
 
 Directories and stdin are read lazily, so their length does not matter. Unreadable files are
 reported to a callback and skipped.
@@ -7,48 +7,20 @@ reported to a callback and skipped.
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
-from PIL import Image
+from PIL import UnidentifiedImageError
 
-from groundtune.data.formats.files import IMAGE_SUFFIXES
-from groundtune.data.images import check_pixel_count, load_image
+from groundtune.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, has_suffix, is_visible, load_image
 from groundtune.errors import ConfigError, DataError
+from groundtune.predict.addresses import fetch, is_address, path_of
+from groundtune.predict.video import VIDEO_SUFFIXES, Frame, camera_frames, stream_frames, video_frames
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
-)
 STDIN = "-"
-
-# FFmpeg recognizes files by content and also reads playlists, which open other files and addresses.
-_SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts,asf,flv"}
-_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
-_CAMERA_RATE = Fraction(30)
-OnError = Callable[[str, str], None]  # gets the path and the reason
-
-
-@dataclass(frozen=True, eq=False)
-class VideoStream:
-    """Properties of a video: average frames per second, unit of its times in seconds, sound."""
-
-    rate: Fraction
-    time_base: Fraction
-    sound: bool
-
-
-@dataclass(frozen=True)
-class Frame:
-    """An upright RGB image, or a frame of a video."""
-
-    path: Path  # "camera-0" for a camera
-    image: Image.Image
-    video: VideoStream | None = None
-    index: int = 0  # in the video
-    time: Fraction = Fraction(0)  # seconds since the first frame
+OnError = Callable[[str, str], None]  # gets the path or address and the reason
+OnMessage = Callable[[str], None]
 
 
 def is_camera(name: str) -> bool:
@@ -56,23 +28,29 @@ def is_camera(name: str) -> bool:
     return name.isascii() and name.isdigit() and not Path(name).exists()
 
 
+def is_stream(name: str) -> bool:
+    """Return whether a name is stdin, a camera or an address, and not a file."""
+    return name == STDIN or is_camera(name) or is_address(name)
+
+
 def is_media(name: str) -> bool:
     """Return whether a file of this name in a directory is read."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return has_suffix(name, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
 
 
 def check_inputs_exist(names: Sequence[str], recursive: bool) -> None:
     """Raise a `DataError` that lists the inputs without images."""
-    problems = []
+    problems: list[str] = []
     for name in names:
-        if name == STDIN or is_camera(name) or next(files(name, recursive), None) is not None:
+        notes: list[str] = []
+        if is_stream(name) or any(files(name, recursive, notes.append)):
             continue
         if not Path(name).is_dir():
             problems.append(f"{name}: no such image")
-        elif next(files(name, True), None) is not None:
+        elif any(files(name, True, lambda _: None)):
             problems.append(f"{name}: only its subdirectories have images; add --recursive")
         else:
-            problems.append(f"{name}: the directory has no images")
+            problems += [f"{name}: the directory has no images", *(note.rstrip(".") for note in notes)]
     if problems or not names:
         raise DataError("; ".join(problems) + "." if problems else "images: expected at least one image.")
 
@@ -85,13 +63,20 @@ def check_output_not_input(folder: Path, names: Sequence[str], recursive: bool) 
             raise ConfigError(f"output_dir: images are read from {folder}; choose a directory outside of it.")
 
 
-def files(name: str, recursive: bool) -> Iterator[Path]:
-    """Yield the files of a path, a directory or a glob pattern (`*`, `?`, `**`), sorted."""
-    path = Path(name)
+def files(name: str, recursive: bool, on_message: OnMessage) -> Iterator[Path]:
+    """Yield the files of a path, a directory or a glob pattern (`*`, `?`, `**`), sorted.
+
+    Directories give what is not hidden and can be read; a message counts other image formats.
+    """
+    path, unread = Path(name), Counter[str]()
     if path.is_dir():
         for folder, subfolders, inside in os.walk(path):
-            subfolders[:] = sorted(subfolders) if recursive else []
+            subfolders[:] = sorted(filter(is_visible, subfolders)) if recursive else []
             yield from (Path(folder) / file for file in sorted(inside) if is_media(file))
+            unread.update(Path(file).suffix.lower() for file in inside if has_suffix(file, UNREAD_SUFFIXES))
+        if unread:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+            on_message(f"{name}: skipped {kinds}, which cannot be read. Convert these images to JPEG or PNG.")
     elif path.exists():
         yield path
     elif glob.has_magic(name):
@@ -99,96 +84,51 @@ def files(name: str, recursive: bool) -> Iterator[Path]:
 
 
 def iter_frames(
-    names: Sequence[str], recursive: bool, frame_stride: int, on_error: OnError
+    names: Sequence[str], recursive: bool, frame_stride: int, on_error: OnError, on_message: OnMessage
 ) -> Iterator[Frame]:
     """Yield every n-th frame of all inputs in order, and report unreadable files.
 
-    Inputs are files, directories, glob patterns, camera numbers, and "-" for one path per line of
-    stdin.
+    Inputs are files, directories, glob patterns, addresses, camera numbers, and "-" for one path or
+    address per line of stdin.
     """
     for name in names:
         if is_camera(name):
-            yield from _reporting(Path(f"camera-{name}"), camera_frames(name, frame_stride), on_error)
+            yield from _reporting(f"camera-{name}", camera_frames(name, frame_stride), on_error)
             continue
         lines = (line.rstrip("\r\n") for line in sys.stdin) if name == STDIN else iter([name])
         for line in filter(None, lines):
+            if is_address(line):
+                yield from _reporting(line, _read_address(line, frame_stride, on_message), on_error)
+                continue
             # a line of stdin is a path, never a pattern; reading a missing one reports it
             missing = name == STDIN and not Path(line).exists()
-            for file in [Path(line)] if missing else files(line, recursive):
-                yield from _reporting(file, _read(file, frame_stride), on_error)
+            for file in [Path(line)] if missing else files(line, recursive, on_message):
+                yield from _reporting(str(file), _read(file, frame_stride), on_error)
 
 
-def _reporting(path: Path, frames: Iterator[Frame], on_error: OnError) -> Iterator[Frame]:
+def _reporting(name: str, frames: Iterator[Frame], on_error: OnError) -> Iterator[Frame]:
     try:
         yield from frames
     except DataError as error:
-        on_error(str(path), str(error))
+        on_error(name, str(error))
 
 
 def _read(path: Path, frame_stride: int) -> Iterator[Frame]:
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        yield from video_frames(path, frame_stride)
+    """Read a file; one without a known suffix can be an image or a video."""
+    suffix = path.suffix.lower()
+    try:
+        image = None if suffix in VIDEO_SUFFIXES else load_image(path)
+    except DataError as error:
+        if suffix in IMAGE_SUFFIXES or not isinstance(error.__cause__, UnidentifiedImageError):
+            raise
+        image = None
+    yield from video_frames(path, frame_stride) if image is None else [Frame(path, image)]
+
+
+def _read_address(address: str, frame_stride: int, on_message: OnMessage) -> Iterator[Frame]:
+    path = path_of(address)
+    content = None if path.suffix.lower() in VIDEO_SUFFIXES else fetch(address)
+    if content is None:
+        yield from stream_frames(address, frame_stride, on_message)
     else:
-        yield Frame(path, load_image(path))
-
-
-def video_frames(path: Path, frame_stride: int) -> Iterator[Frame]:
-    """Decode a video; raise a `DataError` if it is damaged, after the frames before the damage."""
-    if not path.is_file():
-        raise DataError(f"The video {path} {'is not a regular file' if path.exists() else 'does not exist'}.")
-    try:
-        with av.open(str(path.absolute()), options=_SAFE) as container:
-            yield from _decode(path, container, frame_stride)
-    except av.FFmpegError as error:
-        raise DataError(
-            f"Cannot read the video {path}: {error.strerror}. Expected MP4, MKV or similar."
-        ) from error
-
-
-def camera_frames(number: str, frame_stride: int) -> Iterator[Frame]:
-    """Read a camera on Linux until the caller stops; raise a `DataError` if that is impossible."""
-    if sys.platform != "linux":
-        raise DataError(f"Camera {number}: cameras are only supported on Linux. Record a video instead.")
-    device = f"/dev/video{number}"
-    try:
-        with av.open(device, format="v4l2") as container:
-            yield from _decode(Path(f"camera-{number}"), container, frame_stride)
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(
-            f"Cannot read camera {number} ({device}: {error.strerror}). Connect it, or name a file."
-        ) from error
-
-
-def _decode(path: Path, container: av.container.InputContainer, frame_stride: int) -> Iterator[Frame]:
-    if not container.streams.video:
-        raise DataError(f"{path} has no images, only sound.")
-    stream = container.streams.video[0]
-    check_pixel_count(path, (stream.codec_context.width, stream.codec_context.height))
-    stream.thread_type = "AUTO"
-    rate = stream.average_rate or _CAMERA_RATE
-    unit = stream.time_base or 1 / rate
-    video = VideoStream(rate, unit, bool(container.streams.audio))
-    start: Fraction | None = None
-    last = longest_gap = Fraction(0)
-    for index, frame in enumerate(container.decode(stream)):
-        time = Fraction(index) / rate if frame.pts is None else frame.pts * (frame.time_base or unit)
-        start = time if start is None else start
-        longest_gap, last = max(longest_gap, time - start - last), time - start
-        if index % frame_stride == 0:
-            image, turn = frame.to_image(), frame.rotation % 360
-            yield Frame(path, image.transpose(_TURNS[turn]) if turn in _TURNS else image, video, index, last)
-    expected = _stated_seconds(container)
-    if (
-        last + longest_gap < 0.9 * expected
-    ):  # formats without an index end without an error where they are cut
-        raise DataError(
-            f"The video {path} is truncated: it ends after {float(last):.1f} of {expected:.1f} s."
-        )
-
-
-def _stated_seconds(container: av.container.InputContainer) -> float:
-    """Return the duration in the header, 0 if it has none."""
-    stream = container.streams.video[0]
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+        yield Frame(path, load_image(content, name=address), address=address)

@@ -29,7 +29,8 @@ from PIL import Image
 from groundtune.data.formats.yolo import write_yolo_labels
 from groundtune.data.sample import Sample
 from groundtune.errors import ConfigError
-from groundtune.predict.sources import Frame, VideoStream, is_media
+from groundtune.predict.sources import is_media
+from groundtune.predict.video import Frame, VideoStream
 
 with warnings.catch_warnings():  # supervision's NumPy backend is enough
     warnings.filterwarnings("ignore", "OpenCV", UserWarning)
@@ -137,7 +138,7 @@ def records_of(detections: sv.Detections) -> list[dict[str, Any]]:
 def origin_of(frame: Frame) -> dict[str, Any]:
     """Return the path of an image and, in a video, the frame's number and time as plain values."""
     position = {} if frame.video is None else {"frame": frame.index, "seconds": float(frame.time)}
-    return {"image": str(frame.path), **position}
+    return {"image": frame.address or str(frame.path), **position}
 
 
 class Writer:

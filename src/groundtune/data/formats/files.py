@@ -15,7 +15,6 @@ from groundtune.data.formats.records import RawData, RawImage
 from groundtune.data.images import MAX_PIXELS, exif_orientation, open_image
 from groundtune.files import read_text
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif"})
 SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid"}
 SPLIT_NAMES |= {"test": "test", "testing": "test"}
 _NAME_LISTS = ("classes.txt", "obj.names", "labels.txt", "labelmap.txt", "predefined_classes.txt")

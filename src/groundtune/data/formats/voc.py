@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 
 from defusedxml.ElementTree import fromstring
 
-from groundtune.data.formats.files import IMAGE_SUFFIXES, SPLIT_NAMES, find_name_list, is_text, to_number
+from groundtune.data.formats.files import SPLIT_NAMES, find_name_list, is_text, to_number
 from groundtune.data.formats.records import RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.images import IMAGE_SUFFIXES
 from groundtune.data.sample import Sample
 from groundtune.errors import DataError
 from groundtune.files import read_text

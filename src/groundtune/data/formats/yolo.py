@@ -22,15 +22,9 @@ from typing import Any
 
 import yaml
 
-from groundtune.data.formats.files import (
-    IMAGE_SUFFIXES,
-    find_name_list,
-    inside,
-    is_text,
-    listed_folders,
-    split_folders,
-)
+from groundtune.data.formats.files import find_name_list, inside, is_text, listed_folders, split_folders
 from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source
+from groundtune.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, has_suffix, is_visible
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
@@ -164,7 +158,7 @@ def _read_split(
     raw = RawData(file, "cxcywh", classes=classes, states_size=False)
     is_file = listed_folders()
     for entry in entries:
-        for names in _listed(entry, root) if entry.is_file() else _images_in(entry, root):
+        for names in _listed(entry, root) if entry.is_file() else _images_in(entry, root, raw.problems):
             image = RawImage(names, entry.name)
             label = _label_file([root / name for name in names], root, is_file)
             if label is None:
@@ -175,10 +169,15 @@ def _read_split(
     return raw
 
 
-def _images_in(folder: Path, root: Path) -> list[tuple[str, ...]]:
+def _images_in(folder: Path, root: Path, problems: Collector) -> list[tuple[str, ...]]:
     """Return the images in a folder and below, relative to the root, sorted by path."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    return [(os.path.relpath(path, root),) for path in sorted(found)]
+    inside = [
+        path for path in sorted(folder.rglob("*")) if all(map(is_visible, path.relative_to(folder).parts))
+    ]
+    for path in inside:
+        if has_suffix(path.name, UNREAD_SUFFIXES):
+            problems.add("image-format-unread", path.name)
+    return [(os.path.relpath(path, root),) for path in inside if has_suffix(path.name, IMAGE_SUFFIXES)]
 
 
 def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
