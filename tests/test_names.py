@@ -304,12 +304,15 @@ def test_exported_files_know_names_and_phrases(tokenizer, tmp_path: Path, fixed:
     gt.export(Model(bundle), tmp_path / "m.onnx", format="onnx", fixed_classes=fixed)
     exported = gt.load(tmp_path / "m.onnx")
     assert exported.classes == ODD[:6] and exported.bundle.phrases == bundle.phrases
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    expected, found = (
-        model.predict(image, ["1.0", "Cat"], threshold=0) for model in (Model(bundle, "cpu"), exported)
-    )
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    options = {"threshold": 0, "precision": "fp32"}
+    expected, found = (each.predict(image, **options) for each in (Model(bundle, "cpu"), exported))
     np.testing.assert_allclose(found.confidence[:5], expected.confidence[:5], atol=1e-3)
-    assert set(found.data["class_name"]) <= {"1.0", "Cat"}
+    assert set(found.data["class_name"]) <= set(ODD[:6])
+    asked = exported.predict(image, ["bolt m6", "cat"], **options)  # a phrase, and another spelling
+    same = exported.predict(image, ["bolt (M6)", "Cat"], **options)
+    assert np.array_equal(asked.confidence, same.confidence)
+    assert set(asked.data["class_name"]) <= {"bolt m6", "cat"}
 
 
 def test_data_of_the_cases_keeps_three_classes_of_three(tmp_path: Path) -> None:
