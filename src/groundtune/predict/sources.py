@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
-from groundtune.data.formats.files import IMAGE_SUFFIXES
+from groundtune.data.formats.tree import IMAGE_SUFFIXES
 from groundtune.data.images import check_pixel_count, load_image
 from groundtune.errors import ConfigError, DataError
 
