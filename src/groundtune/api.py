@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from groundtune import config as configs
 from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
-from groundtune.errors import CheckpointError, ConfigError, DataError, suggestion
+from groundtune.errors import CheckpointError, ConfigError, DataError
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
 from groundtune.progress import Progress, format_metric
@@ -263,14 +263,15 @@ def evaluate(
     from groundtune.engine.ray_evaluation import evaluate_on_ray
     from groundtune.predict.ray import RayPool
 
-    splits = read_data(config.data, [], config.rename)
-    if config.split not in splits:
-        hint = suggestion(config.split, splits)
-        raise DataError(f"{config.data} has no split {config.split!r}; expected {', '.join(splits)}.{hint}")
+    splits = read_data(config.data, [], config.rename, format=config.format, needed=[config.split])
     dataset = splits[config.split]
     indices = match_class_names(config.classes, dataset.class_names) if config.classes else None
     bundle = _loaded(model, config.model)
     with closing(Progress(quiet=quiet)) as progress:
+        train = splits.get("train", dataset)
+        made = [each for each in train.findings if each.check == "split-made"]
+        for message in [*dataset.messages, *map(str, made if config.split == "valid" else [])]:
+            progress.message(message)
         if config.ray is not None:
             task = eval_task(bundle, dataset, indices, config.precision)
             pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
@@ -429,7 +430,7 @@ def check(
         raise DataError(f"The data {config.data} does not exist. Expected a directory of images with boxes.")
     limits = limits_of(load(config.model).bundle, config.short_side, config.max_side)
     try:
-        splits = load_splits(Path(config.data), keep_going=True)
+        splits = load_splits(Path(config.data), format=config.format, keep_going=True)
     except DataError as error:
         return unreadable(config.data, error)
     rename_classes(list(splits.values()), config.rename)
@@ -464,7 +465,8 @@ def convert_data(config: configs.ConvertConfig) -> "Converted":
     """Convert a data set, and return its images and boxes by split, and messages."""
     from groundtune.data.formats.convert import convert
 
-    return convert(Path(config.data), Path(config.output_dir), config.format, link=config.link)
+    data, output_dir = Path(config.data), Path(config.output_dir)
+    return convert(data, output_dir, config.format, link=config.link, input_format=config.input_format)
 
 
 def export(

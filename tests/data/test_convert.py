@@ -28,7 +28,7 @@ from groundtune.errors import DataError
 
 
 def convert(data: Path, out: Path, format: str, link: bool = False) -> Converted:
-    return convert_module.convert(data, out, format, link=link)
+    return convert_module.convert(data, out, format, link=link, input_format=None)
 
 
 def assert_same(before: dict[str, Dataset], after: dict[str, Dataset], ids: bool = False) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from groundtune.data.formats.convert import convert
 from groundtune.data.formats.detect import read_splits
-from groundtune.errors import DataError
+from groundtune.errors import ConfigError, DataError
 
 ROW = "0 0.375 0.375 0.25 0.25\n"
 
@@ -335,7 +335,7 @@ def test_two_formats_ask_which():
     with pytest.raises(DataError, match="--format coco or --format yolo"):
         read_splits(Path("d"))
     assert counts("d", format="yolo") == counts("d", format="coco") == {"train": 2}
-    with pytest.raises(DataError, match="Did you mean coco"):
+    with pytest.raises(ConfigError, match="Did you mean coco"):
         read_splits(Path("d"), format="cocoo")
 
 
@@ -351,7 +351,7 @@ def test_suspicious_boxes_are_not_converted():  # F22
         pic(f"d/{n}.jpg")
     put("d/a.json", coco([f"{n}.jpg" for n in "abcd"], box=(100, 60, 140, 110)))
     with pytest.raises(DataError, match="look like corners"):
-        convert(Path("d"), Path("out"), "coco", link=False)
+        convert(Path("d"), Path("out"), "coco", link=False, input_format=None)
     assert not Path("out").exists()
 
 

@@ -37,7 +37,7 @@ def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
     """
     folder = run_directory(config)
     limits = {"train": config.max_train_images, "valid": config.max_valid_images}
-    splits = read_data(config.data, config.extra_data, config.rename, limits)
+    splits = read_data(config.data, config.extra_data, config.rename, limits, format=config.format)
     retention_data = read_retention_data(config.retention_data)
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     warnings = raise_for_errors(splits, limits_of(bundle, config.short_side, config.max_side))

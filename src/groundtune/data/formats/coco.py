@@ -19,7 +19,8 @@ import numpy as np
 
 from groundtune.data.formats.files import files_by_split, image_folders, is_text, truncated_repr
 from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
-from groundtune.data.formats.tree import Tree, split_of
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, LvisRules, Sample, join_examples
 from groundtune.errors import DataError

@@ -41,7 +41,7 @@ class Converted:
     )  # problems of reading, and what the format cannot express
 
 
-def convert(data: Path, out: Path, format: str, *, link: bool, input_format: str | None = None) -> Converted:
+def convert(data: Path, out: Path, format: str, *, link: bool, input_format: str | None) -> Converted:
     """Write a data set in another format. The folder appears whole or not at all.
 
     Args:

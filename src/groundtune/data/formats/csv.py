@@ -20,7 +20,8 @@ from posixpath import basename, dirname
 
 from groundtune.data.formats.files import files_by_split, find_name_list, image_folders, is_text, to_number
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.formats.tree import Tree, split_of
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.errors import DataError
 from groundtune.files import read_text
 

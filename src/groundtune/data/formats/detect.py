@@ -16,7 +16,7 @@ from groundtune.data.formats.tree import Tree, is_hidden
 from groundtune.data.problems import Finding, Severity
 from groundtune.data.sample import Dataset, join_examples, unify_classes
 from groundtune.data.split import hold_out
-from groundtune.errors import DataError, suggestion
+from groundtune.errors import ConfigError, DataError, suggestion
 
 READERS: dict[str, Callable[[Tree], Evidence | None]] = {
     "coco": coco.recognize,
@@ -85,6 +85,7 @@ def read_splits(
         The existing splits of "train", "valid" and "test". A single file becomes "train".
 
     Raises:
+        ConfigError: there is no such format.
         DataError: no format or several fit, or a needed split is not usable.
     """
     path = Path(path)
@@ -116,7 +117,7 @@ def tree_of(path: Path) -> Tree:
 def _best(tree: Tree, path: Path, format: str | None) -> list[Evidence]:
     """Return the best evidence; several if they annotate different splits."""
     if format is not None and format not in READERS:
-        raise DataError(
+        raise ConfigError(
             f"format: expected {', '.join(READERS)}, got {format!r}.{suggestion(format, READERS)}"
         )
     readers = [format] if format else list(READERS)

@@ -7,7 +7,8 @@ from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
 
 from groundtune.data.formats.records import RawData, RawImage, Source
-from groundtune.data.formats.tree import AmbiguousNameError, Tree, folder_split, join, pair_key, split_of
+from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
+from groundtune.data.formats.words import folder_split, pair_key, split_of
 from groundtune.data.images import MAX_PIXELS, exif_orientation, open_image
 from groundtune.data.sample import join_examples
 from groundtune.files import read_text

@@ -28,7 +28,8 @@ from typing import Any
 from groundtune.data.formats.coco import annotations_of, coco_lists, raw_images
 from groundtune.data.formats.files import files_by_split, image_folders, is_text
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.formats.tree import Tree, split_of
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError

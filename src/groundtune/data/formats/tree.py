@@ -5,19 +5,18 @@ annotations state are resolved by `Tree.find`, for all formats: it returns liste
 that no name leads out of the folder.
 """
 
-import json
 import os
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from posixpath import basename, dirname, normpath, splitext
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
+from groundtune.data.formats.signature import Signature, signature
+from groundtune.data.formats.words import fold, pair_key
 from groundtune.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -25,56 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 _HIDDEN = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
 _MAX_FILES = 5_000_000
-_SMALL = 2**22  # bytes; larger JSON files are recognized by their ends
 _END = 2**18  # bytes
-
-_SPLIT_WORDS = {
-    "train": "train training trn trainval traindata trainset",
-    "valid": "val valid validation dev eval evaluation minival valset",
-    "test": "test testing testset testdev",
-}
-_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
-_GENERIC = frozenset(
-    "image images img imgs jpegimages pictures photos data dataset label labels annotation annotations "
-    "annots annot xml xmls json jsons txt labeltxt groundtruth gt obj set instances coco od vg".split()
-)
-
-
-def split_of(path: str) -> str | None:
-    """Return the split that a file is of, by a word in its name or by the name of a folder."""
-    words = [_SPLIT_OF[word] for word in _words(splitext(basename(path))[0]) if word in _SPLIT_OF]
-    if words:
-        return words[0] if len({*words} - {"train"}) < 2 and "test" not in words[1:] else None
-    return folder_split(dirname(path))
-
-
-def folder_split(folder: str) -> str | None:
-    """Return the split of the innermost folder that is named after one, such as "val_images"."""
-    for part in reversed(folder.split("/")):
-        words = [word for word in _words(part) if word not in _GENERIC]
-        if len(words) == 1 and words[0] in _SPLIT_OF:
-            return _SPLIT_OF[words[0]]
-    return None
-
-
-@cache
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text))
-
-
-def pair_key(path: str) -> tuple[str, ...]:
-    """Return what an image and its annotation file have in common.
-
-    "train/images/a.jpg" and "Labels/train/a.txt" are a pair.
-    """
-    stem = splitext(path)[0]
-    *folders, name = _fold(stem).split("/")
-    return (*sorted(part for part in folders if re.sub(r"[\W\d_]", "", part) not in _GENERIC), name)
-
-
-def _fold(text: str) -> str:
-    """Return a name without regard to letter case and Unicode normal form."""
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def join(folder: str, name: str) -> str:
@@ -91,17 +41,6 @@ def inside(path: Path, root: Path) -> bool:
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, such as ".DS_Store", "._a.jpg", "__MACOSX"."""
     return name.startswith(".") or name.lower() in _HIDDEN
-
-
-class Signature(NamedTuple):
-    """Form of a JSON file: "object", "array", "lines" (an object per line) or "" for others.
-
-    `keys` are those of the object; `first` is the first element or line, None if it is no object.
-    """
-
-    form: str
-    keys: frozenset[str] = frozenset()
-    first: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +142,7 @@ class Tree:
         return None
 
     def _ending_like(self, name: str, index: dict[str, list[str]], folders: Sequence[str]) -> str | None:
-        parts = [part for part in _fold(name).split("/") if part not in ("", ".", "..")]
+        parts = [part for part in fold(name).split("/") if part not in ("", ".", "..")]
         key = parts[-1] if parts else ""
         candidates = index.get(key if index is self._by_name else splitext(key)[0], [])
         if index is self._by_stem and not candidates:
@@ -212,7 +151,7 @@ class Tree:
             return candidates[0] if candidates else None
 
         def likeness(file: str) -> tuple[int, int]:
-            own = _fold(file).split("/")
+            own = fold(file).split("/")
             same = 0
             while same + 1 < min(len(own), len(parts)) and own[-2 - same] == parts[-2 - same]:
                 same += 1
@@ -235,7 +174,7 @@ class Tree:
     def _index(self, key: Any) -> dict[str, list[str]]:
         found: dict[str, list[str]] = defaultdict(list)
         for file in self.images:
-            found[_fold(key(file))].append(file)
+            found[fold(key(file))].append(file)
         return found
 
     @cached_property
@@ -300,56 +239,3 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _cannot_list(error: OSError) -> None:
     raise error
-
-
-def signature(path: Path) -> Signature:
-    """Return the form of a JSON file; large files are not read whole."""
-    try:
-        if not path.is_file():  # a pipe would block
-            return Signature("")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_SMALL if size <= _SMALL else _END)
-            tail = b""
-            if size > _SMALL:
-                file.seek(-_END, os.SEEK_END)
-                tail = file.read()
-    except OSError:
-        return Signature("")
-    text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")
-    text = text.lstrip()
-    first, end = _decode(text)
-    if text.startswith("{"):
-        lines = first is not None and text[end:].lstrip().startswith("{")
-        if lines:
-            return Signature("lines", frozenset(first or ()), first)
-        keys = frozenset(first) if first is not None and not tail else _outer_keys(text, False)
-        return Signature("object", keys | _outer_keys(tail.decode(errors="replace"), True), first)
-    if text.startswith("["):
-        return Signature("array", first=_decode(text[1:].lstrip())[0])
-    return Signature("")
-
-
-def _decode(text: str) -> tuple[dict[str, Any] | None, int]:
-    """Return the object that a text begins with, None if it is another value, and its end."""
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return None, 0
-    return (value if isinstance(value, dict) else None), end
-
-
-def _outer_keys(text: str, from_end: bool) -> frozenset[str]:
-    """Return the keys of the outermost object, of which the text is the beginning or the end."""
-    tokens = re.findall(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', text)
-    opening, closing, keys, depth = "{[", "}]", set(), 0
-    previous = ""
-    if from_end:
-        tokens, opening, closing = tokens[::-1], closing, opening
-    for index, token in enumerate(tokens):
-        following = previous if from_end else (tokens[index + 1] if index + 1 < len(tokens) else "")
-        depth += (token in opening) - (token in closing)
-        if depth == 1 and token.startswith('"') and following == ":":
-            keys.add(token.strip('"'))
-        previous = token
-    return frozenset(keys)

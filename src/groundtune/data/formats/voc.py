@@ -21,7 +21,8 @@ from defusedxml.ElementTree import fromstring
 
 from groundtune.data.formats.files import find_name_list, image_folders, is_text, to_number
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.formats.tree import Tree, folder_split, join, split_of
+from groundtune.data.formats.tree import Tree, join
+from groundtune.data.formats.words import folder_split, split_of
 from groundtune.data.sample import Sample
 from groundtune.files import read_text
 
