@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from groundtune import config as configs
 from groundtune.config import DetectOptions, ExportConfig, ReportConfig, TrainConfig, train_config
-from groundtune.errors import CheckpointError, ConfigError, DataError, NotWritten, suggestion
+from groundtune.errors import CheckpointError, ConfigError, DataError, NotWritten
 from groundtune.options import read_yaml, resolve
 from groundtune.printing import class_table
 from groundtune.progress import Progress
@@ -276,10 +276,7 @@ def evaluate(
     from groundtune.predict.ray import RayPool
     from groundtune.text.prompt import split_names
 
-    splits = read_data(config.data, [], config.rename)
-    if config.split not in splits:
-        hint = suggestion(config.split, splits)
-        raise DataError(f"{config.data} has no split {config.split!r}; expected {', '.join(splits)}.{hint}")
+    splits = read_data(config.data, [], config.rename, format=config.format, needed=[config.split])
     dataset = splits[config.split]
     bundle = _loaded(model, config.model)
     recall_phrases(list(splits.values()), bundle.phrases)
@@ -289,6 +286,10 @@ def evaluate(
     own = bundle.phrases_of(bundle.classes)
     new = [repr(name) for name, phrase in zip(dataset.class_names, phrases, strict=True) if phrase not in own]
     with closing(Progress(quiet=quiet)) as progress:
+        train = splits.get("train", dataset)
+        made = [each for each in train.findings if each.check == "split-made"]
+        for message in [*dataset.messages, *map(str, made if config.split == "valid" else [])]:
+            progress.message(message)
         if own and new:
             progress.message(f"The model was not fine-tuned on {join_examples(new)}.")
         if config.ray is not None:
@@ -459,7 +460,7 @@ def check(
         raise DataError(f"The data {config.data} does not exist. Expected a directory of images with boxes.")
     limits = limits_of(load(config.model).bundle, config.short_side, config.max_side)
     try:
-        splits = load_splits(Path(config.data), keep_going=True)
+        splits = load_splits(Path(config.data), format=config.format, keep_going=True)
     except DataError as error:
         return unreadable(config.data, error)
     rename_classes(list(splits.values()), config.rename)
@@ -494,7 +495,8 @@ def convert_data(config: configs.ConvertConfig) -> "Converted":
     """Convert a data set, and return its images and boxes by split, and messages."""
     from groundtune.data.formats.convert import convert
 
-    return convert(Path(config.data), Path(config.output_dir), config.format, link=config.link)
+    data, output_dir = Path(config.data), Path(config.output_dir)
+    return convert(data, output_dir, config.format, link=config.link, input_format=config.input_format)
 
 
 def export(

@@ -32,6 +32,7 @@ _NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
 
 _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
 _DATA = "data set (a directory of images with boxes, or an annotation file)"
+_FORMAT = "format of the data set, as coco or yolo; default: recognized by its content"
 _NEW_DIR = "directory to write, new or empty"
 _CLASSES = "class names, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"
 _THRESHOLDS = "thresholds by class: cat=0.5,dog=0.3, a YAML or JSON file, or a run with its best-F1 ones"
@@ -148,6 +149,7 @@ class TrainConfig(ComputeOptions):
 
     data: str = option(help=_DATA, positional=True)
     model: str = _run("nano", _MODEL)
+    format: str | None = _run(None, _FORMAT)
     extra_data: list[str] = _run(
         [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown per epoch"
     )
@@ -269,6 +271,7 @@ class EvaluateConfig(ComputeOptions, RayOptions):
 
     model: str = option(help=_MODEL, positional=True)
     data: str = option(help=_DATA, positional=True)
+    format: str | None = option(None, _FORMAT)
     split: str = option("valid", "train, valid or test")
     classes: str | list[str] | None = option(None, "class names to detect and to evaluate; default: all")
     rename: dict[str, str] = option({}, _RENAME)
@@ -301,6 +304,7 @@ class CheckConfig:
     """Check a data set for errors."""
 
     data: str = option(help=_DATA, positional=True)
+    format: str | None = option(None, _FORMAT)
     model: str = option("nano", f"{_MODEL}; its limits apply")
     rename: dict[str, str] = option({}, _RENAME)
     ignore: list[str] = option([], "checks to skip, as near-duplicate,object-tiny")
@@ -319,6 +323,7 @@ class ConvertConfig:
     data: str = option(help=_DATA, positional=True)
     output_dir: str = option(help=_NEW_DIR, positional=True)
     format: str = option(help="format to write", choices=DATA_FORMATS)
+    input_format: str | None = option(None, _FORMAT)
     link: bool = option(False, "link the images instead of copying them")
 
 
@@ -378,6 +383,7 @@ class LabelConfig(DetectOptions, RayOptions):
         'JSON Lines file of {"image": …, "caption": "a [cat] on the [left sofa]"}; the phrases in '
         "brackets are detected and written as a data set with captions",
     )
+    input_format: str | None = option(None, _FORMAT)
     format: str = option("coco", "format to write; only coco keeps the scores", choices=DATA_FORMATS)
     link: bool = option(False, "link the images instead of copying them")
     nms: float | None = _nms(_NMS_IOU)

@@ -28,7 +28,7 @@ from groundtune.errors import DataError
 
 
 def convert(data: Path, out: Path, format: str, link: bool = False) -> Converted:
-    return convert_module.convert(data, out, format, link=link)
+    return convert_module.convert(data, out, format, link=link, input_format=None)
 
 
 def assert_same(before: dict[str, Dataset], after: dict[str, Dataset], ids: bool = False) -> None:
@@ -97,7 +97,7 @@ def as_datasets(folder: Path, names: list[str], found: dict) -> dict[str, Datase
 def test_classes_read_back_as_written(format, data, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("set")
     datasets = as_datasets(folder, *data)
-    monkeypatch.setattr(convert_module, "read_splits", lambda path: datasets)
+    monkeypatch.setattr(convert_module, "read_splits", lambda path, format: datasets)
     done = convert(folder, folder / "out", format)
     assert done.images == {split: len(d.samples) for split, d in datasets.items()}
     assert_same(datasets, read_splits(folder / "out"), ids=format == "coco")

@@ -33,7 +33,8 @@ def test_all_headers_give_the_same_records(tmp_path, text):
     assert dataset.class_names == ["cat", "red_dog"]
     full, empty = dataset.samples
     assert full.boxes_xyxy.tolist() == [[2, 3, 12, 15], [0, 0, 5, 5]] and full.class_ids.tolist() == [1, 0]
-    assert full.size_hw == (30, 40) and len(empty.boxes_xyxy) == 0 and not dataset.messages
+    assert full.size_hw == (30, 40) and len(empty.boxes_xyxy) == 0
+    assert [f.check for f in dataset.findings] == ["image-path-resolved"] * text.startswith("/home")
 
 
 def test_bad_rows_cost_only_themselves(tmp_path):
@@ -53,6 +54,7 @@ def test_bad_rows_cost_only_themselves(tmp_path):
         "box-not-numbers": 2,
         "box-inverted": 1,
         "annotation-unknown-category": 1,
+        "file-unused": 1,
     }
     assert "row 3 of a.png" in str(dataset.findings[1])
 

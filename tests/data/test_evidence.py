@@ -62,20 +62,14 @@ def test_keep_going_skips_and_reports_what_cannot_be_used(tmp_path):
         (tmp_path / "data" / name).write_bytes(b"")
     with pytest.raises(DataError) as caught:
         load_splits(tmp_path / "data")
-    for part in (
-        "repeats the id 1",
-        "lead out of the data folder",
-        "'../c.png'",
-        "1 images of the annotations are missing",
-        "'b.png'",
-        "d.png",
-    ):
+    for part in ("repeats the id 1", "lead out of the data folder", "'../c.png'", "d.png"):
         assert part in str(caught.value)
     splits = load_splits(tmp_path / "data", keep_going=True)
     assert [s.image_path.name for s in splits["train"].samples] == ["a.png"]
     found = {f.check: (f.severity, f.count) for f in splits["train"].findings}
-    for check in ("image-id-twice", "image-outside", "image-missing", "image-unreadable"):
+    for check in ("image-id-twice", "image-outside", "image-unreadable"):
         assert found[check] == ("error", 1)
+    assert found["image-missing"] == ("warning", 1)  # most of the images exist
 
 
 def test_a_collector_counts_all_and_keeps_the_first_examples():

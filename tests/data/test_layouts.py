@@ -90,16 +90,16 @@ def test_errors_list_the_expected_layouts_and_the_entries(tmp_path):
         load_splits(tmp_path / "absent")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="Expected train/_annotations.*Found: images/, notes.txt"):
+    with pytest.raises(DataError, match="such as train/_annotations.*Found: images/, notes.txt"):
         load_splits(tmp_path)
-    with pytest.raises(DataError, match="Expected a folder"):
+    with pytest.raises(DataError, match="not a data set"):
         load_splits(tmp_path / "notes.txt")
 
 
 def test_ambiguity_is_an_error(tmp_path):
     write(tmp_path / "a.json", coco(), tmp_path)
     write(tmp_path / "b.json", coco())
-    with pytest.raises(DataError, match="2 JSON files"):
+    with pytest.raises(DataError, match="2 annotation files"):
         load_splits(tmp_path)
     write(tmp_path / "val.json", coco())
     write(tmp_path / "valid.json", coco())

@@ -175,13 +175,13 @@ def test_no_more_than_two_batches_of_images_are_held(images, stub, monkeypatch):
         (["in/broken.jpg", "--classes", "cat"], 3, "None of the images could be read"),
         (["in/a.jpg"], 2, "model stub has no classes of its own"),
         (["--data", "data", "--classes", "cet"], 3, "'cet' (did you mean 'cat'?)"),
-        (["--data", "data/valid1"], 3, "Nothing to label: all training images"),
+        (["--data", "data/more"], 3, "Nothing to label: all training images"),
         (["in", "--output-dir", "in", "--classes", "cat"], 3, "in is not empty"),
     ],
 )
 def test_mistakes_are_reported(images, capsys, arguments, code, message):
     half_labeled()
-    write(Path("data/valid1/a.json"), coco(["a.png"]), Path("data/valid1"))
+    write(Path("data/more/a.json"), coco(["a.png"]), Path("data/more"))
     assert main([*LABEL, *arguments]) == code
     assert message in capsys.readouterr().err and not Path("out").exists()
 

@@ -107,7 +107,7 @@ def test_convert_writes_in_its_folder_only(tmp_path: Path, format: str, link: bo
     boxes = [(i, i, [1, 2, 10, 12]) for i in range(1, 8)]
     (tmp_path / "data/a.json").write_text(json.dumps(coco(names, boxes, list(enumerate(hostile, 1)))))
     before = everything(tmp_path)
-    convert(tmp_path / "data", tmp_path / "out", format, link=link)
+    convert(tmp_path / "data", tmp_path / "out", format, link=link, input_format=None)
     assert {name.partition("/")[0] for name in everything(tmp_path) - before} == {"out"}
     read, again = load_splits(tmp_path / "data"), load_splits(tmp_path / "out")
     assert sum(len(dataset.samples) for dataset in again.values()) == 8

@@ -84,7 +84,7 @@ def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> D
 
 
 def _training_images(path: Path) -> Dataset:
-    splits = read_splits(path)
+    splits = read_splits(path, needed=["train"])
     if "train" not in splits or not splits["train"].samples:
         raise DataError(f"{path}: there is no split 'train' to add; found: {', '.join(splits) or 'none'}.")
     return splits["train"]

@@ -38,6 +38,7 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Suffixes of images of other formats, which are counted and skipped."""
 
+_METADATA = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"})
 _EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,8 +52,8 @@ UPRIGHT = {
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a file or a directory of this name is not hidden, and not a Mac's metadata."""
-    return not name.startswith(".") and name != "__MACOSX"
+    """Return whether a file or a directory of this name is not hidden, and no system's metadata."""
+    return not name.startswith(".") and name.lower() not in _METADATA
 
 
 def has_suffix(name: str, suffixes: frozenset[str]) -> bool:

@@ -69,6 +69,11 @@ class Collector:
         """Return the number of occurrences so far."""
         return self._found[check].count if check in self._found else 0
 
+    def soften(self, check: str) -> None:
+        """Make the problem a warning, if it occurred."""
+        if check in self._found:
+            self._found[check].severity = "warning"
+
     def findings(self) -> list[Finding]:
         """Return all findings so far, with the numbers in their messages."""
         return [
@@ -92,6 +97,10 @@ _UNUSABLE = {
         "Copy the images into the data folder, and use file names relative to it.",
     ),
     "image-missing": ("{n} images of the annotations are missing.", "Add them, or remove their entries."),
+    "image-ambiguous": (
+        "{n} image names fit several files.",
+        "State paths relative to the data folder in the annotations.",
+    ),
     "image-unreadable": ("{n} images without a stated size cannot be opened.", "Replace or remove them."),
     "image-bomb": (
         f"{{n}} images have, or are stated to have, over {MAX_PIXELS:,} pixels.",
@@ -137,12 +146,20 @@ _WARNINGS = {
         "{n} phrases dropped: not in the caption.",
         "Correct them, or state tokens_positive.",
     ),
+    "image-entry-twice": (
+        "{n} images have several entries: their boxes were joined.",
+        "Give each image one entry.",
+    ),
     "caption-missing": ("{n} images skipped: no caption.", _EXPORT),
 }
 _NOTES = {
     "image-size-not-stated": (
         "{n} images without a usable width and height: taken from the images.",
         "State width and height, which also shows how rotated images were annotated.",
+    ),
+    "image-path-resolved": (
+        "{n} image paths are of another machine or folder: resolved by the end of the path.",
+        "Check a few of them.",
     ),
     "image-ids-numbered": ("image ids are not integers: numbered from 1 in file order.", _NO_ACTION),
     "category-ids-numbered": ("category ids are not integers: numbered from 1 in file order.", _NO_ACTION),
@@ -160,6 +177,7 @@ _NOTES = {
         "{n} boxes are groups (iscrowd) or marked difficult: not used in training, ignored in evaluation.",
         _NO_ACTION,
     ),
+    "key-points-ignored": ("{n} rows have key points behind the box, which are not used.", _NO_ACTION),
     "segments-to-boxes": ("{n} outlines were replaced by their bounding boxes.", _NO_ACTION),
 }
 

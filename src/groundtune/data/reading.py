@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.combine import add_extra_data, parse_weighted_paths, rename_classes
-from groundtune.data.formats.detect import load_splits, read_splits
+from groundtune.data.formats.detect import Splits, load_splits, read_splits
 from groundtune.data.sample import Dataset
 from groundtune.errors import DataError
 
 
 def read_data(
-    data: str, extra: Sequence[str], names: Mapping[str, str], limits: Mapping[str, int | None] | None = None
-) -> dict[str, Dataset]:
+    data: str,
+    extra: Sequence[str],
+    names: Mapping[str, str],
+    limits: Mapping[str, int | None] | None = None,
+    *,
+    format: str | None = None,
+    needed: Sequence[str] = ("train", "valid"),
+) -> Splits:
     """Read the splits of a data set.
 
     Args:
@@ -20,13 +26,15 @@ def read_data(
         extra: other training data, each as "PATH" or "PATH=WEIGHT".
         names: new names of classes, by their names in the data set.
         limits: maximum number of images, by split.
+        format: format of the data set; None: recognize it.
+        needed: splits that must be readable.
 
     Raises:
         ConfigError: a weight is not a number.
         DataError: the data cannot be read, or a class does not exist.
     """
     others = parse_weighted_paths(extra, "extra_data", 1.0)
-    splits = load_splits(Path(data))
+    splits = load_splits(Path(data), format=format, needed=needed)
     for split, limit in (limits or {}).items():
         if split in splits:
             splits[split].samples = splits[split].samples[:limit]
@@ -35,7 +43,7 @@ def read_data(
     return splits
 
 
-def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> dict[str, Dataset]:
+def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> Splits:
     """Read the data that a run was trained and evaluated on.
 
     Args:
@@ -47,7 +55,8 @@ def read_run_data(config: Mapping[str, Any], data: str | Path | None = None) -> 
     """
     limits = {split: config.get(f"max_{split}_images") for split in ("train", "valid")}
     data = str(data or config.get("data", ""))
-    return read_data(data, config.get("extra_data") or [], config.get("rename") or {}, limits)
+    extra, names = config.get("extra_data") or [], config.get("rename") or {}
+    return read_data(data, extra, names, limits, format=config.get("format"))
 
 
 def read_retention_data(paths: Sequence[str]) -> dict[str, Dataset]:
@@ -58,7 +67,7 @@ def read_retention_data(paths: Sequence[str]) -> dict[str, Dataset]:
     """
     datasets: dict[str, Dataset] = {}
     for path in paths if list(paths) not in (["self"], ["none"]) else ():
-        splits = read_splits(Path(path))
+        splits = read_splits(Path(path), needed=["valid"])
         dataset = next(splits[split] for split in ("valid", "test", "train") if split in splits)
         if all(sample.crowd.all() for sample in dataset.samples):
             raise DataError(

@@ -59,7 +59,7 @@ def read_given(config: LabelConfig) -> dict[str, Dataset]:
         raise ConfigError(f"images: only files can be labeled, got {streams}.")
     if config.images:
         check_inputs_exist(config.images, config.recursive)
-    splits = {} if config.data is None else read_splits(Path(config.data))
+    splits = {} if config.data is None else read_splits(Path(config.data), format=config.input_format)
     if any(sample.grounding for dataset in splits.values() for sample in dataset.samples):
         raise DataError(f"{config.data} has captions. Expected a data set with classes.")
     if splits and "train" not in splits:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.coco import coco_lists
-from groundtune.data.formats.files import inside, is_text
+from groundtune.data.formats.files import is_text
+from groundtune.data.formats.tree import inside
 from groundtune.data.images import load_image, thumbnail
 from groundtune.errors import DataError
 from groundtune.files import atomic_write, read_json

@@ -16,15 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from groundtune.data.images import (
-    IMAGE_SUFFIXES,
-    ImageTooLarge,
-    belongs_upright,
-    exif_orientation,
-    has_suffix,
-    open_image,
-    to_rgb,
-)
+from groundtune.data.images import ImageTooLarge, belongs_upright, exif_orientation, open_image, to_rgb
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 
@@ -112,13 +104,6 @@ def check_images(dataset: Dataset, facts: Facts, problems: Collector) -> None:
         _check_size(sample, fact, problems)
         for check in fact.faults:
             problems.add(check, path.name)
-    reported = [example for finding in dataset.findings for example in finding.examples]
-    for folder in sorted({path.parent for path in samples}):  # other folders may be unrelated
-        for path in sorted(folder.iterdir()):
-            is_image = has_suffix(path.name, IMAGE_SUFFIXES)
-            # an image that reading dropped is not unused
-            if is_image and path not in samples and not any(path.name in text for text in reported):
-                problems.add("file-unused", path.name)
 
 
 def _check_size(sample: Sample, fact: ImageFacts, problems: Collector) -> None:

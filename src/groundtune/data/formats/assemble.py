@@ -23,6 +23,7 @@ import numpy as np
 
 from groundtune.data.formats.files import Found, find_images, truncated_repr
 from groundtune.data.formats.records import RawData, RawImage
+from groundtune.data.formats.tree import Tree
 from groundtune.data.problems import FATAL
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
@@ -33,14 +34,14 @@ _SUSPICIOUS = 0.1  # fraction of boxes that must not fit to consider another for
 _FAR_ABOVE_ONE = 2.0
 
 
-def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_going: bool) -> Dataset:
+def assemble(raw: RawData, name: str, tree: Tree, folders: Sequence[str], keep_going: bool) -> Dataset:
     """Check the records of one split and turn them into a data set.
 
     Args:
         raw: records of a reader; its collector gets the problems.
         name: name of the split.
-        root: data folder that no image may be outside of.
-        folders: folders that file names may be relative to, the most likely first.
+        tree: files of the data folder, which no image may be outside of.
+        folders: folders in it that file names may be relative to, the most likely first.
         keep_going: skip images that cannot be used, instead of raising an error.
 
     Returns:
@@ -50,11 +51,14 @@ def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_
         DataError: there are no images or no classes; or, without `keep_going`, images are missing
             or outside the data folder, ids are ambiguous, or no box is usable.
     """
+    root = tree.root
     if not raw.images:
         _check_usable(raw, root, folders)
         raise DataError(f"{raw.file} lists no images. Expected at least one.")
     dataset, class_of = _without_samples(raw, name, root)
-    found = find_images(raw, root, folders)
+    found = _merge_entries(find_images(raw, name, tree, folders), raw)
+    if raw.problems.count("image-missing") * 2 <= len(raw.images):
+        raw.problems.soften("image-missing")
     if not keep_going:
         _check_usable(raw, root, folders)
     taken = {image.image_id for image, _, _ in found}
@@ -73,11 +77,26 @@ def assemble(raw: RawData, name: str, root: Path, folders: Sequence[Path], keep_
     return dataset
 
 
-def _check_usable(raw: RawData, root: Path, folders: Sequence[Path]) -> None:
+def _merge_entries(found: list[Found], raw: RawData) -> list[Found]:
+    """Join the boxes of several entries of one image file, which would contradict each other."""
+    merged: dict[Path, Found] = {}
+    for image, path, size_hw in found:
+        if image.caption is not None:
+            return found  # each caption of an image has an entry
+        if path in merged:
+            merged[path][0].boxes += image.boxes
+            raw.problems.add("image-entry-twice", image.file_names[0])
+        else:
+            merged[path] = image, path, size_hw
+    return [*merged.values()]
+
+
+def _check_usable(raw: RawData, root: Path, folders: Sequence[str]) -> None:
     """Raise one error with all problems that make the data set unusable."""
-    findings = {finding.check: finding for finding in raw.problems.findings()}
+    findings = {each.check: each for each in raw.problems.findings() if each.severity == "error"}
+    searched = ", ".join(str(root / folder) for folder in folders[:4])
     details = {
-        "image-missing": f" Searched {', '.join(map(str, folders[:4]))} for {len(raw.images)} images.",
+        "image-missing": f" Searched {searched} for {len(raw.images)} images.",
         "image-outside": f" The data folder is {root}.",
     }
     problems = [

@@ -11,20 +11,65 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from posixpath import basename
 from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 
-from groundtune.data.formats.files import is_text, truncated_repr
-from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage
+from groundtune.data.formats.files import files_by_split, image_folders, is_text, truncated_repr
+from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, LvisRules, Sample, join_examples
 from groundtune.errors import DataError
+from groundtune.files import read_json
 
 _INT64 = 2**63
+_LISTS = {"images", "annotations", "categories"}
+_OF_ROBOFLOW = "_annotations.coco.json"
 _ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS, in an image
 _EXPECTED = "Expected COCO detection JSON: an object with the lists 'images', 'annotations' and 'categories'"
+
+
+def recognize(tree: Tree) -> Evidence | None:
+    """Recognize COCO and LVIS files by their keys."""
+    ranks: dict[str, int] = {}
+    for file in tree.declared(".json"):
+        keys = tree.signatures[file].keys
+        if '"tokens_positive' in tree.head(file):
+            continue  # phrases of captions, see `odvg`
+        large = tree.signatures[file].first is None
+        if {"images", "annotations"} <= keys or (large and len(keys & _LISTS) > 1):
+            ranks[file] = 2 if "categories" in keys or large else 1
+        elif "images" in keys and ("categories" in keys or basename(file) == _OF_ROBOFLOW):
+            ranks[file] = 1  # a test split without annotations
+    if not ranks and len(tree.declared(".json")) == 1:
+        ranks = {tree.declared(".json")[0]: 0}  # reading it explains what is wrong
+    if not ranks:
+        return None
+    best = max(ranks.values())
+    chosen = [file for file in ranks if ranks[file] == best or split_of(file)]
+    instances = [file for file in chosen if basename(file).startswith("instances")]
+    splits = [split_of(file) for file in instances]  # beside key points and captions
+    chosen = instances + [file for file in chosen if split_of(file) not in splits]
+    sources, refused = files_by_split(chosen, lambda file: coco_source(tree, file), tree)
+    for file in tree.declared(".json"):
+        split = split_of(file)
+        unread = basename(file) == _OF_ROBOFLOW or not tree.signatures[file].form
+        if file not in chosen and split and split not in sources and unread:
+            refused[split] = f"{tree.root / file} is not valid JSON. Export the annotations again."
+    return Evidence("coco", best, sources, refused, chosen[0])
+
+
+def coco_source(tree: Tree, file: str) -> Source:
+    """Return the split of one annotation file, with the usual folders of its images."""
+    return Source(tree.root / file, image_folders(tree, file), _read)
+
+
+def _read(path: Path) -> RawData:
+    return raw_coco(read_json(path), path)
 
 
 def raw_coco(content: Any, json_path: Path) -> RawData:
@@ -38,7 +83,8 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     raw.images += image_of.values()
     for image, row, where, crowd in annotations_of(annotations, image_of, raw.problems):
         key = id_key(row.get("category_id"))
-        image.boxes.append(RawBox(row.get("bbox"), key, where, crowd, row.get("score"), row.get("area")))
+        box = row.get("bbox") or outline_box(row.get("segmentation"), image.size_hw)
+        image.boxes.append(RawBox(box, key, where, crowd, row.get("score"), row.get("area")))
     restricted = sum(bool(row.get(_ABSENT) or row.get(_INCOMPLETE)) for row in rows)
     if restricted:
         raw.problems.add("annotation-ignored-field", count=restricted)
@@ -106,7 +152,30 @@ def annotations_of(
             example = f"{where} (image {truncated_repr(row.get('image_id'))})"
             problems.add("annotation-unknown-image", example)
         else:
-            yield image, row, where, row.get("iscrowd") in (1, True, "1")
+            yield image, row, where, any(row.get(key) in (1, True, "1") for key in ("iscrowd", "ignore"))
+
+
+def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | None:
+    """Return the box xywh around polygons or a mask in run-length encoding; None without one."""
+    if isinstance(segmentation, list):
+        try:
+            points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
+        except (ValueError, TypeError):
+            return None
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+    if isinstance(segmentation, dict):
+        from faster_coco_eval.core import mask
+
+        try:
+            counts, (height, width) = segmentation["counts"], segmentation["size"]
+            encoded = (
+                mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+            )
+            return [float(number) for number in mask.toBbox(encoded)]
+        except (KeyError, ValueError, TypeError, RuntimeError):
+            return None
+    return None
 
 
 def raw_images(

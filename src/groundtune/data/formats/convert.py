@@ -41,7 +41,7 @@ class Converted:
     )  # problems of reading, and what the format cannot express
 
 
-def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
+def convert(data: Path, out: Path, format: str, *, link: bool, input_format: str | None) -> Converted:
     """Write a data set in another format. The folder appears whole or not at all.
 
     Args:
@@ -49,6 +49,7 @@ def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
         out: new or empty folder.
         format: one of `FORMATS`.
         link: use symbolic links instead of copies of the images.
+        input_format: name of the reader; None: the one with the best evidence.
 
     Raises:
         DataError: the data cannot be read, `out` is not empty or cannot be written, or the format
@@ -57,7 +58,12 @@ def convert(data: Path, out: Path, format: str, *, link: bool) -> Converted:
     if format not in FORMATS:
         raise DataError(f"format: expected {', '.join(FORMATS)}, got {format!r}.")
     ensure_empty_output(Path(out))
-    return write_data(read_splits(Path(data)), Path(out), format, link=link)
+    splits = read_splits(Path(data), format=input_format)
+    findings = [(split, each) for split, dataset in splits.items() for each in dataset.findings]
+    errors = [f"{split}: {each} {each.fix}" for split, each in findings if each.severity == "error"]
+    if errors:
+        raise DataError("\n  ".join(errors))
+    return write_data(splits, Path(out), format, link=link)
 
 
 def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool) -> Converted:
@@ -127,7 +133,7 @@ def _write_annotations(split: str, dataset: Dataset, names: list[str], folder: P
 
 def _new_name(path: Path, taken: set[str]) -> str:
     """Return a file name whose stem is unique, regardless of case."""
-    name = re.sub(r"[\x00-\x1f\x7f]", "_", path.name).strip()
+    name = re.sub(r"[\x00-\x1f\x7f]", "_", path.name).strip().lstrip(".")  # not a hidden file
     stem, suffix = Path(name).stem.strip() or "image", Path(name).suffix
     stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     unique = next(candidate for candidate in stems if candidate.lower() not in taken)

@@ -2,25 +2,33 @@
 
     path,class,x1,y1,x2,y2                                  or x,y,w,h, and other usual names
     filename,width,height,class,xmin,ymin,xmax,ymax         Roboflow, TensorFlow; size of the image
-    (no header) path,x1,y1,x2,y2,class                      RetinaNet
+    image_id,width,height,bbox,source                       Kaggle; "[x, y, w, h]" in one cell
+    ImageID,LabelName,XMin,XMax,YMin,YMax                   Open Images; normalized
+    (no header) path,x1,y1,x2,y2,class                      RetinaNet; SKU-110K adds width,height
 
-Classes are sorted by name, or in the order of `classes.txt`.
+`width` and `height` are those of the box if no other columns are. Of several columns that may be
+the class, the one with words is. Classes are sorted by name, or in the order of `classes.txt`.
 """
 
 import csv
 import io
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from posixpath import basename, dirname
 
-from groundtune.data.formats.files import find_name_list, is_text, to_number
-from groundtune.data.formats.records import RawBox, RawData, RawImage, classes_by_name
+from groundtune.data.formats.files import files_by_split, find_name_list, image_folders, is_text, to_number
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.errors import DataError
 from groundtune.files import read_text
 
 _COLUMNS = {
     "path": "path filename file file_name filepath file_path image image_path img img_path image_name "
     "image_id imageid",
-    "class": "class label class_name category label_name labelname category_name name",
+    "class": "class_name label_name labelname category_name class label category name source",
     "x1": "x1 xmin x_min left bbox_x1",
     "y1": "y1 ymin y_min top bbox_y1",
     "x2": "x2 xmax x_max right bbox_x2",
@@ -29,67 +37,151 @@ _COLUMNS = {
     "y": "y bbox_y",
     "w": "w bbox_w bbox_width box_width",
     "h": "h bbox_h bbox_height box_height",
-    "width": "width image_width img_width",
-    "height": "height image_height img_height",
+    "width": "image_width img_width width",
+    "height": "image_height img_height height",
+    "box": "bbox box bounding_box",
+    "group": "isgroupof iscrowd",
 }
-_MEANING = {name: column for column, names in _COLUMNS.items() for name in names.split()}
 _CORNERS, _SIZES = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 _EXPECTED = (
     "Expected a header such as path,class,x1,y1,x2,y2 or filename,width,height,class,xmin,ymin,xmax,ymax, or "
     "rows of path,x1,y1,x2,y2,class."
 )
+_PROBED = 100  # rows that decide which column is the class
+
+Columns = dict[str, int]
 
 
-def raw_csv(path: Path) -> RawData:
-    """Read the records of a CSV file; raise a `DataError` if its columns are not those of boxes."""
-    text = read_text(path)
-    first_line = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=first_line.count)
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}. {_EXPECTED}") from error
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if not rows:
-        raise DataError(f"{path} is empty. {_EXPECTED}")
-    columns, has_header = _columns(rows[0], path)
-    raw = RawData(
-        path, "xyxy" if "x1" in columns else "xywh", states_size={"width", "height"} <= set(columns)
-    )
+def recognize(tree: Tree) -> Evidence | None:
+    """Recognize CSV files by columns of paths, classes and boxes."""
+    chosen, others = [], {}
+    for file in tree.declared(".csv", ".tsv"):
+        try:
+            _columns(_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
+        except DataError as error:
+            others[split_of(file) or ""] = str(error)
+        else:
+            chosen.append(file)
+    if not chosen:
+        return Evidence("csv", 0, {}, {"": next(iter(others.values()))}) if others else None
+    names = _class_names(tree)
+    sources, refused = files_by_split(chosen, lambda file: _source(tree, file, names), tree)
+    refused = {split: reason for split, reason in others.items() if split and split not in sources} | refused
+    return Evidence("csv", 2, sources, refused, chosen[0])
+
+
+def _source(tree: Tree, file: str, names: dict[str, str]) -> Source:
+    listed = find_name_list(tree, [dirname(file), ""])
+    return Source(tree.root / file, image_folders(tree, file), partial(_read, listed=listed, names=names))
+
+
+def _class_names(tree: Tree) -> dict[str, str]:
+    """Return the names of Open Images' classes, by their codes such as "/m/01yrx"."""
+    files = [file for file in tree.suffixed(".csv") if "class-descriptions" in basename(file)]
+    rows = csv.reader(io.StringIO(read_text(tree.root / files[0]) if files else ""))
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
+    rows = _rows(read_text(path), path)
+    columns, has_header = _columns(rows, path)
+    form = "xyxy" if "x1" in columns and "x2" in columns else "xywh"
+    raw = RawData(path, form, states_size={"width", "height"} <= set(columns))  # type: ignore[arg-type]
     images: dict[str, RawImage] = {}
     for number, row in enumerate(rows[has_header:], start=1 + has_header):
         _add_row(images, row, columns, f"row {number}", raw)
     raw.images += images.values()
-    named = any(box.label for image in raw.images for box in image.boxes)
-    raw.classes += classes_by_name(raw.images, find_name_list(path.parent) if named else [])
+    boxes = [box for image in raw.images for box in image.boxes]
+    if rows[0][0].strip().lower() == "imageid":  # Open Images: corners, normalized
+        raw.form = "cxcywh"
+        for image in raw.images:
+            image.boxes = [_normalized(box) for box in image.boxes]
+    if names:
+        for image in raw.images:
+            image.boxes = [box._replace(label=names.get(str(box.label), box.label)) for box in image.boxes]
+    raw.classes += classes_by_name(raw.images, listed if any(box.label for box in boxes) else [])
     return raw
 
 
-def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
+def _normalized(box: RawBox) -> RawBox:
+    x1, y1, x2, y2 = box.numbers
+    if not all(isinstance(number, float) for number in box.numbers):
+        return box
+    return box._replace(numbers=[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+
+
+def _rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
+    if partial_end and "\n" in text:
+        text = text[: text.rindex("\n")]  # the last line may be cut
+    first_line = text.lstrip().split("\n", 1)[0]
+    delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", first_line).count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"{path}: it is not CSV: {error}. {_EXPECTED}") from error
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if not rows:
+        raise DataError(f"{path}: it is empty. {_EXPECTED}")
+    return rows
+
+
+def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
     """Return the index of each column, and whether the first row is a header."""
-    cells = [cell.strip().lower().replace(" ", "_") for cell in first]
-    columns: dict[str, int] = {}
-    for index, cell in enumerate(cells):
-        if cell in _MEANING:
-            columns.setdefault(_MEANING[cell], index)
-    if "path" in columns and not {"w", "h"} & set(columns) and {"x", "y", "width", "height"} <= set(columns):
-        columns |= {"w": columns.pop("width"), "h": columns.pop("height")}  # of the box
-    boxes = set(_CORNERS) <= set(columns) or set(_SIZES) <= set(columns)
+    cells = [cell.strip().lower().replace(" ", "_") for cell in rows[0]]
+    candidates = {
+        column: [cells.index(name) for name in names.split() if name in cells]
+        for column, names in _COLUMNS.items()
+    }
+    columns = {column: found[0] for column, found in candidates.items() if found}
+    if len(candidates["class"]) > 1:  # the one with words
+        probed = rows[1:_PROBED]
+        words = [
+            index
+            for index in candidates["class"]
+            if any(not _is_number(row[index]) for row in probed if index < len(row))
+        ]
+        columns["class"] = (words or candidates["class"])[0]
+    begin = {"x", "y"} if {"x", "y"} <= set(columns) else {"x1", "y1"}
+    if begin <= set(columns) and not {"x2", "w"} & set(columns) and {"width", "height"} <= set(cells):
+        columns |= {"w": cells.index("width"), "h": cells.index("height")}
+        for side in ("width", "height"):
+            image_sides = [index for index in candidates[side] if cells[index] != side]
+            columns.pop(side)
+            columns |= {side: image_sides[0]} if image_sides else {}
+    if "x1" in columns and "x2" not in columns and "w" in columns:
+        columns |= {"x": columns.pop("x1"), "y": columns.pop("y1")}
+    boxes = any(set(names) <= set(columns) for names in (_CORNERS, _SIZES, ("box",)))
     if {"path", "class"} <= set(columns) and boxes:
         return columns, True
-    numeric = [index for index, cell in enumerate(cells) if isinstance(to_number(cell), float) or not cell]
-    if len(cells) == 6 and numeric[-4:] in ([1, 2, 3, 4], [2, 3, 4, 5]) and cells[0]:
-        start = numeric[-4]
-        corners = dict(zip(_CORNERS, range(start, start + 4), strict=True))
-        return {"path": 0, "class": 5 if start == 1 else 1} | corners, False
-    if len(cells) == 6 and not any(cells[1:]):  # RetinaNet, without a box
-        return {"path": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}, False
-    found = ", ".join(repr(cell[:30]) for cell in first[:10])
+    if (without_header := _without_header(cells)) is not None:
+        return without_header, False
+    found = ", ".join(repr(cell[:30]) for cell in rows[0][:10])
     raise DataError(f"{path}: the columns {found} are not those of boxes. {_EXPECTED}")
 
 
+def _without_header(cells: Sequence[str]) -> Columns | None:
+    """Return the columns of RetinaNet and SKU-110K, whose files have no header."""
+    numeric = [index for index, cell in enumerate(cells) if _is_number(cell) or not cell]
+    starts = [start for start in (1, 2) if {*range(start, start + 4)} <= {*numeric}]
+    if (
+        len(cells) not in (6, 8)
+        or not starts
+        or not cells[0]
+        or (len(cells) == 8 and not {6, 7} <= {*numeric})
+    ):
+        return None
+    start = starts[0] if len(starts) == 1 or not any(cells[1:]) else (1 if 5 not in numeric else 2)
+    columns = {"path": 0, "class": 5 if start == 1 else 1}
+    columns |= dict(zip(_CORNERS, range(start, start + 4), strict=True))
+    return columns | ({"width": 6, "height": 7} if len(cells) == 8 else {})
+
+
+def _is_number(cell: str) -> bool:
+    return isinstance(to_number(cell.strip()), float)
+
+
 def _add_row(
-    images: dict[str, RawImage], row: Sequence[str], columns: dict[str, int], where: str, raw: RawData
+    images: dict[str, RawImage], row: Sequence[str], columns: Columns, where: str, raw: RawData
 ) -> None:
     cells = {name: row[index].strip() if index < len(row) else "" for name, index in columns.items()}
     name = cells["path"].replace("\\", "/")
@@ -99,8 +191,10 @@ def _add_row(
     image = images.get(name)
     if image is None:
         size_hw = to_number(cells.get("height", "")), to_number(cells.get("width", ""))
-        base = name.rpartition("/")[2]
-        image = images[name] = RawImage(tuple(dict.fromkeys([name, base or name])), where, size_hw)
-    keys = _CORNERS if "x1" in columns else _SIZES
-    if cells["class"] or any(cells[key] for key in keys):
-        image.boxes.append(RawBox([to_number(cells[key]) for key in keys], cells["class"] or None, where))
+        image = images[name] = RawImage((name,), where, size_hw)
+    keys = next((keys for keys in (_CORNERS, _SIZES) if set(keys) <= set(columns)), ())
+    texts = [cells[key] for key in keys] or re.split(r"[,\s]+", cells["box"].strip("[]() "))
+    if cells["class"] or any(texts):
+        crowd = cells.get("group") == "1"
+        numbers = [to_number(text) for text in texts]
+        image.boxes.append(RawBox(numbers, cells["class"] or None, where, crowd))

@@ -1,66 +1,87 @@
-"""Find the images of annotations: their files, which must be in the data folder, and their sizes.
+"""Find the images of annotations, and their sizes. No image is decoded."""
 
-`..` and absolute paths that leave the data folder are rejected. Symbolic links of the user are
-followed, but `..` removes a name of the path and does not go to the parent of a link's target.
-Folders are listed once, which is fast for 100,000 files. No image is decoded.
-"""
-
-import os
+import re
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
+from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
 
-from groundtune.data.formats.records import RawData, RawImage
+from groundtune.data.formats.records import RawData, RawImage, Source
+from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
+from groundtune.data.formats.words import folder_split, pair_key, split_of
 from groundtune.data.images import MAX_PIXELS, exif_orientation, open_image
+from groundtune.data.sample import join_examples
 from groundtune.files import read_text
 
-SPLIT_NAMES = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid"}
-SPLIT_NAMES |= {"test": "test", "testing": "test"}
-_NAME_LISTS = ("classes.txt", "obj.names", "labels.txt", "labelmap.txt", "predefined_classes.txt")
+_NAME_LISTS = (
+    "classes.txt",
+    "obj.names",
+    "labels.txt",
+    "labelmap.txt",
+    "predefined_classes.txt",
+    "label_list.txt",
+)
 _PROBED = 50  # images that decide which folder to try first
 
 Found = tuple[RawImage, Path, tuple[int, int]]
 """An image, its file, and its height and width."""
 
 
-def find_images(raw: RawData, root: Path, folders: Sequence[Path]) -> list[Found]:
+def find_images(raw: RawData, split: str, tree: Tree, folders: Sequence[str]) -> list[Found]:
     """Return the images that exist and have a size; report the others as problems.
 
-    The first pair of a folder and a candidate name that exists for one of the first images is tried
-    first for all images. Sizes are those stated, or else read from the files.
+    The folder that has one of the first images is tried first for all images. Sizes are those
+    stated, or else read from the files.
 
     Args:
         raw: records of a reader.
-        root: data folder that no image may be outside of.
+        split: its name; images in folders of other splits count only if they are named exactly.
+        tree: files of the data folder.
         folders: folders that file names may be relative to, the most likely first.
     """
-    candidates = range(max((len(image.file_names) for image in raw.images), default=0))
-    choices = [(folder, candidate) for candidate in candidates for folder in folders]
-    is_file = listed_folders()
-
-    def allowed(image: RawImage, choice: tuple[Path, int]) -> bool:
-        folder, candidate = choice
-        return candidate < len(image.file_names) and _is_inside(folder, image.file_names[candidate], root)
-
-    def exists(image: RawImage, choice: tuple[Path, int]) -> bool:
-        return allowed(image, choice) and is_file(choice[0] / image.file_names[choice[1]])
-
-    probed = raw.images[:_PROBED]
-    likely = next((choice for choice in choices if any(exists(image, choice) for image in probed)), None)
-    ordered = choices if likely is None else [likely, *choices]
+    probed = [name for image in raw.images[:_PROBED] for name in image.file_names[:1]]
+    likely = [folder for folder in folders if any(tree.is_file(join(folder, name)) for name in probed)]
+    ordered = list(dict.fromkeys([*likely[:1], *folders]))
     found = []
     for image in raw.images:
-        choice = next((choice for choice in ordered if exists(image, choice)), None)
-        if choice is None:
-            outside = not any(allowed(image, choice) for choice in choices)
-            raw.problems.add("image-outside" if outside else "image-missing", repr(image.file_names[0]))
+        name = image.file_names[0]
+        try:
+            match = tree.find(image.file_names, ordered)
+        except AmbiguousNameError as error:
+            raw.problems.add("image-ambiguous", f"{name!r} ({error.args[0]} or {error.args[1]})")
             continue
-        path = Path(os.path.normpath(choice[0] / image.file_names[choice[1]]))
+        if match is None:
+            outside = not any(_stays_inside(folder, name) for folder in ordered)
+            raw.problems.add("image-outside" if outside else "image-missing", repr(name))
+            continue
+        path = tree.root / match.file
+        if match.loosely:
+            if folder_split(dirname(match.file)) not in (None, split) or not _fits(image, path):
+                raw.problems.add("image-missing", f"{name!r} ({match.file} is another image)")
+                continue
+            raw.problems.add("image-path-resolved", f"{name!r} is {match.file}")
         size_hw = _size(image, path, raw)
         if size_hw is not None:
             found.append((image, path, size_hw))
     return found
+
+
+def _stays_inside(folder: str, name: str) -> bool:
+    name = name.replace("\\", "/")
+    if "\0" in name or re.match(r"/|[A-Za-z]:/", name) or basename(name) in ("", ".", ".."):
+        return False
+    return join(folder, name).split("/")[0] != ".."
+
+
+def _fits(image: RawImage, path: Path) -> bool:
+    """Return whether a file that was not found by its exact name has the stated size, if any."""
+    if not all(map(_is_side, image.size_hw)):
+        return True
+    try:
+        stored = stored_size(path, upright=False)
+    except Exception:  # of any kind; training reports unreadable images
+        return True
+    return image.size_hw in (stored, stored[::-1])
 
 
 def _size(image: RawImage, path: Path, raw: RawData) -> tuple[int, int] | None:
@@ -93,50 +114,58 @@ def stored_size(path: Path, upright: bool) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _is_inside(folder: Path, name: str, root: Path) -> bool:
-    """Return whether a file name is one and stays in the root; fast for plain names."""
-    if "\0" in name or os.path.basename(name) in ("", ".", ".."):
-        return False
-    # ":" follows a drive on Windows
-    plain = ".." not in name and ":" not in name and not name.startswith("/")
-    return plain or inside(folder / name, root)
-
-
-def inside(path: Path, root: Path) -> bool:
-    """Return whether a path is the root or in it, without resolving links."""
-    absolute, top = os.path.abspath(path), os.path.abspath(root)
-    return absolute == top or absolute.startswith(os.path.join(top, ""))
-
-
-def listed_folders() -> Callable[[Path], bool]:
-    """Return a function that checks whether a file exists; it lists each folder only once."""
-
-    @cache
-    def names(folder: str) -> set[str]:
-        try:
-            return set(os.listdir(folder))
-        except (OSError, ValueError):  # ValueError: characters that no file name can have
-            return set()
-
-    return lambda path: path.name in names(os.path.normpath(path.parent))
-
-
-def split_folders(root: Path) -> list[tuple[str, Path]]:
-    """Return the subfolders that are named after a split, each with its split, sorted by name."""
-    named = ((SPLIT_NAMES.get(folder.name.lower()), folder) for folder in sorted(root.iterdir()))
-    return [(split, folder) for split, folder in named if split is not None and folder.is_dir()]
-
-
-def find_name_list(*folders: Path) -> list[str]:
+def find_name_list(tree: Tree, folders: Sequence[str]) -> list[str]:
     """Return the lines of the first file of class names in the folders; [] without such a file."""
-    for path in (folder / name for folder in folders for name in _NAME_LISTS):
-        if path.is_file():
-            lines = [line.strip() for line in read_text(path).splitlines()]
-            if path.name == "labelmap.txt":  # of CVAT: colors follow a colon
+    for file in (join(folder, name) for folder in folders for name in _NAME_LISTS):
+        if tree.is_file(file):
+            lines = [line.strip() for line in read_text(tree.root / file).splitlines()]
+            if file.endswith("labelmap.txt"):  # of CVAT: colors follow a colon
                 names = [line.partition(":")[0] for line in lines if not line.startswith("#")]
                 lines = [name for name in names if name != "background"]
             return [line for line in lines if line]
     return []
+
+
+def image_folders(tree: Tree, file: str) -> list[str]:
+    """Return the usual folders of the images of an annotation file, the most likely first."""
+    folder = dirname(file)
+    above = dirname(folder)  # of a folder such as "annotations"
+    base = above if pair_key(join(folder, "x")) == pair_key(join(above, "x")) else folder
+    stem = re.sub(r"^(instances|_annotations|lvis_v\d)_", "", splitext(basename(file))[0])
+    split = split_of(file) or ""
+    named = [stem, re.sub(r"\d{4}$", "", stem), split, {"valid": "val"}.get(split, split)]
+    folders = [join(place, name) for name in named if name for place in (base, join(base, "images"))]
+    folders += [join(place, name) for place in (folder, base) for name in ("images", "data")]
+    folders += [folder, base, ""]
+    return [
+        each for each in dict.fromkeys(name.removeprefix(".") for name in folders) if each in tree.folders
+    ]
+
+
+def files_by_split(
+    files: Sequence[str], source: Callable[[str], Source], tree: Tree
+) -> tuple[dict[str, Source], dict[str, str]]:
+    """Return the sources of annotation files by split, and the reasons why splits are refused."""
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(split_of(file) or "", []).append(file)
+    if len(groups.get("train", [])) > 1:  # "trainval" is the union of two others
+        groups["train"] = [file for file in groups["train"] if "trainval" not in file] or groups["train"]
+    sources, refused = {}, {}
+    for split, group in groups.items():
+        if len(group) == 1:
+            sources[split] = source(group[0])
+        elif split:
+            refused[split] = (
+                f"Two annotation files for the split {split!r}: {tree.root / group[0]} and "
+                f"{tree.root / group[1]}. Remove one, or give the path of one."
+            )
+        else:
+            refused[split] = (
+                f"{tree.root} has {len(group)} annotation files ({join_examples(group)}), and none is named "
+                "after a split. Give the path of one of them."
+            )
+    return sources, refused
 
 
 def is_text(value: Any) -> TypeGuard[str]:

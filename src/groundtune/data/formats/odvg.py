@@ -22,24 +22,54 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from posixpath import basename, commonprefix, dirname, splitext
 from typing import Any
 
 from groundtune.data.formats.coco import annotations_of, coco_lists, raw_images
-from groundtune.data.formats.files import is_text
-from groundtune.data.formats.records import RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.formats.files import files_by_split, image_folders, is_text
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 from groundtune.files import read_json, read_text
 
 LABEL_MAP = "label_map.json"
+_CONTENTS = {"detection", "grounding"}
 _EXPECTED = "an object with 'filename' and 'detection' or 'grounding'"
 
 
-def odvg_source(path: Path, image_dirs: Sequence[Path], root: Path) -> Source:
-    """Return the split of an ODVG file; its label map is beside it or in the root."""
-    label_maps = [folder / LABEL_MAP for folder in (path.parent, root) if (folder / LABEL_MAP).is_file()]
-    return Source(path, image_dirs, partial(_raw_odvg, label_map=label_maps[0] if label_maps else None))
+def recognize(tree: Tree) -> Evidence | None:
+    """Recognize ODVG by the keys of its lines, and `tokens_positive` files by that word."""
+    chosen = []
+    for file, (form, keys, _) in tree.signatures.items():
+        is_odvg = form in ("lines", "object") and keys & {"filename", "file_name"} and keys & _CONTENTS
+        if is_odvg or ("images" in keys and '"tokens_positive' in tree.head(file)):
+            chosen.append(file)
+    of_captions = {split_of(file) for file in chosen if "images" in tree.signatures[file].keys}
+    chosen = [
+        file for file in chosen if split_of(file) not in of_captions or "images" in tree.signatures[file].keys
+    ]
+    rank = 2 if chosen else 0  # reading a file explains what is wrong
+    if not chosen and len(tree.declared(".jsonl")) != 1:
+        return None
+    chosen = chosen or tree.declared(".jsonl")
+    sources, refused = files_by_split(chosen, lambda file: _source(tree, file), tree)
+    return Evidence("odvg", rank, sources, refused, chosen[0])
+
+
+def _source(tree: Tree, file: str) -> Source:
+    """Return the split of a file; the label map of ODVG is beside it, or in the root."""
+    folders = image_folders(tree, file)
+    if "images" in tree.signatures[file].keys:
+        return Source(tree.root / file, folders, lambda path: raw_tokens_positive(read_json(path), path))
+    stem = splitext(basename(file))[0]
+    maps = [each for each in tree.suffixed(".json") if each.endswith(LABEL_MAP)]
+    likely = [each for each in maps if dirname(each) == dirname(file)] or maps
+    own = [each for each in likely if commonprefix([basename(each), stem])] or likely
+    label_map = tree.root / own[0] if own else None
+    return Source(tree.root / file, folders, partial(_raw_odvg, label_map=label_map))
 
 
 def _raw_odvg(path: Path, label_map: Path | None) -> RawData:
@@ -155,15 +185,6 @@ def phrase_spans(caption: str, phrase: Any) -> list[list[int]]:
             matches = re.finditer(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE)
             found += [[match.start(), match.end()] for match in matches]
     return sorted(found)
-
-
-def is_tokens_positive(content: Any) -> bool:
-    """Return whether JSON content is in the `tokens_positive` form."""
-    for key, mark in (("annotations", "tokens_positive"), ("images", "tokens_positive_eval")):
-        rows = content.get(key) if isinstance(content, dict) else None
-        if isinstance(rows, list) and any(isinstance(row, dict) and mark in row for row in rows[:100]):
-            return True
-    return False
 
 
 def raw_tokens_positive(content: Any, json_path: Path) -> RawData:

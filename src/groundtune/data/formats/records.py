@@ -1,4 +1,4 @@
-"""What a reader returns: the records of an annotation file, not yet checked.
+"""What a reader returns: what it recognizes in a folder, and the records of annotation files.
 
 All formats are read into these, and `assemble` alone decides what is usable.
 """
@@ -72,8 +72,28 @@ class Source(NamedTuple):
     """Annotations of one split that are not yet read."""
 
     file: Path  # file or folder to name in messages
-    image_dirs: Sequence[Path]  # folders for its images, the most likely first
+    image_dirs: Sequence[str]  # folders for its images, relative to the root, the most likely first
     read: Callable[[Path], RawData]
+
+
+@dataclass
+class Evidence:
+    """What a reader recognizes in a folder.
+
+    Attributes:
+        format: name of the reader, for `--format`.
+        rank: 3 if a file declares the data set, such as a data.yaml; 2 if the content of files is
+            that of the format; 1 if it only may be; 0 if there is nothing to read but reasons why.
+        sources: annotations by split; "" is the split of files that name none.
+        refused: reasons why splits that the files name cannot be read.
+        example: one of the recognized files.
+    """
+
+    format: str
+    rank: int
+    sources: dict[str, Source]
+    refused: dict[str, str] = field(default_factory=dict)
+    example: str = ""
 
 
 def classes_by_name(images: Sequence[RawImage], listed: Sequence[str]) -> list[RawClass]:

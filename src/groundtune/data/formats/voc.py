@@ -1,104 +1,132 @@
 """Pascal VOC: one XML file per image, corners in pixels.
 
-The data set is `Annotations/*.xml` with images in `JPEGImages/` (or `images/`) and splits in
-`ImageSets/Main/{train,val,test}.txt`; or XML files beside their images, also in a folder per split.
+XML files are beside their images, or in a folder such as `Annotations/` for `JPEGImages/`. Splits
+are lists of names, in `ImageSets/Main/` or above, or folders.
 
-- The devkit counts pixels from 1 and includes the last one; labeling tools write edges from 0.
-  Numbers are used as edges, unchanged: the tools differ by more than half a pixel.
+- The devkit and its imitators (Roboflow, supervision) count pixels from 1 and name the database;
+  their first two numbers are reduced by 1. Other tools, such as LabelImg, write edges from 0.
 - Objects marked difficult are not trained on and not counted in evaluation, as in the devkit.
 - Classes are those of `classes.txt` or `labels.txt`, then the others in the files, sorted.
 - XML is parsed by defusedxml: no entities, no DTD, nothing from outside the file.
 """
 
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from posixpath import basename, dirname, splitext
 from xml.etree import ElementTree
 
 from defusedxml.ElementTree import fromstring
 
-from groundtune.data.formats.files import SPLIT_NAMES, find_name_list, is_text, to_number
-from groundtune.data.formats.records import RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.images import IMAGE_SUFFIXES
+from groundtune.data.formats.files import find_name_list, image_folders, is_text, to_number
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.formats.tree import Tree, join
+from groundtune.data.formats.words import folder_split, split_of
 from groundtune.data.sample import Sample
-from groundtune.errors import DataError
 from groundtune.files import read_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_SUFFIXES = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix != ".jpg", suffix))
+_COUNTS_FROM_ONE = re.compile(r"VOC|PASCAL|roboflow", re.IGNORECASE)
+_PROBED = 20  # files
 
 
-def find_voc(root: Path) -> dict[str, Source]:
-    """Find the splits of a VOC folder, {} if it is none; several years are a `DataError`."""
-    homes = [root, *sorted(root.glob("VOC[0-9]*")), *sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
-    homes = [home for home in homes if (home / "Annotations").is_dir()]
+def recognize(tree: Tree) -> Evidence | None:
+    """Recognize XML files with an `annotation`, or beside images."""
+    files = tree.declared(".xml")
+    named = [file for file in files[:_PROBED] if re.search(r"<annotation[\s>]", tree.head(file, 4096))]
+    if not named and not any(map(tree.image_of, files[:_PROBED])):
+        return None
+    homes = sorted({match[0] for file in files if (match := re.match(r"(?:.*/)?VOC\d{4}(?=/)", file))})
     if len(homes) > 1:
-        raise DataError(f"{root} has several VOC sets: {', '.join(map(str, homes))}. Give the path of one.")
-    if not homes:
-        files = sorted(root.glob("*.xml"))
-        return {"train": xml_source(root, files, root)} if files else {}
-    home, annotations = homes[0], homes[0] / "Annotations"
-    files = sorted((home / "ImageSets/Main").glob("*.txt"))
-    lists = {SPLIT_NAMES[path.stem.lower()]: path for path in files if path.stem.lower() in SPLIT_NAMES}
-    if not lists and (home / "ImageSets/Main/trainval.txt").is_file():
-        lists["train"] = home / "ImageSets/Main/trainval.txt"
-    if not lists:
-        return {"train": xml_source(annotations, sorted(annotations.glob("*.xml")), home)}
-    return {split: xml_source(path, _listed(path, annotations), home) for split, path in lists.items()}
+        several = ", ".join(str(tree.root / home) for home in homes)
+        refused = {"": f"{tree.root} has several VOC sets: {several}. Give the path of one."}
+        return Evidence("voc", 2, {}, refused, files[0])
+    groups, refused = _lists(tree, files)
+    if not groups:
+        for file in files:
+            groups.setdefault(folder_split(dirname(file)) or "", []).append(file)
+    sources = {split: _source(tree, group, files[0]) for split, group in groups.items()}
+    return Evidence("voc", 2 if named else 1, sources, refused, files[0])
 
 
-def xml_source(file: Path, xml_paths: Sequence[Path], root: Path) -> Source:
-    """Return a split of XML files; its images are in the usual folders or beside the files."""
-    beside = [path.parent for path in xml_paths[:1]]
-    folders = dict.fromkeys([root / "JPEGImages", root / "images", root / "Images", *beside, root])
-    read = partial(_read_split, xml_paths=xml_paths, root=root)
-    return Source(file, [folder for folder in folders if folder.is_dir()], read)
+def _lists(tree: Tree, files: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the XML files of each split that a list names, and the lists without any."""
+    by_stem = {splitext(basename(file))[0]: file for file in files}
+    lists: dict[str, list[str]] = {}
+    for file in tree.suffixed(".txt"):
+        name = splitext(basename(file))[0].lower()
+        if "_" not in name and split_of(basename(file)) and not by_stem.get(name):  # not "cat_train.txt"
+            lists[name] = [_listed(line, by_stem) for line in read_text(tree.root / file).splitlines()]
+    if any(lists.get("train", ())):
+        lists.pop("trainval", None)
+    groups: dict[str, list[str]] = {}
+    refused = {}
+    for name, listed in lists.items():
+        split, entries = split_of(name) or "", [entry for entry in listed if entry]
+        if any(entry in by_stem.values() for entry in entries):
+            groups.setdefault(split, []).extend(entries)
+        elif entries:
+            refused[split] = f"{name}.txt names {len(entries)} images, and none has an XML file."
+    return groups, refused if groups else {}
 
 
-def _listed(path: Path, annotations: Path) -> list[Path]:
-    """Return the XML files of a list of names; -1, 0 or 1 may follow (the devkit's class lists)."""
-    found = []
-    for line in read_text(path).splitlines():
-        name = line.strip()
-        if not name or not is_text(name) or "\0" in name:
-            continue
-        whole = name == os.path.basename(name) and (annotations / f"{name}.xml").is_file()
-        found.append(annotations / f"{name if whole else os.path.basename(name.split()[0])}.xml")
-    return found
+def _listed(line: str, by_stem: Mapping[str, str]) -> str:
+    """Return the XML file of a line: a name, maybe with -1, 0 or 1, or a pair of paths."""
+    line = line.strip()
+    if not line or not is_text(line) or "\0" in line:
+        return ""
+    whole = by_stem.get(line) or by_stem.get(splitext(basename(line))[0])
+    first = line.split()[0]
+    name = basename(first)
+    return whole or by_stem.get(name) or by_stem.get(splitext(name)[0]) or f"{name}.xml"
 
 
-def _read_split(file: Path, *, xml_paths: Sequence[Path], root: Path) -> RawData:
+def _source(tree: Tree, files: Sequence[str], first: str) -> Source:
+    folder = dirname(first)
+    listed = find_name_list(tree, [dirname(folder), folder, ""])
+    image_dirs = [join(dirname(folder), name) for name in ("JPEGImages", "images", "Images")]
+    image_dirs += [*image_folders(tree, first), folder]
+    read = partial(_read, tree=tree, files=files, listed=listed)
+    return Source(tree.root / folder, [name for name in image_dirs if name in tree.folders], read)
+
+
+def _read(file: Path, *, tree: Tree, files: Sequence[str], listed: Sequence[str]) -> RawData:
     raw = RawData(file, "xyxy")
-    for path in xml_paths:
-        if not path.is_file():
-            raw.problems.add("annotation-missing", path.name)
+    for each in files:
+        if not tree.is_file(each):
+            raw.problems.add("annotation-missing", basename(each))
             continue
         try:
-            element = fromstring(path.read_bytes(), forbid_dtd=True)
+            element = fromstring((tree.root / each).read_bytes(), forbid_dtd=True)
         except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:
-            raw.problems.add("annotation-file-unreadable", f"{path.name} ({error or type(error).__name__})")
+            example = f"{basename(each)} ({error or type(error).__name__})"
+            raw.problems.add("annotation-file-unreadable", example)
             continue
-        raw.images.append(_image(element, path))
-    listed = find_name_list(root, root / "Annotations", *(path.parent for path in xml_paths[:1]))
+        raw.images.append(_image(element, each, tree.image_of(each)))
     raw.classes += classes_by_name(raw.images, listed)
     return raw
 
 
-def _image(element: ElementTree.Element, path: Path) -> RawImage:
-    stated = (element.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    names = [path.stem + suffix for suffix in _SUFFIXES]
-    if stated and stated.isprintable():
-        names = [stated, *names] if Path(stated).stem == path.stem else [*names, stated]
+def _image(element: ElementTree.Element, file: str, image: str | None) -> RawImage:
+    """Read an XML file; without an image of its name, the one that it states counts."""
+    where, stem = basename(file), splitext(basename(file))[0]
+    stated = (element.findtext("filename") or "").strip().replace("\\", "/")
+    names = [stem, stated] if is_text(stated) and stated.isprintable() and basename(stated) else [stem]
+    if splitext(basename(stated))[0] == stem:
+        names.reverse()
     size_hw = to_number(element.findtext("size/height")), to_number(element.findtext("size/width"))
-    image = RawImage(tuple(dict.fromkeys(names)), path.name, size_hw)
+    raw = RawImage((image, *names) if image else tuple(names), where, size_hw)
+    one = 1 if _COUNTS_FROM_ONE.search(element.findtext("source/database") or "") else 0
     for number, item in enumerate(element.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
         box = item.find("bndbox")
         numbers = None if box is None else [to_number(box.findtext(key)) for key in _CORNERS]
+        if one and numbers and all(isinstance(each, float) for each in numbers):
+            numbers = [numbers[0] - one, numbers[1] - one, *numbers[2:]]  # type: ignore[operator]
         difficult = (item.findtext("difficult") or "").strip() == "1"
-        image.boxes.append(RawBox(numbers, name or None, f"{path.name} object {number}", difficult))
-    return image
+        raw.boxes.append(RawBox(numbers, name or None, f"{where} object {number}", difficult))
+    return raw
 
 
 def write_voc_xml(sample: Sample, class_names: Sequence[str], file_name: str, path: Path) -> None:

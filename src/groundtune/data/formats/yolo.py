@@ -1,92 +1,83 @@
 """YOLO: one text file per image, a row `class cx cy w h` per box, normalized by the image's size.
 
-The data set is a `data.yaml` (Ultralytics, Roboflow), or `images/` and `labels/` with a names file.
+The data set is declared by a `data.yaml` (Ultralytics, Roboflow) or an `obj.data` (Darknet, CVAT),
+or it is text files of numbers beside images, or in `labels/` for `images/`, with a file of names.
 
 - Names are a list or a mapping `{0: cat}`, read as text, so that `no` and `007` are not changed.
-- Splits are folders or lists of files (.txt). Their paths may be relative to `path`, to the file,
-  or to a folder that does not exist (Roboflow writes `../train/images` for `train/images`), but
-  must be in the data folder.
-- Rows of more than five numbers are outlines, which become their bounding boxes. With `kpt_shape`
-  in the YAML they are key points behind a box. A sixth number alone is a score.
+- Splits are folders or lists of files (.txt). Paths of other machines are resolved by their ends.
+- Rows of more than five numbers are outlines, which become their bounding boxes; or key points
+  behind a box, with `kpt_shape` or if all rows can be read so. A sixth number alone is a score.
 - An image without a label file is an image without objects.
 
 Sizes are not stated: they are those of the images as viewers show them (EXIF), as in Ultralytics.
 """
 
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from posixpath import basename, dirname, splitext
 from typing import Any
 
 import yaml
 
-from groundtune.data.formats.files import find_name_list, inside, is_text, listed_folders, split_folders
-from groundtune.data.formats.records import RawBox, RawClass, RawData, RawImage, Source
-from groundtune.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, has_suffix, is_visible
-from groundtune.data.problems import Collector
+from groundtune.data.formats.files import find_name_list, is_text, truncated_repr
+from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
+from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
+from groundtune.data.formats.words import folder_split, pair_key, split_of
+from groundtune.data.formats.yolo_rows import all_key_points, box_of, read_rows
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
-from groundtune.files import parse_yaml, read_bytes, read_text
+from groundtune.files import parse_yaml, read_text
 
 _MAX_YAML = 2**20  # bytes; a file of 10,000 names has a fifth of it
-_IMAGES = re.compile(r"^((?:.*/)?)images/", re.DOTALL)  # the last such folder of a path
-_SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
+_PROBED = 200  # label files
+_ROW = re.compile(r"\s*-?\d+(\.0*)?(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.IGNORECASE)
 
 
-def find_yolo(root: Path) -> dict[str, Source]:
-    """Find the splits of a YOLO folder; {} if it is none.
+def recognize(tree: Tree) -> Evidence | None:
+    """Recognize a data.yaml or obj.data, or label files with names or without."""
+    declared = _declaring_file(tree)
+    if declared is not None:
+        return _declared(tree, *declared)
+    if tree.only is not None:
+        return None
+    return _of_folders(tree)
 
-    Raises:
-        DataError: there is a `data.yaml` that cannot be used, or boxes have no class names.
-    """
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: (p.stem != "data", p.name)):
+
+def _declaring_file(tree: Tree) -> tuple[str, dict[str, Any]] | None:
+    """Return the file with names and splits, the likeliest first, and its content."""
+    files = sorted(
+        tree.declared(".yaml", ".yml", ".data"),
+        key=lambda file: (file.count("/"), splitext(basename(file))[0] not in ("data", "dataset"), file),
+    )
+    for file in files:
         try:
-            content = _read_yaml(path)
+            content = _read_declaration(tree.root / file)
         except DataError:
-            if path.stem in ("data", "dataset"):
+            if splitext(basename(file))[0] in ("data", "dataset") or file == tree.only:
                 raise
             continue  # a YAML file of something else
-        if "names" in content and any(key in content for keys in _SPLIT_KEYS.values() for key in keys):
-            return sources_of_yaml(path)
-    return _sources_of_folders(root)
+        if file == tree.only or ("names" in content and any(_split_key(key) for key in content)):
+            return file, content
+    return None
 
 
-def sources_of_yaml(path: Path) -> dict[str, Source]:
-    """Return the splits of a `data.yaml`; raise a `DataError` without names or training images."""
-    content = _read_yaml(path)
-    classes = _classes(content.get("names"), path)
-    sources, missing = {}, {}
-    for split, keys in _SPLIT_KEYS.items():
-        value = next((content[key] for key in keys if content.get(key)), None)
-        if value is None:
-            continue
-        parts = value if isinstance(value, list) else [value]
-        found = [entry for part in parts if (entry := _resolve(part, content.get("path"), path.parent))]
-        if not found:
-            missing[split] = repr(value if isinstance(value, str) else "a list")
-            continue
-        folders = dict.fromkeys([path.parent, *(entry.parent for entry in found)])
-        read = partial(
-            _read_split, entries=found, root=path.parent, classes=classes, key_points="kpt_shape" in content
-        )
-        sources[split] = Source(path, [*folders], read)
-    if not sources or "train" in missing:
-        names = ", ".join(f"{split} {value}" for split, value in missing.items()) or "no split at all"
-        raise DataError(
-            f"{path} names {names}, which does not exist. Expected folders of images or lists of files "
-            f"(.txt) inside {path.parent}, relative to it or to 'path'."
-        )
-    return sources
+def _split_key(key: str) -> str | None:
+    """Return the split of a key such as "train", "Validation" or "test_set"."""
+    return split_of(key) if key.lower() not in ("names", "nc", "path") else None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping of a YAML file, all values as text; {} if it is no mapping."""
+def _read_declaration(path: Path) -> dict[str, Any]:
+    """Read the mapping of a YAML file or of an obj.data, all values as text; {} for others."""
     if path.stat().st_size > _MAX_YAML:
         raise DataError(f"{path} has over 1 MB. Expected a data.yaml with the names and paths of a data set.")
+    text = read_text(path)
+    if path.suffix == ".data":
+        pairs = (line.partition("=")[::2] for line in text.splitlines() if "=" in line)
+        return {key.strip(): value.strip() for key, value in pairs}
     try:
-        content = parse_yaml(read_text(path), yaml.BaseLoader)
+        content = parse_yaml(text, yaml.BaseLoader)
     except ValueError as error:
         raise DataError(
             f"{path} is not YAML{error}. Export the data set again, or correct the file."
@@ -94,11 +85,59 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, dict) else {}
 
 
+def _declared(tree: Tree, file: str, content: Mapping[str, Any]) -> Evidence:
+    """Return the splits of a data.yaml or obj.data; those that do not exist are refused."""
+    classes = _classes(_names(tree, file, content), tree.root / file)
+    key_points = "kpt_shape" in content
+    sources: dict[str, Source] = {}
+    refused: dict[str, str] = {}
+    for key, value in content.items():
+        split = _split_key(key)
+        if split is None or split in sources or not value:
+            continue
+        parts = value if isinstance(value, list) else [value]
+        entries = [
+            entry for part in parts if (entry := _resolve(tree, part, dirname(file), content)) is not None
+        ]
+        if entries:
+            read = partial(_read, tree=tree, entries=entries, classes=classes, key_points=key_points)
+            sources[split] = Source(tree.root / file, _bases(tree, file), read)
+            refused.pop(split, None)
+        else:
+            refused[split] = (
+                f"{tree.root / file} names {split} {truncated_repr(parts[0])}, which "
+                f"does not exist. Expected a folder of images or a list of files (.txt) in {tree.root}."
+            )
+    if not sources and not refused:
+        folders = _of_folders(tree)
+        if folders is None or not folders.sources:
+            raise DataError(
+                f"{tree.root / file} names no split. Expected keys such as train and val, with folders of "
+                "images or lists of files."
+            )
+        return folders
+    return Evidence("yolo", 3, sources, refused, file)
+
+
+def _bases(tree: Tree, file: str) -> list[str]:
+    return [*dict.fromkeys((dirname(file), ""))]
+
+
+def _names(tree: Tree, file: str, content: Mapping[str, Any]) -> Any:
+    """Return the names in a declaration, or those in the file that an obj.data names."""
+    names = content.get("names")
+    if isinstance(names, str):
+        listed = [each for each in tree.suffixed(".names", ".txt") if basename(each) == basename(names)]
+        return [line.strip() for line in read_text(tree.root / listed[0]).splitlines()] if listed else names
+    return names
+
+
 def _classes(names: Any, path: Path) -> list[RawClass]:
-    """Return classes by number, which is the key of the boxes."""
+    """Return classes by number, which is the key of the boxes. An empty line is not a class."""
     entries = list(enumerate(names)) if isinstance(names, list) else []
     if isinstance(names, dict) and all(isinstance(k, str) and k.isdecimal() and len(k) < 9 for k in names):
         entries = sorted(((int(key), name) for key, name in names.items()), key=lambda entry: entry[0])
+    entries = [(number, name) for number, name in entries if name != ""]
     if not entries or not all(is_text(name) for _, name in entries):
         raise DataError(
             f"{path}: 'names' is not usable. Expected a list of names, or a mapping such as {{0: cat, 1: "
@@ -107,127 +146,119 @@ def _classes(names: Any, path: Path) -> list[RawClass]:
     return [RawClass(str(number), name, number) for number, name in entries]
 
 
-def _resolve(value: Any, base: Any, folder: Path) -> Path | None:
-    """Return the folder or list of files that a path of a `data.yaml` means, inside its folder."""
-    if not isinstance(value, str) or "\0" in value or not value.strip():
+def _resolve(tree: Tree, value: Any, folder: str, content: Mapping[str, Any]) -> str | None:
+    """Return the folder or the list of files that a path of a declaration means."""
+    if not is_text(value) or "\0" in value or not value.strip():
         return None
     text = value.strip().replace("\\", "/")
-    below = os.path.normpath(text)
-    while below.startswith("../"):
-        below = below[3:]
-    bases = [folder / base.strip(), folder] if isinstance(base, str) and "\0" not in base else [folder]
-    candidates = [b / text for b in bases] + [folder / below] * (not below.startswith("/"))
-    for candidate in candidates:
-        is_list = candidate.suffix == ".txt" and candidate.is_file()
-        if inside(candidate, folder) and (is_list or candidate.is_dir()):
-            return Path(os.path.normpath(candidate))
-    return None
+    base = content.get("path")
+    near = tree.find_folder(base, folder) if isinstance(base, str) and "\0" not in base else folder
+    if text.endswith(".txt"):
+        ends = [file for file in tree.suffixed(".txt") if basename(file) == basename(text)]
+        exact = [file for file in (join(folder, text), join(near or "", text)) if file in ends]
+        return next(iter(exact or ends), None)
+    return tree.find_folder(text, folder if near is None else near)
 
 
-def _sources_of_folders(root: Path) -> dict[str, Source]:
-    """Find `images/` and `labels/`, with or without folders for splits in or around them."""
-    folders = []
-    if (root / "labels").is_dir() and (root / "images").is_dir():
-        folders = split_folders(root / "images") or [("train", root / "images")]
-    for split, folder in split_folders(root):
-        if (folder / "images").is_dir() and (folder / "labels").is_dir():
-            folders.append((split, folder / "images"))
-    if not folders and (root / "classes.txt").is_file() and len(list(root.glob("*.txt"))) > 1:
-        folders = [("train", root)]
-    if not folders:
-        return {}
-    beside = ("", "labels", "labels/train", "train", "train/labels")
-    names = find_name_list(*(root / folder for folder in beside))
+def _of_folders(tree: Tree) -> Evidence | None:
+    """Recognize label files by their rows and images; lists and folders are the splits."""
+    labels = [file for file in tree.suffixed(".txt") if pair_key(file) in tree.pairs]
+    rows = [file for file in labels[:_PROBED] if _ROW.match((tree.head(file, 200).splitlines() or [""])[0])]
+    if not rows:
+        return None
+    tops = dict.fromkeys(_top(tree.pairs[pair_key(file)][0]) for file in labels)
+    names = _listed_names(tree)
     if not names:
-        raise DataError(
-            f"{root} has YOLO labels but no class names, which the model reads. Add a classes.txt with one "
-            "name a line, in the order of the class numbers, or a data.yaml."
+        reason = (
+            f"{tree.root} has YOLO labels but no class names, which the model reads. Add a classes.txt with "
+            "one name a line, in the order of the class numbers, or a data.yaml."
         )
+        return Evidence("yolo", 1, {}, {"": reason}, rows[0])
     classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
-    read = partial(_read_split, root=root, classes=classes, key_points=False)
-    entries: dict[str, list[Path]] = {}
-    for split, folder in folders:
-        entries.setdefault(split, []).append(folder)
-    return {split: Source(its[0], [root], partial(read, entries=its)) for split, its in entries.items()}
+    groups: dict[str, list[str]] = {}
+    for top in tops:
+        below = [folder for folder in sorted(tree.folders) if folder == top or folder.startswith(f"{top}/")]
+        for folder in below if top else [top]:
+            groups.setdefault(folder_split(folder) or "", []).append(folder)
+    sources = {
+        split: Source(tree.root / its[0], [""], partial(_read, tree=tree, entries=its, classes=classes))
+        for split, its in groups.items()
+        if any(dirname(image) in its for image in tree.images)
+    }
+    return Evidence("yolo", 2, sources, example=rows[0])
 
 
-def _read_split(
-    file: Path, *, entries: Sequence[Path], root: Path, classes: list[RawClass], key_points: bool
+def _top(image: str) -> str:
+    """Return the folder of a split's images: up to the one called "images", or that of the file."""
+    folder = dirname(image)
+    match = re.match(r"(.*/)?(images|imgs?|data|jpegimages)(?=/|$)", folder, re.IGNORECASE)
+    return match[0] if match else folder
+
+
+def _listed_names(tree: Tree) -> list[str]:
+    """Return the class names of a file of names, or of a data.yaml without splits."""
+    folders = sorted(tree.folders, key=lambda folder: (folder.count("/"), folder))
+    if names := find_name_list(tree, [folder for folder in folders if folder.count("/") < 2]):
+        return names
+    for file in tree.suffixed(".yaml", ".yml"):
+        content = _read_declaration(tree.root / file)
+        if "names" in content:
+            return [entry.name for entry in _classes(content["names"], tree.root / file)]
+    return []
+
+
+def _read(
+    file: Path, *, tree: Tree, entries: Sequence[str], classes: list[RawClass], key_points: bool = False
 ) -> RawData:
     """Read the label files of folders of images and of lists of images."""
     raw = RawData(file, "cxcywh", classes=classes, states_size=False)
-    is_file = listed_folders()
+    texts = {pair_key(each): each for each in tree.suffixed(".txt")}
+    rows: list[tuple[RawImage, str, int, list[float]]] = []
     for entry in entries:
-        for names in _listed(entry, root) if entry.is_file() else _images_in(entry, root, raw.problems):
-            image = RawImage(names, entry.name)
-            label = _label_file([root / name for name in names], root, is_file)
+        images = _listed(tree, entry) if entry.endswith(".txt") else _images_in(tree, entry)
+        for name in images:
+            image = RawImage((name,), basename(entry))
+            label = _label_file(tree, name, texts)
             if label is None:
-                raw.problems.add("label-file-missing", names[0])
+                raw.problems.add("label-file-missing", name)
             else:
-                image.boxes = _rows(label, key_points, raw.problems)
+                rows += [(image, label, *row) for row in read_rows(tree.root / label, raw.problems)]
             raw.images.append(image)
+    only_outlines = not key_points and not all_key_points([numbers for *_, numbers in rows])
+    for image, label, number, numbers in rows:
+        where = f"{basename(label)} line {number}"
+        box = box_of(numbers, only_outlines, where, raw.problems)
+        if box is not None:
+            key = str(int(numbers[0])) if numbers[0].is_integer() else str(numbers[0])
+            image.boxes.append(RawBox(box, key, where))
     return raw
 
 
-def _images_in(folder: Path, root: Path, problems: Collector) -> list[tuple[str, ...]]:
-    """Return the images in a folder and below, relative to the root, sorted by path."""
-    inside = [
-        path for path in sorted(folder.rglob("*")) if all(map(is_visible, path.relative_to(folder).parts))
-    ]
-    for path in inside:
-        if has_suffix(path.name, UNREAD_SUFFIXES):
-            problems.add("image-format-unread", path.name)
-    return [(os.path.relpath(path, root),) for path in inside if has_suffix(path.name, IMAGE_SUFFIXES)]
+def _images_in(tree: Tree, folder: str) -> list[str]:
+    """Return the images in a folder and below."""
+    return [file for file in tree.images if not folder or file.startswith(f"{folder}/")]
 
 
-def _listed(path: Path, root: Path) -> list[tuple[str, ...]]:
-    """Return the images of a list of files: relative to the list or to the root, or absolute."""
-    beside = os.path.relpath(path.parent, root)
-    found: list[tuple[str, ...]] = []
-    for line in read_text(path).splitlines():
-        name = line.strip().replace("\\", "/").removeprefix("./")
-        if is_text(name) and os.path.basename(name):
-            found.append((name,) if beside == "." or name.startswith("/") else (f"{beside}/{name}", name))
+def _listed(tree: Tree, file: str) -> list[str]:
+    """Return the images of a list of files, resolved where that is possible."""
+    found = []
+    for line in read_text(tree.root / file).splitlines():
+        name = line.strip().replace("\\", "/")
+        if not is_text(name) or not basename(name):
+            continue
+        try:
+            match = tree.find([name], [dirname(file), ""])
+        except AmbiguousNameError:
+            match = None  # reported when the images are searched
+        found.append(match.file if match else name)
     return found
 
 
-def _label_file(images: Sequence[Path], root: Path, is_file: Callable[[Path], bool]) -> Path | None:
+def _label_file(tree: Tree, image: str, texts: Mapping[tuple[str, ...], str]) -> str | None:
     """Return the label file of an image: in `labels/` for `images/`, or beside it."""
-    for image in images:
-        beside = image.with_suffix(".txt")
-        for candidate in (Path(_IMAGES.sub(r"\1labels/", beside.as_posix())), beside):
-            if inside(candidate, root) and is_file(candidate):
-                return Path(os.path.normpath(candidate))
-    return None
-
-
-def _rows(path: Path, key_points: bool, problems: Collector) -> list[RawBox]:
-    try:
-        text = read_bytes(path).decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        problems.add("annotation-file-unreadable", f"{path.name} ({error.strerror or error})")
-        return []
-    boxes = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name} line {number}"
-        try:
-            numbers = [float(word) for word in line.split()]
-            label = str(int(numbers[0])) if numbers[0].is_integer() else line.split()[0]
-        except (ValueError, OverflowError):
-            problems.add("annotation-broken", f"{where} {line[:40]!r}")
-            continue
-        box = numbers[1:5]
-        if len(numbers) > 6 and not key_points:
-            if len(numbers) % 2 == 0:
-                problems.add("annotation-broken", f"{where} with {len(numbers)} numbers")
-                continue
-            problems.add("segments-to-boxes", where)
-            xs, ys = numbers[1::2], numbers[2::2]
-            box = [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
-        boxes.append(RawBox(box, label, where))
-    return boxes
+    beside = f"{splitext(image)[0]}.txt"
+    in_labels = re.sub(r"^((?:.*/)?)images/", r"\1labels/", beside)
+    return next((each for each in (in_labels, beside) if tree.is_file(each)), texts.get(pair_key(image)))
 
 
 def write_yolo_labels(sample: Sample, path: Path) -> None:
