@@ -73,7 +73,7 @@ def test_every_format_returns_the_names_or_refuses_them(names: list[str]) -> Non
         assert read_splits(data)["train"].class_names == names
         for format in FORMATS:
             with refused(names):
-                convert(data, Path(folder) / format, format, link=False)
+                convert(data, Path(folder) / format, format, link=False, input_format=None)
                 assert read_splits(Path(folder) / format)["train"].class_names == names
 
 

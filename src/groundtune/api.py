@@ -707,7 +707,7 @@ def _predictor(
     default: Sequence[str] = (),
 ) -> "Predictor":
     """Build a predictor; a warning about names goes to stderr."""
-    from groundtune.predict.run import build_predictor, check_classes, read_thresholds
+    from groundtune.predict.run import build_predictor, check_thresholds, read_thresholds
     from groundtune.report.run_data import run_thresholds
 
     given = options.thresholds or {}
@@ -715,7 +715,7 @@ def _predictor(
     thresholds = run_thresholds(Path(str(given))) if of_run else read_thresholds(given)
     predictor = build_predictor(bundle, options, default, thresholds)
     if not of_run:
-        check_classes(predictor.thresholds, predictor.names)
+        check_thresholds(predictor)
     if predictor.warning:
         (progress or Progress()).message(predictor.warning)
     return predictor

@@ -125,12 +125,13 @@ def test_the_run_and_check_name_the_classes(tmp_path):
 
 def test_the_case_of_a_letter_is_that_of_the_data_set(tmp_path):
     """A mirrored "b" is a "d", a mirrored "B" is no letter."""
-    dataset = replace(arrows(tmp_path, ["b", "d", "h"]), written_names=["B", "D", "H"])
+    dataset = arrows(tmp_path, ["B", "D", "H"])
     assert describe_mirroring(dataset) == [
-        "images with 'b', 'd' are not mirrored, as no class has the mirrored name"
+        "images with 'B', 'D' are not mirrored, as no class has the mirrored name"
     ]
-    renamed = replace(arrows(tmp_path, ["left arrow", "right arrow", "o"]), written_names=["B", "D", "Q"])
-    assert describe_mirroring(renamed) == [
-        "mirrored images exchange the classes 'left arrow' and 'right arrow'"
-    ]
+    renamed = replace(
+        arrows(tmp_path, ["B", "D", "Q"]),
+        renamed=dict(zip("BDQ", ["left arrow", "right arrow", "o"], strict=True)),
+    )
+    assert describe_mirroring(renamed) == ["mirrored images exchange the classes 'B' and 'D'"]
     assert FORMAT.short_side == 48

@@ -180,4 +180,4 @@ def test_all_formats_but_no_hidden_files_are_images_of_a_folder(tmp_path):
     found = sorted(sample.image_path.name for split in splits.values() for sample in split.samples)
     assert found == ["a.png", "b.jp2", "c.avif", "d.pgm"]
     (finding,) = [finding for finding in splits["train"].findings if finding.check == "image-format-unread"]
-    assert (finding.severity, finding.count, finding.examples) == ("warning", 1, ["e.heic"])
+    assert (finding.severity, finding.count, finding.examples) == ("warning", 1, ["images/e.heic"])

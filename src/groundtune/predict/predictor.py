@@ -80,6 +80,7 @@ class Predictor:
         classes = list(self.thresholds)
         meant = dict(zip(classes, self.bundle.phrases_of(classes), strict=True))
         meant |= known_phrases(classes, dict(zip(self.names, phrases, strict=True)))
+        self.unmatched = [name for name in classes if meant[name] not in phrases]
         by_phrase = {meant[name]: value for name, value in self.thresholds.items()}
         self._thresholds = torch.tensor([by_phrase.get(phrase, self.threshold) for phrase in phrases])
 

@@ -21,7 +21,7 @@ from groundtune.predict.sources import iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
 from groundtune.progress import Progress
-from groundtune.text.prompt import clean_name, split_names
+from groundtune.text.prompt import split_names
 
 _PAIR = re.compile(r"\s*(.+?)\s*=([^=,]*)(?:,|$)")  # of a name, which may have commas, and a number
 
@@ -103,12 +103,11 @@ def read_thresholds(given: str | Mapping[str, float]) -> dict[str, float]:
     return checked if isinstance(checked, dict) else {}
 
 
-def check_classes(thresholds: Mapping[str, float], names: Sequence[str]) -> None:
+def check_thresholds(predictor: Predictor) -> None:
     """Raise a ConfigError that lists the thresholds of classes that are not to be detected."""
-    cleaned = {clean_name(name): name for name in names}
-    unknown = [name for name in thresholds if clean_name(name) not in cleaned]
-    if unknown:
-        hints = [f"{name!r}.{suggestion(clean_name(name), cleaned)}" for name in unknown]
+    names = predictor.names
+    if predictor.unmatched:
+        hints = [f"{name!r}.{suggestion(name, names)}" for name in predictor.unmatched]
         raise ConfigError(
             f"thresholds: no such class: {' '.join(hints)} Expected some of {', '.join(names)}."
         )
