@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from groundtune.data.check.run import Report
     from groundtune.data.formats.convert import Converted
+    from groundtune.data.formats.detect import Splits
     from groundtune.engine.blend import BlendPoint
     from groundtune.engine.evaluate import Evaluation
     from groundtune.engine.train import RunResult
@@ -263,13 +264,13 @@ def evaluate(
         NotWritten: `output` cannot be written in the end; the error's `result` is the evaluation.
     """
     config = _resolve(configs.EvaluateConfig, config, "evaluate()", model=model, data=data, **options)
-    from groundtune.files import check_writable, write_whole
+    from groundtune.files import check_writable
 
-    if config.output is not None:
+    if config.output:
         check_writable(Path(config.output), "output")
     from groundtune.data.combine import recall_phrases
     from groundtune.data.reading import read_data
-    from groundtune.data.sample import join_examples, match_class_names
+    from groundtune.data.sample import match_class_names
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.engine.evaluate import eval_task, name_images_and_classes, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
@@ -280,18 +281,11 @@ def evaluate(
     dataset = splits[config.split]
     bundle = _loaded(model, config.model)
     recall_phrases(list(splits.values()), bundle.phrases)
-    phrases = dataset.phrases
-    names = split_names(config.classes, [*dataset.class_names, *phrases])
-    indices = match_class_names(names, dataset.class_names, phrases) if names else None
-    own = bundle.phrases_of(bundle.classes)
-    new = [repr(name) for name, phrase in zip(dataset.class_names, phrases, strict=True) if phrase not in own]
+    names = split_names(config.classes, [*dataset.class_names, *dataset.phrases])
+    indices = match_class_names(names, dataset.class_names, dataset.phrases) if names else None
     with closing(Progress(quiet=quiet)) as progress:
-        train = splits.get("train", dataset)
-        made = [each for each in train.findings if each.check == "split-made"]
-        for message in [*dataset.messages, *map(str, made if config.split == "valid" else [])]:
+        for message in _evaluation_messages(splits, config.split, bundle):
             progress.message(message)
-        if own and new:
-            progress.message(f"The model was not fine-tuned on {join_examples(new)}.")
         if config.ray is not None:
             task = eval_task(bundle, dataset, indices, config.precision)
             pool = RayPool(config.ray, config.ray_workers, config.threads, gpus=config.device != "cpu")
@@ -305,13 +299,32 @@ def evaluate(
         if task.prompts is not None and task.prompts.warning:
             progress.message(task.prompts.warning)
     name_images_and_classes(dataset, result.predictions)
-    if config.output is not None:
-        try:
-            write_whole(Path(config.output), json.dumps(result.predictions).encode())
-        except OSError as error:
-            message = f"output: cannot write {config.output}: {error.strerror or error}."
-            raise NotWritten(message, result) from error
+    if config.output:
+        _write_predictions(result, Path(config.output))
     return result
+
+
+def _write_predictions(result: "Evaluation", path: Path) -> None:
+    from groundtune.files import write_whole
+
+    try:
+        write_whole(path, json.dumps(result.predictions).encode())
+    except OSError as error:
+        raise NotWritten(f"output: cannot write {path}: {error.strerror or error}.", result) from error
+
+
+def _evaluation_messages(splits: "Splits", split: str, bundle: "ModelBundle") -> Iterator[str]:
+    """Yield what to know about the data before an evaluation."""
+    from groundtune.data.sample import join_examples
+
+    dataset = splits[split]
+    yield from dataset.messages
+    if split == "valid" and "train" in splits:
+        yield from (str(each) for each in splits["train"].findings if each.check == "split-made")
+    own, classes = bundle.phrases_of(bundle.classes), zip(dataset.class_names, dataset.phrases, strict=True)
+    new = [repr(name) for name, phrase in classes if phrase not in own]
+    if own and new:
+        yield f"The model was not fine-tuned on {join_examples(new)}."
 
 
 def predict(

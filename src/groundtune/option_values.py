@@ -27,6 +27,8 @@ def convert(value: Any, hint: Any) -> Any:
         Unfit: The value has another type.
     """
     if hint == str | list[str] | None and isinstance(value, str):
+        if not value.strip():
+            raise Unfit("at least one item")
         return value  # class names, which are split where they are used
     if typing.get_origin(hint) is types.UnionType:
         return _convert_union(value, [kind for kind in typing.get_args(hint) if kind is not type(None)])

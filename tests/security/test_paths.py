@@ -17,7 +17,7 @@ from supervision import Detections
 from groundtune.data.formats.convert import FORMATS, convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
-from groundtune.predict.sources import Frame, VideoStream
+from groundtune.predict.video import Frame, VideoStream
 from groundtune.predict.writers import Results
 
 NAMES = ["a.png", "b.png", "c.png"]

@@ -147,7 +147,7 @@ def split_names(given: str | Iterable[str] | None, known: Collection[str] = ()) 
         names = _split(given, known, 0)
     else:
         names = []
-        for item in map(str, given or []):
+        for item in map(str, () if given is None else given):
             is_list = item not in known and re.search(r"\s\.(\s|$)|\.\s*$", item)
             names += _split(item, known, _DOTS) if is_list else [item]
     return list(dict.fromkeys(name for name in names if name.strip()))
