@@ -56,7 +56,7 @@ def recognize(tree: Tree) -> Evidence | None:
     chosen, others = [], {}
     for file in tree.declared(".csv", ".tsv"):
         try:
-            _columns(_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
+            _columns(csv_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
         except DataError as error:
             others[split_of(file) or ""] = str(error)
         else:
@@ -82,7 +82,7 @@ def _class_names(tree: Tree) -> dict[str, str]:
 
 
 def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
-    rows = _rows(read_text(path), path)
+    rows = csv_rows(read_text(path), path)
     columns, has_header = _columns(rows, path)
     form = "xyxy" if "x1" in columns and "x2" in columns else "xywh"
     raw = RawData(path, form, states_size={"width", "height"} <= set(columns))  # type: ignore[arg-type]
@@ -109,7 +109,8 @@ def _normalized(box: RawBox) -> RawBox:
     return box._replace(numbers=[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
 
 
-def _rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
+def csv_rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
+    """Return the cells of the rows that are not empty."""
     if partial_end and "\n" in text:
         text = text[: text.rindex("\n")]  # the last line may be cut
     first_line = text.lstrip().split("\n", 1)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
 
-from groundtune.data.formats.records import RawData, RawImage, Source
+from groundtune.data.formats.records import Evidence, RawData, RawImage, Source
 from groundtune.data.formats.tree import AmbiguousNameError, Tree, folder_split, join, pair_key, split_of
 from groundtune.data.images import MAX_PIXELS, exif_orientation, open_image
 from groundtune.data.sample import join_examples
@@ -165,6 +165,19 @@ def files_by_split(
                 "after a split. Give the path of one of them."
             )
     return sources, refused
+
+
+def file_evidence(
+    format: str, files: Sequence[str], tree: Tree, read: Callable[[Path], RawData]
+) -> Evidence | None:
+    """Return the evidence of annotation files of one format by split; None without any."""
+    if not files:
+        return None
+
+    def source(file: str) -> Source:
+        return Source(tree.root / file, image_folders(tree, file), read)
+
+    return Evidence(format, 2, *files_by_split(files, source, tree), files[0])
 
 
 def is_text(value: Any) -> TypeGuard[str]:

@@ -324,7 +324,11 @@ def signature(path: Path) -> Signature:
         if lines:
             return Signature("lines", frozenset(first or ()), first)
         keys = frozenset(first) if first is not None and not tail else _outer_keys(text, False)
-        return Signature("object", keys | _outer_keys(tail.decode(errors="replace"), True), first)
+        keys |= _outer_keys(tail.decode(errors="replace"), True)
+        short = {
+            key: value for key, value in (first or {}).items() if not isinstance(value, str)
+        }  # no images
+        return Signature("object", keys, None if first is None else short)
     if text.startswith("["):
         return Signature("array", first=_decode(text[1:].lstrip())[0])
     return Signature("")
