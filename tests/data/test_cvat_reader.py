@@ -109,6 +109,18 @@ def test_images_without_boxes_and_broken_entries():
     assert set(checks("d")) == {"box-not-numbers", "annotation-unknown-category", "segments-to-boxes"}
 
 
+def test_crowd_flags():
+    pic("d/images/a.jpg")
+    flagged = (
+        '<box label="cat" xtl="1" ytl="1" xbr="9" ybr="9"><attribute name="is_crowd">true</attribute></box>'
+    )
+    put(
+        "d/annotations.xml",
+        cvat(image("a.jpg", BOX + flagged + flagged.replace("true", "false").replace("9", "8"))),
+    )
+    assert read_splits(Path("d"))["train"].samples[0].crowd.tolist() == [False, True, False]
+
+
 def track(*frames, label="cat"):
     shape = '<box frame="{}" keyframe="1" outside="{}" occluded="0" xtl="40.0" ytl="30.0" xbr="80.0" ybr="60.0" z_order="0"/>'
     return f'<track id="0" label="{label}" source="manual">{"".join(shape.format(*frame) for frame in frames)}</track>'

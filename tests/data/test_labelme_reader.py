@@ -8,6 +8,7 @@ from PIL import Image
 from test_real_layouts import checks, counts, in_folder, pic, put  # noqa: F401 (a fixture)
 
 from groundtune.data.formats.detect import read_splits
+from groundtune.data.formats.tree import Tree
 from groundtune.errors import DataError
 
 
@@ -153,6 +154,11 @@ def test_labelme_shows_images_upright(size):
     labelme("d/a.json", shape([[10, 20], [50, 75]]), size=size)
     sample = read_splits(Path("d"))["train"].samples[0]
     assert sample.size_hw == (80, 60) and sample.boxes_xyxy.tolist() == [[10, 20, 50, 75]]
+
+
+def test_embedded_images_are_not_kept():
+    pic("d/a.jpg"), labelme("d/a.json", shape())
+    assert "imageData" not in Tree(Path("d")).signatures["a.json"].first
 
 
 def test_broken_and_other_files():

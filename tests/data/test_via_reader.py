@@ -7,6 +7,7 @@ import pytest
 from test_real_layouts import checks, counts, in_folder, pic, put  # noqa: F401 (a fixture)
 
 from groundtune.data.formats.detect import read_splits
+from groundtune.errors import DataError
 
 RECT = {"name": "rect", "x": 40, "y": 30, "width": 40, "height": 30}
 CAT = {"class": "cat"}
@@ -89,9 +90,18 @@ def test_csv(mark):
     assert read_splits(Path("d"))["train"].samples[1].boxes_xyxy.tolist() == [[40, 30, 80, 60]]
     put(
         "d/via_region_data.csv",
-        HEAD + row("a.jpg", RECT, CAT) + row("a.jpg", RECT | {"x": 1}, CAT, 2) + "b.jpg,1,{},1,0,{,x\n",
+        HEAD + row("a.jpg", RECT, CAT) + row("a.jpg", RECT | {"x": 1}, CAT, 2) + "b.jpg,1,{},1,0,,x\n",
     )
     assert labels() == [["cat", "cat"], []] and "annotation-broken" in checks("d")
+
+
+def test_names_with_brackets_and_broken_cells_of_csv():
+    pic("d/[1].jpg"), pic("d/{2-3}.jpg")
+    put("d/via.csv", HEAD + row("[1].jpg", RECT, CAT) + row("{2-3}.jpg", RECT, CAT))
+    assert counts("d") == {"train": 2}
+    put("d/via.csv", HEAD + 'a.jpg,1,{},1,0,"{""name"":","{}"\n')
+    with pytest.raises(DataError, match="has cells that are not valid JSON"):
+        read_splits(Path("d"))
 
 
 @pytest.mark.parametrize(

@@ -153,18 +153,9 @@ _WARNINGS = {
     "shape-without-box": ("{n} shapes dropped: lines, points and the like have no box.", "Draw boxes."),
     "image-skipped": ("{n} images skipped:", "Finish them in the labeling tool, and export again."),
     "image-without-split": ("{n} images of other subsets are not used.", "Name all subsets after splits."),
-    "annotation-repeated": (
-        "{n} images have several annotations: the first of each is used.",
-        "Delete the others in the labeling tool if this is not the right one.",
-    ),
-    "class-attribute-chosen": (
-        "several attributes may be the class:",
-        "Delete the others if this is not the right one.",
-    ),
-    "class-not-stated": (
-        "{n} boxes have no class, and are of the class 'object'.",
-        "Rename it, such as --rename object=balloon.",
-    ),
+    "annotation-repeated": ("{n} images have several annotations: the first is used.", "Delete the others."),
+    "class-attribute-chosen": ("several attributes may be the class:", "Delete the others."),
+    "class-not-stated": ("{n} boxes have no class, and are of 'object'.", "Use --rename object=balloon."),
 }
 _NOTES = {
     "image-size-not-stated": (

@@ -12,11 +12,13 @@ the class, the one with words is. Classes are sorted by name, or in the order of
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import basename, dirname
+from typing import Any
 
 from groundtune.data.formats.files import files_by_split, find_name_list, image_folders, is_text, to_number
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
@@ -46,6 +48,7 @@ _EXPECTED = (
     "Expected a header such as path,class,x1,y1,x2,y2 or filename,width,height,class,xmin,ymin,xmax,ymax, or "
     "rows of path,x1,y1,x2,y2,class."
 )
+_JSON = re.compile(r"[\[{]\s*[\"{\]}]")  # unlike "[1].jpg"
 _PROBED = 100  # rows that decide which column is the class
 
 Columns = dict[str, int]
@@ -123,6 +126,16 @@ def csv_rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]
     if not rows:
         raise DataError(f"{path}: it is empty. {_EXPECTED}")
     return rows
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file by its header; cells that are JSON are parsed."""
+    header, *rows = csv_rows(read_text(path).removeprefix("#"), path)
+    try:
+        cells = [[json.loads(cell) if _JSON.match(cell) else cell for cell in row] for row in rows]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} has cells that are not valid JSON: {error}. Export it again.") from error
+    return [dict(zip(header, row, strict=False)) for row in cells]
 
 
 def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:

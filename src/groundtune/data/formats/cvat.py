@@ -3,11 +3,12 @@
     annotations.xml
     images/a.jpg, in a project images/SUBSET/a.jpg, of a video images/frame_000000.png
 
-- The subset of an image is its split, unless the file or its folder is named after a split. The
-  form is that of https://docs.cvat.ai/docs/manual/advanced/xml_format/.
-- Rotated boxes are replaced by the upright boxes around them, as are outlines, ellipses, masks and
-  cuboids. Lines, points and skeletons have no box.
+- The subset of an image is its split, unless the file or its folder is named after a split.
+- Rotated boxes become the upright boxes around them, as do outlines, ellipses, masks and cuboids.
+  Lines, points and skeletons have no box.
 - A frame of a video that is between two shapes of a track, without one of its own, is skipped.
+
+The form is that of https://docs.cvat.ai/docs/manual/advanced/xml_format/.
 """
 
 import io
@@ -24,7 +25,7 @@ from defusedxml.ElementTree import iterparse
 
 from groundtune.data.formats.files import file_evidence, image_folders, to_number
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.formats.shapes import angle_of, bounds, ellipse, label_of, numbers, rotated
+from groundtune.data.formats.shapes import CROWD, angle_of, bounds, ellipse, label_of, numbers, rotated
 from groundtune.data.formats.tree import Tree, split_of
 from groundtune.data.problems import Collector
 from groundtune.errors import DataError
@@ -34,8 +35,7 @@ _PROBED = 20  # files
 _BOXLESS = ("points", "polyline", "skeleton", "tag")
 _CUBOID = "tl1 bl1 tr1 br1 tl2 bl2 tr2 br2".split()
 
-Track = list[tuple[int, RawBox | None]]
-"""Frames with the box of the object, None where it is not in the frame."""
+_Track = list[tuple[int, RawBox | None]]  # frames with the box, or None if the object is outside
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -60,7 +60,7 @@ def _read(path: Path, tree: Tree, by_subset: bool) -> dict[str, RawData]:
     """Return the images of a file by split, or all as the split ""."""
     splits: dict[str, RawData] = defaultdict(lambda: RawData(path, "xyxy"))
     subset, listed, size = "", [], {}
-    tracks: list[Track] = []
+    tracks: list[_Track] = []
     try:
         for _, element in iterparse(io.BytesIO(read_bytes(path)), forbid_dtd=True):
             if element.tag == "subset":
@@ -70,13 +70,12 @@ def _read(path: Path, tree: Tree, by_subset: bool) -> dict[str, RawData]:
                 listed += [name for label in kept if (name := label_of(label.findtext("name")))]
             elif element.tag == "original_size":
                 size = {child.tag: child.text for child in element}
-            elif element.tag == "image":
-                split = split_of(element.get("subset", subset)) if by_subset else None
-                _add_image(element, splits[split or ""])
-                element.clear()
-            elif element.tag == "track":
-                split = split_of(subset) if by_subset else None
-                tracks.append(_track(element, splits[split or ""].problems))
+            elif element.tag in ("image", "track"):
+                raw = splits[(split_of(element.get("subset", subset)) if by_subset else None) or ""]
+                if element.tag == "image":
+                    _add_image(element, raw)
+                else:
+                    tracks.append(_track(element, raw.problems))
                 element.clear()
     except (ParseError, ValueError, LookupError, OSError, RecursionError) as error:
         raise DataError(f"{path} is not readable XML: {error}. Export it again.") from error
@@ -123,21 +122,21 @@ def _box(shape: Element, where: str, problems: Collector) -> RawBox | None:
         return None
     if kind != "box" or angle:
         problems.add("rotated-to-boxes" if kind == "box" else "segments-to-boxes", where)
-    return RawBox(box, label_of(row.get("label")), f"{kind} in {where}")
+    crowd = any(each.get("name") in CROWD and each.text == "true" for each in shape)
+    return RawBox(box, label_of(row.get("label")), f"{kind} in {where}", crowd)
 
 
-def _track(element: Element, problems: Collector) -> Track:
-    track: Track = []
+def _track(element: Element, problems: Collector) -> _Track:
+    track: _Track = []
     for shape in element:
-        frame, where = numbers(shape.attrib, "frame"), f"frame {shape.get('frame')}"
-        shape.set("label", element.get("label", ""))
-        if frame:
-            is_outside = shape.get("outside") == "1"
-            track.append((int(frame[0]), None if is_outside else _box(shape, where, problems)))
+        if frame := numbers(shape.attrib, "frame"):
+            shape.set("label", element.get("label", ""))
+            box = _box(shape, f"frame {frame[0]:.0f}", problems) if shape.get("outside") != "1" else None
+            track.append((int(frame[0]), box))
     return sorted(track, key=lambda shape: shape[0])
 
 
-def _add_frames(tracks: list[Track], size: dict[str, Any], raw: RawData, tree: Tree) -> None:
+def _add_frames(tracks: list[_Track], size: dict[str, Any], raw: RawData, tree: Tree) -> None:
     """Add the frames of a video that are images, with the boxes of its tracks."""
     folders = image_folders(tree, raw.file.relative_to(tree.root).as_posix())
     size_hw = to_number(size.get("height")), to_number(size.get("width"))

@@ -1,36 +1,32 @@
 """Label Studio: its JSON, JSON_MIN and CSV exports.
 
-    [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [{
-        "original_width": 160, "original_height": 120, "value": {
-        "x": 25, "y": 25, "width": 25, "height": 25, "rotation": 0, "rectanglelabels": ["cat"]}}]}]}]
-    [{"id": 1, "annotation_id": 1, "image": "…", "label": [{"x": 25, …, "original_width": 160}]}]
-    image,id,label,annotator,annotation_id,…                JSON in the cells
+    [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [{"value":
+        {"x": 25, "y": 25, "width": 25, "height": 25, "rotation": 0, "rectanglelabels": ["cat"]},
+        "original_width": 160, "original_height": 120}]}]}]
+    [{"image": "…", "id": 1, "annotation_id": 1, "label": [{"x": 25, …}]}]         or as CSV
 
-- Numbers are percentages of the image. A box is rotated about its left upper corner, and replaced
-  by the upright box around it, as are polygons and ellipses. Points and brush strokes have no box.
-- Of several annotations of a task the first that was not skipped is used. Tasks without one are
-  not images without objects, and are skipped, as are images that were rotated in the tool, whose
-  frame is not stated. Predictions are not used.
-- The random prefix of an uploaded file is ignored if only the file without it exists.
+- Numbers are percentages of the image. A box is rotated about its left upper corner, and becomes
+  the upright box around it, as do polygons and ellipses. Points and brush strokes have no box.
+- The first annotation of a task that was not skipped is used. Tasks without one are skipped, and
+  images that were rotated in the tool, as their frame is not stated. Predictions are not used.
+- The random prefix of an uploaded file is ignored if there is no such file.
 
 The form is that of https://labelstud.io/guide/export and https://labelstud.io/tags/rectanglelabels.
 """
 
-import json
 import re
 from functools import partial
 from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import parse_qs, unquote
 
-from groundtune.data.formats.csv import csv_rows
-from groundtune.data.formats.files import file_evidence, is_text, truncated_repr
+from groundtune.data.formats.csv import json_rows
+from groundtune.data.formats.files import file_evidence, is_text
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, classes_by_name
 from groundtune.data.formats.shapes import angle_of, bounds, ellipse, label_of, numbers, rotated
 from groundtune.data.formats.tree import IMAGE_SUFFIXES, Tree
-from groundtune.errors import DataError
-from groundtune.files import read_json, read_text
+from groundtune.files import read_json
 
 _MIN = {"id", "annotation_id"}  # columns of JSON_MIN and CSV
 _RESULTS = {"annotations", "completions", "predictions"}
@@ -42,10 +38,9 @@ def recognize(tree: Tree) -> Evidence | None:
     """Recognize arrays of tasks by the keys of the first, and CSV files by their columns."""
     files = []
     for file in tree.declared(".json"):
-        form, _, first = tree.signatures[file]
-        if form == "array" and first:
-            is_task = isinstance(first.get("data"), dict) and first.keys() & _RESULTS
-            files += [file] if is_task or first.keys() >= _MIN else []
+        first = (tree.signatures[file].form == "array" and tree.signatures[file].first) or {}
+        is_task = isinstance(first.get("data"), dict) and first.keys() & _RESULTS
+        files += [file] if is_task or first.keys() >= _MIN else []
     for file in tree.declared(".csv", ".tsv"):
         header = tree.head(file, 4096).partition("\n")[0]
         files += [file] if {*re.split(r"[\s,;\"]+", header)} >= _MIN else []
@@ -56,7 +51,8 @@ def _read(path: Path, *, tree: Tree) -> RawData:
     raw = RawData(path, "cxcywh", states_size=False)
     stems = {splitext(basename(file))[0] for file in tree.images}
     read: set[str] = set()
-    for index, row in enumerate(_tasks(path), start=1):
+    rows = read_json(path) if path.suffix.lower() == ".json" else json_rows(path)
+    for index, row in enumerate(rows if isinstance(rows, list) else [], start=1):
         key = label_of(row.get("id")) or f"number {index}" if isinstance(row, dict) else ""
         where, name = f"task {key}", _image_name(row.get("data", row)) if key else None
         if name is None:
@@ -75,33 +71,14 @@ def _read(path: Path, *, tree: Tree) -> RawData:
     return raw
 
 
-def _tasks(path: Path) -> list[Any]:
-    if path.suffix.lower() == ".json":
-        content = read_json(path)
-        return content if isinstance(content, list) else []
-    header, *rows = csv_rows(read_text(path), path)
-    try:
-        cells = [[json.loads(cell) if cell.startswith("[{") else cell for cell in row] for row in rows]
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} has cells that are not valid JSON: {error}. Export it again.") from error
-    return [dict(zip(header, row, strict=False)) for row in cells]
-
-
 def _image_name(data: Any) -> str | None:
     """Return the path of the image of a task, without the parts of a URL."""
     for key in sorted(data, key=lambda key: key != "image") if isinstance(data, dict) else ():
-        value = data[key][0] if isinstance(data[key], list) and len(data[key]) == 1 else data[key]
-        if not is_text(value):
-            continue
-        if "?" in value:  # /data/local-files/?d=images/a.jpg, or an image with a signature
-            try:
-                url = urlparse(value)
-                value = parse_qs(url.query).get("d", [url.path])[0]
-            except ValueError:
-                continue
-        path = re.sub(r"^(\w+:/)?/+", "", value.replace("\\", "/"))
-        if splitext(unquote(path))[1].lower() in IMAGE_SUFFIXES:
-            return path
+        if is_text(value := data[key]):
+            path, _, query = re.sub(r"^(\w+:/)?/+", "", value.replace("\\", "/")).partition("?")
+            path = parse_qs(query).get("d", [path])[0]  # /data/local-files/?d=images/a.jpg
+            if splitext(unquote(path))[1].lower() in IMAGE_SUFFIXES:
+                return path
     return None
 
 
@@ -133,7 +110,7 @@ def _add_boxes(image: RawImage, shapes: list[dict[str, Any]] | None, raw: RawDat
         return "not annotated"
     if any(angle_of(shape, "image_rotation") for shape in shapes):
         return "rotated in the tool"
-    if len({truncated_repr((shape.get("to_name"), shape.get("item_index"))) for shape in shapes}) > 1:
+    if any(shape.get(key) != shapes[0].get(key) for shape in shapes for key in ("to_name", "item_index")):
         return "several images"
     rows = [(shape, _labels(shape), _box(shape)) for shape in shapes]
     named = [box for _, labels, box in rows if labels]

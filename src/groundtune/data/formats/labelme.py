@@ -1,14 +1,14 @@
-"""LabelMe, and its relatives AnyLabeling and X-AnyLabeling: one JSON file per image.
+"""LabelMe, AnyLabeling and X-AnyLabeling: one JSON file per image. Splits are folders.
 
     {"shapes": [{"label": "cat", "shape_type": "rectangle", "points": [[80, 30], [40, 60]]}],
      "imagePath": "..\\images\\a.jpg", "imageData": null, "imageHeight": 120, "imageWidth": 160}
 
-- The image is the one of the same name, or else that of `imagePath`; `imageData` is not used. If
-  both exist and are two images, the file is refused.
-- Polygons, circles, masks and rotated rectangles are replaced by the boxes around them; polygons
-  of one label and `group_id` are one object, as in labelme2coco. Lines and points have no box.
-- Shapes that are flagged difficult, crowd or ignore are not trained on, and not counted.
-- Splits are folders. The form is that of https://github.com/wkentaro/labelme.
+- The image is the one of the same name, or that of `imagePath`; two different ones are an error.
+- Outlines and rotated boxes become the upright boxes around them; outlines of one label and
+  `group_id` are one object, as in labelme2coco. Lines and points have no box.
+- Shapes flagged as difficult, crowd or ignore are not trained on, and not counted in evaluation.
+
+The form is that of https://github.com/wkentaro/labelme.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 
 from groundtune.data.formats.files import find_name_list, image_folders, is_text, truncated_repr
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
-from groundtune.data.formats.shapes import bounds, ellipse, label_of
+from groundtune.data.formats.shapes import CROWD, bounds, ellipse, label_of
 from groundtune.data.formats.tree import Tree, folder_split, join
 from groundtune.data.problems import Collector
 from groundtune.errors import DataError
@@ -29,7 +29,6 @@ from groundtune.files import read_bytes, read_json
 
 _KEYS = {"imagePath", "imageData", "imageHeight", "flags"}
 _OUTLINES, _ROTATED = ("polygon", "circle", "mask"), ("rotation", "oriented_rectangle")
-_CROWD = ("difficult", "crowd", "iscrowd", "ignore")
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -128,4 +127,4 @@ def _box(shape: dict[str, Any], kind: Any, where: str, problems: Collector) -> R
     if kind != "rectangle":
         problems.add("rotated-to-boxes" if kind in _ROTATED else "segments-to-boxes", where)
     marks = shape | (flags if isinstance(flags, dict) else {})
-    return RawBox(box, label_of(shape.get("label")), where, any(marks.get(mark) is True for mark in _CROWD))
+    return RawBox(box, label_of(shape.get("label")), where, any(marks.get(mark) is True for mark in CROWD))

@@ -6,6 +6,9 @@ from typing import Any
 
 from groundtune.data.formats.files import is_text
 
+CROWD = ("difficult", "crowd", "iscrowd", "is_crowd", "ignore")
+"""Flags of objects that are not trained on, and not counted in evaluation."""
+
 
 def label_of(value: Any) -> str | None:
     """Return a class name of a file as text; None if it is none."""

@@ -10,19 +10,19 @@ _PROBED = 50  # files
 
 
 class _Format(NamedTuple):
-    """Pattern of its file names, keys of its JSON or pattern of the first lines, and the advice."""
+    """Pattern of its file names, keys of its JSON or pattern of its first lines, and the advice."""
 
     names: str
     content: list[set[str]] | str
     advice: str
 
 
-_JSON = r"json\d?$"
+_JSON, _DATUM = r"json\d?$", "convert it with `datum convert -i FOLDER -f coco -o OUT -if"
 _FORMATS = [
     _Format(
         _JSON,
         [{"size", "objects"}, {"classes", "tags", "projectType"}],
-        "an annotation of Supervisely: export it with the app 'Export to COCO'",
+        "a file of Supervisely: export the project with the app 'Export to COCO'",
     ),
     _Format(
         _JSON,
@@ -31,40 +31,24 @@ _FORMATS = [
         "labelbox --input-file FILE --category-names A,B --output-format coco --output-file train.json`",
     ),
     _Format(
-        _JSON + "|vott$",
+        r"json$|\.vott$",
         [{"assets", "tags"}, {"asset", "regions"}, {"sourceConnection"}],
         "a project of VoTT: choose CSV or Pascal VOC in its export settings, and export it",
     ),
-    _Format(
-        _JSON,
-        [{"project", "attribute", "metadata", "view"}],
-        "a project of VIA 3: export its annotations as COCO",
-    ),
-    _Format(
-        r"\.tfrecords?\b|\.tfrec$",
-        "",
-        "a TFRecord: convert it with `datum convert -i FOLDER -if tf_detection_api -f coco -o OUT -- "
-        "--save-media`, or export the data again as COCO",
-    ),
+    _Format(_JSON, [{"project", "attribute", "view"}], "a project of VIA 3: export its annotations as COCO"),
+    _Format(r"\.tfrecords?\b|\.tfrec$", "", f"a TFRecord: {_DATUM} tf_detection_api -- --save-media`"),
     _Format(
         r"(^|/)gt\.txt$",
         r"^\s*\d+, *-?\d+(, *-?[\d.]+){4}",
-        "a file of MOT tracks: convert it with `datum convert -i FOLDER -if mot_seq -f coco -o OUT -- "
-        "--save-media`",
+        f"a file of MOT tracks: {_DATUM} mot_seq -- --save-media`",
     ),
-    _Format(
-        r"\.xml$", r"<dataset\b.*<images\b", "XML of imglab: open it at imglab.in, and save it as COCO JSON"
-    ),
-    _Format(
-        r"\.hei[cf]$",
-        "",
-        "a HEIC image: convert all to JPEG, such as with `magick mogrify -format jpg *.heic`",
-    ),
+    _Format(r"\.xml$", r"<dataset\b.*<images\b", "XML of imglab: open it at imglab.in, and save it as COCO"),
+    _Format(r"\.hei[cf]$", "", "a HEIC image: convert all, such as with `magick mogrify -format jpg *.heic`"),
     _Format(
         r"(^|/)(labels?|ann[a-z]*|[^/]*(mask|segmentation)[^/]*)/[^/]+\.png$|[_-]mask\.png$",
         "",
-        "a mask of pixels: export the objects as COCO instead, or convert the masks by labelformat's input "
-        "format maskpair",
+        "a mask of pixels: export the objects as COCO, or convert the masks with `labelformat convert --task "
+        "instance-segmentation --input-format maskpair --output-format coco`",
     ),
 ]
 

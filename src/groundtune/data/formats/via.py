@@ -2,34 +2,34 @@
 
     {"_via_img_metadata": {"a.jpg1234": {"filename": "a.jpg", "regions": [{
         "shape_attributes": {"name": "rect", "x": 40, "y": 30, "width": 40, "height": 30},
-        "region_attributes": {"class": "cat"}}]}}, "_via_attributes": …}
-    filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes
+        "region_attributes": {"class": "cat"}}]}}}      or the inner object alone
+    filename,file_size,…,region_shape_attributes,region_attributes      JSON in the cells
 
-- JSON of annotations is the object of `_via_img_metadata` alone. Cells of the CSV are JSON.
-- The class is a region attribute. Of several the one with words is, and of several of these the one
-  named class, label, name, type, category or object, or else the first. Without any attribute, as
-  in the balloon data set of Mask R-CNN, the class is `object`.
-- Circles, ellipses and polygons are replaced by the boxes around them; lines and points have none.
+- The class is the region attribute with words. Of several the one named class, label, name, type,
+  category or object is, or else the first. Without any attribute, as in the balloon data set of
+  Mask R-CNN, it is "object".
+- Circles, ellipses and polygons become the boxes around them; lines and points have none.
+
+The form is that of https://gitlab.com/vgg/via.
 """
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from groundtune.data.formats.csv import csv_rows
+from groundtune.data.formats.csv import json_rows
 from groundtune.data.formats.files import file_evidence, is_text, to_number, truncated_repr
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, classes_by_name
 from groundtune.data.formats.shapes import angle_of, bounds, ellipse, label_of, numbers
 from groundtune.data.formats.tree import Tree
 from groundtune.data.problems import Collector
 from groundtune.data.sample import join_examples
-from groundtune.files import read_json, read_text
+from groundtune.files import read_json
 
 _PROJECT = "_via_img_metadata"
 _USUAL = ["class", "label", "name", "type", "category", "object"]
-_CELLS = ("region_shape_attributes", "region_attributes")
+_CELLS = {"shape_attributes": "region_shape_attributes", "region_attributes": "region_attributes"}
 
 Row = tuple[str, Any, list[Any]]
 """Location, file name and regions of an image."""
@@ -44,13 +44,13 @@ def recognize(tree: Tree) -> Evidence | None:
         is_plain = isinstance(entry, dict) and {"filename", "regions"} <= entry.keys()
         is_large = first is None and '"shape_attributes"' in tree.head(file)
         files += [file] if form == "object" and (_PROJECT in keys or is_plain or is_large) else []
-    files += [file for file in tree.declared(".csv") if _CELLS[0] in tree.head(file, 4096)]
+    files += [file for file in tree.declared(".csv") if "region_shape_attributes" in tree.head(file, 4096)]
     return file_evidence("via", files, tree, _read)
 
 
 def _read(path: Path) -> RawData:
     raw = RawData(path, "xyxy", states_size=False)
-    rows, options = _csv_images(path) if path.suffix.lower() == ".csv" else _json_images(path)
+    rows, options = _rows(path)
     images: dict[str, RawImage] = {}
     drawn: list[tuple[RawImage, RawBox, dict[str, list[str]]]] = []
     for where, name, regions in rows:
@@ -74,49 +74,41 @@ def _read(path: Path) -> RawData:
     return raw
 
 
-def _json_images(path: Path) -> tuple[list[Row], Any]:
-    """Return the images of a project or of annotations, and the attributes of regions."""
+def _rows(path: Path) -> tuple[list[Row], Any]:
+    """Return the rows of CSV, or the images of JSON and the attributes of regions of a project."""
+    rows: list[Row] = []
+    if path.suffix.lower() == ".csv":
+        for number, row in enumerate(json_rows(path), start=2):
+            region = {key: row.get(cell) for key, cell in _CELLS.items()}
+            rows.append(
+                (f"row {number}", row.get("filename"), [region] if region["shape_attributes"] != {} else [])
+            )
+        return rows, None
     content = read_json(path)
     content = content if isinstance(content, dict) else {}
-    entries, attributes = content.get(_PROJECT, content), content.get("_via_attributes")
-    rows: list[Row] = []
-    for key, entry in entries.items() if isinstance(entries, dict) else ():
-        name, regions = (
-            (entry.get("filename"), entry.get("regions")) if isinstance(entry, dict) else (None, [])
-        )
+    images, attributes = content.get(_PROJECT, content), content.get("_via_attributes")
+    for key, image in images.items() if isinstance(images, dict) else ():
+        image = image if isinstance(image, dict) else {}
+        regions = image.get("regions")
         listed = [*regions.values()] if isinstance(regions, dict) else regions  # VIA 1 numbers them
-        rows.append((truncated_repr(key), name, listed if isinstance(listed, list) else [None]))
+        rows.append(
+            (truncated_repr(key), image.get("filename"), listed if isinstance(listed, list) else [None])
+        )
     return rows, attributes.get("region") if isinstance(attributes, dict) else None
-
-
-def _csv_images(path: Path) -> tuple[list[Row], None]:
-    header, *rows = csv_rows(read_text(path).removeprefix("#"), path)
-    images: list[Row] = []
-    for number, row in enumerate(rows, start=2):
-        cells = dict(zip(header, row, strict=False))
-        try:
-            shape, names = (json.loads(cells[key]) for key in _CELLS)
-            regions = [{"shape_attributes": shape, "region_attributes": names}] if shape != {} else []
-        except (KeyError, ValueError, RecursionError):
-            regions = [{}]
-        images.append((f"row {number}", cells.get("filename"), regions))
-    return images, None
 
 
 def _names(attributes: Any, options: Any) -> dict[str, list[str]]:
     """Return the values of each attribute; an option whose name is a number has its description."""
     found: dict[str, list[str]] = {}
     for key, value in attributes.items() if isinstance(attributes, dict) else ():
-        chosen = [name for name, is_set in value.items() if is_set] if isinstance(value, dict) else [value]
-        names = [name for each in chosen if (name := label_of(each))]
+        checked = [name for name, is_set in value.items() if is_set] if isinstance(value, dict) else [value]
+        names = [name for each in checked if (name := label_of(each))]
         try:
-            described = [label_of(options[key]["options"][name]) for name in names]
+            described = [label_of(options[key]["options"][name]) or name for name in names]
         except (KeyError, TypeError):
-            described = []
-        if all(map(_is_number, names)) and described and all(described):
-            names = [name for name in described if name]
+            described = names
         if names and is_text(key):
-            found[key] = names
+            found[key] = described if all(map(_is_number, names)) else names
     return found
 
 
