@@ -75,6 +75,19 @@ def test_images_of_tasks(image):
     assert counts("d") == {"train": 2} and set(checks("d")) <= {"image-path-resolved"}
 
 
+@pytest.mark.parametrize("name", ["a+b.jpg", "a b.jpg", "a%20b.jpg"])
+def test_other_letters_in_names(name):
+    pic("d/images/" + name.replace("%20", " "))
+    export(task(1, f"/data/local-files/?d=images/{name}", annotation(item())))
+    assert counts("d") == {"train": 1}
+
+
+def test_the_folder_of_an_uploaded_file_counts():
+    pic("d/x/a.jpg"), pic("d/y/a.jpg")
+    export(task(1, "s3://b/y/0a1b2c3d-a.jpg", annotation(item())))
+    assert read_splits(Path("d"))["train"].samples[0].image_path == Path("d/y/a.jpg")
+
+
 def test_an_uploaded_file_with_its_prefix_comes_first():
     pic("d/images/a.jpg"), pic("d/images/0a1b2c3d-a.jpg")
     export(task(1, "/data/upload/1/0a1b2c3d-a.jpg", annotation(item())))

@@ -20,7 +20,14 @@ from pathlib import Path
 from posixpath import basename, dirname
 from typing import Any
 
-from groundtune.data.formats.files import files_by_split, find_name_list, image_folders, is_text, to_number
+from groundtune.data.formats.files import (
+    files_by_split,
+    find_name_list,
+    image_folders,
+    is_number,
+    is_text,
+    to_number,
+)
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree, split_of
 from groundtune.errors import DataError
@@ -151,7 +158,7 @@ def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
         words = [
             index
             for index in candidates["class"]
-            if any(not _is_number(row[index]) for row in probed if index < len(row))
+            if any(not is_number(row[index]) for row in probed if index < len(row))
         ]
         columns["class"] = (words or candidates["class"])[0]
     begin = {"x", "y"} if {"x", "y"} <= set(columns) else {"x1", "y1"}
@@ -174,7 +181,7 @@ def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
 
 def _without_header(cells: Sequence[str]) -> Columns | None:
     """Return the columns of RetinaNet and SKU-110K, whose files have no header."""
-    numeric = [index for index, cell in enumerate(cells) if _is_number(cell) or not cell]
+    numeric = [index for index, cell in enumerate(cells) if is_number(cell) or not cell]
     starts = [start for start in (1, 2) if {*range(start, start + 4)} <= {*numeric}]
     if (
         len(cells) not in (6, 8)
@@ -187,10 +194,6 @@ def _without_header(cells: Sequence[str]) -> Columns | None:
     columns = {"path": 0, "class": 5 if start == 1 else 1}
     columns |= dict(zip(_CORNERS, range(start, start + 4), strict=True))
     return columns | ({"width": 6, "height": 7} if len(cells) == 8 else {})
-
-
-def _is_number(cell: str) -> bool:
-    return isinstance(to_number(cell.strip()), float)
 
 
 def _add_row(

@@ -200,3 +200,8 @@ def to_number(text: str | None) -> float | str | None:
         return float(text or "")
     except ValueError:
         return text
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a number."""
+    return isinstance(to_number(text.strip()), float)

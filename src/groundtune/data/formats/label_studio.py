@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from posixpath import basename, splitext
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 from groundtune.data.formats.csv import json_rows
 from groundtune.data.formats.files import file_evidence, is_text
@@ -31,7 +31,8 @@ from groundtune.files import read_json
 _MIN = {"id", "annotation_id"}  # columns of JSON_MIN and CSV
 _RESULTS = {"annotations", "completions", "predictions"}
 _GEOMETRY = {"x", "points", "rle", "vertices"}
-_UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
+_ROOT = re.compile(r"^(\w+:/)?/+(data/upload/\d+/)?")
+_UPLOADED = re.compile(r"\b[0-9a-f]{8}-(?=[^/]+$)")  # random prefix of a file name
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -62,7 +63,7 @@ def _read(path: Path, *, tree: Tree) -> RawData:
         else:
             read.add(key)
             is_stored = splitext(basename(name))[0] in stems
-            image = RawImage((name if is_stored else _UPLOADED.sub("", basename(name)),), where)
+            image = RawImage((name if is_stored else _UPLOADED.sub("", name),), where)
             if reason := _add_boxes(image, _drawn(row, where, raw), raw):
                 raw.problems.add("image-skipped", f"{where} ({reason})")
             else:
@@ -75,8 +76,9 @@ def _image_name(data: Any) -> str | None:
     """Return the path of the image of a task, without the parts of a URL."""
     for key in sorted(data, key=lambda key: key != "image") if isinstance(data, dict) else ():
         if is_text(value := data[key]):
-            path, _, query = re.sub(r"^(\w+:/)?/+", "", value.replace("\\", "/")).partition("?")
-            path = parse_qs(query).get("d", [path])[0]  # /data/local-files/?d=images/a.jpg
+            path, _, query = _ROOT.sub("", value.replace("\\", "/")).partition("?")
+            if query.startswith("d="):  # /data/local-files/?d=images/a.jpg
+                path = query.removeprefix("d=")
             if splitext(unquote(path))[1].lower() in IMAGE_SUFFIXES:
                 return path
     return None
@@ -112,9 +114,11 @@ def _add_boxes(image: RawImage, shapes: list[dict[str, Any]] | None, raw: RawDat
         return "rotated in the tool"
     if any(shape.get(key) != shapes[0].get(key) for shape in shapes for key in ("to_name", "item_index")):
         return "several images"
-    rows = [(shape, _labels(shape), _box(shape)) for shape in shapes]
-    named = [box for _, labels, box in rows if labels]
-    for number, (shape, labels, box) in enumerate(rows, start=1):
+    boxes = [_box(shape) for shape in shapes]
+    labels_of = [[value for key, value in shape.items() if key.endswith("labels")] for shape in shapes]
+    named = [box for box, lists in zip(boxes, labels_of, strict=True) if any(lists)]
+    for number, (shape, box, lists) in enumerate(zip(shapes, boxes, labels_of, strict=True), start=1):
+        labels = lists[0] if lists and isinstance(lists[0], list) else []
         where = f"{image.where} shape {number}"
         if not labels and box in [*named, None]:
             continue  # more of the same shape, such as its text
@@ -128,12 +132,6 @@ def _add_boxes(image: RawImage, shapes: list[dict[str, Any]] | None, raw: RawDat
             raw.problems.add("rotated-to-boxes", where)
         image.boxes += [RawBox(box, label_of(label), where) for label in labels or [None]]
     return ""
-
-
-def _labels(shape: dict[str, Any]) -> list[Any]:
-    """Return the labels of a shape, such as its `rectanglelabels`."""
-    lists = [value for key, value in shape.items() if key.endswith("labels") and isinstance(value, list)]
-    return lists[0] if lists else []
 
 
 def _box(shape: dict[str, Any]) -> list[float] | None:

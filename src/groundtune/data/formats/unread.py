@@ -45,7 +45,7 @@ _FORMATS = [
     _Format(r"\.xml$", r"<dataset\b.*<images\b", "XML of imglab: open it at imglab.in, and save it as COCO"),
     _Format(r"\.hei[cf]$", "", "a HEIC image: convert all, such as with `magick mogrify -format jpg *.heic`"),
     _Format(
-        r"(^|/)(labels?|ann[a-z]*|[^/]*(mask|segmentation)[^/]*)/[^/]+\.png$|[_-]mask\.png$",
+        r"(^|/)(labels?|annotations?|[^/]*(mask|segmentation)[^/]*)/[^/]+\.png$|[_-]mask\.png$",
         "",
         "a mask of pixels: export the objects as COCO, or convert the masks with `labelformat convert --task "
         "instance-segmentation --input-format maskpair --output-format coco`",

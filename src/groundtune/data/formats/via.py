@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.csv import json_rows
-from groundtune.data.formats.files import file_evidence, is_text, to_number, truncated_repr
+from groundtune.data.formats.files import file_evidence, is_number, is_text, truncated_repr
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, classes_by_name
 from groundtune.data.formats.shapes import angle_of, bounds, ellipse, label_of, numbers
 from groundtune.data.formats.tree import Tree
@@ -108,12 +108,8 @@ def _names(attributes: Any, options: Any) -> dict[str, list[str]]:
         except (KeyError, TypeError):
             described = names
         if names and is_text(key):
-            found[key] = described if all(map(_is_number, names)) else names
+            found[key] = described if all(map(is_number, names)) else names
     return found
-
-
-def _is_number(name: str) -> bool:
-    return isinstance(to_number(name), float)
 
 
 def _class_attribute(boxes: list[dict[str, list[str]]], problems: Collector) -> str | None:
@@ -122,7 +118,7 @@ def _class_attribute(boxes: list[dict[str, list[str]]], problems: Collector) -> 
     for names in boxes:
         for key, own in names.items():
             values[key].update(own)
-    worded = [key for key in values if not all(map(_is_number, values[key]))] or list(values)
+    worded = [key for key in values if not all(map(is_number, values[key]))] or list(values)
     worded.sort(key=lambda key: _USUAL.index(key.lower()) if key.lower() in _USUAL else len(_USUAL))
     if len(worded) > 1:
         problems.add("class-attribute-chosen", f"{worded[0]!r} is, {join_examples(worded[1:])} are not")
