@@ -95,6 +95,96 @@ def retinanet_set(folder: Path) -> list[Path]:
     return [folder / "boxes.csv"]
 
 
+CVAT = """<?xml version="1.0"?>
+<annotations><version>1.1</version><meta><task><labels><label><name>cat</name></label></labels></task></meta>
+<image id="0" name="a.png" subset="train" width="40" height="30"><box label="cat" xtl="2" ytl="3" xbr="12.5" ybr="15" rotation="9.5"/></image>
+<image id="1" name="b.png" subset="train" width="40" height="30"><polygon label="dog" points="1,1;9,1;9,9"/><points label="dog" points="1,1"/></image>
+<image id="2" name="c.png" subset="val" width="40" height="30"><ellipse label="cat" cx="9" cy="9" rx="3" ry="4"/></image></annotations>
+"""
+
+
+def cvat_set(folder: Path) -> list[Path]:
+    (folder / "annotations.xml").write_text(CVAT)
+    return [folder / "annotations.xml"]
+
+
+def labelme_set(folder: Path) -> list[Path]:
+    shapes = [
+        {
+            "label": "cat",
+            "points": [[12, 15], [2, 3]],
+            "shape_type": "rectangle",
+            "group_id": None,
+            "flags": {},
+        }
+    ]
+    shapes += [{"label": "dog", "points": [[9, 9], [9, 14]], "shape_type": "circle", "group_id": 1}]
+    shapes += [{"label": "dog", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon", "group_id": 1}]
+    for name in NAMES:
+        content = {
+            "shapes": shapes,
+            "imagePath": name,
+            "imageData": None,
+            "imageHeight": 30,
+            "imageWidth": 40,
+        }
+        (folder / f"{name[0]}.json").write_text(json.dumps(content))
+    return [folder / f"{name[0]}.json" for name in NAMES]
+
+
+def label_studio_set(folder: Path) -> list[Path]:
+    value = {"x": 5, "y": 10, "width": 25, "height": 40, "rotation": 10, "rectanglelabels": ["cat"]}
+    other = {"points": [[1, 1], [9, 1], [9, 9]], "polygonlabels": ["dog"]}
+    result = [
+        {"original_width": 40, "original_height": 30, "image_rotation": 0, "to_name": "i", "value": v}
+        for v in (value, other)
+    ]
+    tasks = [
+        {
+            "id": i,
+            "data": {"image": f"/data/upload/1/0a1b2c3d-{n}?d={n}"},
+            "annotations": [{"result": result, "was_cancelled": False}],
+            "predictions": [],
+        }
+        for i, n in enumerate(NAMES)
+    ]
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    return [folder / "tasks.json"]
+
+
+def label_studio_csv_set(folder: Path) -> list[Path]:
+    cell = '[{""x"": 5, ""y"": 10, ""width"": 25, ""height"": 40, ""original_width"": 40, ""original_height"": 30, ""rectanglelabels"": [""cat""]}]'
+    rows = "".join(f'{i},{n},{i},"{cell}"\n' for i, n in enumerate(NAMES))
+    (folder / "tasks.csv").write_text("annotation_id,image,id,label\n" + rows)
+    return [folder / "tasks.csv"]
+
+
+def via_set(folder: Path) -> list[Path]:
+    shapes = [{"name": "rect", "x": 2, "y": 3, "width": 10, "height": 12}]
+    shapes += [{"name": "ellipse", "cx": 9, "cy": 9, "rx": 3, "ry": 4, "theta": 0.3}]
+    shapes += [{"name": "polygon", "all_points_x": [1, 9, 9], "all_points_y": [1, 1, 9]}]
+    regions = [
+        {"shape_attributes": shape, "region_attributes": {"class": "cat", "id": 3}} for shape in shapes
+    ]
+    images = {name: {"filename": name, "size": 9, "regions": regions} for name in NAMES}
+    attributes = {"region": {"class": {"options": {"cat": "Cat"}}}}
+    (folder / "via.json").write_text(json.dumps({"_via_img_metadata": images, "_via_attributes": attributes}))
+    return [folder / "via.json"]
+
+
+def via_csv_set(folder: Path) -> list[Path]:
+    row = '{},9,{{}},1,0,"{{""name"":""rect"",""x"":2,""y"":3,""width"":9,""height"":9}}","{{""class"":""cat""}}"\n'
+    head = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
+    (folder / "via.csv").write_text(head + "".join(row.format(name) for name in NAMES))
+    return [folder / "via.csv"]
+
+
+def createml_set(folder: Path) -> list[Path]:
+    box = {"label": "cat", "coordinates": {"x": 9, "y": 9, "width": 10, "height": 12}}
+    (folder / "a.json").write_text(json.dumps([{"image": name, "annotations": [box]} for name in NAMES]))
+    return [folder / "a.json"]
+
+
 SETS: dict[str, Callable[[Path], list[Path]]] = {
     "coco": coco_set,
     "tokens_positive": tokens_set,
@@ -103,6 +193,13 @@ SETS: dict[str, Callable[[Path], list[Path]]] = {
     "voc": voc_set,
     "csv": csv_set,
     "retinanet": retinanet_set,
+    "cvat": cvat_set,
+    "labelme": labelme_set,
+    "label_studio": label_studio_set,
+    "label_studio_csv": label_studio_csv_set,
+    "via": via_set,
+    "via_csv": via_csv_set,
+    "createml": createml_set,
 }
 
 

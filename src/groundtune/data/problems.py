@@ -151,6 +151,12 @@ _WARNINGS = {
         "Give each image one entry.",
     ),
     "caption-missing": ("{n} images skipped: no caption.", _EXPORT),
+    "shape-without-box": ("{n} shapes dropped: lines, points and the like have no box.", "Draw boxes."),
+    "image-skipped": ("{n} images skipped:", "Finish them in the labeling tool, and export again."),
+    "image-without-split": ("{n} images of other subsets are not used.", "Name all subsets after splits."),
+    "annotation-repeated": ("{n} images have several annotations: the first is used.", "Delete the others."),
+    "class-attribute-chosen": ("several attributes may be the class:", "Delete the others."),
+    "class-not-stated": ("{n} boxes have no class, and are of 'object'.", "Use --rename object=balloon."),
 }
 _NOTES = {
     "image-size-not-stated": (
@@ -179,6 +185,8 @@ _NOTES = {
     ),
     "key-points-ignored": ("{n} rows have key points behind the box, which are not used.", _NO_ACTION),
     "segments-to-boxes": ("{n} outlines were replaced by their bounding boxes.", _NO_ACTION),
+    "rotated-to-boxes": ("{n} rotated boxes were replaced by the upright boxes around them.", _NO_ACTION),
+    "predictions-ignored": ("{n} images have predictions of a model, which are not used.", _NO_ACTION),
 }
 
 READING: dict[str, CheckSpec] = {

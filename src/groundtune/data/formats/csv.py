@@ -12,13 +12,22 @@ the class, the one with words is. Classes are sorted by name, or in the order of
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import basename, dirname
+from typing import Any
 
-from groundtune.data.formats.files import files_by_split, find_name_list, image_folders, is_text, to_number
+from groundtune.data.formats.files import (
+    files_by_split,
+    find_name_list,
+    image_folders,
+    is_number,
+    is_text,
+    to_number,
+)
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import split_of
@@ -47,6 +56,7 @@ _EXPECTED = (
     "Expected a header such as path,class,x1,y1,x2,y2 or filename,width,height,class,xmin,ymin,xmax,ymax, or "
     "rows of path,x1,y1,x2,y2,class."
 )
+_JSON = re.compile(r"[\[{]\s*[\"{\]}]")  # unlike "[1].jpg"
 _PROBED = 100  # rows that decide which column is the class
 
 Columns = dict[str, int]
@@ -57,7 +67,7 @@ def recognize(tree: Tree) -> Evidence | None:
     chosen, others = [], {}
     for file in tree.declared(".csv", ".tsv"):
         try:
-            _columns(_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
+            _columns(csv_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
         except DataError as error:
             others[split_of(file) or ""] = str(error)
         else:
@@ -83,7 +93,7 @@ def _class_names(tree: Tree) -> dict[str, str]:
 
 
 def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
-    rows = _rows(read_text(path), path)
+    rows = csv_rows(read_text(path), path)
     columns, has_header = _columns(rows, path)
     form = "xyxy" if "x1" in columns and "x2" in columns else "xywh"
     raw = RawData(path, form, states_size={"width", "height"} <= set(columns))  # type: ignore[arg-type]
@@ -110,7 +120,8 @@ def _normalized(box: RawBox) -> RawBox:
     return box._replace(numbers=[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
 
 
-def _rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
+def csv_rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
+    """Return the cells of the rows that are not empty."""
     if partial_end and "\n" in text:
         text = text[: text.rindex("\n")]  # the last line may be cut
     first_line = text.lstrip().split("\n", 1)[0]
@@ -123,6 +134,16 @@ def _rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:
     if not rows:
         raise DataError(f"{path}: it is empty. {_EXPECTED}")
     return rows
+
+
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file by its header; cells that are JSON are parsed."""
+    header, *rows = csv_rows(read_text(path).removeprefix("#"), path)
+    try:
+        cells = [[json.loads(cell) if _JSON.match(cell) else cell for cell in row] for row in rows]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} has cells that are not valid JSON: {error}. Export it again.") from error
+    return [dict(zip(header, row, strict=False)) for row in cells]
 
 
 def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
@@ -138,7 +159,7 @@ def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
         words = [
             index
             for index in candidates["class"]
-            if any(not _is_number(row[index]) for row in probed if index < len(row))
+            if any(not is_number(row[index]) for row in probed if index < len(row))
         ]
         columns["class"] = (words or candidates["class"])[0]
     begin = {"x", "y"} if {"x", "y"} <= set(columns) else {"x1", "y1"}
@@ -161,7 +182,7 @@ def _columns(rows: Sequence[Sequence[str]], path: Path) -> tuple[Columns, bool]:
 
 def _without_header(cells: Sequence[str]) -> Columns | None:
     """Return the columns of RetinaNet and SKU-110K, whose files have no header."""
-    numeric = [index for index, cell in enumerate(cells) if _is_number(cell) or not cell]
+    numeric = [index for index, cell in enumerate(cells) if is_number(cell) or not cell]
     starts = [start for start in (1, 2) if {*range(start, start + 4)} <= {*numeric}]
     if (
         len(cells) not in (6, 8)
@@ -174,10 +195,6 @@ def _without_header(cells: Sequence[str]) -> Columns | None:
     columns = {"path": 0, "class": 5 if start == 1 else 1}
     columns |= dict(zip(_CORNERS, range(start, start + 4), strict=True))
     return columns | ({"width": 6, "height": 7} if len(cells) == 8 else {})
-
-
-def _is_number(cell: str) -> bool:
-    return isinstance(to_number(cell.strip()), float)
 
 
 def _add_row(

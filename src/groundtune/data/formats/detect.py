@@ -9,7 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from posixpath import basename
 
-from groundtune.data.formats import coco, csv, odvg, voc, yolo
+from groundtune.data.formats import (
+    coco,
+    createml,
+    csv,
+    cvat,
+    label_studio,
+    labelme,
+    odvg,
+    unread,
+    via,
+    voc,
+    yolo,
+)
 from groundtune.data.formats.assemble import assemble
 from groundtune.data.formats.records import Evidence
 from groundtune.data.formats.tree import Tree
@@ -25,6 +37,11 @@ READERS: dict[str, Callable[[Tree], Evidence | None]] = {
     "yolo": yolo.recognize,
     "voc": voc.recognize,
     "csv": csv.recognize,
+    "cvat": cvat.recognize,
+    "labelme": labelme.recognize,
+    "label-studio": label_studio.recognize,
+    "via": via.recognize,
+    "createml": createml.recognize,
 }
 """The readers by the names that `--format` takes."""
 
@@ -123,6 +140,8 @@ def _best(tree: Tree, path: Path, format: str | None) -> list[Evidence]:
         )
     readers = [format] if format else list(READERS)
     found = [evidence for name in readers if (evidence := READERS[name](tree)) is not None]
+    if not any(evidence.rank for evidence in found) and (known := unread.recognize(tree)):
+        found = [known]
     if not found:
         if not path.is_dir():
             raise DataError(f"{path} is not a data set that can be read. {_EXPECTED}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
 
-from groundtune.data.formats.records import RawData, RawImage, Source
+from groundtune.data.formats.records import Evidence, RawData, RawImage, Source
 from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
 from groundtune.data.formats.words import folder_split, pair_key, split_of
 from groundtune.data.images import MAX_PIXELS, exif_orientation, open_image
@@ -168,6 +168,19 @@ def files_by_split(
     return sources, refused
 
 
+def file_evidence(
+    format: str, files: Sequence[str], tree: Tree, read: Callable[[Path], RawData]
+) -> Evidence | None:
+    """Return the evidence of annotation files of one format by split; None without any."""
+    if not files:
+        return None
+
+    def source(file: str) -> Source:
+        return Source(tree.root / file, image_folders(tree, file), read)
+
+    return Evidence(format, 2, *files_by_split(files, source, tree), files[0])
+
+
 def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is valid text: JSON can hold halves of surrogate pairs."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
@@ -188,3 +201,8 @@ def to_number(text: str | None) -> float | str | None:
         return float(text or "")
     except ValueError:
         return text
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a number."""
+    return isinstance(to_number(text.strip()), float)

@@ -43,7 +43,8 @@ def signature(path: Path) -> Signature:
         if lines:
             return Signature("lines", frozenset(first or ()), first)
         keys = frozenset(first) if first is not None and not tail else _outer_keys(text, False)
-        return Signature("object", keys | _outer_keys(tail.decode(errors="replace"), True), first)
+        short = first and {key: value for key, value in first.items() if not isinstance(value, str)}
+        return Signature("object", keys | _outer_keys(tail.decode(errors="replace"), True), short)
     if text.startswith("["):
         return Signature("array", first=_decode(text[1:].lstrip())[0])
     return Signature("")
