@@ -51,4 +51,4 @@ def test_the_layouts_of_the_page_are_read(section, tmp_path, monkeypatch):
 
 
 def test_every_reader_is_on_the_page():
-    assert set(READERS) <= set(re.findall(r"`(\w+)`:", PAGE))
+    assert set(READERS) <= set(re.findall(r"`([\w-]+)`:", PAGE))
