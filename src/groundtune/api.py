@@ -508,7 +508,7 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
         return save_idea(bundle, path)
     if config.format != "hf":
         names = class_names(config.classes, bundle) if config.fixed_classes or config.classes else []
-        spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop)
+        spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop, config.opset)
         splits = None if config.data is None else read_data(config.data, [], {})
         return write_exported(bundle, path, spec, splits, Progress(quiet=quiet))
     if reasons := unsupported_by_others(bundle):

@@ -89,6 +89,9 @@ RENAMED = {
     "frame_stride": "every vid_stride",
     "save_as": "save_txt save_json save_crop save_conf",
     "fixed_classes": "closed",
+    "A graph takes any number of images of any one size; {opset} is its only setting.": (
+        "batch batch_size dynamic dynamic_batch imgsz simplify"
+    ),
     "max_ap_drop": "allow_loss",
     "push_to_hub": "hub_model_id repo_id",
     "private": "hub_private_repo",
