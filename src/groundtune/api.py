@@ -175,8 +175,9 @@ def train(
         else:
             config = train_config(given, path, bundle.recipe, where="train()")
     from groundtune.data.check.run import describe_classes
-    from groundtune.engine.distributed import check_launcher, is_main
+    from groundtune.engine.distributed import is_main
     from groundtune.engine.prepare import prepare
+    from groundtune.engine.rendezvous import check_launcher
     from groundtune.engine.train import train as run_training
     from groundtune.report.build import build_report
 

@@ -466,7 +466,7 @@ def train_config(
         yaml_path = Path(given["resume"]) / "config.yaml"
         if not yaml_path.is_file():
             raise ConfigError(f"resume: {given['resume']} is not a run directory (no config.yaml).")
-        given = {"output_dir": given["resume"], **given}
+        given = {"output_dir": given["resume"], **({"min_steps": 0} if "epochs" in given else {}), **given}
     file = read_yaml(yaml_path) if yaml_path else {}
     optimizer = {item.name for item in fields(OptimizerConfig)}
     given = {f"optimizer.{name}" if name in optimizer else name: value for name, value in given.items()}

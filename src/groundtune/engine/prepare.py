@@ -10,7 +10,7 @@ from groundtune.data.check.run import raise_for_errors
 from groundtune.data.combine import parse_weighted_paths, with_rehearsal
 from groundtune.data.reading import read_data, read_retention_data
 from groundtune.data.sample import Dataset
-from groundtune.errors import ConfigError
+from groundtune.engine.run_folder import check_new
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.checkpoint.load import load_bundle
 from groundtune.predict.detect import class_prompts
@@ -68,10 +68,6 @@ def run_directory(config: TrainConfig) -> Path:
         base = f"{data.stem if data.is_file() else data.name}-{model}"
         names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
         return next(path for path in (Path("runs") / name for name in names) if not path.exists())
-    folder = Path(config.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir: {folder} is a file; expected a directory.")
-    if config.resume is None and folder.is_dir() and any(folder.iterdir()):
-        fix = f"Choose another --output-dir, or resume that run with --resume {folder}."
-        raise ConfigError(f"output_dir: the directory {folder} is not empty. {fix}")
-    return folder
+    if config.resume is None:
+        check_new(Path(config.output_dir))
+    return Path(config.output_dir)

@@ -50,6 +50,15 @@ def disk_faults(folder: Path, resume_command: str) -> Iterator[None]:
         ) from error
 
 
+def check_new(path: Path) -> None:
+    """Raise a `ConfigError` unless a run directory is new or empty."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"output_dir: {path} is a file; expected a directory.")
+    if path.exists() and any(path.iterdir()):
+        fix = f"Choose another --output-dir, or resume that run with --resume {path}."
+        raise ConfigError(f"output_dir: the directory {path} is not empty. {fix}")
+
+
 class RunFolder:
     """Writes the files of one run, if `writes`: only the main process does.
 
@@ -62,13 +71,8 @@ class RunFolder:
         self._writes = writes
         if not writes:
             return
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"output_dir: {path} is a file; expected a new or empty folder.")
-        if not resume and path.is_dir() and any(path.iterdir()):
-            raise ConfigError(
-                f"output_dir: the run directory {path} is not empty. Choose another, or continue its run "
-                "with --resume."
-            )
+        if not resume:
+            check_new(path)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -5,14 +5,15 @@ features are part of the file, and only the images go in. Outputs are the logits
 tokens and the boxes.
 
 torch's tracer is used instead of `torch.export`, which takes hours because it carries a formula for
-every side through every layer. The tracer records one branch of each condition: in an image of
-`_example_side` all maps are padded, which changes nothing in maps that need none. `write` compares
-the file with the network in other sizes.
+every side through every layer. The tracer records one branch of each condition: in its image all
+maps are padded, which changes nothing in maps that need none. `write` compares the file with the
+network in other sizes.
 """
 
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +77,6 @@ class _Graph(nn.Module):
         return output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]
 
 
-def _example_side(backbone: nn.Module) -> int:
-    """Return a side with an odd number of patches and an incomplete last window in all stages."""
-    if isinstance(backbone, Swin):
-        return _STRIDE * backbone.body.config.window_size + backbone.patch_size
-    return 2 * _STRIDE
-
-
 def fixed_prompt(bundle: ModelBundle, names: list[str]) -> tuple[TextInput, list[list[int]]]:
     """Return the one prompt of cleaned, unique class names, and the token indices of each name.
 
@@ -108,7 +102,9 @@ def trace(bundle: ModelBundle, text: TextInput | None, opset: int, path: Path) -
     """
     network = copy.deepcopy(bundle.detector).cpu().eval()
     use_sampling(network, sample_levels)
-    side = _example_side(network.backbone)
+    side, backbone = 2 * _STRIDE, network.backbone
+    if isinstance(backbone, Swin):  # an odd number of patches, an incomplete last window in all stages
+        side = _STRIDE * backbone.body.config.window_size + backbone.patch_size
     inputs = {"image": torch.zeros(1, 3, side, side)}
     axes = {name: {0: "images", 1: "queries"} for name in ("logits", "boxes")}
     axes["image"] = {0: "images", 2: "height", 3: "width"}
@@ -131,13 +127,6 @@ def trace(bundle: ModelBundle, text: TextInput | None, opset: int, path: Path) -
     network.register_module("language_model", tower)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about recorded branches and the newer exporter
-        torch.onnx.export(
-            _Graph(network, text).eval(),
-            tuple(inputs.values()),
-            str(path),
-            dynamo=False,
-            input_names=list(inputs),
-            output_names=["logits", "boxes"],
-            dynamic_axes=axes,
-            opset_version=opset,
-        )
+        names: dict[str, Any] = {"input_names": list(inputs), "output_names": ["logits", "boxes"]}
+        options = names | {"dynamic_axes": axes, "opset_version": opset, "dynamo": False}
+        torch.onnx.export(_Graph(network, text).eval(), tuple(inputs.values()), str(path), **options)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,15 +209,8 @@ def _compare_scores(
     indices = [index for index, name in enumerate(valid.class_names) if not names or name in names]
 
     def score(model: ModelBundle) -> Evaluation:
-        return evaluate(
-            model,
-            valid,
-            class_indices=indices,
-            batch_size=8,
-            device=_CPU,
-            precision="fp32",
-            progress=progress,
-        )
+        settings: dict[str, Any] = {"batch_size": 8, "device": _CPU, "precision": "fp32"}
+        return evaluate(model, valid, class_indices=indices, progress=progress, **settings)
 
     model, file = score(bundle), score(open_exported(written))
     if model.score is None or file.score is None:

@@ -6,6 +6,7 @@ heads; where a configuration omits the flag, transformers would tie heads that a
 """
 
 import math
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,7 @@ from groundtune.text.tokens import build_tokenizer
 
 Weights = dict[str, Tensor]
 # Sizes whose elements are created one by one; published models have at most 256.
-_COUNTS = (
-    *("encoder_layers", "decoder_layers", "num_levels", "max_text_len"),
-    *("num_hidden_layers", "backbone.depths"),
-)
+_COUNTS = "encoder_layers decoder_layers num_levels max_text_len num_hidden_layers backbone.depths".split()
 _TOWER_SIZES = (
     *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
     *(f"backbone.{name}" for name in ("depths", "num_heads", "embed_dim", "window_size", "patch_size")),
@@ -93,6 +91,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     elif name and (path / "config.json").is_file():
         bundle = _bundle_of_transformers(path, name, seed)
     else:
+        if (path / "checkpoints").is_dir() and (path / "config.yaml").is_file():
+            fix = f"Resume it with: groundtune train --resume {shlex.quote(name)}"
+            raise CheckpointError(f"The run {name} has no model: its first evaluation did not end. {fix}")
         no_files = "a folder without groundtune.json and config.json"
         raise CheckpointError(
             f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. "
