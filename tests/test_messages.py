@@ -35,6 +35,8 @@ evaluate nano
 check
 predict nano
 export nano
+export nano --format onnx --batch 4
+export nano --format openvino --output x.xml --opset 18
 convert data
 blend nano run
 label nano data

@@ -178,8 +178,9 @@ def train(
     else:
         config = training_options(_given(TrainConfig, **options), config, "train()", bundle)
     from groundtune.data.check.run import describe_classes
-    from groundtune.engine.distributed import check_launcher, is_main
+    from groundtune.engine.distributed import is_main
     from groundtune.engine.prepare import prepare
+    from groundtune.engine.rendezvous import check_launcher
     from groundtune.engine.train import train as run_training
     from groundtune.report.build import build_report
 
@@ -553,7 +554,7 @@ def _export(bundle: "ModelBundle", path: Path, config: ExportConfig, quiet: bool
         return save_idea(bundle, path)
     if config.format != "hf":
         names = class_names(config.classes, bundle) if config.fixed_classes or config.classes else []
-        spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop)
+        spec = ExportSpec(config.format, names, config.precision, config.max_ap_drop, config.opset)
         splits = None if config.data is None else read_data(config.data, [], {})
         return write_exported(bundle, path, spec, splits, Progress(quiet=quiet))
     if reasons := unsupported_by_others(bundle):

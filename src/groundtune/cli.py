@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors of the user are printed; other errors are bugs, and are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about lost processes are long
     debug = "--debug" in arguments or bool(os.environ.get("GROUNDTUNE_DEBUG"))
     try:
         return _run([argument for argument in arguments if argument != "--debug"])

@@ -434,6 +434,7 @@ class ExportConfig:
     )
     fixed_classes: bool = option(False, "onnx, openvino: build in the classes of the fine-tuning")
     precision: str = option("fp32", "onnx, openvino: precision of the weights", choices=EXPORT_PRECISIONS)
+    opset: int = option(17, "onnx: version of ONNX's operators", low=16, high=20)
     data: str | None = option(
         None, "onnx, openvino: data set to compare with the model on (valid) and to calibrate int8 on (train)"
     )
@@ -451,6 +452,8 @@ class ExportConfig:
         if graph_only and self.format in ("hf", "idea"):
             names = "classes, fixed_classes, precision, data"
             raise ConfigError(f"{names}: only for the formats onnx and openvino, not for {self.format}.")
+        if self.opset != type(self).opset and self.format != "onnx":
+            raise ConfigError(f"opset: only for the format onnx, not for {self.format}.")
 
 
 @dataclass(kw_only=True)
@@ -500,7 +503,7 @@ def train_config(
         yaml_path = Path(given["resume"]) / "config.yaml"
         if not yaml_path.is_file():
             raise ConfigError(f"resume: {given['resume']} is not a run directory (no config.yaml).")
-        given = {"output_dir": given["resume"], **given}
+        given = {"output_dir": given["resume"], **({"min_steps": 0} if "epochs" in given else {}), **given}
     file = read_yaml(yaml_path) if yaml_path else {}
     optimizer = {item.name for item in fields(OptimizerConfig)}
     given = {f"optimizer.{name}" if name in optimizer else name: value for name, value in given.items()}

@@ -3,10 +3,12 @@
 YAML aliases (`*name`) are rejected: a few lines of them can expand to gigabytes.
 """
 
+import ctypes
 import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ import yaml
 from groundtune.errors import ConfigError, DataError, GroundtuneError
 
 _FIX = "Save it as UTF-8, or export it again."
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
 _MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of it
 
 
@@ -69,13 +72,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that replaces `path` when complete; errors leave the old one."""
+    """Yield an empty directory that replaces `path` when complete; errors leave the old one.
+
+    On Linux a reader always finds one of them, elsewhere none for a moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     previous = staging.with_name(f"{staging.name}.previous")
     try:
         yield staging
         staging.chmod(0o755)
+        if path.exists() and _exchange(staging, path):
+            return
         if path.exists():
             os.replace(path, previous)
         try:
@@ -87,6 +95,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(path: Path, other: Path) -> bool:
+    """Exchange two paths in one step; return whether the system could."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    names = os.fsencode(path), os.fsencode(other)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 def ensure_empty_output(

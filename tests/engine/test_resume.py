@@ -2,6 +2,7 @@
 run is refused.
 """
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ from engine_runs import (
     RUN_TASK,
     Recorder,
     differing,
+    logged,
     messages,
     options,
     run,
@@ -24,7 +26,7 @@ from engine_runs import (
     weights,
 )
 
-from groundtune.config import TrainConfig
+from groundtune.config import TrainConfig, train_config
 from groundtune.engine import checkpoint
 from groundtune.engine.evaluate import Evaluation, run_task
 from groundtune.errors import CheckpointError, ConfigError
@@ -141,14 +143,83 @@ def test_a_finished_run_without_its_states_is_not_finished(tmp_path: Path, data:
 
 def test_changed_options_are_all_listed_and_nothing_is_written(stopped: Path, data: Path, tokenizer) -> None:
     before = snapshot(stopped)
-    config = options(data, resume=str(stopped), epochs=4, lr=5e-4, flip=0.25, log_steps=7, workers=1)
+    config = options(data, resume=str(stopped), epochs=1, lr=5e-4, flip=0.25, log_steps=7, workers=1)
     with pytest.raises(ConfigError) as error:
         run(config, tiny_bundle(tokenizer), stopped)
     text = str(error.value)
-    for part in ("epochs was 2 and is now 4", "flip was 0.5 and is now 0.25", "optimizer was", "0.0005"):
+    command = f"groundtune train {data} --model {stopped}"
+    for part in (
+        "more epochs than the 1 done, got 1",
+        command,
+        "flip was 0.5 and is now 0.25",
+        "optimizer was",
+        "0.0005",
+    ):
         assert part in text
     assert "log_steps" not in text and "workers" not in text  # these do not change what is computed
     assert snapshot(stopped) == before
+
+
+@pytest.mark.parametrize("stop", [None, 5], ids=["finished", "interrupted"])
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_more_epochs_go_on_with_the_same_data_and_a_later_drop(
+    tmp_path: Path, data: Path, tokenizer, stop: int | None, tune: str, monkeypatch
+) -> None:
+    """A run whose rate never drops: the run with all epochs from the start is the same one."""
+    config, out = options(data, lr_drop_at=1.0, tune=tune, ema_decay=0.9), tmp_path / "run"
+    with contextlib.suppress(KeyboardInterrupt):
+        run(config, tiny_bundle(tokenizer, dropout=0.1), out, Recorder(stop_at=stop))
+    longer, watcher, bundle = replace(config, epochs=4), Recorder(), tiny_bundle(tokenizer, dropout=0.1)
+    run(replace(longer, resume=str(out)), bundle, out, watcher)
+    assert steps(watcher) == list(range(4 if stop else 7, 13))
+    said = "The learning rate drops at 100% of the 4 epochs; steps that are done keep theirs."
+    assert said in messages(watcher)
+    whole = tiny_bundle(tokenizer, dropout=0.1)
+    run(longer, whole, tmp_path / "whole")
+    assert differing(weights(bundle), weights(whole)) == []
+    assert (out / "metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+    assert json.loads((out / "metrics.json").read_text())["final"]
+    assert "epochs: 4\n" in (out / "config.yaml").read_text()
+
+
+def test_the_drop_of_the_learning_rate_follows_the_new_number_of_epochs(
+    tmp_path: Path, data: Path, tokenizer
+) -> None:
+    """3 steps an epoch: of 2 epochs it drops after step 3, of 4 epochs after step 6."""
+    config = options(data, lr_drop_at=0.5, lr_drop_factor=0.25, warmup_steps=0, lr=1e-3)
+    out = tmp_path / "run"
+    run(config, tiny_bundle(tokenizer), out)
+    run(replace(config, epochs=4, resume=str(out)), tiny_bundle(tokenizer), out)
+    rates = [max(line["lr"].values()) for line in logged(out)]
+    assert rates == pytest.approx([1e-3] * 3 + [2.5e-4] * 9)
+    other = tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tiny_bundle(tokenizer), other, Recorder(stop_at=5))  # its state is that after 3
+    run(replace(config, epochs=4, resume=str(other)), tiny_bundle(tokenizer), other)
+    assert [max(line["lr"].values()) for line in logged(other)] == pytest.approx([1e-3] * 6 + [2.5e-4] * 6)
+
+
+@pytest.mark.parametrize(("given", "message"), [(1, "than the 2 done, got 1"), (2, None)])
+def test_fewer_epochs_than_done_are_refused(
+    tmp_path: Path, data: Path, tokenizer, given: int, message: str | None
+) -> None:
+    out = tmp_path / "run"
+    run(options(data), tiny_bundle(tokenizer), out)
+    before, config = snapshot(out), options(data, epochs=given, resume=str(out))
+    if message is None:
+        assert run(config, tiny_bundle(tokenizer), out).metrics
+    else:
+        with pytest.raises(ConfigError, match=message):
+            run(config, tiny_bundle(tokenizer), out)
+        assert snapshot(out) == before
+
+
+def test_epochs_of_a_resume_replace_the_recipes_minimum_of_steps(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: x\nepochs: 27\nmin_steps: 210\neval_epochs: 3\n")
+    kept = train_config({"resume": str(tmp_path)}, None, {})
+    assert (kept.epochs, kept.min_steps) == (27, 210)
+    more = train_config({"resume": str(tmp_path), "epochs": "40"}, None, {})
+    assert (more.epochs, more.min_steps, more.eval_epochs) == (40, 0, 3)
 
 
 def test_a_run_from_before_an_option_existed_goes_on(
@@ -204,7 +275,7 @@ def test_a_state_that_cannot_be_used(
         )
     message = {
         "weights": "weights only",
-        "other model": "does not fit this model",
+        "other model": "do not fit the model",
         "other version": "or version",
     }[state]
     with pytest.raises(CheckpointError, match=message):

@@ -85,13 +85,25 @@ def noise(h, w):
     return torch.randn(1, 3, h, w, generator=torch.Generator().manual_seed(1))
 
 
-def outputs(bundle, image, names):
-    """Logits of the prompt's tokens and boxes for one normalized image (1, 3, h, w)."""
-    text = class_prompts(bundle.tokenizer, names, 256).text
+def outputs(bundle, images, names):
+    """Logits of the prompt's tokens and boxes for normalized images (B, 3, h, w); of one without B."""
+    text, count = class_prompts(bundle.tokenizer, names, 256).text, len(images)
     with inference_mode(bundle.network, "fp32"):
         network = bundle.network
-        output = network.forward_features(network.extract_features(image, [tuple(image.shape[2:])]), text)
-    return output["pred_logits"][0, :, : text.input_ids.shape[1]], output["pred_boxes"][0]
+        features = network.extract_features(images, [tuple(images.shape[2:])] * count)
+        output = network.forward_features(features, text.rows(torch.zeros(count, dtype=torch.long)))
+    logits, boxes = output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]
+    return (logits, boxes) if count > 1 else (logits[0], boxes[0])
+
+
+SHAPES = [(64, 64), (400, 120), (120, 400), (640, 64), (30, 400), (1500, 30), (30, 1500), (3, 150), (1, 1)]
+
+
+def scene_images(data, shapes):
+    """RGB images of those (width, height), from generated scenes."""
+    paths = sorted(path for path in data.rglob("*") if path.suffix in (".jpg", ".png"))
+    sources = zip(shapes, paths * len(shapes), strict=False)
+    return [load_image(path).resize(shape) for shape, path in sources]
 
 
 def assert_close(actual, expected):
@@ -116,6 +128,41 @@ def test_files_equal_the_network_in_any_size(format, fixed, model, files):
         for names in (NAMES, ["cat", "small white blood cell", "x", "y"]):
             if not fixed or names is NAMES:
                 assert_close(outputs(written, image, names), outputs(model.bundle, image, names))
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["open", "fixed"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=[openvino, pytest.mark.slow])])
+def test_files_equal_the_model_in_any_shape_and_number(format, fixed, model, files, data):
+    """From 1:1 to 1:50, both ways; also with fewer positions than queries."""
+    written, image_format = open_exported(files(format, fixed)), model.bundle.image_format
+    for shape in SHAPES:
+        images = scene_images(data, [shape] * 5)
+        view = resize_keep_ratio(shape[::-1], image_format)
+        batch = torch.stack([to_tensor(view.image(image), image_format) for image in images])
+        for count in (1, 2, 5):
+            found, expected = (outputs(b, batch[:count], NAMES) for b in (written, model.bundle))
+            assert found[0].shape == expected[0].shape
+            assert_close(found, expected)
+
+
+def test_images_of_different_shapes_are_detected_together(model, files, data):
+    images = scene_images(data, [*SHAPES, *SHAPES[::-1]])
+    file = api.load(files("onnx", True))
+    found = file.predict(images, NAMES, threshold=0.0, batch_size=5)
+    for one, expected in zip(found, model.predict(images, NAMES, threshold=0.0, batch_size=3), strict=True):
+        assert len(one) == len(expected) > 0
+        np.testing.assert_allclose(one.confidence, expected.confidence, atol=1e-3)
+        np.testing.assert_allclose(one.xyxy[0], expected.xyxy[0], atol=0.1)
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(16, 8), (17, 8), (18, 8), (19, 9), (20, 9)])
+def test_the_opset_of_a_file_can_be_chosen(opset, ir, model, tmp_path):
+    api.export(model, tmp_path / "x.onnx", format="onnx", classes=NAMES, opset=opset)
+    written, image = onnx.load(tmp_path / "x.onnx"), noise(96, 128)
+    assert [(each.domain, each.version) for each in written.opset_import] == [("", opset)]
+    assert written.ir_version == ir
+    expected = outputs(model.bundle, image, NAMES)
+    assert_close(outputs(open_exported(tmp_path / "x.onnx"), image, NAMES), expected)
 
 
 @openvino
@@ -192,14 +239,20 @@ def test_predict_and_evaluate_take_a_file(model, files, data, capsys):
     )
 
 
-def test_narrow_images_are_stretched(files):
-    written = open_exported(files("onnx", False))
-    assert written.network.metadata.smallest_side == 32 * 2 + 4
-    image = torch.rand(1, 3, 128, 20)
-    (features,) = written.network.extract_features(image, [(128, 20)])
-    assert features[0].shape == (3, 128, 68)
-    torch.testing.assert_close(features[0][:, :, 0], image[0, :, :, 0])
+def test_a_file_of_an_older_version_takes_one_image_and_stretches_narrow_ones(files, tmp_path):
+    older = onnx.load(files("onnx", False))
+    (entry,) = (entry for entry in older.metadata_props if entry.key == "groundtune")
+    values = json.loads(entry.value)
+    assert values.pop("batches") and values["smallest_side"] == 1
+    entry.value = json.dumps(values | {"smallest_side": 68})
+    onnx.save(older, tmp_path / "older.onnx")
+    written, fed = open_exported(tmp_path / "older.onnx"), []
+    network, run = written.network, written.network._run
+    network._run = lambda feed: fed.append(feed["image"]) or run(feed)
+    image = torch.rand(2, 3, 128, 20)
     logits, boxes = outputs(written, image, ["cat"])
+    assert [part.shape for part in fed] == [(1, 3, 128, 68)] * 2
+    np.testing.assert_array_equal(fed[0][0, :, :, 0], image[0, :, :, 0])
     assert logits.isfinite().all() and boxes.isfinite().all()
 
 
@@ -297,7 +350,7 @@ def test_the_standalone_example_gives_the_same_detections(model, files, data):
         a.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for a in node.names
     }
     imported |= {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"} and len(source.splitlines()) <= 60
+    assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"} and len(source.splitlines()) <= 70
     image = next(path for path in sorted(data.rglob("*")) if path.suffix in (".jpg", ".png"))
     command = [sys.executable, str(STANDALONE), str(files("onnx", True)), str(image), "0.0"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -309,9 +362,29 @@ def test_the_standalone_example_gives_the_same_detections(model, files, data):
     np.testing.assert_allclose(best, expected.xyxy[0], atol=0.2)
 
 
+def test_the_standalone_example_takes_several_images_of_different_sizes(model, files, data, tmp_path):
+    images = scene_images(data, [SHAPES[0], SHAPES[1], SHAPES[0], SHAPES[5], SHAPES[6]])
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    command = [sys.executable, str(STANDALONE), str(files("onnx", True)), *paths, "0.0"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    blocks = dict(zip(paths, re.split(r"^/.*\n", printed, flags=re.MULTILINE)[1:], strict=True))
+    assert [line for line in printed.splitlines() if line.startswith("/")] == paths
+    for path, expected in zip(paths, model.predict(paths, NAMES, threshold=0.0), strict=True):
+        scores = [float(line.split("  ")[1]) for line in blocks[path].splitlines()]
+        np.testing.assert_allclose(scores, expected.confidence, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        (
+            {"path": "x.xml", "format": "openvino", "opset": 18},
+            ConfigError,
+            "opset: only for the format onnx",
+        ),
+        ({"opset": 21}, ConfigError, "opset: expected a whole number between 16 and 20, got 21"),
         ({"path": "x.xml", "format": "onnx"}, ConfigError, r"output: .* ends in .onnx for onnx, got .*x.xml"),
         ({"precision": "int8"}, ConfigError, "data: int8 is calibrated and measured on images"),
         ({"precision": "bf16"}, ConfigError, "precision: expected fp32, fp16 or int8, got 'bf16'"),
@@ -334,9 +407,11 @@ def test_fixed_classes_of_a_model_without_classes(capsys, tmp_path):
     assert "model nano has no classes of its own" in capsys.readouterr().err
 
 
-def test_a_model_of_small_images_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ExportError, match="short side of 64 pixels; a graph .* needs 132"):
-        api.export(api.Model(tiny_bundle(tokenizer)), tmp_path / "x.onnx", format="onnx")
+def test_a_model_of_small_images_can_be_exported(tokenizer, tmp_path):
+    small, image = tiny_bundle(tokenizer, num_levels=3), noise(64, 60)
+    api.export(api.Model(small), tmp_path / "x.onnx", format="onnx", classes=NAMES)
+    expected = outputs(small, image, NAMES)
+    assert_close(outputs(open_exported(tmp_path / "x.onnx"), image, NAMES), expected)
 
 
 def test_a_missing_package_names_the_extra(model, tmp_path, monkeypatch):

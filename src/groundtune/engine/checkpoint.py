@@ -17,6 +17,7 @@ from torch import Tensor
 
 from groundtune.errors import CheckpointError
 from groundtune.files import atomic_write
+from groundtune.model.checkpoint.files import check_fit
 from groundtune.model.detector import GroundingDINO
 
 State = dict[str, Any]
@@ -40,18 +41,7 @@ def load_trained_weights(network: GroundingDINO, weights: dict[str, Tensor], sou
     Raises:
         CheckpointError: names or shapes differ from the network's.
     """
-    expected = trained_weights(network)
-    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    differing = sorted(
-        name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape
-    )
-    if missing or extra or differing:
-        counts = f"{len(missing)} missing, {len(extra)} unknown, {len(differing)} of another shape"
-        example = (missing + extra + differing)[0]
-        raise CheckpointError(
-            f"{source} does not fit this model: {counts} (for example {example}). "
-            "Resume with the model and the param_groups of the interrupted run."
-        )
+    check_fit(weights, trained_weights(network), source)
     network.load_state_dict(weights, strict=False)
 
 

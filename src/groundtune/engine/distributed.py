@@ -117,26 +117,6 @@ def _append(file: Path, text: str) -> None:
         stream.write(text)
 
 
-def check_launcher(devices: int) -> None:
-    """Check that this process was launched in a way that can train.
-
-    Raises:
-        ConfigError: nothing launched the `devices` processes, or accelerate would shard the model.
-    """
-    if devices > 1 and not launched():
-        raise ConfigError(
-            f"devices: only the command line starts {devices} processes. Start a script with "
-            f"torchrun --nproc-per-node {devices} SCRIPT."
-        )
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1"):
-            raise ConfigError(
-                f"accelerate launch asks for {name}, which shards the model. Expected no sharding: each "
-                "process has the whole model, at most 5 GB in training. Launch without it; "
-                "--gradient-checkpointing and --micro-batch-size save memory."
-            )
-
-
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return torchrun's variables for a task of a SLURM step with several tasks, otherwise {}.
 

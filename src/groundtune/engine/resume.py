@@ -107,26 +107,31 @@ def _check_unchanged(
     was = asdict(TrainConfig(data=config.data)) | state["config"]  # an older run may lack options
     now = asdict(config)
     changed = [name for name in now if was[name] != now[name]]
+    free = _FREE_OPTIONS | {"epochs"} | ({"min_steps"} if not config.min_steps else set())
     problems = [
-        f"resume: {name} was {was[name]!r} and is now {now[name]!r}."
-        for name in changed
-        if name not in _FREE_OPTIONS
+        f"resume: {name} was {was[name]!r} and is now {now[name]!r}." for name in changed if name not in free
     ]
+    if "epochs" in changed and config.epochs <= state["epoch"]:
+        problems.append(f"resume: expected more epochs than the {state['epoch']} done, got {config.epochs}.")
     phrase_of = dict(zip(training.class_names, training.phrases, strict=True))
     if state["classes"] not in (classes, [phrase_of[name] for name in classes]):  # phrases: of older versions
         problems.append(f"resume: the classes were {state['classes']} and are now {classes}.")
     if state["images"] != len(training.samples):
         problems.append(f"resume: there were {state['images']} training images, now {len(training.samples)}.")
     if problems:
-        raise ConfigError(
-            "\n  ".join([*problems, "Resume with the same options and data, or start a new run."])
-        )
+        new_run = shlex.join(["groundtune", "train", config.data, "--model", str(config.resume)])
+        fix = f"Resume with the same options and data, or start a new run from its weights: {new_run}"
+        raise ConfigError("\n  ".join([*problems, fix]))
     changes = [
         f"{name} {now[name]!r} (was {was[name]!r})"
         for name in changed
-        if name not in ("output_dir", "resume")
+        if name not in ("output_dir", "resume", "min_steps")
     ]
-    return [f"Changed options: {', '.join(changes)}; all others are those of the run."] if changes else []
+    messages = [f"Changed options: {', '.join(changes)}; all others are those of the run."] if changes else []
+    if "epochs" in changed:
+        drop = f"at {config.lr_drop_at:.0%} of the {config.epochs} epochs"
+        messages.append(f"The learning rate drops {drop}; steps that are done keep theirs.")
+    return messages
 
 
 def restore_state(setup: TrainSetup, state: TrainState, resumed: Resumed) -> None:
@@ -155,10 +160,13 @@ def restore_state(setup: TrainSetup, state: TrainState, resumed: Resumed) -> Non
 
 
 def _restore(setup: TrainSetup, state: TrainState, content: checkpoint.State) -> None:
-    source = f"The checkpoint of {setup.config.resume}"
+    source = f"the checkpoint of {setup.config.resume}"
     checkpoint.load_trained_weights(setup.network, content["network"], source)
     setup.optimizer.load_state_dict(content["optimizer"])
     setup.schedule.load_state_dict(content["schedule"])
+    schedule, groups = setup.schedule, setup.optimizer.param_groups
+    for group, factor, lr in zip(groups, schedule.lr_lambdas, schedule.base_lrs, strict=True):
+        group["lr"] = lr * factor(schedule.last_epoch)  # another one if the number of epochs has changed
     if setup.average is not None:
         setup.average.restore(content["average"], content["average_updates"])
     for name, value in content["state"].items():

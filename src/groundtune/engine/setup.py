@@ -185,12 +185,9 @@ def _start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch
         torch.cuda.set_device(device)
     known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
     trackers = [tracker for name in config.report_to for tracker in known.get(name, [name])]
-    accelerator = Accelerator(
-        cpu=device.type == "cpu" and launched(),
-        mixed_precision="no",
-        log_with=trackers or None,
-        project_dir=out / "tensorboard",
-    )
+    settings: dict[str, Any] = {"mixed_precision": "no", "project_dir": out / "tensorboard"}
+    on_cpu = device.type == "cpu" and launched()
+    accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, **settings)
     return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 

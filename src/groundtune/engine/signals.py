@@ -5,7 +5,9 @@ SLURM sends SIGTERM, or with `--signal=USR1@120` SIGUSR1, some time before it ki
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +16,7 @@ from accelerate import Accelerator
 
 from groundtune.errors import Interrupted
 
+_REACTION = 2.0  # seconds in which Python handles a signal, unless it waits in another library
 STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
 
 
@@ -21,12 +24,10 @@ STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT",
 def handled_signals(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
 ) -> Iterator[None]:
-    """Handle signals inside and restore their handlers afterwards; only in the main thread.
+    """Handle signals inside and restore their handlers afterwards.
 
     An ignored signal stays ignored: nohup, or a shell that starts a background job, means it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
     before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in before:
@@ -39,11 +40,17 @@ def handled_signals(
 
 
 class StopRequest:
-    """Remembers the first stop signal. A second SIGINT raises KeyboardInterrupt immediately."""
+    """Remembers the first stop signal. A second SIGINT raises KeyboardInterrupt immediately.
+
+    While there is `nothing_to_save`, before the first step and after the last one, a signal raises
+    `Interrupted` immediately.
+    """
 
     def __init__(self) -> None:
         self._number: int | None = None
         self._raises = False
+        self.nothing_to_save = True
+        self._handled = 0
 
     def raise_if_requested(self, accelerator: Accelerator) -> None:
         """Raise `Interrupted` if any process has received a signal. All processes call this."""
@@ -71,14 +78,29 @@ class StopRequest:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        self._handled += 1
         if self._number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._number is None and number == signal.SIGINT:  # print is not reentrant
+        if self._number is None and number == signal.SIGINT and not self.nothing_to_save:
+            # print is not reentrant
             os.write(2, b"\nStopping after this step; press Ctrl-C again to stop now without saving.\n")
         self._number = self._number or number
-        if self._raises:
-            self._raises = False
+        if self._raises or self.nothing_to_save:
+            self._raises = self.nothing_to_save = False
             raise self._interrupted()
+
+    def exit_if_stuck(self, received: socket.socket) -> None:
+        """Exit where a signal must raise, but Python does not handle it: it waits for a process."""
+        numbers: list[int] = []
+        while byte := received.recv(1):
+            if byte[0] not in STOP_SIGNALS:
+                continue
+            numbers.append(byte[0])
+            if self.nothing_to_save or numbers.count(signal.SIGINT) > 1:
+                time.sleep(_REACTION)
+                if self._handled < len(numbers):
+                    os.write(2, b"groundtune: interrupted.\n")
+                    os._exit(130 if signal.SIGINT in numbers else 143)
 
     def _interrupted(self) -> Interrupted:
         return Interrupted("interrupted", 130 if self._number == signal.SIGINT else 143)
@@ -88,5 +110,18 @@ class StopRequest:
 def stop_signals() -> Iterator[StopRequest]:
     """Turn the stop signals inside into a `StopRequest`; in the main thread only."""
     request = StopRequest()
-    with handled_signals(request.receive, STOP_SIGNALS):
+    if threading.current_thread() is not threading.main_thread():
         yield request
+        return
+    received, sent = socket.socketpair()
+    with handled_signals(request.receive, STOP_SIGNALS), received, sent:
+        sent.setblocking(False)
+        before = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+        watcher = threading.Thread(target=request.exit_if_stuck, args=(received,), daemon=True)
+        watcher.start()
+        try:
+            yield request
+        finally:
+            signal.set_wakeup_fd(before)
+            sent.close()
+            watcher.join()

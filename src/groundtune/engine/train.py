@@ -32,6 +32,7 @@ from groundtune.engine.validate import (
     evaluate_valid,
     load_best_weights,
     measure_retention,
+    model_card,
     prefixed,
     validate_and_keep_best,
 )
@@ -122,12 +123,14 @@ def train(
             _start_trackers(setup, state.step)
             cleanup.callback(_finish_trackers, setup)
             _evaluate_base(setup, state, stop, retention_data, resumed.state is None)
+            stop.nothing_to_save = False
             _train_loop(setup, state, stop)
             _report_skipped(setup, state)
+            stop.nothing_to_save = True
             return _finish(setup, state, stop, retention_data)
         except Interrupted as error:
-            message = f"Interrupted after step {state.step}. Resume with: {resume_hint}"
-            raise Interrupted(message, error.exit_code) from None
+            fix = f"Resume with: {resume_hint}" if (out / "config.yaml").is_file() else "Nothing was written."
+            raise Interrupted(f"Interrupted after step {state.step}. {fix}", error.exit_code) from None
 
 
 def _train_loop(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None:
@@ -247,7 +250,7 @@ def _finish(
     finished = folder.finished()
     writes = setup.accelerator.is_main_process and not (finished and (folder.path / "model").is_dir())
     best = state.best
-    card = {"data": _describe_data(setup), "metrics": best["metrics"], "zero_shot": state.zero_shot}
+    card = model_card(setup, state)
     if setup.config.tune == "lora":
         if writes:
             save_adapter(bundle, folder.path / "adapter", card)
@@ -272,19 +275,5 @@ def _finish(
             "valid_images": len(setup.valid.samples),
         }
         folder.json("metrics.json", summary)
-    return RunResult(
-        folder=folder.path,
-        zero_shot=state.zero_shot,
-        metrics=best["metrics"],
-        final=state.final,
-        per_class=best["per_class"],
-        retention=state.retention,
-        seconds=state.seconds,
-    )
-
-
-def _describe_data(setup: TrainSetup) -> str:
-    """Describe the training data for the model card, without its path, which is private."""
-    samples = setup.loader.dataset.samples
-    boxes = sum(len(sample.class_ids) for sample in samples)
-    return f"{Path(setup.config.data).resolve().name}, {len(samples)} images with {boxes} boxes"
+    of_best = best["metrics"], state.final, best["per_class"]
+    return RunResult(folder.path, state.zero_shot, *of_best, state.retention, state.seconds)

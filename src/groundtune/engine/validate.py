@@ -7,7 +7,10 @@ test split.
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from groundtune.data.sample import Dataset
 from groundtune.engine import checkpoint
@@ -16,6 +19,8 @@ from groundtune.engine.evaluate import Evaluation, Metrics, eval_task, run_task
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.signals import StopRequest
 from groundtune.errors import CheckpointError, DataError, Interrupted
+from groundtune.model.adapters import merge_adapters
+from groundtune.model.checkpoint.save import save_bundle
 from groundtune.predict.features import FeatureCache
 
 _MOST_SHOWN = 5  # unreadable images on the terminal; train.log lists all
@@ -102,15 +107,33 @@ def validate_and_keep_best(setup: TrainSetup, state: TrainState, stop: StopReque
         state.best_ap = score
         best_of = {"epoch": state.epoch, "step": state.step}
         state.best = best_of | {"metrics": state.final, "per_class": evaluation.per_class}
-        with _averaged(setup):
-            weights = checkpoint.trained_weights(setup.network)
         if setup.accelerator.is_main_process:
-            checkpoint.save_state({"network": weights, **state.best}, setup.folder.checkpoint("best"))
+            with _averaged(setup):
+                weights = checkpoint.trained_weights(setup.network)
+                checkpoint.save_state({"network": weights, **state.best}, setup.folder.checkpoint("best"))
+                _save_model(setup, state)
         setup.folder.json("predictions_valid.json", evaluation.predictions, indent=None)
     if "AP" in evaluation.metrics:
         setup.progress.metrics(score, state.best_ap)
     else:
         setup.progress.message(f"evaluation  recall@1 {score:.3f} (best {state.best_ap:.3f})")
+
+
+def _save_model(setup: TrainSetup, state: TrainState) -> None:
+    """Write the present weights as a model, which can be used before the run ends."""
+    bundle = setup.bundle
+    if setup.config.tune == "lora":
+        bundle = replace(bundle, network=deepcopy(setup.network))
+        merge_adapters(bundle.detector)
+    save_bundle(bundle, setup.folder.path / "model", model_card(setup, state))
+
+
+def model_card(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
+    """Return what the card of the best model says; of the data not the path, which is private."""
+    samples = setup.loader.dataset.samples
+    boxes = sum(len(sample.class_ids) for sample in samples)
+    data = f"{Path(setup.config.data).resolve().name}, {len(samples)} images with {boxes} boxes"
+    return {"data": data, "metrics": state.best["metrics"], "zero_shot": state.zero_shot}
 
 
 def load_best_weights(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None:
@@ -134,7 +157,7 @@ def blend_best_weights(setup: TrainSetup, state: TrainState, stop: StopRequest) 
     alpha, base_weights = setup.config.blend, setup.base_weights
     assert alpha is not None and base_weights is not None
     weights = blended(base_weights, checkpoint.trained_weights(setup.network), alpha)
-    checkpoint.load_trained_weights(setup.network, weights, "The base")
+    checkpoint.load_trained_weights(setup.network, weights, "the base")
     after_training = replace(state, epoch=state.epoch + 1)  # a resume drops this line
     evaluation = evaluate_valid(setup, after_training, stop)
     setup.log(f"Blended at {alpha:g}: {evaluation.score:.3f}, the trained weights {state.best_ap:.3f}.")

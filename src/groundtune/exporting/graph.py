@@ -1,18 +1,19 @@
-"""Trace the network as an ONNX graph for one image of any size.
+"""Trace the network as an ONNX graph for images of any one size.
 
-Open vocabulary: inputs are the image and the tokens of one prompt. Fixed classes: the text features
-are part of the file, and only the image goes in. Outputs are the logits of the prompt's tokens and
-the boxes.
+Open vocabulary: inputs are the images and the tokens of one prompt. Fixed classes: the text
+features are part of the file, and only the images go in. Outputs are the logits of the prompt's
+tokens and the boxes.
 
 torch's tracer is used instead of `torch.export`, which takes hours because it carries a formula for
-every side through every layer. The tracer records one branch of each condition: `smallest_side` is
-the size from which on all images take the recorded ones, and `write` compares the file with the
+every side through every layer. The tracer records one branch of each condition: in its image all
+maps are padded, which changes nothing in maps that need none. `write` compares the file with the
 network in other sizes.
 """
 
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from groundtune.text.prompt import class_prompt
 from groundtune.text.tokens import TextInput, tokenize
 
 TEXT_INPUTS = ("input_ids", "position_ids", "phrase_mask")
-_OPSET = 17  # the first one with layer norm
 _STRIDE = 32  # of the coarsest backbone map
 
 
@@ -40,7 +40,8 @@ class _WholePrompt(nn.Module):
         self.model = language_model
 
     def forward(self, text: TextInput) -> Tensor:
-        return self.model.run_bert(text.input_ids, text.position_ids, text.phrase_mask)
+        prompt = (text.input_ids, text.position_ids, text.phrase_mask)
+        return self.model.run_bert(*(part[:1] for part in prompt)).expand(text.input_ids.shape[0], -1, -1)
 
 
 class _FixedVocabulary(nn.Module):
@@ -50,8 +51,8 @@ class _FixedVocabulary(nn.Module):
         super().__init__()
         self.features = features
 
-    def forward(self, _: TextInput) -> Tensor:
-        return self.features
+    def forward(self, text: TextInput) -> Tensor:
+        return self.features.expand(text.input_ids.shape[0], -1, -1)
 
 
 class _Graph(nn.Module):
@@ -62,39 +63,18 @@ class _Graph(nn.Module):
         self.network, self.text = network, text
 
     def forward(self, image: Tensor, *prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (1, 3, H, W) and `TEXT_INPUTS` to logits (1, Q, T) and boxes cxcywh (1, Q, 4)."""
+        """Map (B, 3, H, W) and `TEXT_INPUTS` to logits (B, Q, T) and boxes cxcywh (B, Q, 4)."""
         text = self.text
         if text is None:
             input_ids, position_ids, phrase_mask = prompt
             real = torch.ones_like(input_ids, dtype=torch.bool)
             text = TextInput(input_ids, real, position_ids, phrase_mask)
-        features = [[level[0] for level in self.network.backbone(image)]]
-        output = self.network.forward_features(features, text)
+        images = image.shape[0]
+        parts = (text.input_ids, text.text_token_mask, text.position_ids, text.phrase_mask)
+        text = TextInput(*(part.expand(images, *part.shape[1:]) for part in parts))
+        maps = self.network.neck(self.network.backbone(image), None)
+        output = self.network.detect_in_maps(maps, None, text, None, None)
         return output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]
-
-
-def smallest_side(bundle: ModelBundle) -> int:
-    """Return the smallest image side in pixels for which the traced branches are right.
-
-    The maps of a Swin must be larger than its window, with an odd number of patches and an
-    incomplete last window in each stage, so that the tracer records their padding. Each query needs
-    a position.
-
-    Raises:
-        ExportError: the model's own images are smaller.
-    """
-    side = 2 * _STRIDE
-    backbone, config = bundle.detector.backbone, bundle.config
-    if isinstance(backbone, Swin):
-        side = _STRIDE * backbone.body.config.window_size + backbone.patch_size
-    while sum((-(-side // (8 << level))) ** 2 for level in range(config.num_levels)) < config.num_queries:
-        side += _STRIDE
-    if side > bundle.image_format.short_side:
-        raise ExportError(
-            f"The images of {bundle.source!r} have a short side of {bundle.image_format.short_side} pixels; "
-            f"a graph for images of any size needs {side}, for the windows of the backbone and the queries."
-        )
-    return side
 
 
 def fixed_prompt(bundle: ModelBundle, names: list[str]) -> tuple[TextInput, list[list[int]]]:
@@ -115,7 +95,7 @@ def fixed_prompt(bundle: ModelBundle, names: list[str]) -> tuple[TextInput, list
 
 
 @torch.no_grad()
-def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) -> None:
+def trace(bundle: ModelBundle, text: TextInput | None, opset: int, path: Path) -> None:
     """Write the graph as float32 ONNX; `text` is from `fixed_prompt`, None for an open vocabulary.
 
     Raises:
@@ -123,8 +103,12 @@ def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) ->
     """
     network = copy.deepcopy(bundle.detector).cpu().eval()
     use_sampling(network, sample_levels)
+    side, backbone = 2 * _STRIDE, network.backbone
+    if isinstance(backbone, Swin):  # an odd number of patches, an incomplete last window in all stages
+        side = _STRIDE * backbone.body.config.window_size + backbone.patch_size
     inputs = {"image": torch.zeros(1, 3, side, side)}
-    axes = {"image": {2: "height", 3: "width"}, "logits": {1: "queries"}, "boxes": {1: "queries"}}
+    axes = {name: {0: "images", 1: "queries"} for name in ("logits", "boxes")}
+    axes["image"] = {0: "images", 2: "height", 3: "width"}
     offsets = network.encoder.phrase_offsets
     tower: nn.Module = _WholePrompt(network.language_model)
     if text is not None:
@@ -140,17 +124,10 @@ def trace(bundle: ModelBundle, text: TextInput | None, side: int, path: Path) ->
         prompt, _ = tokenize(bundle.tokenizer, example, bundle.config.max_text_len)
         inputs |= {name: getattr(prompt, name) for name in TEXT_INPUTS}
         axes |= {name: {1: "tokens"} for name in TEXT_INPUTS}
-        axes |= {"phrase_mask": {1: "tokens", 2: "tokens"}, "logits": {1: "queries", 2: "tokens"}}
+        axes["phrase_mask"][2] = axes["logits"][2] = "tokens"
     network.register_module("language_model", tower)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about recorded branches and the newer exporter
-        torch.onnx.export(
-            _Graph(network, text).eval(),
-            tuple(inputs.values()),
-            str(path),
-            dynamo=False,
-            input_names=list(inputs),
-            output_names=["logits", "boxes"],
-            dynamic_axes=axes,
-            opset_version=_OPSET,
-        )
+        names: dict[str, Any] = {"input_names": list(inputs), "output_names": ["logits", "boxes"]}
+        options = names | {"dynamic_axes": axes, "opset_version": opset, "dynamo": False}
+        torch.onnx.export(_Graph(network, text).eval(), tuple(inputs.values()), str(path), **options)

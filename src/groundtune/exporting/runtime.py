@@ -1,9 +1,9 @@
 """Run exported files like a network, so that prediction and evaluation use the same code.
 
 A file contains the image format, the vocabulary and the class names, in its ONNX metadata or
-OpenVINO rt_info. It takes one image and one prompt at a time, because the graph has no padding.
-Images narrower than `smallest_side` are stretched to it; boxes are relative to the image, so they
-stay right.
+OpenVINO rt_info. It takes one prompt and images of one size at a time, because the graph has no
+padding. A file of an older version takes one image, which is stretched if it is narrower than
+`smallest_side`.
 """
 
 import json
@@ -49,11 +49,12 @@ class ExportMetadata:
     input_ids: list[int]  # prompt of the fixed classes, or []
     phrases: list[list[int]]  # token indices of each fixed class
     max_text_len: int
-    smallest_side: int  # of an image, in pixels
     image_format: ImageFormat
     precision: str  # "fp32", "fp16" or "int8"
     source: str  # the model
     class_phrases: dict[str, str] = field(default_factory=dict)  # what is read for `classes`, by name
+    smallest_side: int = 1  # of an image, in pixels; larger in older files
+    batches: bool = False  # whether a run can have several images; older files lack it
 
 
 def metadata_props(metadata: ExportMetadata, tokenizer: BertTokenizer) -> dict[str, str]:
@@ -120,21 +121,26 @@ class ExportedNetwork(nn.Module):
 
     def forward_features(self, features: list[list[Tensor]], text: TextInput) -> Output:
         """Detect with one prompt per image; a phrase that is not a fixed class is a `DataError`."""
-        logits, boxes = [], []
+        groups: dict[tuple[object, ...], list[int]] = {}
         for row, (image,) in enumerate(features):
-            prompt = text.rows(slice(row, row + 1))
+            same = (image.shape, *text.input_ids[row].tolist()) if self.metadata.batches else (row,)
+            groups.setdefault(same, []).append(row)
+        results: dict[int, tuple[Tensor, Tensor]] = {}
+        for rows in groups.values():
+            prompt = text.rows(slice(rows[0], rows[0] + 1))
             columns: list[int] | slice = slice(None)
-            feed = {"image": image[None].cpu().numpy()}
+            feed = {"image": torch.stack([features[row][0] for row in rows]).cpu().numpy()}
             if self._blocks:
                 columns = self._columns(prompt)
             else:
                 feed |= {name: getattr(prompt, name).cpu().numpy() for name in TEXT_INPUTS}
-            row_logits, row_boxes = (torch.from_numpy(np.asarray(part))[0] for part in self._run(feed))
-            logits.append(pad_logits(row_logits[:, columns], self.metadata.max_text_len))
-            boxes.append(row_boxes)
+            logits, boxes = (torch.from_numpy(np.asarray(part)) for part in self._run(feed))
+            padded = pad_logits(logits[..., columns], self.metadata.max_text_len)
+            results |= zip(rows, zip(padded, boxes, strict=True), strict=True)
+        in_order = [results[row] for row in range(len(features))]
         return Output(
-            pred_logits=pad_sequence(logits, batch_first=True, padding_value=ABSENT_LOGIT),
-            pred_boxes=pad_sequence(boxes, batch_first=True),
+            pred_logits=pad_sequence([part for part, _ in in_order], True, ABSENT_LOGIT),
+            pred_boxes=pad_sequence([part for _, part in in_order], True),
             text_token_mask=text.text_token_mask,
             aux_outputs=[],
             enc_outputs=LayerOutput(pred_logits=torch.empty(0), pred_boxes=torch.empty(0)),

@@ -19,7 +19,7 @@ from groundtune.data.prefetch import evaluation_images
 from groundtune.data.sample import Dataset
 from groundtune.engine.evaluate import DECODE_THREADS, Evaluation, eval_task, run_task
 from groundtune.errors import ConfigError, DataError, ExportError
-from groundtune.exporting.graph import TEXT_INPUTS, fixed_prompt, smallest_side, trace
+from groundtune.exporting.graph import TEXT_INPUTS, fixed_prompt, trace
 from groundtune.exporting.runtime import (
     SUFFIXES,
     ExportMetadata,
@@ -44,6 +44,7 @@ class ExportSpec:
     names: list[str]  # fixed classes; none: open vocabulary
     precision: str  # "fp32", "fp16" or "int8"
     max_ap_drop: float  # points (hundredths) of AP, or of recall@1 for captions, that int8 may lose
+    opset: int  # of ONNX
 
 
 def write_exported(
@@ -74,7 +75,7 @@ def write_exported(
     phrase_of = dict(zip(spec.names, phrases := bundle.phrases_of(spec.names), strict=True))
     _check_data(spec, bundle.phrases | phrase_of, splits)
     bundle = _single_network(bundle, phrases)
-    side, notes = smallest_side(bundle), list[str]()
+    notes: list[str] = []
     text, tokens = fixed_prompt(bundle, spec.names) if phrases else (None, [])
     metadata = ExportMetadata(
         classes=spec.names or bundle.classes,
@@ -82,16 +83,16 @@ def write_exported(
         input_ids=[] if text is None else text.input_ids[0].tolist(),
         phrases=tokens,
         max_text_len=bundle.config.max_text_len,
-        smallest_side=side,
         image_format=bundle.image_format,
         precision=spec.precision,
         source=bundle.source,
+        batches=True,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             graph = Path(folder) / "model.onnx"
-            trace(bundle, text, side, graph)
+            trace(bundle, text, spec.opset, graph)
             _add_props(graph, metadata_props(metadata, bundle.tokenizer))
             _check_equal(bundle, open_exported(graph), phrases)
             if spec.precision == "int8" and splits is not None:
@@ -148,7 +149,7 @@ def _add_props(graph: Path, props: Mapping[str, str]) -> None:
 
 
 def _check_equal(bundle: ModelBundle, written: ModelBundle, phrases: list[str]) -> None:
-    """Compare a file with its model on noise in two sizes other than the traced one.
+    """Compare a file with its model on noise: two images, and a strip with few positions.
 
     This detects wrong graphs. Single queries may differ: rounding decides between positions of
     equal score.
@@ -156,16 +157,16 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, phrases: list[str]) 
     phrases = phrases or ["red kite", "white blood cell", "x"]
     text = class_prompts(bundle.tokenizer, phrases, bundle.config.max_text_len).text
     short, max_side = bundle.image_format.short_side, bundle.image_format.max_side
-    least, long = smallest_side(bundle), min(max_side, short * 4 // 3)
-    for size_hw in ((short, long - 1), (max(least, short * 3 // 4 - 1), short)):
-        image = torch.randn(1, 3, *size_hw, generator=torch.Generator().manual_seed(0))
+    for count, *size_hw in ((2, short, min(max_side, short * 4 // 3) - 1), (1, max_side, max_side // 20 + 1)):
+        images = torch.randn(count, 3, *size_hw, generator=torch.Generator().manual_seed(0))
         queries = []
         for network in (bundle.network.to(_CPU), written.network):
             with inference_mode(network, "fp32"):
-                output = network.forward_features(network.extract_features(image, [size_hw]), text)
-            logits = output["pred_logits"][0, :, : text.input_ids.shape[1]]
-            queries.append(torch.cat((output["pred_boxes"][0] * 10, logits), -1))
-        equal = (torch.cdist(queries[0], queries[1], p=torch.inf).amin(1) < 1e-2).float().mean()
+                features = network.extract_features(images, [(size_hw[0], size_hw[1])] * count)
+                output = network.forward_features(features, text.rows(torch.zeros(count, dtype=torch.long)))
+            logits = output["pred_logits"][..., : text.input_ids.shape[1]]
+            queries.append(torch.cat((output["pred_boxes"] * 10, logits), -1))
+        equal = (torch.cdist(queries[0], queries[1], p=torch.inf).amin(2) < 1e-2).float().mean()
         if not equal >= 0.95:
             raise ExportError(
                 f"The graph differs from the model {bundle.source!r} in {1 - equal:.0%} of the boxes of an "

@@ -127,17 +127,17 @@ def sample_levels(value: Tensor, level_shapes: Shapes, locations: Tensor, weight
         locations: (B, Q, heads, L, P, 2) xy, [0, 1] is the canvas; features outside of it are 0.
         weights: (B, Q, heads, L, P), with a sum of 1 over L and P.
     """
-    batch, _, heads, width = value.shape
+    heads, width = value.shape[2:]
     # Queries go last: every elementwise operation then runs along a long contiguous axis.
     grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2).contiguous()  # (L, B·heads, P, Q, 2)
     weights = weights.permute(3, 0, 2, 4, 1).flatten(1, 2).contiguous()  # (L, B·heads, P, Q)
     levels = value.split([h * w for h, w in level_shapes], dim=1)
     output = value.new_zeros(())
     for (h, w), level_value, grid, weight in zip(level_shapes, levels, grids, weights, strict=True):
-        maps = level_value.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
+        maps = level_value.permute(0, 2, 3, 1).reshape(-1, width, h, w)  # the tracer fixes a product
         samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         output = output + (samples * weight[:, None]).sum(2)  # (B·heads, D/heads, Q)
-    return output.view(batch, heads * width, -1).transpose(1, 2)
+    return output.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
 
 
 def gather_levels(value: Tensor, level_shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:

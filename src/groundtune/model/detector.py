@@ -134,7 +134,7 @@ class GroundingDINO(nn.Module):
         canvas = (images.shape[-2], images.shape[-1])
         real = (~padding_mask_of([*sizes_hw, canvas], images.device))[:-1, None].float()
         masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in maps]
-        return self._detect(maps, masks, text, targets, max_boxes)
+        return self.detect_in_maps(maps, masks, text, targets, max_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
         """Return each image's backbone maps (C_l, h_l, w_l), fine to coarse; see `forward`."""
@@ -162,9 +162,9 @@ class GroundingDINO(nn.Module):
     ) -> Output:
         """Detect in features of `extract_features`, new or cached; see `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
-        return self._detect(self.neck(maps, masks), masks, text, targets, max_boxes)
+        return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
 
-    def _detect(
+    def detect_in_maps(
         self,
         maps: list[Tensor],
         masks: list[Tensor] | None,
@@ -172,7 +172,7 @@ class GroundingDINO(nn.Module):
         targets: list[Target] | None,
         max_boxes: int | None,
     ) -> Output:
-        """Do everything after the neck: enhance, select, add denoising queries, decode, predict."""
+        """Detect in the neck's maps: enhance, select, add denoising queries, decode, predict."""
         memory = self.encoder(maps, masks, self.language_model(text), text)
         selection = self._select_queries(memory)
         queries, boxes, denoising = selection.queries, selection.boxes_cxcywh, None
@@ -213,6 +213,8 @@ class GroundingDINO(nn.Module):
         if self.exact_padding and memory.padding_mask is not None:
             scores = scores.masked_fill(memory.padding_mask, float("-inf"))
         count = min(self.decoder.num_queries, scores.shape[1])
+        if torch.jit.is_tracing():  # both branches
+            count = torch.as_tensor(scores.shape[1]).clamp(max=self.decoder.num_queries)
         best_scores, best = scores.topk(count, dim=1)
 
         def selected(x: Tensor) -> Tensor:
@@ -224,7 +226,7 @@ class GroundingDINO(nn.Module):
         if self.decoder.query_embedding is None:
             queries = content.detach()
         else:
-            queries = self.decoder.query_embedding.weight[:count].expand(len(content), -1, -1)
+            queries = self.decoder.query_embedding.weight[:count].expand(content.shape[0], -1, -1)
         output = self._layer_output(selected(logits), boxes, absent, memory.text_token_mask)
         return Selection(queries, boxes.detach(), output, absent)
 

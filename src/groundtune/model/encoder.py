@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
         if masks is None:
             masks = [torch.zeros(1, *x.shape[-2:], dtype=torch.bool, device=x.device) for x in maps]
-            valid_ratios = torch.ones(len(maps[0]), len(maps), 2, dtype=dtype, device=maps[0].device)
+            valid_ratios = torch.ones(maps[0].shape[0], len(maps), 2, dtype=dtype, device=maps[0].device)
         else:
             valid_ratios = torch.stack([valid_ratio(mask, dtype) for mask in masks], dim=1)
         positions = [

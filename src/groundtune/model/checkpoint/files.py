@@ -59,6 +59,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pth(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a .pth; return its weights and its layout, "idea" or "mmdetection"."""
     content = _unpickled(path)
+    if isinstance(content, dict) and {"network", "epoch"} <= content.keys():
+        run = path.parent.parent if path.parent.name == "checkpoints" else "that wrote it"
+        raise CheckpointError(
+            f"{path} is a state of a training run, not a model. Use the run directory {run}."
+        )
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -6,6 +6,7 @@ heads; where a configuration omits the flag, transformers would tie heads that a
 """
 
 import math
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def load_bundle(source: str | Path, seed: int = 0) -> ModelBundle:
     elif name and (path / "config.json").is_file():
         bundle = _bundle_of_transformers(path, name, seed)
     else:
+        if (path / "checkpoints").is_dir() and (path / "config.yaml").is_file():
+            fix = f"Resume it with: groundtune train --resume {shlex.quote(name)}"
+            raise CheckpointError(f"The run {name} has no model: its first evaluation did not end. {fix}")
         no_files = "a folder without groundtune.json and config.json"
         raise CheckpointError(
             f"Cannot load the model {name!r}: {no_files if path.is_dir() else 'no such file or folder'}. "
