@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from groundtune.data.formats.tree import Tree
 from groundtune.data.problems import READING, Collector
 from groundtune.data.sample import LvisRules
 
@@ -65,6 +66,7 @@ class RawData:
     problems: Collector = field(default_factory=lambda: Collector(READING))
     states_size: bool = True
     lvis: LvisRules | None = None
+    tree: Tree | None = None  # files to search for the images in; None: those of the data set
 
 
 class Source(NamedTuple):
