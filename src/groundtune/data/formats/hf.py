@@ -23,16 +23,8 @@ from typing import Any
 
 import yaml
 
-from groundtune.data.formats.files import find_name_list, image_folders, is_text
-from groundtune.data.formats.records import (
-    Evidence,
-    RawBox,
-    RawClass,
-    RawData,
-    RawImage,
-    Source,
-    classes_by_name,
-)
+from groundtune.data.formats.files import find_name_list, image_folders, is_text, json_lines
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree, folder_split, split_of
 from groundtune.errors import DataError
 from groundtune.files import parse_yaml, read_json, read_text
@@ -40,9 +32,7 @@ from groundtune.files import parse_yaml, read_json, read_text
 _NAMES = ("file_name", "image_file_name", "image", "filename", "path")
 _LABELS = ("category", "categories", "label", "labels", "class", "class_name", "name", "category_id")
 _BOXES, _CROWD = ("bbox", "bboxes", "boxes"), ("iscrowd", "is_crowd")
-
-Rows = list[tuple[str, Any]]
-"""Location and content of each row; None is not readable."""
+Rows = list[tuple[str, Any]]  # location and content; None is not readable
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -58,7 +48,8 @@ def recognize(tree: Tree) -> Evidence | None:
     groups: dict[str, Rows] = {}
     for file in files:
         split, several = split_of(file), len(files) > 1
-        for where, row in _rows(tree.root / file):
+        read = _table if file.lower().endswith(".csv") else json_lines
+        for where, row in read(tree.root / file):
             of_image = folder_split(dirname(_name(row))) if isinstance(row, dict) else None
             own = f"{file} {where}" if several else where
             groups.setdefault(split or of_image or "", []).append((own, row))
@@ -84,20 +75,14 @@ def _is_table(head: str) -> bool:
     return "objects" in columns and bool({*columns} & {*_NAMES}) and "bbox" in head
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield location and content of each row of a file; None if it is not readable."""
-    text = read_text(path)
-    if path.suffix.lower() == ".csv":
-        try:
-            for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
-                cell = row.get("objects") or "{}"  # JSON, or as Python prints it
-                yield f"row {number}", row | {"objects": _json(cell) or _json(cell.replace("'", '"'))}
-        except csv.Error as error:
-            raise DataError(f"{path} is not CSV: {error}. Export it again.") from error
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", _json(line)
+def _table(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield location and content of each row of a CSV file."""
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
+            cell = row.get("objects") or "{}"  # JSON, or as Python prints it
+            yield f"row {number}", row | {"objects": _json(cell) or _json(cell.replace("'", '"'))}
+    except csv.Error as error:
+        raise DataError(f"{path} is not CSV: {error}. Export it again.") from error
 
 
 def _json(text: str) -> Any:
@@ -123,7 +108,7 @@ def _read(path: Path, *, rows: Rows, names: Sequence[str]) -> RawData:
         image = RawImage((name,), where, (row.get("height"), row.get("width")))
         raw.images.append(image)
         add_objects(image, row.get("objects"), names, raw)
-    raw.classes += named_classes(raw, names)
+    add_classes(raw, names)
     return raw
 
 
@@ -151,8 +136,8 @@ def add_objects(image: RawImage, objects: Any, names: Sequence[str], raw: RawDat
         image.boxes.append(RawBox(box, label, where, any(item.get(key) in (1, True) for key in _CROWD)))
 
 
-def named_classes(raw: RawData, names: Sequence[str]) -> list[RawClass]:
-    """Return the classes of boxes; raise a `DataError` if they are numbers without names."""
+def add_classes(raw: RawData, names: Sequence[str]) -> None:
+    """Add the classes of the boxes; raise a `DataError` if they are numbers without names."""
     numbers = any(isinstance(box.label, int) for image in raw.images for box in image.boxes)
     if numbers and not names:
         raise DataError(
@@ -160,7 +145,7 @@ def named_classes(raw: RawData, names: Sequence[str]) -> list[RawClass]:
             "Add a classes.txt with one name a line, in the order of the numbers, or a README.md whose "
             "dataset_info has the names."
         )
-    return classes_by_name(raw.images, names)
+    raw.classes += classes_by_name(raw.images, names)
 
 
 def _stated_names(tree: Tree) -> list[str]:

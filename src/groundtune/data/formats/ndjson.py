@@ -9,22 +9,20 @@ are a class and corners, which become boxes unless the image has that box alread
 be in the folder: their URLs are not opened. Source: https://docs.ultralytics.com/datasets/detect/.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from groundtune.data.formats.files import image_folders, is_text, truncated_repr
-from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
+from groundtune.data.formats.files import image_folders, is_text, json_lines, truncated_repr
+from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source, centered
 from groundtune.data.formats.tree import Tree, folder_split, split_of
 from groundtune.errors import DataError
-from groundtune.files import read_text
 
 _SAME = 0.01  # of the image: an outline of this box
 _CENTERED, _CORNERS = ("boxes", "pose"), ("segments", "obb")
 
-Rows = list[tuple[int, dict[str, Any]]]
+Rows = list[tuple[str, dict[str, Any]]]  # with their locations
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -40,30 +38,21 @@ def recognize(tree: Tree) -> Evidence | None:
     names = (tree.signatures[files[0]].first or {}).get("class_names")
     groups: dict[str, Rows] = {}
     broken = []
-    for number, row in _rows(tree.root / files[0]):
+    for where, row in json_lines(tree.root / files[0]):
         if isinstance(row, dict) and row.get("type") == "image":
             stated = row.get("split") or split_of(files[0]) or "train"
             if split := split_of(stated) if is_text(stated) else None:
-                groups.setdefault(split, []).append((number, row))
+                groups.setdefault(split, []).append((where, row))
             else:
-                broken.append(f"line {number} with the split {truncated_repr(stated)}")
+                broken.append(f"{where} with the split {truncated_repr(stated)}")
         elif not isinstance(row, dict) or row.get("type") != "dataset":
-            broken.append(f"line {number}")
+            broken.append(where)
     sources = {
         split: _source(tree, files[0], partial(_read, rows=rows, names=names, broken=broken), split)
         for split, rows in groups.items()
     }
     refused = {} if groups else {"": f"{tree.root / files[0]} has no lines of the type 'image'."}
     return Evidence("ndjson", 3, sources, refused, files[0])
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError):
-                yield number, None
 
 
 def _source(tree: Tree, file: str, read: Any, split: str) -> Source:
@@ -75,8 +64,8 @@ def _read(path: Path, *, rows: Rows, names: Any, broken: Sequence[str]) -> RawDa
     raw = RawData(path, "cxcywh", classes=_classes(names, path))
     for where in broken:
         raw.problems.add("annotation-broken", where)
-    for number, row in rows:
-        where, file = f"line {number}", row.get("file")
+    for where, row in rows:
+        file = row.get("file")
         if not is_text(file) or not file.strip():
             raw.problems.add("image-broken", where)
             continue
@@ -115,8 +104,7 @@ def _add_boxes(image: RawImage, annotations: dict[str, Any], raw: RawData) -> No
             box, label = list(numbers[1:5]), str(numbers[0]).removesuffix(".0")
             if key in _CORNERS:
                 xs, ys = numbers[1::2], numbers[2::2]
-                ends = min(xs), min(ys), max(xs), max(ys)
-                box = [(ends[0] + ends[2]) / 2, (ends[1] + ends[3]) / 2, ends[2] - ends[0], ends[3] - ends[1]]
+                box = centered([min(xs), min(ys), max(xs), max(ys)])
             if any(_is_same(box, each) for each in earlier if each.label == label):
                 continue
             if key in _CORNERS:

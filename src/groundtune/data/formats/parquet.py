@@ -16,7 +16,7 @@ from typing import Any
 
 from groundtune.data.formats.archive import Budget, unpacked
 from groundtune.data.formats.files import find_name_list, image_folders, is_text
-from groundtune.data.formats.hf import add_objects, label_names, named_classes
+from groundtune.data.formats.hf import add_classes, add_objects, label_names
 from groundtune.data.formats.records import Evidence, RawData, RawImage, Source
 from groundtune.data.formats.tree import IMAGE_SUFFIXES, Tree, split_of
 from groundtune.errors import DataError
@@ -90,7 +90,7 @@ def _raw(path: Path, paths: Sequence[Path], listed: Sequence[str]) -> RawData:
         image = RawImage((name,), f"row {index}", (row.get("height"), row.get("width")))
         raw.images.append(image)
         add_objects(image, row.get("objects"), names, raw)
-    raw.classes += named_classes(raw, names)
+    add_classes(raw, names)
     return raw
 
 
