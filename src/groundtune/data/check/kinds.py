@@ -91,6 +91,7 @@ _CHECKS: list[tuple[str, Severity, str, str]] = [
     ("image-animated", "warning", "Images have several frames; only the first one is used.", _REPLACE),
     ("image-blank", "warning", "Images have a single color.", _REPLACE),
     ("file-unused", "warning", "Image files beside the annotated ones have no annotations.", _UNUSED),
+    ("data-unpacked", "note", "The images are unpacked in a folder.", "Delete it to free its space."),
     # duplicates
     ("duplicate-file", "warning", "Image files are identical to another one.", "Keep one of each."),
     ("near-duplicate", "note", "Images look nearly like another one; they add little.", _NOTHING),

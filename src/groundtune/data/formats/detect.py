@@ -14,14 +14,21 @@ from groundtune.data.formats import (
     createml,
     csv,
     cvat,
+    hf,
     label_studio,
+    label_txt,
     labelme,
+    ndjson,
     odvg,
+    paligemma,
+    parquet,
     unread,
     via,
     voc,
+    wider,
     yolo,
 )
+from groundtune.data.formats.archive import CACHE, is_archive, unpack
 from groundtune.data.formats.assemble import assemble
 from groundtune.data.formats.records import Evidence
 from groundtune.data.formats.tree import Tree
@@ -42,6 +49,12 @@ READERS: dict[str, Callable[[Tree], Evidence | None]] = {
     "label-studio": label_studio.recognize,
     "via": via.recognize,
     "createml": createml.recognize,
+    "hf": hf.recognize,
+    "parquet": parquet.recognize,
+    "ndjson": ndjson.recognize,
+    "paligemma": paligemma.recognize,
+    "wider": wider.recognize,
+    **label_txt.RECOGNIZERS,
 }
 """The readers by the names that `--format` takes."""
 
@@ -91,10 +104,10 @@ def read_splits(
     needed: Sequence[str] = ("train", "valid"),
     keep_going: bool = False,
 ) -> Splits:
-    """Read the data set in a folder, or in one annotation file.
+    """Read the data set in a folder, in an archive, or in one annotation file.
 
     Args:
-        path: folder or annotation file.
+        path: folder, zip or tar file of one, or annotation file.
         format: name of the reader; None: the one with the best evidence.
         needed: splits that must not be faulty. Faults of others are warnings.
         keep_going: skip images and files that cannot be used, with a finding of severity "error".
@@ -110,8 +123,9 @@ def read_splits(
     if not path.exists():
         raise DataError(f"The data {path} does not exist. {_EXPECTED}.")
     try:
-        tree = tree_of(path)
-        evidence = _best(tree, path, format)
+        place = unpack(path) if is_archive(path) else path
+        tree = tree_of(place)
+        evidence = _best(tree, place, format)
         splits = _read(tree, evidence, path, keep_going)
     except OSError as error:
         raise DataError(f"Cannot read {error.filename or path}: {error.strerror or error}.") from error
@@ -177,15 +191,19 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     for split in (split for split in _SPLITS if split in sources):
         source = sources[split]
         try:
-            splits[split] = assemble(source.read(source.file), split, tree, source.image_dirs, keep_going)
+            raw = source.read(source.file)
+            splits[split] = assemble(raw, split, raw.tree or tree, source.image_dirs, keep_going)
         except DataError as error:
             refused[split] = str(error)
     return Splits(path, splits, refused)
 
 
 def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:
-    """Report refused splits, and the images that no split uses."""
+    """Report unpacked folders, refused splits, and the images that no split uses."""
     first = next(iter(splits.values()))
+    for root in dict.fromkeys(dataset.root for dataset in splits.values() if CACHE in dataset.root.parts):
+        message, fix = "The images are unpacked in", "Delete this folder to free its space."
+        first.findings.append(Finding("data-unpacked", "note", message, fix, 1, [str(root)]))
     for split, reason in splits.refused.items():
         severity: Severity = "error" if split in needed else "warning"
         message, fix = f"the split {split!r} cannot be read and is skipped:", "Correct it to use it."

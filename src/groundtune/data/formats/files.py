@@ -1,7 +1,8 @@
 """Find the images of annotations, and their sizes. No image is decoded."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
@@ -184,6 +185,17 @@ def file_evidence(
 def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is valid text: JSON can hold halves of surrogate pairs."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield location and value of each line with content; None if it is not JSON."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            yield f"line {number}", value
 
 
 def truncated_repr(value: Any) -> str:

@@ -26,14 +26,14 @@ from posixpath import basename, commonprefix, dirname, splitext
 from typing import Any
 
 from groundtune.data.formats.coco import annotations_of, coco_lists, raw_images
-from groundtune.data.formats.files import files_by_split, image_folders, is_text
+from groundtune.data.formats.files import files_by_split, image_folders, is_text, json_lines
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
-from groundtune.files import read_json, read_text
+from groundtune.files import read_json
 
 LABEL_MAP = "label_map.json"
 _CONTENTS = {"detection", "grounding"}
@@ -77,14 +77,7 @@ def _raw_odvg(path: Path, label_map: Path | None) -> RawData:
     raw = RawData(path, "xyxy")
     known = _label_names(label_map) if label_map else {}
     numbers: dict[str, int] = {}
-    for index, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {index}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+    for where, row in json_lines(path):
         image = _image(row, where, known, numbers, raw.problems) if isinstance(row, dict) else None
         if image is None:
             raw.problems.add("image-broken", f"{where} is not {_EXPECTED}")

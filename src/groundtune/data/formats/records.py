@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from groundtune.data.formats.tree import Tree
 from groundtune.data.problems import READING, Collector
 from groundtune.data.sample import LvisRules
 
@@ -66,6 +67,7 @@ class RawData:
     problems: Collector = field(default_factory=lambda: Collector(READING))
     states_size: bool = True
     lvis: LvisRules | None = None
+    tree: Tree | None = None  # files to search for the images in; None: those of the data set
 
 
 class Source(NamedTuple):
@@ -101,3 +103,9 @@ def classes_by_name(images: Sequence[RawImage], listed: Sequence[str]) -> list[R
     names = {box.label for image in images for box in image.boxes if isinstance(box.label, str)}
     order = dict.fromkeys([*listed, *sorted(names)])
     return [RawClass(name, name, number) for number, name in enumerate(order, start=1)]
+
+
+def centered(corners: Sequence[float]) -> list[float]:
+    """Return x1, y1, x2, y2 in the form "cxcywh"."""
+    x1, y1, x2, y2 = corners
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
