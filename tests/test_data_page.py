@@ -47,7 +47,9 @@ def test_the_layouts_of_the_page_are_read(section, tmp_path, monkeypatch):
     assert "train" in splits
     for dataset in splits.values():
         assert dataset.class_names in (["cat"], [])
-        assert [sample.boxes_xyxy.tolist() for sample in dataset.samples] == [[[40, 30, 80, 60]]]
+        assert [sample.boxes_xyxy.tolist() for sample in dataset.samples] == [[[40, 30, 80, 60]]] * len(
+            dataset.samples
+        )
 
 
 def test_every_reader_is_on_the_page():
