@@ -178,3 +178,21 @@ def test_parquet_faults(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"pip install groundtune\[parquet\]"):
         read_splits(Path("d"))
+
+
+def test_the_first_image_may_be_empty():
+    for name in "abc":
+        pic(f"d/{name}.jpg")
+    put(
+        "d/metadata.jsonl",
+        rows(["a.jpg"], []) + rows(["b.jpg"], None) + rows(["c.jpg"], [{"bbox": BOX, "label": "cat"}]),
+    )
+    assert [len(each.boxes_xyxy) for each in read_splits(Path("d"))["train"].samples] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("objects", ["[1]", "{bbox", "7"])
+def test_objects_that_cannot_be_read_are_counted(objects):
+    pic("d/a.jpg"), pic("d/b.jpg")
+    good = "{'bbox': [[40, 30, 40, 30]], 'categories': ['cat']}"
+    put("d/metadata.csv", f'file_name,objects\na.jpg,"{objects}"\nb.jpg,"{good}"\n')
+    assert checks("d") == ["annotation-broken"]

@@ -74,5 +74,5 @@ def test_faults():
     findings = {each.check: each.count for each in read_splits(Path("d"))["train"].findings}
     assert findings == {"annotation-broken": 2, "annotation-unknown-category": 2}
     put("d/set.ndjson", Path("d/set.ndjson").read_text().replace('{"0": "cat"}', "5"))
-    with pytest.raises(DataError, match="'class_names' is not usable: 5"):
+    with pytest.raises(DataError, match="'names' is not usable"):
         read_splits(Path("d"))

@@ -15,12 +15,11 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from groundtune.data.formats.tree import folder_split, is_hidden
 from groundtune.data.sample import join_examples
@@ -36,21 +35,13 @@ _MAX_RATIO = 200  # of the unpacked to the packed size; annotations in JSON reac
 _ALWAYS_ALLOWED = 2**24  # bytes, whatever the ratio
 _MAX_READ = 2**26  # bytes that a header of a tar file may have
 _FIX = "If you trust it, unpack it with another tool and give the folder."
-_DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError),
-    *(NotImplementedError, RuntimeError, ValueError, OverflowError, LookupError),
-)
+
+_Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]
+"""Name and size of a file in an archive, why it is refused or "", and a function that opens it."""
 
 
 class _UnpackedMeanwhileError(Exception):
     """Another process was faster."""
-
-
-class _Member(NamedTuple):
-    name: str
-    size: int
-    fault: str  # why it is refused, or ""
-    open: Callable[[], IO[bytes] | None]
 
 
 def is_archive(path: Path) -> bool:
@@ -66,7 +57,9 @@ def unpack(archive: Path) -> Path:
     """
     try:
         folder = unpacked([archive], partial(_extract, archive))
-    except _DAMAGED as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged archives raise many kinds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         fix = "Download it again, or unpack it with another tool and give the folder."
         raise DataError(f"Cannot unpack {archive}: {reason}. {fix}") from error
@@ -137,19 +130,18 @@ def _extract(archive: Path, folder: Path) -> None:
         _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive, budget)
     )
     faults: dict[str, list[str]] = {}
-    for member in members:
-        parts = _parts(member.name)
-        if fault := member.fault if parts else "names that lead out of it":
-            faults.setdefault(fault, []).append(repr(member.name))
-        budget.spend(member.size)
+    for name, size, fault, open_file in members:
+        parts = _parts(name)
+        if not parts or fault:
+            faults.setdefault(fault or "names that lead out of it", []).append(repr(name))
+        budget.spend(size)
         if faults or not parts or any(map(is_hidden, parts)):
             continue
         path = folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as target:
-            if (source := member.open()) is not None:
-                with source:
-                    shutil.copyfileobj(source, target)
+        if (source := open_file()) is not None:
+            with source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
     if faults:
         reasons = "; ".join(f"{fault}: {join_examples(names)}" for fault, names in faults.items())
         raise DataError(f"{archive} is refused, because it has {reasons}. {_FIX}")
@@ -174,7 +166,7 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
             if not info.flag_bits & 0x800:  # macOS writes UTF-8 without this flag
                 with suppress(UnicodeError):
                     name = name.encode("cp437").decode()
-            yield _Member(name, info.file_size, fault, partial(opened.open, info))
+            yield (name, info.file_size, fault, partial(opened.open, info))
 
 
 def _tar_members(archive: Path, budget: Budget) -> Iterator[_Member]:
@@ -185,7 +177,7 @@ def _tar_members(archive: Path, budget: Budget) -> Iterator[_Member]:
             while (info := opened.next()) is not None:
                 if not info.isdir():
                     fault = "" if info.isreg() else "links or devices"
-                    yield _Member(info.name, info.size, fault, partial(opened.extractfile, info))
+                    yield (info.name, info.size, fault, partial(opened.extractfile, info))
                 opened.members = []  # type: ignore[attr-defined]  # else they fill the memory
             stream.seek(opened.offset)
             if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):

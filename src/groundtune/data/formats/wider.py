@@ -9,9 +9,8 @@ and a row of zeros. Source: http://shuoyang1213.me/WIDERFACE/ (readme.txt of wid
 """
 
 import re
-from functools import partial
 from pathlib import Path
-from posixpath import basename, splitext
+from posixpath import basename, dirname, splitext
 
 from groundtune.data.formats.files import files_by_split, image_folders, is_text
 from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
@@ -30,15 +29,17 @@ def recognize(tree: Tree) -> Evidence | None:
     chosen = [file for file in files if _HEAD.match(tree.head(file, 2000))]
     if not chosen:
         return None
-    sources, refused = files_by_split(chosen, lambda file: _source(tree, file), tree)
+    sources, refused = files_by_split(
+        chosen, lambda file: Source(tree.root / file, _folders(tree, file), _read), tree
+    )
     return Evidence("wider", 2, sources, refused, chosen[0])
 
 
-def _source(tree: Tree, file: str) -> Source:
-    split = split_of(file)
-    homes = [each for each in sorted(tree.folders) if basename(each) == "images"]
-    near = [each for each in homes if split and split_of(each.split("/")[-2] if "/" in each else "") == split]
-    return Source(tree.root / file, [*near, *image_folders(tree, file)], partial(_read))
+def _folders(tree: Tree, file: str) -> list[str]:
+    """Return the folders of images, first those such as "WIDER_train/images" of the same split."""
+    near = (each for each in sorted(tree.folders) if basename(each) == "images")
+    own = [each for each in near if split_of(basename(dirname(each))) == split_of(file)]
+    return own + image_folders(tree, file)
 
 
 def _read(path: Path) -> RawData:
