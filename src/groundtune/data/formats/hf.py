@@ -66,7 +66,7 @@ def recognize(tree: Tree) -> Evidence | None:
 
 
 def _is_table(head: str) -> bool:
-    columns = next(csv.reader(io.StringIO(head.split("\n", 1)[0])), [])
+    columns = next(csv.reader(head.splitlines()[:1]), [])
     return "objects" in columns and bool({*columns} & {*_NAMES}) and "bbox" in head
 
 
@@ -148,7 +148,7 @@ def _stated_names(tree: Tree) -> list[str]:
     for file in sorted(tree.suffixed(".md", ".json"), key=lambda file: file.count("/")):
         content: Any = None
         if basename(file).lower() == "readme.md":
-            front = re.match(r"\s*---\s*\n(.*?)\n---", tree.head(file), re.DOTALL)
+            front = re.match(r"\s*---[ \t\r]*\n(.*?)\n---", tree.head(file), re.DOTALL)
             try:
                 content = parse_yaml(front[1], yaml.BaseLoader) if front else None
             except ValueError:
