@@ -184,20 +184,17 @@ def _tar_members(archive: Path, budget: Budget) -> Iterator[_Member]:
                 raise tarfile.ReadError("a header is damaged")
 
 
-class _Bounded(io.BufferedIOBase):
+class _Bounded(io.BufferedReader):
     """Reads an unpacked tar file within a budget, and little at once."""
 
     def __init__(self, stream: gzip.GzipFile | io.BufferedReader, budget: Budget) -> None:
-        self._stream, self._budget = stream, budget
+        super().__init__(stream)
+        self._budget = budget
 
     def read(self, size: int | None = -1, /) -> bytes:
-        size = _MAX_READ if size is None or not 0 <= size <= _MAX_READ else size
         self._budget.check(self.tell())
-        return self._stream.read(size)
+        return super().read(size if size is not None and 0 <= size <= _MAX_READ else _MAX_READ)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._budget.check(offset if whence == 0 else 0)
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
+        self._budget.check(offset)
+        return super().seek(offset, whence)

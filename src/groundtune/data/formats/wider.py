@@ -46,15 +46,15 @@ def _read(path: Path) -> RawData:
     raw = RawData(path, "xywh", classes=[RawClass(_CLASS, _CLASS, 1)], states_size=False)
     image: RawImage | None = None
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        words, where = line.split(), f"line {number}"
-        numbers = [int(word) for word in words if re.fullmatch(r"-?\d{1,9}", word)]
+        fields, where = line.split(), f"line {number}"
+        numbers = [int(field) for field in fields if re.fullmatch(r"-?\d{1,9}", field)]
         if splitext(line.strip())[1].lower() in IMAGE_SUFFIXES and is_text(line):
             image = RawImage((line.strip().replace("\\", "/"),), where)
             raw.images.append(image)
-        elif len(numbers) >= 4 and len(numbers) == len(words) and image is not None:
+        elif len(numbers) >= 4 and len(numbers) == len(fields) and image is not None:
             if any(numbers):
                 invalid = len(numbers) > _INVALID and numbers[_INVALID] == 1
                 image.boxes.append(RawBox(numbers[:4], _CLASS, where, invalid))
-        elif words and not (len(numbers) == len(words) == 1):
+        elif fields and not (len(numbers) == len(fields) == 1):
             raw.problems.add("annotation-broken", f"{where} {line[:40]!r}")
     return raw
