@@ -61,10 +61,11 @@ dataset_info:
 # Cats
 """
 FEATURES = {
+    "label": {"names": ["indoors"], "_type": "ClassLabel"},
     "objects": {
         "feature": {"category": {"names": ["dog", "cat"], "_type": "ClassLabel"}},
         "_type": "Sequence",
-    }
+    },
 }
 
 

@@ -54,7 +54,7 @@ def test_other_shapes(key, value):
     ndjson([row("a.jpg", **{key: [value]})])
     assert counts("d") == {"train": 1}
     ndjson([row("a.jpg", boxes=[BOX], **{key: [value]})])  # of the same object
-    assert counts("d") == {"train": 1}
+    assert counts("d") == {"train": 1} and checks("d") == []
 
 
 def test_outlines_of_other_objects_are_added():

@@ -9,24 +9,27 @@ and a row of zeros. Source: http://shuoyang1213.me/WIDERFACE/ (readme.txt of wid
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 from posixpath import basename, dirname, splitext
 
 from groundtune.data.formats.files import files_by_split, image_folders, is_text
 from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
-from groundtune.data.formats.tree import IMAGE_SUFFIXES, Tree, pair_key, split_of
+from groundtune.data.formats.tree import IMAGE_SUFFIXES, Tree, split_of
 from groundtune.files import read_text
 
 _HEAD = re.compile(r"\s*\S[^\n]*\.\w{3,4}\s*\n\s*\d+\s*\n\s*-?\d+( +-?\d+){3,}\s*(\n|$)")
-_PROBED = 50  # text files that are not of one image
+_MAX_FILES, _PROBED = 50, 500  # in a folder; in all
 _CLASS = "face"
 _INVALID = 7  # index in a row
 
 
 def recognize(tree: Tree) -> Evidence | None:
     """Recognize text files that begin with an image, a number and a row of numbers."""
-    files = [file for file in tree.declared(".txt") if pair_key(file) not in tree.pairs][:_PROBED]
-    chosen = [file for file in files if _HEAD.match(tree.head(file, 2000))]
+    files = tree.declared(".txt")
+    counts = Counter(map(dirname, files))  # folders of a file per image have many
+    probed = [file for file in files if counts[dirname(file)] <= _MAX_FILES][:_PROBED]
+    chosen = [file for file in probed if _HEAD.match(tree.head(file, 2000))]
     if not chosen:
         return None
     sources, refused = files_by_split(
