@@ -39,7 +39,8 @@ PINS = dict(
 # What is imported by another name than it is installed by.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # The extra that brings what is only imported where it is used.
-LAZY = {"gradio": "demo", "onnx": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "ray": "ray"}
+LAZY = {"gradio": "demo", "onnx": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "pyarrow": "parquet"}
+LAZY["ray"] = "ray"
 
 
 def canonical(name: str) -> str:

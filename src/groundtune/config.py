@@ -31,7 +31,7 @@ _PATHS = ("data", "model", "extra_data", "output_dir", "resume", "report_to", "r
 _NOT_A_PATH: tuple[Any, ...] = ([], ["self"], ["none"], "self", "none")
 
 _MODEL = "preset (see `groundtune models`), model or run directory, .pth file, or Hugging Face Hub id"
-_DATA = "data set (a directory of images with boxes, or an annotation file)"
+_DATA = "data set (a directory of images with boxes, a zip or tar file of one, or an annotation file)"
 _FORMAT = "format of the data set, as coco or yolo; default: recognized by its content"
 _NEW_DIR = "directory to write, new or empty"
 _CLASSES = "class names, as 'cat, remote control', or a .txt file of them; default: those of the fine-tuning"

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from coco_files import coco, image
@@ -185,6 +186,62 @@ def createml_set(folder: Path) -> list[Path]:
     return [folder / "a.json"]
 
 
+LINES = {
+    "kitti": "cat 0.0 0 -1.5 2.0 3.0 12.5 15.0 1.6 1.7 3.9 -1.2 1.8 30.7 -1.6\nDontCare -1 -1 -10 1 1 9 9 -1 -1 -1 -1 -1 -1 -1\n",
+    "visdrone": "2,3,10,12,1,4,0,0\n1,1,9,9,0,0,0,0\n",
+    "dota": "imagesource:GoogleEarth\ngsd:0.1\n2 3 12 3 12 15 2 15 cat 0\n1 1 9 1 9 9 1 9 red-dog 1\n",
+}
+
+
+def lines_set(folder: Path, kind: str) -> list[Path]:
+    files = []
+    for split, name in zip(("train", "train", "val"), NAMES, strict=True):
+        image(folder / split / "images" / name)
+        files.append(folder / split / "labels" / f"{name[0]}.txt")
+        files[-1].parent.mkdir(exist_ok=True)
+        files[-1].write_text(LINES[kind])
+    return files
+
+
+def wider_set(folder: Path) -> list[Path]:
+    rows = "a.png\n2\n2 3 10 12 0 0 0 0 0 0\n1 1 9 9 0 0 0 1 0 0\nb.png\n0\n0 0 0 0 0 0 0 0 0 0\n"
+    (folder / "faces_train.txt").write_text(rows)
+    return [folder / "faces_train.txt"]
+
+
+def json_lines_set(folder: Path, name: str, rows: list[dict]) -> list[Path]:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [folder / name]
+
+
+NDJSON = [{"type": "dataset", "task": "detect", "class_names": {"0": "cat", "1": "dog"}}] + [
+    {"type": "image", "file": "a.png", "split": "train", "width": 40, "height": 30, "annotations": {"boxes": [[0, 0.5, 0.5, 0.2, 0.4]]}},
+    {"type": "image", "file": "b.png", "split": "train", "annotations": {"segments": [[1, 0.1, 0.1, 0.2, 0.1, 0.3, 0.3]]}},
+    {"type": "image", "file": "c.png", "split": "val", "annotations": {"pose": [[1, 0.5, 0.5, 0.2, 0.4, 0.5, 0.5, 2]]}},
+]  # fmt: skip
+PALIGEMMA = [
+    {"image": "a.png", "prefix": "detect cat ; dog", "suffix": "<loc0100><loc0100><loc0300><loc0400> cat ; <loc0000><loc0000><loc0300><loc0400> dog"},
+    {"image": "b.png", "prefix": "<OD>", "suffix": "cat<loc_10><loc_20><loc_300><loc_400>dog<loc_1><loc_2><loc_500><loc_600>"},
+]  # fmt: skip
+HF = [
+    {"file_name": "a.png", "objects": {"bbox": [[2, 3, 10, 12]], "category": [1]}},
+    {"file_name": "b.png", "objects": [{"bbox": [1, 1, 9, 9], "category": 0, "iscrowd": 1}]},
+]
+README = "---\ndataset_info:\n  features:\n  - name: objects\n    struct:\n    - name: category\n      dtype:\n        class_label:\n          names:\n            '0': cat\n            '1': dog\n---\n"
+
+
+def hf_set(folder: Path) -> list[Path]:
+    (folder / "README.md").write_text(README)
+    return [*json_lines_set(folder, "metadata.jsonl", HF), folder / "README.md"]
+
+
+def hf_csv_set(folder: Path) -> list[Path]:
+    objects = json.dumps({"bbox": [[2, 3, 10, 12]], "category": ["cat"]}).replace('"', '""')
+    rows = "".join(f'{name},"{objects}"\n' for name in NAMES)
+    (folder / "metadata.csv").write_text("file_name,objects\n" + rows)
+    return [folder / "metadata.csv"]
+
+
 SETS: dict[str, Callable[[Path], list[Path]]] = {
     "coco": coco_set,
     "tokens_positive": tokens_set,
@@ -200,13 +257,21 @@ SETS: dict[str, Callable[[Path], list[Path]]] = {
     "via": via_set,
     "via_csv": via_csv_set,
     "createml": createml_set,
+    "kitti": partial(lines_set, kind="kitti"),
+    "visdrone": partial(lines_set, kind="visdrone"),
+    "dota": partial(lines_set, kind="dota"),
+    "wider": wider_set,
+    "ndjson": partial(json_lines_set, name="set.ndjson", rows=NDJSON),
+    "paligemma": partial(json_lines_set, name="annotations.jsonl", rows=PALIGEMMA),
+    "hf": hf_set,
+    "hf_csv": hf_csv_set,
 }
 
 
 def make_set(kind: str, folder: Path) -> list[Path]:
     """Write a valid data set; return its annotation files."""
     folder.mkdir(parents=True)
-    for name in NAMES if kind not in ("yolo", "voc") else ():
+    for name in NAMES if kind not in ("yolo", "voc", *LINES) else ():
         image(folder / name)
     return SETS[kind](folder)
 

@@ -1,6 +1,7 @@
 """Hugging Face: metadata.jsonl, metadata.csv and Parquet."""
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -60,10 +61,11 @@ dataset_info:
 # Cats
 """
 FEATURES = {
+    "label": {"names": ["indoors"], "_type": "ClassLabel"},
     "objects": {
         "feature": {"category": {"names": ["dog", "cat"], "_type": "ClassLabel"}},
         "_type": "Sequence",
-    }
+    },
 }
 
 
@@ -178,3 +180,36 @@ def test_parquet_faults(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"pip install groundtune\[parquet\]"):
         read_splits(Path("d"))
+
+
+def test_the_first_image_may_be_empty():
+    for name in "abc":
+        pic(f"d/{name}.jpg")
+    put(
+        "d/metadata.jsonl",
+        rows(["a.jpg"], []) + rows(["b.jpg"], None) + rows(["c.jpg"], [{"bbox": BOX, "label": "cat"}]),
+    )
+    assert [len(each.boxes_xyxy) for each in read_splits(Path("d"))["train"].samples] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("objects", ["[1]", "{bbox", "7"])
+def test_objects_that_cannot_be_read_are_counted(objects):
+    pic("d/a.jpg"), pic("d/b.jpg")
+    good = "{'bbox': [[40, 30, 40, 30]], 'categories': ['cat']}"
+    put("d/metadata.csv", f'file_name,objects\na.jpg,"{objects}"\nb.jpg,"{good}"\n')
+    assert checks("d") == ["annotation-broken"]
+
+
+def test_corrupted_parquet_files_load_or_are_one_data_error():
+    parquet("d/train.parquet", [{"bytes": encoded(), "path": "a.jpg"}] * 2)
+    whole, rng, loaded = Path("d/train.parquet").read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        Path("d/train.parquet").write_bytes(content[: rng.choice([None, None, rng.randrange(len(content))])])
+        try:
+            loaded += len(read_splits(Path("d"), keep_going=True))
+        except DataError as error:
+            assert str(error).strip()
+    assert 0 < loaded < 200

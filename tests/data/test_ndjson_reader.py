@@ -54,7 +54,7 @@ def test_other_shapes(key, value):
     ndjson([row("a.jpg", **{key: [value]})])
     assert counts("d") == {"train": 1}
     ndjson([row("a.jpg", boxes=[BOX], **{key: [value]})])  # of the same object
-    assert counts("d") == {"train": 1}
+    assert counts("d") == {"train": 1} and checks("d") == []
 
 
 def test_outlines_of_other_objects_are_added():
@@ -74,5 +74,5 @@ def test_faults():
     findings = {each.check: each.count for each in read_splits(Path("d"))["train"].findings}
     assert findings == {"annotation-broken": 2, "annotation-unknown-category": 2}
     put("d/set.ndjson", Path("d/set.ndjson").read_text().replace('{"0": "cat"}', "5"))
-    with pytest.raises(DataError, match="'class_names' is not usable: 5"):
+    with pytest.raises(DataError, match="'names' is not usable"):
         read_splits(Path("d"))

@@ -15,12 +15,11 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from groundtune.data.formats.words import folder_split
 from groundtune.data.images import is_visible
@@ -37,21 +36,13 @@ _MAX_RATIO = 200  # of the unpacked to the packed size; annotations in JSON reac
 _ALWAYS_ALLOWED = 2**24  # bytes, whatever the ratio
 _MAX_READ = 2**26  # bytes that a header of a tar file may have
 _FIX = "If you trust it, unpack it with another tool and give the folder."
-_DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError),
-    *(NotImplementedError, RuntimeError, ValueError, OverflowError, LookupError),
-)
+
+_Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]
+"""Name and size of a file in an archive, why it is refused or "", and a function that opens it."""
 
 
 class _UnpackedMeanwhileError(Exception):
     """Another process was faster."""
-
-
-class _Member(NamedTuple):
-    name: str
-    size: int
-    fault: str  # why it is refused, or ""
-    open: Callable[[], IO[bytes] | None]
 
 
 def is_archive(path: Path) -> bool:
@@ -67,7 +58,9 @@ def unpack(archive: Path) -> Path:
     """
     try:
         folder = unpacked([archive], partial(_extract, archive))
-    except _DAMAGED as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged archives raise many kinds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         fix = "Download it again, or unpack it with another tool and give the folder."
         raise DataError(f"Cannot unpack {archive}: {reason}. {fix}") from error
@@ -138,19 +131,18 @@ def _extract(archive: Path, folder: Path) -> None:
         _zip_members(archive) if archive.name.lower().endswith(".zip") else _tar_members(archive, budget)
     )
     faults: dict[str, list[str]] = {}
-    for member in members:
-        parts = _parts(member.name)
-        if fault := member.fault if parts else "names that lead out of it":
-            faults.setdefault(fault, []).append(repr(member.name))
-        budget.spend(member.size)
+    for name, size, fault, open_file in members:
+        parts = _parts(name)
+        if not parts or fault:
+            faults.setdefault(fault or "names that lead out of it", []).append(repr(name))
+        budget.spend(size)
         if faults or not parts or not all(map(is_visible, parts)):
             continue
         path = folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as target:
-            if (source := member.open()) is not None:
-                with source:
-                    shutil.copyfileobj(source, target)
+        if (source := open_file()) is not None:
+            with source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
     if faults:
         reasons = "; ".join(f"{fault}: {join_examples(names)}" for fault, names in faults.items())
         raise DataError(f"{archive} is refused, because it has {reasons}. {_FIX}")
@@ -175,7 +167,7 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
             if not info.flag_bits & 0x800:  # macOS writes UTF-8 without this flag
                 with suppress(UnicodeError):
                     name = name.encode("cp437").decode()
-            yield _Member(name, info.file_size, fault, partial(opened.open, info))
+            yield (name, info.file_size, fault, partial(opened.open, info))
 
 
 def _tar_members(archive: Path, budget: Budget) -> Iterator[_Member]:
@@ -186,27 +178,24 @@ def _tar_members(archive: Path, budget: Budget) -> Iterator[_Member]:
             while (info := opened.next()) is not None:
                 if not info.isdir():
                     fault = "" if info.isreg() else "links or devices"
-                    yield _Member(info.name, info.size, fault, partial(opened.extractfile, info))
+                    yield (info.name, info.size, fault, partial(opened.extractfile, info))
                 opened.members = []  # type: ignore[attr-defined]  # else they fill the memory
             stream.seek(opened.offset)
             if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError("a header is damaged")
 
 
-class _Bounded(io.BufferedIOBase):
+class _Bounded(io.BufferedReader):
     """Reads an unpacked tar file within a budget, and little at once."""
 
     def __init__(self, stream: gzip.GzipFile | io.BufferedReader, budget: Budget) -> None:
-        self._stream, self._budget = stream, budget
+        super().__init__(stream)
+        self._budget = budget
 
     def read(self, size: int | None = -1, /) -> bytes:
-        size = _MAX_READ if size is None or not 0 <= size <= _MAX_READ else size
         self._budget.check(self.tell())
-        return self._stream.read(size)
+        return super().read(size if size is not None and 0 <= size <= _MAX_READ else _MAX_READ)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._budget.check(offset if whence == 0 else 0)
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
+        self._budget.check(offset)
+        return super().seek(offset, whence)

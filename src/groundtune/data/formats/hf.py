@@ -40,8 +40,11 @@ def recognize(tree: Tree) -> Evidence | None:
     """Recognize JSON lines and CSV files with names of images and `objects` that have boxes."""
     files = [
         file
-        for file, (form, keys, first) in tree.signatures.items()
-        if form in ("lines", "object") and keys & {*_NAMES} and has_boxes((first or {}).get("objects"))
+        for file, (form, keys, _) in tree.signatures.items()
+        if form in ("lines", "object")
+        and "objects" in keys
+        and keys & {*_NAMES}
+        and "bbox" in tree.head(file)
     ]
     files += [file for file in tree.declared(".csv") if _is_table(tree.head(file, 2**14))]
     if not files:
@@ -49,30 +52,22 @@ def recognize(tree: Tree) -> Evidence | None:
     groups: dict[str, Rows] = {}
     for file in files:
         split, several = split_of(file), len(files) > 1
-        read = _table if file.lower().endswith(".csv") else json_lines
-        for where, row in read(tree.root / file):
+        rows_of = _table if file.lower().endswith(".csv") else json_lines
+        for where, row in rows_of(tree.root / file):
             of_image = folder_split(dirname(_name(row))) if isinstance(row, dict) else None
             own = f"{file} {where}" if several else where
             groups.setdefault(split or of_image or "", []).append((own, row))
     names = find_name_list(tree, [dirname(files[0]), ""]) or _stated_names(tree)
-    sources = {split: _source(tree, files, rows, names, split) for split, rows in groups.items()}
+    sources = {}
+    for split, rows in groups.items():
+        own = next((file for file in files if split_of(file) == split), files[0])
+        read = partial(_read, rows=rows, names=names)
+        sources[split] = Source(tree.root / own, [dirname(own), *image_folders(tree, own)], read)
     return Evidence("hf", 2, sources, example=files[0])
 
 
-def _source(tree: Tree, files: Sequence[str], rows: Rows, names: Sequence[str], split: str) -> Source:
-    own = next((file for file in files if split_of(file) == split), files[0])
-    folders = [dirname(own), *image_folders(tree, own)]
-    return Source(tree.root / own, folders, partial(_read, rows=rows, names=names))
-
-
-def has_boxes(objects: Any) -> bool:
-    """Return whether a value of `objects` has boxes, or would have."""
-    first = objects[0] if isinstance(objects, list) and objects else objects
-    return isinstance(first, dict) and any(key in first for key in _BOXES)
-
-
 def _is_table(head: str) -> bool:
-    columns = next(csv.reader(io.StringIO(head.split("\n", 1)[0])), [])
+    columns = next(csv.reader(head.splitlines()[:1]), [])
     return "objects" in columns and bool({*columns} & {*_NAMES}) and "bbox" in head
 
 
@@ -81,7 +76,7 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), start=2):
             cell = row.get("objects") or "{}"  # JSON, or as Python prints it
-            yield f"row {number}", row | {"objects": _json(cell) or _json(cell.replace("'", '"'))}
+            yield f"row {number}", row | {"objects": _json(cell) or _json(cell.replace("'", '"')) or cell}
     except csv.Error as error:
         raise DataError(f"{path} is not CSV: {error}. Export it again.") from error
 
@@ -115,7 +110,7 @@ def _read(path: Path, *, rows: Rows, names: Sequence[str]) -> RawData:
 
 def add_objects(image: RawImage, objects: Any, names: Sequence[str], raw: RawData) -> None:
     """Add the boxes of a value of `objects`: columns, or a list with an object per box."""
-    items = objects if isinstance(objects, list) else []
+    items = objects if isinstance(objects, list) else [objects] if objects else []
     if isinstance(objects, dict):
         columns = {key: value for key, value in objects.items() if isinstance(value, list)}
         boxes = next((columns[key] for key in _BOXES if key in columns), [])
@@ -154,7 +149,7 @@ def _stated_names(tree: Tree) -> list[str]:
     for file in sorted(tree.suffixed(".md", ".json"), key=lambda file: file.count("/")):
         content: Any = None
         if basename(file).lower() == "readme.md":
-            front = re.match(r"\s*---\s*\n(.*?)\n---", tree.head(file), re.DOTALL)
+            front = re.match(r"\s*---[ \t\r]*\n(.*?)\n---", tree.head(file), re.DOTALL)
             try:
                 content = parse_yaml(front[1], yaml.BaseLoader) if front else None
             except ValueError:

@@ -1,6 +1,6 @@
 """Text files of boxes, one per image: KITTI, VisDrone and DOTA.
 
-    Car 0.00 0 -1.5 40 30 80 60 1.6 1.7 3.9 -1.2 1.8 30.7 -1.6    KITTI: x1 y1 x2 y2 after 4 words
+    Car 0.00 0 -1.5 40 30 80 60 1.6 1.7 3.9 -1.2 1.8 30.7 -1.6    KITTI: x1 y1 x2 y2 after 4 fields
     40,30,40,30,1,4,0,0                      VisDrone: x,y,w,h,score,category,truncation,occlusion
     40 30 80 30 80 60 40 60 ship 0           DOTA: four corners, class, difficult
 
@@ -37,10 +37,10 @@ class _Row(NamedTuple):
     ignored: bool
 
 
-def _numbers(words: Sequence[str]) -> list[float]:
-    """Return words as finite numbers; [] if one is none."""
+def _numbers(fields: Sequence[str]) -> list[float]:
+    """Return fields as finite numbers; [] if one is none."""
     try:
-        numbers = [float(word) for word in words]
+        numbers = [float(field) for field in fields]
     except ValueError:
         return []
     return numbers if all(abs(number) < 1e9 for number in numbers) else []
@@ -65,14 +65,14 @@ def _visdrone(line: str) -> _Row | None:
 
 
 def _dota(line: str) -> _Row | None:
-    words = re.split(r"[,\s]+", line.strip(" \t,"))
-    numbers, difficult = _numbers(words[:8]), _numbers(words[9:])
-    if len(words) not in (9, 10) or len(numbers) < 8 or _numbers(words[8:9]):
+    fields = re.split(r"[,\s]+", line.strip(" \t,"))
+    numbers, difficult = _numbers(fields[:8]), _numbers(fields[9:])
+    if len(fields) not in (9, 10) or len(numbers) < 8 or _numbers(fields[8:9]):
         return None
-    if len(difficult) + 9 != len(words) or ("," in line and not difficult):  # texts in images (ICDAR)
+    if len(difficult) + 9 != len(fields) or ("," in line and not difficult):  # texts in images (ICDAR)
         return None
     xs, ys = numbers[0::2], numbers[1::2]
-    return _Row(words[8], [min(xs), min(ys), max(xs), max(ys)], difficult > [0])
+    return _Row(fields[8], [min(xs), min(ys), max(xs), max(ys)], difficult > [0])
 
 
 _PARSERS = {"kitti": _kitti, "visdrone": _visdrone, "dota": _dota}

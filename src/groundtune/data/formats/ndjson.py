@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from groundtune.data.formats.files import image_folders, is_text, json_lines, truncated_repr
-from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source, centered
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, centered
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import folder_split, split_of
-from groundtune.errors import DataError
+from groundtune.data.formats.yolo import numbered_classes
 
 _SAME = 0.01  # of the image: an outline of this box
 _CENTERED, _CORNERS = ("boxes", "pose"), ("segments", "obb")
@@ -29,7 +29,9 @@ Rows = list[tuple[str, dict[str, Any]]]  # with their locations
 def recognize(tree: Tree) -> Evidence | None:
     """Recognize JSON lines of which the first is of the type "dataset"."""
     files = [
-        file for file, (_, keys, first) in tree.signatures.items() if first and first.get("type") == "dataset"
+        file
+        for file, (_, keys, first) in tree.signatures.items()
+        if "class_names" in keys and first and first.get("type") == "dataset"
     ]
     if not files:
         return None
@@ -48,21 +50,18 @@ def recognize(tree: Tree) -> Evidence | None:
                 broken.append(f"{where} with the split {truncated_repr(stated)}")
         elif not isinstance(row, dict) or row.get("type") != "dataset":
             broken.append(where)
-    sources = {
-        split: _source(tree, files[0], partial(_read, rows=rows, names=names, broken=broken), split)
-        for split, rows in groups.items()
-    }
+    folders = [folder for folder in sorted(tree.folders) if folder]
+    sources = {}
+    for split, rows in groups.items():
+        of_split = [folder for folder in folders if folder_split(folder) == split]
+        read = partial(_read, rows=rows, names=names, broken=broken)
+        sources[split] = Source(tree.root / files[0], [*of_split, *image_folders(tree, files[0])], read)
     refused = {} if groups else {"": f"{tree.root / files[0]} has no lines of the type 'image'."}
     return Evidence("ndjson", 3, sources, refused, files[0])
 
 
-def _source(tree: Tree, file: str, read: Any, split: str) -> Source:
-    of_split = [folder for folder in sorted(tree.folders) if folder and folder_split(folder) == split]
-    return Source(tree.root / file, [*of_split, *image_folders(tree, file)], read)
-
-
 def _read(path: Path, *, rows: Rows, names: Any, broken: Sequence[str]) -> RawData:
-    raw = RawData(path, "cxcywh", classes=_classes(names, path))
+    raw = RawData(path, "cxcywh", classes=numbered_classes(names, path))
     for where in broken:
         raw.problems.add("annotation-broken", where)
     for where, row in rows:
@@ -78,28 +77,14 @@ def _read(path: Path, *, rows: Rows, names: Any, broken: Sequence[str]) -> RawDa
     return raw
 
 
-def _classes(names: Any, path: Path) -> list[RawClass]:
-    entries = dict(enumerate(names)) if isinstance(names, list) else names
-    usable = isinstance(entries, dict) and all(
-        str(key).isdecimal() and len(str(key)) < 9 and is_text(name) for key, name in entries.items()
-    )
-    if not usable or not entries:
-        raise DataError(
-            f"{path}: 'class_names' is not usable: {truncated_repr(names)}. Expected numbers and names, such "
-            'as {"0": "cat", "1": "dog"}.'
-        )
-    return [RawClass(str(int(key)), name, int(key)) for key, name in entries.items()]
-
-
 def _add_boxes(image: RawImage, annotations: dict[str, Any], raw: RawData) -> None:
     """Add the boxes of an image, then those of outlines of other objects."""
     for key in (*_CENTERED, *_CORNERS):
         rows, earlier = annotations.get(key), list(image.boxes)
         for index, row in enumerate(rows if isinstance(rows, list) else []):
             where = f"{image.where} {key}[{index}]"
-            numbers = row if isinstance(row, list) and all(_is_number(number) for number in row) else []
-            even = key in _CORNERS and (len(numbers) < 5 or len(numbers) % 2 == 0)
-            if len(numbers) < 5 or even:
+            numbers = row if isinstance(row, list) and all(map(_is_number, row)) else []
+            if len(numbers) < 5 or (key in _CORNERS and len(numbers) % 2 == 0):
                 raw.problems.add("annotation-broken", f"{where} {truncated_repr(row)}")
                 continue
             box, label = list(numbers[1:5]), str(numbers[0]).removesuffix(".0")

@@ -25,8 +25,7 @@ from groundtune.data.formats.records import (
 from groundtune.data.formats.tree import Tree
 
 _TASK = re.compile(r"\s*(detect|segment)\b\s*(.*)", re.IGNORECASE | re.DOTALL)
-_OF_PALIGEMMA = re.compile(r"(?P<tokens>(<loc\d{4}>\s*)+)(<seg\d{3}>\s*)*(?P<name>[^<;]*)")
-_OF_FLORENCE = re.compile(r"(?P<name>[^<>]*)(?P<tokens>(<loc_\d{1,4}>\s*)+)")
+_TOKENS = re.compile(r"(?:<loc_?\d{1,4}>\s*)+")
 
 
 def recognize(tree: Tree) -> Evidence | None:
@@ -69,14 +68,16 @@ def _read(path: Path) -> RawData:
 def _add_boxes(image: RawImage, suffix: str, raw: RawData) -> None:
     """Add the boxes of a text to its image; tokens that are not four a box are problems."""
     florence = "<loc_" in suffix
-    pattern, parts = (_OF_FLORENCE, 1000) if florence else (_OF_PALIGEMMA, 1024)
-    for match in pattern.finditer(suffix):
-        name = match["name"].strip()
-        numbers = [int(number) / parts for number in re.findall(r"\d+", match["tokens"])]
+    found = [*_TOKENS.finditer(suffix)]
+    ends, starts = [0, *(match.end() for match in found)], [*(match.start() for match in found), None]
+    for index, match in enumerate(found):
+        text = suffix[ends[index] : match.start()] if florence else suffix[match.end() : starts[index + 1]]
+        name = re.sub(r"<[^<>]*>", "", text).partition(";")[0].strip()
+        numbers = [int(number) for number in re.findall(r"\d+", match[0])]
         if not name or len(numbers) % 4:
-            raw.problems.add("annotation-broken", f"{image.where} {match[0][:60]!r}")
+            raw.problems.add("annotation-broken", f"{image.where} {match[0][:60]!r} {name[:40]!r}")
             continue
         for at in range(0, len(numbers), 4):
-            a, b, c, d = numbers[at : at + 4]
+            a, b, c, d = (number / (1000 if florence else 1024) for number in numbers[at : at + 4])
             box = centered([a, b, c, d] if florence else [b, a, d, c])
             image.boxes.append(RawBox(box, name, image.where))

@@ -56,11 +56,11 @@ def recognize(tree: Tree) -> Evidence | None:
 
 def _source(tree: Tree, files: Sequence[str]) -> Source:
     listed = find_name_list(tree, [dirname(files[0]), ""])
-    read = partial(_read, paths=[tree.root / file for file in files], listed=listed)
-    return Source(tree.root / files[0], image_folders(tree, files[0]), read)
+    paths = [tree.root / file for file in files]
+    return Source(paths[0], image_folders(tree, files[0]), lambda path: _read(path, paths, listed))
 
 
-def _read(path: Path, *, paths: Sequence[Path], listed: Sequence[str]) -> RawData:
+def _read(path: Path, paths: Sequence[Path], listed: Sequence[str]) -> RawData:
     try:
         return _raw(path, paths, listed)
     except DataError:

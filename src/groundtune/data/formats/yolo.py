@@ -87,7 +87,7 @@ def _read_declaration(path: Path) -> dict[str, Any]:
 
 def _declared(tree: Tree, file: str, content: Mapping[str, Any]) -> Evidence:
     """Return the splits of a data.yaml or obj.data; those that do not exist are refused."""
-    classes = _classes(_names(tree, file, content), tree.root / file)
+    classes = numbered_classes(_names(tree, file, content), tree.root / file)
     key_points = "kpt_shape" in content
     sources: dict[str, Source] = {}
     refused: dict[str, str] = {}
@@ -132,7 +132,7 @@ def _names(tree: Tree, file: str, content: Mapping[str, Any]) -> Any:
     return names
 
 
-def _classes(names: Any, path: Path) -> list[RawClass]:
+def numbered_classes(names: Any, path: Path) -> list[RawClass]:
     """Return classes by number, which is the key of the boxes. An empty line is not a class."""
     entries = list(enumerate(names)) if isinstance(names, list) else []
     if isinstance(names, dict) and all(isinstance(k, str) and k.isdecimal() and len(k) < 9 for k in names):
@@ -203,7 +203,7 @@ def _listed_names(tree: Tree) -> list[str]:
     for file in tree.suffixed(".yaml", ".yml"):
         content = _read_declaration(tree.root / file)
         if "names" in content:
-            return [entry.name for entry in _classes(content["names"], tree.root / file)]
+            return [entry.name for entry in numbered_classes(content["names"], tree.root / file)]
     return []
 
 
