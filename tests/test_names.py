@@ -96,7 +96,7 @@ def test_predict_evaluate_label_and_files_return_the_names_or_refuse_them(
         assert read_splits(Path(folder) / "labels")["train"].class_names == names
         phrases = dict(zip(names, own.bundle.phrases_of(names), strict=True))
         image_format = own.bundle.image_format
-        metadata = ExportMetadata(names, [], [], 256, 32, image_format, "fp32", "x", phrases)
+        metadata = ExportMetadata(names, [], [], 256, image_format, "fp32", "x", phrases)
         stored = json.loads(metadata_props(metadata, own.bundle.tokenizer)["groundtune"])
         assert stored["classes"] == names and stored["class_phrases"] == phrases
 

@@ -98,9 +98,8 @@ def train(
     """
     for name in ("train", "valid"):
         if name not in splits:
-            raise DataError(
-                f"{config.data}: there is no split {name!r}; found: {', '.join(splits) or 'none'}."
-            )
+            found = ", ".join(splits) or "none"
+            raise DataError(f"{config.data}: there is no split {name!r}; found: {found}.")
     training, valid, device = splits["train"], splits["valid"], pick_device(config.device)
     config = replace(config, precision=pick_precision(config.precision, device))
     resumed, state = newest_state(config, training, valid.class_names, out), TrainState()

@@ -31,7 +31,8 @@ def test_a_clean_data_set_has_no_problems(clean: Path) -> None:
 
 
 def test_every_check_has_a_planted_fault() -> None:
-    assert set(CHECKING) <= set(planted_faults.PLANTS) <= set(CHECKS)
+    unplanted = {"data-unpacked"}  # of archives, see test_archives.py
+    assert set(CHECKING) - unplanted <= set(planted_faults.PLANTS) <= set(CHECKS)
 
 
 @pytest.mark.parametrize("check", planted_faults.PLANTS)
