@@ -225,7 +225,8 @@ def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple
         return None, "box-not-numbers"
     limits = (size_hw[1], size_hw[0]) * 2
     # clip in float32, the type of the sample: a sliver at the edge may round to nothing
-    inside = np.minimum(np.maximum(corners, 0.0), limits).astype(np.float32).tolist()
+    clipped = [min(max(0.0, value), limit) for value, limit in zip(corners, limits, strict=True)]
+    inside = np.array(clipped, np.float32).tolist()
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         at_edge = any(value <= 0 or value >= limit for value, limit in zip(corners, limits, strict=True))
         return None, "box-outside" if at_edge else "box-zero-area"

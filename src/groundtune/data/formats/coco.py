@@ -27,6 +27,7 @@ from groundtune.errors import DataError
 from groundtune.files import read_json
 
 _INT64 = 2**63
+_TRUE = (1, True, "1")
 _LISTS = {"images", "annotations", "categories"}
 _OF_ROBOFLOW = "_annotations.coco.json"
 _ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS, in an image
@@ -152,7 +153,7 @@ def annotations_of(
             example = f"{where} (image {truncated_repr(row.get('image_id'))})"
             problems.add("annotation-unknown-image", example)
         else:
-            yield image, row, where, any(row.get(key) in (1, True, "1") for key in ("iscrowd", "ignore"))
+            yield image, row, where, row.get("iscrowd") in _TRUE or row.get("ignore") in _TRUE
 
 
 def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | None:
