@@ -128,6 +128,12 @@ def test_yolo_in_other_folders():  # F3
     assert counts("e") == {"train": 1, "valid": 1}
 
 
+def test_folders_inside_the_images_of_yolo():
+    yolo("d", ["a", "sub/b", "val/c"])
+    put("d/classes.txt", "cat\n")
+    assert counts("d") == {"train": 2, "valid": 1} and checks("d") == []
+
+
 def test_a_named_split_is_never_replaced():  # F4
     yolo("d/train", "abcdef"), yolo("d/valid", "gh")
     put("d/data.yaml", "train: ../train/images\nval: /content/d/valid/images\nnames: [cat]\n")

@@ -15,6 +15,7 @@ Sizes are not stated: they are those of the images as viewers show them (EXIF), 
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any
@@ -100,8 +101,8 @@ def _declared(tree: Tree, file: str, content: Mapping[str, Any]) -> Evidence:
             entry for part in parts if (entry := _resolve(tree, part, dirname(file), content)) is not None
         ]
         if entries:
-            read = partial(_read, tree=tree, entries=entries, classes=classes, key_points=key_points)
-            sources[split] = Source(tree.root / file, _bases(tree, file), read)
+            read = partial(_read_entries, tree=tree, entries=entries, classes=classes, key_points=key_points)
+            sources[split] = Source(tree.root / file, [*dict.fromkeys((dirname(file), ""))], read)
             refused.pop(split, None)
         else:
             refused[split] = (
@@ -117,10 +118,6 @@ def _declared(tree: Tree, file: str, content: Mapping[str, Any]) -> Evidence:
             )
         return folders
     return Evidence("yolo", 3, sources, refused, file)
-
-
-def _bases(tree: Tree, file: str) -> list[str]:
-    return [*dict.fromkeys((dirname(file), ""))]
 
 
 def _names(tree: Tree, file: str, content: Mapping[str, Any]) -> Any:
@@ -161,12 +158,12 @@ def _resolve(tree: Tree, value: Any, folder: str, content: Mapping[str, Any]) ->
 
 
 def _of_folders(tree: Tree) -> Evidence | None:
-    """Recognize label files by their rows and images; lists and folders are the splits."""
+    """Recognize label files by their rows and images; the images are those of the same folders."""
     labels = [file for file in tree.suffixed(".txt") if pair_key(file) in tree.pairs]
     rows = [file for file in labels[:_PROBED] if _ROW.match((tree.head(file, 200).splitlines() or [""])[0])]
     if not rows:
         return None
-    tops = dict.fromkeys(_top(tree.pairs[pair_key(file)][0]) for file in labels)
+    tops = {_top(tree.pairs[pair_key(file)][0]) for file in labels}
     names = _listed_names(tree)
     if not names:
         reason = (
@@ -176,14 +173,13 @@ def _of_folders(tree: Tree) -> Evidence | None:
         return Evidence("yolo", 1, {}, {"": reason}, rows[0])
     classes = [RawClass(str(number), name, number) for number, name in enumerate(names)]
     groups: dict[str, list[str]] = {}
-    for top in tops:
-        below = [folder for folder in sorted(tree.folders) if folder == top or folder.startswith(f"{top}/")]
-        for folder in below if top else [top]:
-            groups.setdefault(folder_split(folder) or "", []).append(folder)
+    for image in tree.images:
+        if tops & {"", *accumulate(dirname(image).split("/"), join)}:
+            groups.setdefault(folder_split(dirname(image)) or "", []).append(image)
+    read = partial(_read, tree=tree, classes=classes, key_points=False)
     sources = {
-        split: Source(tree.root / its[0], [""], partial(_read, tree=tree, entries=its, classes=classes))
-        for split, its in groups.items()
-        if any(dirname(image) in its for image in tree.images)
+        split: Source(tree.root / dirname(images[0]), [""], partial(read, images=images))
+        for split, images in groups.items()
     }
     return Evidence("yolo", 2, sources, example=rows[0])
 
@@ -207,23 +203,30 @@ def _listed_names(tree: Tree) -> list[str]:
     return []
 
 
-def _read(
-    file: Path, *, tree: Tree, entries: Sequence[str], classes: list[RawClass], key_points: bool = False
+def _read_entries(
+    file: Path, *, tree: Tree, entries: Sequence[str], classes: list[RawClass], key_points: bool
 ) -> RawData:
     """Read the label files of folders of images and of lists of images."""
+    listings = (_listed(tree, each) if each.endswith(".txt") else _images_in(tree, each) for each in entries)
+    images = [image for listing in listings for image in listing]
+    return _read(file, tree=tree, images=images, classes=classes, key_points=key_points)
+
+
+def _read(
+    file: Path, *, tree: Tree, images: Sequence[str], classes: list[RawClass], key_points: bool
+) -> RawData:
+    """Read the label files of images."""
     raw = RawData(file, "cxcywh", classes=classes, states_size=False)
     texts = {pair_key(each): each for each in tree.suffixed(".txt")}
     rows: list[tuple[RawImage, str, int, list[float]]] = []
-    for entry in entries:
-        images = _listed(tree, entry) if entry.endswith(".txt") else _images_in(tree, entry)
-        for name in images:
-            image = RawImage((name,), basename(entry))
-            label = _label_file(tree, name, texts)
-            if label is None:
-                raw.problems.add("label-file-missing", name)
-            else:
-                rows += [(image, label, *row) for row in read_rows(tree.root / label, raw.problems)]
-            raw.images.append(image)
+    for name in images:
+        image = RawImage((name,), name)
+        label = _label_file(tree, name, texts)
+        if label is None:
+            raw.problems.add("label-file-missing", name)
+        else:
+            rows += [(image, label, *row) for row in read_rows(tree.root / label, raw.problems)]
+        raw.images.append(image)
     only_outlines = not key_points and not all_key_points([numbers for *_, numbers in rows])
     for image, label, number, numbers in rows:
         where = f"{basename(label)} line {number}"
