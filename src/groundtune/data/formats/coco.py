@@ -39,13 +39,12 @@ def recognize(tree: Tree) -> Evidence | None:
     ranks: dict[str, int] = {}
     for file in tree.declared(".json"):
         keys = tree.signatures[file].keys
-        if '"tokens_positive' in tree.head(file):
-            continue  # phrases of captions, see `odvg`
         large = tree.signatures[file].first is None
-        if {"images", "annotations"} <= keys or (large and len(keys & _LISTS) > 1):
-            ranks[file] = 2 if "categories" in keys or large else 1
-        elif "images" in keys and ("categories" in keys or basename(file) == _OF_ROBOFLOW):
-            ranks[file] = 1  # a test split without annotations
+        whole = {"images", "annotations"} <= keys or (large and len(keys & _LISTS) > 1)
+        # a test split has no annotations
+        part = "images" in keys and ("categories" in keys or basename(file) == _OF_ROBOFLOW)
+        if (whole or part) and '"tokens_positive' not in tree.head(file):  # of captions, see `odvg`
+            ranks[file] = 2 if whole and ("categories" in keys or large) else 1
     if not ranks and len(tree.declared(".json")) == 1:
         ranks = {tree.declared(".json")[0]: 0}  # reading it explains what is wrong
     if not ranks:

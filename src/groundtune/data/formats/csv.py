@@ -28,7 +28,15 @@ from groundtune.data.formats.files import (
     is_text,
     to_number,
 )
-from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
+from groundtune.data.formats.records import (
+    Evidence,
+    RawBox,
+    RawData,
+    RawImage,
+    Source,
+    centered,
+    classes_by_name,
+)
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import split_of
 from groundtune.errors import DataError
@@ -114,10 +122,9 @@ def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
 
 
 def _normalized(box: RawBox) -> RawBox:
-    x1, y1, x2, y2 = box.numbers
     if not all(isinstance(number, float) for number in box.numbers):
         return box
-    return box._replace(numbers=[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    return box._replace(numbers=centered(box.numbers))
 
 
 def csv_rows(text: str, path: Path, partial_end: bool = False) -> list[list[str]]:

@@ -54,28 +54,23 @@ class Tree:
     Attributes:
         root: the folder.
         only: the only file that may describe the data set; None: any.
-        files: paths relative to it with "/", sorted, without hidden ones.
-        hidden: files with hidden names; they count only if annotations name them.
+        files: paths relative to it with "/", sorted, without those of hidden names, which count
+            only if annotations name them.
     """
 
     root: Path
     only: str | None = None
     files: list[str] = field(init=False)
-    hidden: set[str] = field(init=False)
+    _set: set[str] = field(init=False)  # with those of hidden names
 
     def __post_init__(self) -> None:
-        every = sorted(_walk(self.root))
-        self.files = [file for file in every if is_visible(basename(file))]
-        self.hidden = {*every} - {*self.files}
+        self._set = set(_walk(self.root))
+        self.files = sorted(file for file in self._set if is_visible(basename(file)))
 
     @cached_property
     def images(self) -> list[str]:
         """Paths of the image files, by their suffixes."""
         return [file for file in self.files if has_suffix(basename(file), IMAGE_SUFFIXES)]
-
-    @cached_property
-    def _set(self) -> set[str]:
-        return {*self.files} | self.hidden
 
     @cached_property
     def folders(self) -> set[str]:
@@ -197,7 +192,10 @@ class Tree:
     @cached_property
     def signatures(self) -> dict[str, Signature]:
         """Forms of the JSON files, those of JSON lines included."""
-        files = self.declared(".json", ".jsonl", ".ndjson", ".txt")
+        files = self.declared(".json", ".jsonl", ".ndjson")
+        # not the label files of images, of which there may be many
+        texts = self.declared(".txt")
+        files += [file for file in texts if file == self.only or pair_key(file) not in self.pairs]
         return {file: signature(self.root / file) for file in files}
 
     def head(self, file: str, size: int = _END) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from groundtune.data.formats.records import centered
 from groundtune.data.problems import Collector
 from groundtune.files import read_bytes
 
@@ -41,7 +42,7 @@ def box_of(numbers: Sequence[float], outlines: bool, where: str, problems: Colle
         return None
     problems.add("segments-to-boxes", where)
     xs, ys = numbers[1::2], numbers[2::2]
-    return [(min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
+    return centered([min(xs), min(ys), max(xs), max(ys)])
 
 
 def all_key_points(rows: Sequence[Sequence[float]]) -> bool:
