@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from groundtune.errors import DataError, escape_control_chars
-from groundtune.progress import format_metric
+from groundtune.progress import counted, format_metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,12 +43,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 image" or "1,200 boxes"."""
-    ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
-    return f"{number:,} {noun}{ending}"
 
 
 def _in_one_line(text: str) -> str:

@@ -23,6 +23,12 @@ _WIDE = 100  # columns of a terminal that has room for the terms of the loss
 _T = TypeVar("_T")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 image" or "1,200 boxes"."""
+    ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def format_metric(value: float | None) -> str:
     """Return a metric between 0 and 1 as text, "-" for None."""
     return "-" if value is None else f"{value:.3f}"

@@ -127,8 +127,9 @@ class Dataset:
 
     @property
     def messages(self) -> list[str]:
-        """Findings as lines of text."""
-        return [f"{self.name}: {finding}" for finding in self.findings]
+        """Findings as lines of text, without the unused parent category of exports of Roboflow."""
+        shown = [finding for finding in self.findings if finding.check != "category-placeholder"]
+        return [f"{self.name}: {finding}" for finding in shown]
 
     @property
     def is_grounding(self) -> bool:

@@ -24,7 +24,7 @@ from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
-from groundtune.progress import Progress
+from groundtune.progress import Progress, counted
 from groundtune.text.prompt import COMMON_NAMES, clean_name, recombined_names
 
 BASE_DETECTIONS = "base model's detections of common classes"  # name of the data set
@@ -99,8 +99,9 @@ def add_self_distillation(
         samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
     new_names = [others[index] for index in used]
     progress.message(
-        f"Self-distillation: {sum(len(detections.scores) for detections in new)} detections of unlabeled "
-        f"objects join the training images: {join_examples(new_names, 10) or 'none'}."
+        f"Self-distillation: {counted(sum(len(detections.scores) for detections in new), 'detection')} of "
+        f"unlabeled objects were added to the training images{': ' if new_names else ''}"
+        f"{join_examples(new_names, 10)}."
     )
     first_id = max(dataset.category_ids, default=0) + 1
     category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]

@@ -41,7 +41,7 @@ from groundtune.model.bundle import TOWERS, ModelBundle, companion
 from groundtune.model.deformable import compile_sampling
 from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
-from groundtune.progress import Progress
+from groundtune.progress import Progress, counted
 
 _COMPILED_BUCKET = 4  # cells of stride 32: at most ten sizes of each side up to 1333 px
 _CACHE_SHARE = 0.4  # share of the free memory for cached features
@@ -165,7 +165,8 @@ def build_setup(
     tuned = frozen if config.tune == "full" else f"tune: {config.tune}"
     setup.log(
         f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on "
-        f"{len(training.samples)} images, {len(training.class_names)} classes, {config.epochs} epochs, "
+        f"{counted(len(training.samples), 'image')}, {counted(len(training.class_names), 'class')}, "
+        f"{counted(config.epochs, 'epoch')}, "
         f"{device}, {config.precision}; {tuned}.{cache_message}"
     )
     if config.flip and (mirroring := describe_mirroring(training)):
