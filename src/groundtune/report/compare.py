@@ -13,7 +13,7 @@ from typing import Any
 
 from groundtune.errors import ConfigError
 from groundtune.files import check_writable
-from groundtune.progress import format_metric
+from groundtune.progress import counted, format_metric
 from groundtune.report.build import chart_series, write_page
 from groundtune.report.figures import Series, line_chart
 from groundtune.report.run_data import RunData, read_run, values_of_runs
@@ -37,7 +37,7 @@ def build_comparison(folders: Sequence[Path], path: Path) -> list[str]:
     with values_of_runs(*folders):
         warnings = differing_validation(runs)
         context = {
-            "title": f"{len(runs)} runs compared",
+            "title": f"{counted(len(runs), 'run')} compared",
             "warnings": warnings,
             "unfinished": [name for name, run in runs.items() if not run.finished],
             "names": list(runs),
