@@ -56,7 +56,8 @@ def _lists(tree: Tree, files: Sequence[str]) -> tuple[dict[str, list[str]], dict
     lists: dict[str, list[str]] = {}
     for file in tree.suffixed(".txt"):
         name = splitext(basename(file))[0].lower()
-        if "_" not in name and split_of(basename(file)) and not by_stem.get(name):  # not "cat_train.txt"
+        own = name not in by_stem or "imagesets" in file.lower()  # not of an image "train.jpg"
+        if "_" not in name and split_of(basename(file)) and own:  # not "cat_train.txt"
             lists[name] = [_listed(line, by_stem) for line in read_text(tree.root / file).splitlines()]
     if any(lists.get("train", ())):
         lists.pop("trainval", None)
