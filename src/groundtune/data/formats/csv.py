@@ -84,8 +84,8 @@ def recognize(tree: Tree) -> Evidence | None:
     if not chosen:
         return Evidence("csv", 0, {}, {"": next(iter(others.values()))}) if others else None
     names = _class_names(tree)
-    sources, refused = files_by_split(chosen, lambda file: _source(tree, file, names), tree)
-    refused = {split: reason for split, reason in others.items() if split and split not in sources} | refused
+    sources = files_by_split(chosen, lambda file: _source(tree, file, names), tree)
+    refused = {split: reason for split, reason in others.items() if split and split not in sources}
     return Evidence("csv", 2, sources, refused, chosen[0])
 
 

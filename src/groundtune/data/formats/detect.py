@@ -30,8 +30,10 @@ from groundtune.data.formats import (
 )
 from groundtune.data.formats.archive import CACHE, is_archive, unpack
 from groundtune.data.formats.assemble import assemble
-from groundtune.data.formats.records import Evidence
+from groundtune.data.formats.parts import divided
+from groundtune.data.formats.records import Evidence, RawData, Source
 from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import SPLITS
 from groundtune.data.images import UNREAD_SUFFIXES, has_suffix, is_visible
 from groundtune.data.problems import READING, Collector, Finding, Severity
 from groundtune.data.sample import Dataset, join_examples, unify_classes
@@ -58,7 +60,6 @@ READERS: dict[str, Callable[[Tree], Evidence | None]] = {
 }
 """The readers by the names that `--format` takes."""
 
-_SPLITS = ("train", "valid", "test")
 _EXPECTED = (
     "Expected images with annotations in one of the layouts of docs/data.md, such as "
     "train/_annotations.coco.json, a YOLO data.yaml, Pascal VOC's XML files, or a CSV file of boxes"
@@ -181,6 +182,8 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     """Read each split; a fault of one is the reason why it is refused."""
     sources = {split: source for evidence in found for split, source in evidence.sources.items()}
     refused = {split: reason for evidence in found for split, reason in evidence.refused.items()}
+    if len(sources) == 1 and found[0].rank < 3 and not tree.only:
+        sources = _divided(tree, *sources.popitem())
     if "" in sources and ("train" not in sources or tree.only):
         sources = {"train": sources.pop("")} | sources
     if "" in refused:
@@ -188,7 +191,7 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     if tree.only and len(sources) == 1:
         sources = {"train": next(iter(sources.values()))}
     splits = {}
-    for split in (split for split in _SPLITS if split in sources):
+    for split in (split for split in SPLITS if split in sources):
         source = sources[split]
         try:
             raw = source.read(source.file)
@@ -196,6 +199,19 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
         except DataError as error:
             refused[split] = str(error)
     return Splits(path, splits, refused)
+
+
+def _divided(tree: Tree, split: str, source: Source) -> dict[str, Source]:
+    """Return the only source by the splits of lists of images, if there are any."""
+
+    def read(raw: RawData) -> Callable[[Path], RawData]:
+        return lambda _: raw
+
+    try:
+        raws = divided(tree, split, source.read(source.file)) if split in ("", "train") else {}
+    except DataError:  # reported when the split is read
+        raws = {}
+    return {name: source._replace(read=read(raw)) for name, raw in raws.items()} or {split: source}
 
 
 def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:

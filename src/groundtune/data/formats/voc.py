@@ -20,11 +20,11 @@ from xml.etree import ElementTree
 from defusedxml.ElementTree import fromstring
 
 from groundtune.data.formats.files import find_name_list, image_folders, is_text, to_number
+from groundtune.data.formats.parts import split_lists
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree, join
 from groundtune.data.formats.words import folder_split, split_of
 from groundtune.data.sample import Sample
-from groundtune.files import read_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _COUNTS_FROM_ONE = re.compile(r"VOC|PASCAL|roboflow", re.IGNORECASE)
@@ -53,18 +53,11 @@ def recognize(tree: Tree) -> Evidence | None:
 def _lists(tree: Tree, files: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the XML files of each split that a list names, and the lists without any."""
     by_stem = {splitext(basename(file))[0]: file for file in files}
-    lists: dict[str, list[str]] = {}
-    for file in tree.suffixed(".txt"):
-        name = splitext(basename(file))[0].lower()
-        own = name not in by_stem or "imagesets" in file.lower()  # not of an image "train.jpg"
-        if "_" not in name and split_of(basename(file)) and own:  # not "cat_train.txt"
-            lists[name] = [_listed(line, by_stem) for line in read_text(tree.root / file).splitlines()]
-    if any(lists.get("train", ())):
-        lists.pop("trainval", None)
     groups: dict[str, list[str]] = {}
     refused = {}
-    for name, listed in lists.items():
-        split, entries = split_of(name) or "", [entry for entry in listed if entry]
+    for name, lines in split_lists(tree, by_stem).items():
+        split = split_of(name) or ""
+        entries = [entry for line in lines if (entry := _listed(line, by_stem))]
         if any(entry in by_stem.values() for entry in entries):
             groups.setdefault(split, []).extend(entries)
         elif entries:
