@@ -137,6 +137,7 @@ _ERRORS = {
 }
 _WARNINGS = {
     "image-format-unread": ("{n} images skipped: their format is not read.", "Convert them to JPEG or PNG."),
+    "path-missing": ("{n} paths that the file names do not exist.", "Add them, or remove their names."),
     "annotation-missing": ("{n} images skipped: no annotation file.", "Add the files, or shorten the list."),
     "annotation-broken": ("{n} rows dropped: not an object or not readable.", _EXPORT),
     "annotation-unknown-image": ("{n} boxes dropped: their image is not in the file.", _EXPORT),
