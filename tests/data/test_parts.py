@@ -71,7 +71,7 @@ def test_kitti_below_training_with_lists():
     lists("k/ImageSets")
     put("k/ImageSets/trainval.txt", "a\nb\nc\nd\n"), put("k/ImageSets/test.txt", "e\n")
     assert counts("k") == {"train": 3, "valid": 1}
-    assert findings("k")["annotation-missing"].examples == ["e"]
+    assert "test.txt names 1 images, and none" in read_splits(Path("k")).refused["test"]
 
 
 def test_what_is_in_no_list_or_only_there_is_reported():

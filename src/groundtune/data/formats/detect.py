@@ -183,7 +183,8 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     sources = {split: source for evidence in found for split, source in evidence.sources.items()}
     refused = {split: reason for evidence in found for split, reason in evidence.refused.items()}
     if len(sources) == 1 and found[0].rank < 3 and not tree.only:
-        sources = _divided(tree, *sources.popitem())
+        sources, unlisted = _divided(tree, *sources.popitem())
+        refused |= unlisted
     if "" in sources and ("train" not in sources or tree.only):
         sources = {"train": sources.pop("")} | sources
     if "" in refused:
@@ -201,17 +202,19 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     return Splits(path, splits, refused)
 
 
-def _divided(tree: Tree, split: str, source: Source) -> dict[str, Source]:
-    """Return the only source by the splits of lists of images, if there are any."""
+def _divided(tree: Tree, split: str, source: Source) -> tuple[dict[str, Source], dict[str, str]]:
+    """Return the only source by the splits of lists of images, and the splits that are refused."""
 
     def read(raw: RawData) -> Callable[[Path], RawData]:
         return lambda _: raw
 
+    if split not in ("", "train"):
+        return {split: source}, {}
     try:
-        raws = divided(tree, split, source.read(source.file)) if split in ("", "train") else {}
+        raws, refused = divided(tree, split, source.read(source.file))
     except DataError:  # reported when the split is read
-        raws = {}
-    return {name: source._replace(read=read(raw)) for name, raw in raws.items()} or {split: source}
+        return {split: source}, {}
+    return {name: source._replace(read=read(raw)) for name, raw in raws.items()}, refused
 
 
 def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:

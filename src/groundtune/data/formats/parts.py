@@ -82,13 +82,50 @@ def _join(raws: Sequence[RawData]) -> RawData:
     return joined
 
 
-def split_lists(tree: Tree, stems: Collection[str]) -> dict[str, list[str]]:
-    """Return the lines of the lists of splits, by the lists' names such as "train" and "val".
+def divided(tree: Tree, split: str, raw: RawData) -> tuple[dict[str, RawData], dict[str, str]]:
+    """Return the images of an undivided set by the split of the list that names them.
 
-    Args:
-        tree: files of the data set.
-        stems: those of annotation files, such as "train" of "train.xml", which are no lists.
+    Without lists of two splits, or of one if `split` is "", the images stay together. Also returns
+    the reasons why splits are refused, whose lists name no annotated image.
     """
+    images = {fold(splitext(basename(image.file_names[0]))[0]): image for image in raw.images}
+    groups: dict[str, dict[str, RawImage]] = {}
+    refused: dict[str, str] = {}
+    missing = []
+    for file, lines in _lists(tree, images).items():
+        split_name, found = split_of(basename(file)) or "", set()
+        for line in lines:
+            names = [fold(basename(text.strip())) for text in (line, line.split()[0])]
+            stems = [each for name in names for each in (name, splitext(name)[0])]  # "a.v1" or "a.jpg"
+            stem = next((each for each in stems if each in images), None)
+            if stem is None:
+                missing.append(line.strip())
+            else:
+                found.add(stem)
+        if found:
+            groups.setdefault(split_name, {}).update({stem: images[stem] for stem in images if stem in found})
+        elif lines:
+            missing = missing[: -len(lines)]
+            refused[split_name] = f"{tree.root / file} names {len(lines)} images, and none is annotated."
+    if len(images) < len(raw.images) or len(groups) < (2 if split else 1):
+        return {split: raw}, {}
+    for line in missing:
+        raw.problems.add("annotation-missing", line)
+    for stem in images:
+        if not any(stem in group for group in groups.values()):
+            raw.problems.add("image-without-split", images[stem].file_names[0])
+    first = min(groups, key=SPLITS.index)
+    splits = {
+        name: replace(
+            raw, images=[*group.values()], problems=raw.problems if name == first else Collector(READING)
+        )
+        for name, group in groups.items()
+    }
+    return splits, {name: reason for name, reason in refused.items() if name not in splits}
+
+
+def _lists(tree: Tree, stems: Collection[str]) -> dict[str, list[str]]:
+    """Return the lines of lists of splits, by file; images called "train.jpg" have no list."""
     files = []
     for file in tree.suffixed(".txt"):
         name = splitext(basename(file))[0].lower()
@@ -96,46 +133,8 @@ def split_lists(tree: Tree, stems: Collection[str]) -> dict[str, list[str]]:
         if "_" not in name and own and split_of(basename(file)):  # not "cat_train.txt"
             files.append(file)
     main = [file for file in files if basename(dirname(file)).lower() == "main"]  # not "Segmentation"
-    lists: dict[str, list[str]] = {}
-    for file in main or files:
-        name = splitext(basename(file))[0].lower()
-        text = read_text(tree.root / file).replace("\\", "/")
-        lists.setdefault(name, []).extend(text.splitlines())
-    if any(lists.get("train", ())):
-        lists.pop("trainval", None)
+    texts = {file: read_text(tree.root / file).replace("\\", "/") for file in main or files}
+    lists = {file: [*filter(str.strip, text.splitlines())] for file, text in texts.items()}
+    if any(lines and basename(file).lower() == "train.txt" for file, lines in lists.items()):
+        lists = {file: lines for file, lines in lists.items() if basename(file).lower() != "trainval.txt"}
     return lists
-
-
-def divided(tree: Tree, split: str, raw: RawData) -> dict[str, RawData]:
-    """Return the images of an undivided set by the split of the list that names them.
-
-    Without lists of two splits, or of one if `split` is "", the images stay together.
-    """
-    images = {_stem(image.file_names[0]): image for image in raw.images}
-    groups: dict[str, dict[str, RawImage]] = {}
-    missing = []
-    for name, lines in split_lists(tree, images).items():
-        for line in filter(str.strip, lines):
-            stem = next((each for text in (line, line.split()[0]) if (each := _stem(text)) in images), None)
-            if stem is None:
-                missing.append(line.strip())
-            else:
-                groups.setdefault(split_of(name) or "", {})[stem] = images[stem]
-    if len(images) < len(raw.images) or len(groups) < (2 if split else 1):
-        return {split: raw}
-    for line in missing:
-        raw.problems.add("annotation-missing", line)
-    for stem in images:
-        if not any(stem in group for group in groups.values()):
-            raw.problems.add("image-without-split", images[stem].file_names[0])
-    first = min(groups, key=SPLITS.index)
-    return {
-        name: replace(
-            raw, images=[*group.values()], problems=raw.problems if name == first else Collector(READING)
-        )
-        for name, group in groups.items()
-    }
-
-
-def _stem(path: str) -> str:
-    return fold(splitext(basename(path.strip()))[0])
