@@ -177,3 +177,25 @@ def test_an_image_in_two_lists_is_in_both_splits():
     put("d/all.json", coco(["a.jpg", "b.jpg", "c.jpg"]))
     put("d/train.txt", "a\nb\n"), put("d/val.txt", "b\nc\n")
     assert counts("d") == {"train": 2, "valid": 2}  # `groundtune check` reports the leak
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_yolo_labels_without_an_image_are_reported(declared):
+    yolo("d", "ab"), put("d/labels/ghost.txt", ROW), put("d/labels/classes.txt", "cat\n")
+    if declared:
+        put("d/data.yaml", "train: images\nnames: [cat]\n")
+    assert counts("d") == {"train": 2}
+    assert findings("d")["label-without-image"].examples == ["labels/ghost.txt"]
+
+
+def test_annotations_of_other_formats_are_reported():
+    yolo("d", "ab"), put("d/data.yaml", "train: images\nnames: [cat]\n")
+    assert "annotations-unused" not in findings("d")
+    put("d/more.json", coco(["a.jpg"])), put("d/other/x.xml", xml("a.jpg"))
+    assert counts("d") == {"train": 2}
+    assert findings("d")["annotations-unused"].examples == ["more.json (coco)", "other/x.xml (voc)"]
+    for n in "ab":
+        pic(f"e/{n}.jpg"), put(f"e/{n}.xml", xml(f"{n}.jpg"))
+    put("e/train.json", coco(["a.jpg"]))
+    assert counts("e") == {"train": 1}
+    assert findings("e")["annotations-unused"].examples == ["a.xml (voc)"]

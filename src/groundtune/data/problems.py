@@ -137,6 +137,7 @@ _ERRORS = {
 }
 _WARNINGS = {
     "image-format-unread": ("{n} images skipped: their format is not read.", "Convert them to JPEG or PNG."),
+    "label-without-image": ("{n} label files skipped: no image.", "Add the images, or remove the files."),
     "path-missing": ("{n} paths that the file names do not exist.", "Add them, or remove their names."),
     "annotation-missing": ("{n} images skipped: no annotation file.", "Add the files, or shorten the list."),
     "annotation-broken": ("{n} rows dropped: not an object or not readable.", _EXPORT),
@@ -190,6 +191,7 @@ _NOTES = {
         "category has a frequency; in training, classes without annotations count as absent.",
         _NO_ACTION,
     ),
+    "annotations-unused": ("{n} annotations of other formats are not used:", "Choose with --format."),
     "annotation-files-joined": (
         "{n} annotation files name different images, and are read as one set:",
         "Give the path of one if they are not.",

@@ -134,7 +134,7 @@ def read_splits(
     if faults and not (keep_going and splits):
         raise DataError("\n  ".join(faults))
     unify_classes(list(splits.values()))
-    _add_notes(tree, splits, needed)
+    _add_notes(tree, splits, needed, evidence[0].unused)
     return splits
 
 
@@ -175,6 +175,9 @@ def _best(tree: Tree, path: Path, format: str | None) -> list[Evidence]:
             f"{path} can be read as {kinds}. Choose with --format {best[0].format} or --format "
             f"{best[1].format}, or give the path of the annotation file."
         )
+    named = len(best) > 1 and "train" in splits  # then those without a split are not used
+    unused = [each for each in found if each.rank < best[0].rank or (named and "" in each.sources)]
+    best[0].unused = [f"{each.example} ({each.format})" for each in unused if each.rank]
     return best
 
 
@@ -217,8 +220,8 @@ def _divided(tree: Tree, split: str, source: Source) -> tuple[dict[str, Source],
     return {name: source._replace(read=read(raw)) for name, raw in raws.items()}, refused
 
 
-def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:
-    """Report unpacked folders, refused splits, and the images that no split uses."""
+def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str], unused_files: Sequence[str]) -> None:
+    """Report unpacked folders, refused splits, and annotations and images that no split uses."""
     first = next(iter(splits.values()))
     for root in dict.fromkeys(dataset.root for dataset in splits.values() if CACHE in dataset.root.parts):
         message, fix = "The images are unpacked in", "Delete this folder to free its space."
@@ -233,6 +236,8 @@ def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:
     for file in tree.files:
         if has_suffix(basename(file), UNREAD_SUFFIXES):
             problems.add("image-format-unread", file)
+    for file in unused_files:
+        problems.add("annotations-unused", file)
     first.findings += problems.findings()
     used = {sample.image_path for dataset in splits.values() for sample in dataset.samples}
     reported = " ".join(

@@ -214,7 +214,6 @@ def _read_entries(
 ) -> RawData:
     """Read the label files of images, folders and lists; None is one that does not exist."""
     images: list[str] = []
-    lost = [truncated_repr(stated) for stated, each in entries if each is None]
     for each in [each for _, each in entries if each is not None]:
         if each.endswith(".txt"):
             images += _listed(tree, read_text(tree.root / each).splitlines(), dirname(each))
@@ -223,8 +222,8 @@ def _read_entries(
         else:
             images += [image for image in tree.images if not each or image.startswith(f"{each}/")]
     raw = _read(file, tree=tree, images=images, classes=classes, key_points=key_points)
-    for path in lost:
-        raw.problems.add("path-missing", path)
+    for lost in [stated for stated, each in entries if each is None]:
+        raw.problems.add("path-missing", truncated_repr(lost))
     return raw
 
 
@@ -243,6 +242,10 @@ def _read(
         else:
             rows += [(image, label, *row) for row in read_rows(tree.root / label, raw.problems)]
         raw.images.append(image)
+    folders = {dirname(label) for _, label, *_ in rows}
+    for each in sorted(texts.keys() - tree.pairs.keys()):
+        if dirname(texts[each]) in folders and _ROW.match(tree.head(texts[each], 200).partition("\n")[0]):
+            raw.problems.add("label-without-image", texts[each])
     only_outlines = not key_points and not all_key_points([numbers for *_, numbers in rows])
     for image, label, number, numbers in rows:
         where = f"{basename(label)} line {number}"
