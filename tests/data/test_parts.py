@@ -199,3 +199,12 @@ def test_annotations_of_other_formats_are_reported():
     put("e/train.json", coco(["a.jpg"]))
     assert counts("e") == {"train": 1}
     assert findings("e")["annotations-unused"].examples == ["a.xml (voc)"]
+
+
+def test_a_list_in_another_encoding_is_read_as_far_as_it_goes():
+    for n in "abc":
+        pic(f"d/{n}.jpg")
+    put("d/all.json", coco(["a.jpg", "b.jpg", "c.jpg"]))
+    put("d/train.txt", b"\xef\xbb\xbfa\nb\n\xe9\n"), put("d/val.txt", "c\n")
+    assert counts("d") == {"train": 2, "valid": 1}
+    assert findings("d")["annotation-missing"].count == 1

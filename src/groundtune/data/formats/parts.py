@@ -18,7 +18,8 @@ from groundtune.data.formats.tree import AmbiguousNameError, Tree
 from groundtune.data.formats.words import SPLITS, fold, split_of
 from groundtune.data.problems import READING, Collector
 from groundtune.errors import DataError
-from groundtune.files import read_text
+
+_MAX_LIST = 2**28  # bytes
 
 
 def joined(tree: Tree, parts: Sequence[Source], refusal: str) -> Source:
@@ -133,7 +134,7 @@ def _lists(tree: Tree, stems: Collection[str]) -> dict[str, list[str]]:
         if "_" not in name and own and split_of(basename(file)):  # not "cat_train.txt"
             files.append(file)
     main = [file for file in files if basename(dirname(file)).lower() == "main"]  # not "Segmentation"
-    texts = {file: read_text(tree.root / file).replace("\\", "/") for file in main or files}
+    texts = {file: tree.head(file, _MAX_LIST).replace("\\", "/") for file in main or files}
     lists = {file: [*filter(str.strip, text.splitlines())] for file, text in texts.items()}
     if any(lines and basename(file).lower() == "train.txt" for file, lines in lists.items()):
         lists = {file: lines for file, lines in lists.items() if basename(file).lower() != "trainval.txt"}
