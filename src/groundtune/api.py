@@ -496,7 +496,7 @@ def convert(
 
     Args:
         output_dir: directory to write, new or empty. It appears when it is complete.
-        options: format="coco", "yolo", "voc" or "odvg"; link=True links the images.
+        options: format="coco", "yolo", "voc", "odvg", "csv" or "hf"; link=True links the images.
 
     Returns:
         The number of images of each split.

@@ -21,7 +21,7 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 
 TUNE_MODES = ("full", "lora", "prompt", "heads")
 PRECISIONS = ("auto", "fp32", "bf16")
-DATA_FORMATS = ("coco", "yolo", "voc", "odvg")
+DATA_FORMATS = ("coco", "yolo", "voc", "odvg", "csv", "hf")
 EXPORT_FORMATS = ("hf", "onnx", "openvino", "idea")
 EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
 SAVE_FORMATS = ("annotated", "json", "coco", "yolo", "csv", "crops")

@@ -6,6 +6,7 @@ import os
 import stat
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,26 @@ def test_convert_takes_an_archive(capsys):
     main(["convert", "e.zip", "out", "--format", "yolo"])
     assert "unpacked in .groundtune-cache/e.zip" in capsys.readouterr().err
     assert Path("out/train/labels/a.txt").read_text() == "0 0.375 0.375 0.25 0.25\n"
+
+
+def test_a_full_disk_leaves_nothing_and_can_be_tried_again(monkeypatch):
+    yolo("d/train", "ab"), put("d/data.yaml", "train: train/images\nnames: [cat]\n")
+    zipped("d.zip", "d", "export/inner/")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("groundtune.data.formats.archive.shutil.copyfileobj", full)
+        with pytest.raises(DataError, match="d.zip: No space left on device. Unpack it elsewhere"):
+            read_splits(Path("d.zip"))
+    assert not [*Path(CACHE).iterdir()]
+    assert counts("d.zip") == {"train": 2}
+
+
+def test_processes_that_unpack_the_same_archive_agree():
+    yolo("d/train", "abc"), put("d/data.yaml", "train: train/images\nnames: [cat]\n")
+    zipped("d.zip", "d")
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: len(read_splits(Path("d.zip"))["train"].samples), range(4))]
+    assert found == [3] * 4 and [path.name for path in Path(CACHE).iterdir()] == ["d.zip"]

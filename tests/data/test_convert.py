@@ -1,5 +1,7 @@
 """Every format reads back as it was written; folders appear whole or not at all."""
 
+import json
+import re
 import string
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -15,10 +17,11 @@ from loader_files import FORMAT
 from PIL import Image
 
 from groundtune.cli import main
+from groundtune.config import DATA_FORMATS as FORMATS
 from groundtune.config import TrainConfig
 from groundtune.data.formats import convert as convert_module
 from groundtune.data.formats.coco import write_coco
-from groundtune.data.formats.convert import FORMATS, Converted
+from groundtune.data.formats.convert import Converted
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.formats.odvg import write_odvg
 from groundtune.data.images import load_image
@@ -31,28 +34,41 @@ def convert(data: Path, out: Path, format: str, link: bool = False) -> Converted
     return convert_module.convert(data, out, format, link=link, input_format=None)
 
 
-def assert_same(before: dict[str, Dataset], after: dict[str, Dataset], ids: bool = False) -> None:
+CROWDS = ("coco", "voc", "csv", "hf")  # formats that can express boxes of groups
+
+
+def assert_same(
+    before: dict[str, Dataset], after: dict[str, Dataset], ids: bool = False, crowds: bool = True
+) -> None:
     assert before.keys() == after.keys()
     for split, dataset in before.items():
         assert after[split].class_names == dataset.class_names
         assert not ids or after[split].category_ids == dataset.category_ids
-        read = {sample.image_path.name: sample for sample in after[split].samples}
-        assert len(read) == len(dataset.samples)
+        read = {key(sample): sample for sample in after[split].samples}
+        assert len(read) == len(dataset.samples) == len(after[split].samples)
         for sample in dataset.samples:
-            other = read[sample.image_path.name]
-            assert other.size_hw == sample.size_hw and other.class_ids.tolist() == sample.class_ids.tolist()
-            assert other.grounding == sample.grounding
-            np.testing.assert_allclose(other.boxes_xyxy, sample.boxes_xyxy, atol=0.01)
+            other, kept = read[key(sample)], ~sample.crowd | crowds
+            assert other.size_hw == sample.size_hw and other.grounding == sample.grounding
+            assert other.class_ids.tolist() == sample.class_ids[kept].tolist()
+            assert other.crowd.tolist() == sample.crowd[kept].tolist()
+            np.testing.assert_allclose(other.boxes_xyxy, sample.boxes_xyxy[kept], atol=0.01)
+
+
+def key(sample: Sample) -> str:
+    """The number at the end of a name, or the name."""
+    match = re.search(r"=(\d+)\.png$", sample.image_path.name)
+    return match[1] if match else sample.image_path.name
 
 
 NAMES = st.lists(
-    st.text(string.ascii_lowercase + "0123456789 -/'&<>\"é漢:#[]{}", min_size=1, max_size=12).filter(
+    st.text(string.ascii_lowercase + "0123456789 -/'&<>\"é漢:#[]{},;\\%", min_size=1, max_size=12).filter(
         str.strip
     ),
     min_size=1,
     max_size=5,
 )
 SIDES = st.integers(1, 5000)
+FILE_NAMES = st.text("ab.,;:'\"#%=& é漢\\\n\t\u2028\ufffeÄ́", max_size=8)
 
 
 @st.composite
@@ -69,8 +85,9 @@ def splits(draw):
                 xs = sorted(draw(st.tuples(*[st.floats(0, width, width=32)] * 2)))
                 ys = sorted(draw(st.tuples(*[st.floats(0, height, width=32)] * 2)))
                 if xs[1] - xs[0] > 0.05 and ys[1] - ys[0] > 0.05:
-                    boxes.append((xs[0], ys[0], xs[1], ys[1], draw(st.integers(0, len(names) - 1))))
-            images.append((height, width, list(dict.fromkeys(boxes))))
+                    label = draw(st.integers(0, len(names) - 1))
+                    boxes.append((xs[0], ys[0], xs[1], ys[1], label, draw(st.booleans())))
+            images.append((height, width, list(dict.fromkeys(boxes)), draw(FILE_NAMES)))
         found[split] = images
     return names, found
 
@@ -79,14 +96,13 @@ def as_datasets(folder: Path, names: list[str], found: dict) -> dict[str, Datase
     datasets = {}
     for split, images in found.items():
         samples = []
-        for number, (height, width, boxes) in enumerate(images):
-            path = folder / f"{split} {number}.png"
+        for number, (height, width, boxes, text) in enumerate(images):
+            path = folder / f"{text}={len(datasets)}{number}.png"
             Image.new("1", (width, height)).save(path)
             rows = np.array([box[:4] for box in boxes], dtype=np.float32).reshape(-1, 4)
             classes = np.array([box[4] for box in boxes], dtype=np.int64)
-            samples.append(
-                Sample(path, number + 5, (height, width), rows, classes, np.zeros(len(boxes), dtype=bool))
-            )
+            crowd = np.array([box[5] for box in boxes], dtype=bool)
+            samples.append(Sample(path, number + 5, (height, width), rows, classes, crowd))
         datasets[split] = Dataset(split, folder, names, samples, [3 * i + 7 for i in range(len(names))])
     return datasets
 
@@ -100,7 +116,7 @@ def test_classes_read_back_as_written(format, data, tmp_path_factory, monkeypatc
     monkeypatch.setattr(convert_module, "read_splits", lambda path, format: datasets)
     done = convert(folder, folder / "out", format)
     assert done.images == {split: len(d.samples) for split, d in datasets.items()}
-    assert_same(datasets, read_splits(folder / "out"), ids=format == "coco")
+    assert_same(datasets, read_splits(folder / "out"), ids=format == "coco", crowds=format in CROWDS)
 
 
 WORDS = st.text(string.ascii_letters + " .,?é漢'-", min_size=1, max_size=40).filter(
@@ -221,7 +237,7 @@ def test_crowd_boxes_become_difficult_or_are_skipped_with_a_message(tmp_path):
     for format in FORMATS:
         done = convert(tmp_path / "in", tmp_path / format, format)
         (sample,) = read_splits(tmp_path / format)["train"].samples
-        if format in ("coco", "voc"):
+        if format in CROWDS:
             assert sample.crowd.tolist() == [False, True]
         else:
             assert sample.crowd.tolist() == [False] and "1 boxes of groups skipped" in done.messages[-1]
@@ -265,7 +281,7 @@ def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     convert(data, tmp_path / "out", "coco")  # an empty one is fine
     with pytest.raises(DataError, match="is not empty"):
         convert(data, tmp_path / "out", "coco")
-    with pytest.raises(DataError, match="expected coco, yolo, voc, odvg, got 'kitti'"):
+    with pytest.raises(DataError, match="expected coco, yolo, voc, odvg, csv, hf, got 'kitti'"):
         convert(data, tmp_path / "new", "kitti")
 
 
@@ -285,8 +301,109 @@ def test_the_command_makes_no_split_and_links_images(tmp_path, capsys):
     assert main(["convert", str(data), str(tmp_path / "new"), "--format", "kitti"]) == 2
 
 
-def test_a_class_name_that_xml_cannot_hold_is_an_error(tmp_path):
+def test_class_names_that_xml_and_csv_cannot_hold_are_errors(tmp_path):
     data = small(tmp_path / "in", categories=[(1, "cat\ufffe")])
-    with pytest.raises(DataError, match="XML cannot hold .*'cat.*'"):
-        convert(data, tmp_path / "out", "voc")
+    for format in ("voc", "csv"):
+        with pytest.raises(DataError, match=f"{format.upper()} cannot hold .*'cat.*'"):
+            convert(data, tmp_path / "out", format)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_names_that_mean_something_else_stay_images(format, tmp_path):
+    """Images called like lists of splits or of classes, and without a suffix of images."""
+    names = [
+        "train.png",
+        "val.png",
+        "test.png",
+        "classes.png",
+        "labels.png",
+        "metadata.png",
+        "a.jpg_large",
+        "b",
+    ]
+    content = coco(names=names, boxes=[(i, 1, [i, 2, 5, 6]) for i in range(1, 6)])
+    write(tmp_path / "in/train/_annotations.coco.json", content)
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / "in/train" / name, "PNG")
+    convert(tmp_path / "in", tmp_path / "out", format)
+    splits = read_splits(tmp_path / "out")
+    assert {split: len(dataset.samples) for split, dataset in splits.items()} == {"train": 8}
+    found = sorted(float(box[0]) for sample in splits["train"].samples for box in sample.boxes_xyxy)
+    assert found == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_split_without_boxes_and_classes_without_boxes_stay(format, tmp_path):
+    categories = [(1, "zebra"), (2, "cat"), (3, "ape")]
+    for split, boxes in (("train", [(1, 2, [2, 3, 10, 12])]), ("valid", [])):
+        write(
+            tmp_path / f"in/{split}/_annotations.coco.json",
+            coco(categories=categories, boxes=boxes, names=[f"{split}.png"]),
+            tmp_path / "in" / split,
+        )
+    convert(tmp_path / "in", tmp_path / "out", format)
+    assert_same(read_splits(tmp_path / "in"), read_splits(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo", "odvg", "hf"])
+def test_class_names_with_line_ends_and_spaces_stay(format, tmp_path):
+    names = [" cat", "dog\n---\nx", "a\tb", "tail ", "\u2028", "0", "yes", "null", "\x85x"]
+    data = small(
+        tmp_path / "in",
+        categories=[(i + 1, name) for i, name in enumerate(names)],
+        boxes=[(1, i + 1, [i, 1, 9, 9]) for i in range(len(names))],
+    )
+    convert(data, tmp_path / "out", format)
+    assert_same(read_splits(data), read_splits(tmp_path / "out"))
+
+
+def test_hugging_face_and_coco_keep_areas(tmp_path):
+    content = coco(boxes=[(1, 1, [2, 3, 10, 12])])
+    content["annotations"][0]["area"] = 61.5  # of an outline
+    write(tmp_path / "in/train/_annotations.coco.json", content, tmp_path / "in/train")
+    for format in ("coco", "hf"):
+        convert(tmp_path / "in", tmp_path / format, format)
+        (sample,) = read_splits(tmp_path / format)["train"].samples
+        assert sample.object_areas().tolist() == [61.5]
+
+
+def test_the_files_of_hugging_face_and_csv(tmp_path):
+    """As https://huggingface.co/docs/datasets/image_dataset and Roboflow's CSV export have them."""
+    boxes = [(1, 7, [2, 3, 10, 12])]
+    data = small(
+        tmp_path / "in", names=["a.png", "b.png"], categories=[(5, 'dog, "big"'), (7, "cat")], boxes=boxes
+    )
+    convert(data, tmp_path / "hf", "hf")
+    rows = [json.loads(line) for line in (tmp_path / "hf/train/metadata.jsonl").read_text().splitlines()]
+    objects = {"id": [0], "bbox": [[2, 3, 10, 12]], "category": ["cat"], "area": [120], "iscrowd": [0]}
+    assert rows[0] == {"file_name": "a.png", "image_id": 1, "width": 40, "height": 30, "objects": objects}
+    assert rows[1]["file_name"] == "b.png" and rows[1]["objects"]["bbox"] == []
+    front = yaml.safe_load((tmp_path / "hf/README.md").read_text().split("---")[1])
+    columns = front["dataset_info"]["features"][-1]["sequence"]
+    assert columns[2]["dtype"]["class_label"]["names"] == {"0": 'dog, "big"', "1": "cat"}
+    convert(data, tmp_path / "csv", "csv")
+    header = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    text = (tmp_path / "csv/train/_annotations.csv").read_text()
+    assert text == header + "a.png,40,30,cat,2,3,12,15\nb.png,40,30,,,,,\n"
+    assert (tmp_path / "csv/classes.txt").read_text() == 'dog, "big"\ncat\n'
+
+
+def test_the_datasets_library_loads_what_is_written(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    content = coco(names=["a.png", "b.png"], boxes=[(1, 1, [2, 3, 10, 12])], categories=[(1, "dog,\ncat")])
+    write(tmp_path / "in/valid/_annotations.coco.json", content, tmp_path / "in/valid")
+    convert(tmp_path / "in", tmp_path / "hf", "hf")
+    loaded = datasets.load_dataset(str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))
+    first, second = loaded["validation"]
+    assert first["objects"]["bbox"] == [[2, 3, 10, 12]] and first["objects"]["category"] == ["dog,\ncat"]
+    assert first["image"].size == (40, 30) and second["objects"]["bbox"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bccd", "chess", "amenity", "cat144", "tinycoco"])
+def test_real_sets_are_equal_after_each_format(shared, tmp_path, name):
+    before = read_splits(shared / "data" / name)
+    for format in FORMATS:
+        convert(shared / "data" / name, tmp_path / format, format, link=True)
+        assert_same(before, read_splits(tmp_path / format), ids=format == "coco")

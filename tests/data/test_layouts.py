@@ -103,7 +103,9 @@ def test_ambiguity_is_an_error(tmp_path):
         load_splits(tmp_path)
     write(tmp_path / "val.json", coco())
     write(tmp_path / "valid.json", coco())
-    with pytest.raises(DataError, match="Two annotation files for the split 'valid'"):
+    with pytest.raises(
+        DataError, match="2 annotation files \\(val.json, valid.json\\) for the split .valid."
+    ):
         load_splits(tmp_path)
 
 

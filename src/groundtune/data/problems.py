@@ -65,6 +65,13 @@ class Collector:
         if example and len(finding.examples) < _MAX_EXAMPLES:
             finding.examples.append(escape_control_chars(example))
 
+    def extend(self, other: Collector) -> None:
+        """Add what another collector has found."""
+        for check, finding in other._found.items():
+            own = self._found.setdefault(check, replace(finding, count=0, examples=[]))
+            own.count += finding.count
+            own.examples = [*own.examples, *finding.examples][:_MAX_EXAMPLES]
+
     def count(self, check: str) -> int:
         """Return the number of occurrences so far."""
         return self._found[check].count if check in self._found else 0
@@ -130,6 +137,8 @@ _ERRORS = {
 }
 _WARNINGS = {
     "image-format-unread": ("{n} images skipped: their format is not read.", "Convert them to JPEG or PNG."),
+    "label-without-image": ("{n} label files skipped: no image.", "Add the images, or remove the files."),
+    "path-missing": ("{n} paths that the file names do not exist.", "Add them, or remove their names."),
     "annotation-missing": ("{n} images skipped: no annotation file.", "Add the files, or shorten the list."),
     "annotation-broken": ("{n} rows dropped: not an object or not readable.", _EXPORT),
     "annotation-unknown-image": ("{n} boxes dropped: their image is not in the file.", _EXPORT),
@@ -153,7 +162,10 @@ _WARNINGS = {
     "caption-missing": ("{n} images skipped: no caption.", _EXPORT),
     "shape-without-box": ("{n} shapes dropped: lines, points and the like have no box.", "Draw boxes."),
     "image-skipped": ("{n} images skipped:", "Finish them in the labeling tool, and export again."),
-    "image-without-split": ("{n} images of other subsets are not used.", "Name all subsets after splits."),
+    "image-without-split": (
+        "{n} images of other subsets, or in no list of a split, are not used.",
+        "Name all subsets after splits, or complete the lists.",
+    ),
     "annotation-repeated": ("{n} images have several annotations: the first is used.", "Delete the others."),
     "class-attribute-chosen": ("several attributes may be the class:", "Delete the others."),
     "class-not-stated": ("{n} boxes have no class, and are of 'object'.", "Use --rename object=balloon."),
@@ -178,6 +190,11 @@ _NOTES = {
         "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every "
         "category has a frequency; in training, classes without annotations count as absent.",
         _NO_ACTION,
+    ),
+    "annotations-unused": ("{n} annotations of other formats are not used:", "Choose with --format."),
+    "annotation-files-joined": (
+        "{n} annotation files name different images, and are read as one set:",
+        "Give the path of one if they are not.",
     ),
     "crowd-regions": (
         "{n} boxes are groups (iscrowd) or marked difficult: not used in training, ignored in evaluation.",

@@ -9,7 +9,8 @@ from made_samples import made_sample
 from PIL import Image, ImageFilter
 
 from groundtune.data.check.images import check_duplicates, read_image, read_images
-from groundtune.data.check.kinds import CHECKING
+from groundtune.data.check.kinds import CHECKING, ModelLimits
+from groundtune.data.check.run import raise_for_errors
 from groundtune.data.images import load_image
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset
@@ -119,3 +120,20 @@ def test_images_of_one_color_are_no_duplicates(tmp_path):
 def test_no_images():
     assert list(read_images([], 2)) == []
     assert duplicates(Dataset("train", None, [], [], [])) == {}
+
+
+def test_training_is_told_of_16_bit_images(tmp_path, tokenizer):
+    """12 bits in a 16-bit file, as cameras write them: 60 of 4095 becomes 4 of 255."""
+    gray = np.full((64, 96), 60 * 16, np.uint16)
+    deep = split("train", tmp_path, {f"{n}.png": Image.fromarray(gray + n) for n in range(3)})
+    plain = split("valid", tmp_path, {"x.png": noise(1)})
+    for dataset in (deep, plain):
+        dataset.samples = [
+            made_sample([[4, 4, 40, 40]], [0], path=s.image_path, image_id=s.image_id)
+            for s in dataset.samples
+        ]
+    (tmp_path / "1.png").unlink()  # told elsewhere
+    warnings = raise_for_errors({"train": deep, "valid": plain}, ModelLimits(tokenizer, 256, 100, 100, 100))
+    assert "image-deep" in warnings
+    (message,) = [text for text in deep.messages + plain.messages if "8 bits" in text]
+    assert message.startswith("train: Images have more than 8 bits") and "0.png, 2.png" in message

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from groundtune.data.images import ImageTooLarge, belongs_upright, exif_orientat
 from groundtune.data.problems import Collector
 from groundtune.data.sample import Dataset, Sample
 
+_PROBED = 8  # images whose headers are read before training
 _SMALL = 64  # pixels of the side that images are shrunk to
 _ROUNDING = 1.5  # pixels
 _ONE_COLOR = 2  # gray levels
@@ -79,7 +81,7 @@ def _facts(opened: Image.Image, digest: bytes) -> ImageFacts:
     small = rgb.resize((_SMALL, _SMALL), Image.Resampling.BOX, reducing_gap=2.0).convert("RGB")
     gray = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     faults = {
-        "image-deep": mode in ("I", "F") or mode.startswith("I;16"),
+        "image-deep": _is_deep(mode),
         "image-animated": animated,
         "image-blank": (np.ptp(np.asarray(small), axis=(0, 1)) <= _ONE_COLOR).all(),
     }
@@ -91,6 +93,18 @@ def _facts(opened: Image.Image, digest: bytes) -> ImageFacts:
         difference_hash=int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes(), "big"),
         colors=np.asarray(small.resize((8, 8), Image.Resampling.BOX), np.int16).reshape(-1, 3),
     )
+
+
+def _is_deep(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;16")
+
+
+def check_depth(dataset: Dataset, problems: Collector) -> None:
+    """Find images of more than 8 bits by the headers of a few files."""
+    for sample in dataset.samples[:_PROBED]:
+        with suppress(Exception), open_image(sample.image_path) as image:  # others are reported later
+            if _is_deep(image.mode):
+                problems.add("image-deep", sample.image_path.name)
 
 
 def check_images(dataset: Dataset, facts: Facts, problems: Collector) -> None:

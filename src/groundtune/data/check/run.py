@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import BertTokenizer
 
 from groundtune.data.check.boxes import check_boxes, check_grounding
-from groundtune.data.check.images import ImageFacts, check_duplicates, check_images, read_images
+from groundtune.data.check.images import ImageFacts, check_depth, check_duplicates, check_images, read_images
 from groundtune.data.check.kinds import CHECKING, CHECKS, ModelLimits
 from groundtune.data.check.names import check_names, check_split, check_splits, count_boxes, read_tokens
 from groundtune.data.problems import Collector, Finding, Severity
@@ -86,11 +86,17 @@ def check_data(
 
 
 def raise_for_errors(splits: Mapping[str, Dataset], limits: ModelLimits) -> list[str]:
-    """Run the checks that open no image, and return the names of those that warn.
+    """Run the checks that decode no image, and return the names of those that warn.
+
+    Images of more than 8 bits become findings of their splits.
 
     Raises:
         DataError: there are errors. All are listed, each with its fix.
     """
+    for dataset in splits.values():
+        problems = Collector(CHECKING)
+        check_depth(dataset, problems)
+        dataset.findings += problems.findings()
     findings = _by_severity(_check_annotations(splits, limits))
     errors = [
         f"{split and split + ': '}{finding} {finding.fix}"

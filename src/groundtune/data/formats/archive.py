@@ -61,9 +61,9 @@ def unpack(archive: Path) -> Path:
     except DataError:
         raise
     except Exception as error:  # damaged archives raise many kinds
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        fix = "Download it again, or unpack it with another tool and give the folder."
-        raise DataError(f"Cannot unpack {archive}: {reason}. {fix}") from error
+        system = isinstance(error, OSError) and error.strerror  # such as a full disk
+        fix = "Unpack it elsewhere and give the folder." if system else f"Download it again. {_FIX}"
+        raise DataError(f"Cannot unpack {archive}: {system or error}. {fix}") from error
     top = [entry for entry in folder.iterdir() if is_visible(entry.name)]
     single = len(top) == 1 and top[0].is_dir() and folder_split(top[0].name) is None
     return top[0] if single else folder

@@ -54,7 +54,8 @@ def recognize(tree: Tree) -> Evidence | None:
     instances = [file for file in chosen if basename(file).startswith("instances")]
     splits = [split_of(file) for file in instances]  # beside key points and captions
     chosen = instances + [file for file in chosen if split_of(file) not in splits]
-    sources, refused = files_by_split(chosen, lambda file: coco_source(tree, file), tree)
+    sources = files_by_split(chosen, lambda file: coco_source(tree, file), tree)
+    refused = {}
     for file in tree.declared(".json"):
         split = split_of(file)
         unread = basename(file) == _OF_ROBOFLOW or not tree.signatures[file].form

@@ -1,4 +1,4 @@
-"""Write a data set of any format as COCO, YOLO, Pascal VOC or ODVG.
+"""Write a data set of any format as COCO, YOLO, Pascal VOC, ODVG, CSV or for Hugging Face.
 
 Every split is written as it was read. Images are copied byte for byte, or linked. One exception:
 YOLO does not state sizes, so an image whose annotations are in another frame than viewers show
@@ -8,6 +8,8 @@ YOLO does not state sizes, so an image whose annotations are in another frame th
     odvg  SPLIT/annotations.odvg.jsonl, images beside it
     yolo  data.yaml, SPLIT/images/, SPLIT/labels/
     voc   Annotations/, JPEGImages/, ImageSets/Main/, classes.txt
+    csv   SPLIT/_annotations.csv, images beside it; classes.txt
+    hf    SPLIT/metadata.jsonl, images beside it; README.md with the class names
 """
 
 import itertools
@@ -16,18 +18,23 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from groundtune.config import DATA_FORMATS
 from groundtune.data.formats.coco import write_coco
+from groundtune.data.formats.csv import write_csv
 from groundtune.data.formats.detect import read_splits
 from groundtune.data.formats.files import stored_size
+from groundtune.data.formats.hf import write_hf_readme, write_metadata
 from groundtune.data.formats.odvg import LABEL_MAP, write_odvg
 from groundtune.data.formats.voc import write_voc_xml
+from groundtune.data.formats.words import fold
 from groundtune.data.formats.yolo import write_yolo_labels, write_yolo_yaml
-from groundtune.data.images import load_image
+from groundtune.data.images import IMAGE_SUFFIXES, has_suffix, load_image, open_image
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 from groundtune.files import atomic_folder, ensure_empty_output
 
-FORMATS = ("coco", "yolo", "voc", "odvg")
+_UNSAFE = r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff\ud800-\udfff]"
+"""Characters of file names that end lines, or that some of the formats cannot hold."""
 
 
 @dataclass
@@ -47,16 +54,16 @@ def convert(data: Path, out: Path, format: str, *, link: bool, input_format: str
     Args:
         data: anything that `load_splits` reads.
         out: new or empty folder.
-        format: one of `FORMATS`.
+        format: one of `DATA_FORMATS`.
         link: use symbolic links instead of copies of the images.
         input_format: name of the reader; None: the one with the best evidence.
 
     Raises:
         DataError: the data cannot be read, `out` is not empty or cannot be written, or the format
-            cannot express the data (captions as YOLO or VOC).
+            cannot express the data (captions, except as COCO or ODVG).
     """
-    if format not in FORMATS:
-        raise DataError(f"format: expected {', '.join(FORMATS)}, got {format!r}.")
+    if format not in DATA_FORMATS:
+        raise DataError(f"format: expected {', '.join(DATA_FORMATS)}, got {format!r}.")
     ensure_empty_output(Path(out))
     splits = read_splits(Path(data), format=input_format)
     findings = [(split, each) for split, dataset in splits.items() for each in dataset.findings]
@@ -68,13 +75,16 @@ def convert(data: Path, out: Path, format: str, *, link: bool, input_format: str
 
 def write_data(splits: dict[str, Dataset], out: Path, format: str, *, link: bool) -> Converted:
     """Write splits in memory; arguments and errors are those of `convert`."""
-    if format in ("yolo", "voc") and any(s.grounding is not None for d in splits.values() for s in d.samples):
+    if format not in ("coco", "odvg") and any(
+        s.grounding is not None for d in splits.values() for s in d.samples
+    ):
         raise DataError(f"{format.upper()} cannot express captions, which the data has. Choose odvg or coco.")
     names = next(iter(splits.values())).class_names
     odd = [repr(name) for name in names if not name or not name.isprintable() or name != name.strip()]
-    if format == "voc" and odd:
+    if format in ("voc", "csv") and odd:
         raise DataError(
-            f"XML cannot hold the class names {', '.join(odd)}. Rename them, or choose another format."
+            f"{format.upper()} cannot hold the class names {', '.join(odd)}. Rename them, or choose another "
+            "format."
         )
     done = Converted(messages=[message for dataset in splits.values() for message in dataset.messages])
     try:
@@ -102,10 +112,12 @@ def _write(splits: dict[str, Dataset], folder: Path, format: str, link: bool, do
             )
         done.images[split] = len(names)
         done.boxes[split] = sum(len(sample.boxes_xyxy) for sample in dataset.samples) - lost
+    class_names = next(iter(splits.values())).class_names
     if format == "yolo":
         write_yolo_yaml(splits, folder / "data.yaml")
-    if format == "voc":
-        class_names = next(iter(splits.values())).class_names
+    elif format == "hf":
+        write_hf_readme(class_names, folder / "README.md")
+    elif format in ("voc", "csv"):
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
 
 
@@ -116,6 +128,10 @@ def _write_annotations(split: str, dataset: Dataset, names: list[str], folder: P
         write_odvg(dataset, names, folder / split / "annotations.odvg.jsonl")
         if (folder / split / LABEL_MAP).is_file():
             (folder / split / LABEL_MAP).replace(folder / LABEL_MAP)  # one for all splits
+    elif format == "csv":
+        write_csv(dataset, names, folder / split / "_annotations.csv")
+    elif format == "hf":
+        write_metadata(dataset, names, folder / split / "metadata.jsonl")
     elif format == "yolo":
         (folder / split / "labels").mkdir()
         for sample, name in zip(dataset.samples, names, strict=True):
@@ -132,13 +148,25 @@ def _write_annotations(split: str, dataset: Dataset, names: list[str], folder: P
 
 
 def _new_name(path: Path, taken: set[str]) -> str:
-    """Return a file name whose stem is unique, regardless of case."""
-    name = re.sub(r"[\x00-\x1f\x7f]", "_", path.name).strip().lstrip(".")  # not a hidden file
+    """Return a file name with a stem that is unique, regardless of case, and an image's suffix."""
+    name = re.sub(_UNSAFE, "_", path.name).strip().lstrip(".")  # not a hidden file
     stem, suffix = Path(name).stem.strip() or "image", Path(name).suffix
+    if not has_suffix(f"x{suffix}", IMAGE_SUFFIXES):  # else it is not seen as an image
+        stem, suffix = name.rstrip(".") or "image", _suffix_of(path)
     stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    unique = next(candidate for candidate in stems if candidate.lower() not in taken)
-    taken.add(unique.lower())
+    unique = next(candidate for candidate in stems if fold(candidate) not in taken)
+    taken.add(fold(unique))
     return unique + suffix
+
+
+def _suffix_of(path: Path) -> str:
+    """Return the suffix of the format of an image file; ".jpg" if it cannot be read."""
+    try:
+        with open_image(path) as image:
+            suffix = f".{image.format or ''}".lower()
+    except Exception:  # Pillow raises many kinds for broken files
+        return ".jpg"
+    return suffix if suffix in IMAGE_SUFFIXES else ".jp2"
 
 
 def _write_image(sample: Sample, target: Path, link: bool, states_size: bool) -> None:

@@ -39,6 +39,7 @@ from groundtune.data.formats.records import (
 )
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import split_of
+from groundtune.data.sample import Dataset
 from groundtune.errors import DataError
 from groundtune.files import read_text
 
@@ -83,8 +84,8 @@ def recognize(tree: Tree) -> Evidence | None:
     if not chosen:
         return Evidence("csv", 0, {}, {"": next(iter(others.values()))}) if others else None
     names = _class_names(tree)
-    sources, refused = files_by_split(chosen, lambda file: _source(tree, file, names), tree)
-    refused = {split: reason for split, reason in others.items() if split and split not in sources} | refused
+    sources = files_by_split(chosen, lambda file: _source(tree, file, names), tree)
+    refused = {split: reason for split, reason in others.items() if split and split not in sources}
     return Evidence("csv", 2, sources, refused, chosen[0])
 
 
@@ -117,7 +118,7 @@ def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
     if names:
         for image in raw.images:
             image.boxes = [box._replace(label=names.get(str(box.label), box.label)) for box in image.boxes]
-    raw.classes += classes_by_name(raw.images, listed if any(box.label for box in boxes) else [])
+    raw.classes += classes_by_name(raw.images, listed if not boxes or any(box.label for box in boxes) else [])
     return raw
 
 
@@ -222,3 +223,20 @@ def _add_row(
         crowd = cells.get("group") == "1"
         numbers = [to_number(text) for text in texts]
         image.boxes.append(RawBox(numbers, cells["class"] or None, where, crowd))
+
+
+def write_csv(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
+    """Write one split, with a row for each box, and for each image without boxes."""
+    crowds = any(sample.crowd.any() for sample in dataset.samples)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        header = ["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]
+        rows.writerow([*header, "iscrowd"] if crowds else header)
+        for sample, file_name in zip(dataset.samples, file_names, strict=True):
+            image = [file_name, sample.size_hw[1], sample.size_hw[0]]
+            boxes = zip(sample.boxes_xyxy.tolist(), sample.class_ids, sample.crowd.astype(int), strict=True)
+            for box, c, crowd in boxes:
+                corners = [f"{value:.9g}" for value in box]
+                rows.writerow([*image, dataset.class_names[c], *corners, *([crowd] if crowds else [])])
+            if not len(sample.crowd):
+                rows.writerow([*image, *[""] * (6 if crowds else 5)])

@@ -30,8 +30,10 @@ from groundtune.data.formats import (
 )
 from groundtune.data.formats.archive import CACHE, is_archive, unpack
 from groundtune.data.formats.assemble import assemble
-from groundtune.data.formats.records import Evidence
+from groundtune.data.formats.parts import divided
+from groundtune.data.formats.records import Evidence, RawData, Source
 from groundtune.data.formats.tree import Tree
+from groundtune.data.formats.words import SPLITS
 from groundtune.data.images import UNREAD_SUFFIXES, has_suffix, is_visible
 from groundtune.data.problems import READING, Collector, Finding, Severity
 from groundtune.data.sample import Dataset, join_examples, unify_classes
@@ -58,7 +60,6 @@ READERS: dict[str, Callable[[Tree], Evidence | None]] = {
 }
 """The readers by the names that `--format` takes."""
 
-_SPLITS = ("train", "valid", "test")
 _EXPECTED = (
     "Expected images with annotations in one of the layouts of docs/data.md, such as "
     "train/_annotations.coco.json, a YOLO data.yaml, Pascal VOC's XML files, or a CSV file of boxes"
@@ -133,7 +134,7 @@ def read_splits(
     if faults and not (keep_going and splits):
         raise DataError("\n  ".join(faults))
     unify_classes(list(splits.values()))
-    _add_notes(tree, splits, needed)
+    _add_notes(tree, splits, needed, evidence[0].unused)
     return splits
 
 
@@ -174,6 +175,9 @@ def _best(tree: Tree, path: Path, format: str | None) -> list[Evidence]:
             f"{path} can be read as {kinds}. Choose with --format {best[0].format} or --format "
             f"{best[1].format}, or give the path of the annotation file."
         )
+    named = len(best) > 1 and "train" in splits  # then those without a split are not used
+    unused = [each for each in found if each.rank < best[0].rank or (named and "" in each.sources)]
+    best[0].unused = [f"{each.example} ({each.format})" for each in unused if each.rank]
     return best
 
 
@@ -181,6 +185,9 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     """Read each split; a fault of one is the reason why it is refused."""
     sources = {split: source for evidence in found for split, source in evidence.sources.items()}
     refused = {split: reason for evidence in found for split, reason in evidence.refused.items()}
+    if len(sources) == 1 and found[0].rank < 3 and not tree.only:
+        sources, unlisted = _divided(tree, *sources.popitem())
+        refused |= unlisted
     if "" in sources and ("train" not in sources or tree.only):
         sources = {"train": sources.pop("")} | sources
     if "" in refused:
@@ -188,7 +195,7 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     if tree.only and len(sources) == 1:
         sources = {"train": next(iter(sources.values()))}
     splits = {}
-    for split in (split for split in _SPLITS if split in sources):
+    for split in (split for split in SPLITS if split in sources):
         source = sources[split]
         try:
             raw = source.read(source.file)
@@ -198,8 +205,23 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
     return Splits(path, splits, refused)
 
 
-def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:
-    """Report unpacked folders, refused splits, and the images that no split uses."""
+def _divided(tree: Tree, split: str, source: Source) -> tuple[dict[str, Source], dict[str, str]]:
+    """Return the only source by the splits of lists of images, and the splits that are refused."""
+
+    def read(raw: RawData) -> Callable[[Path], RawData]:
+        return lambda _: raw
+
+    if split not in ("", "train"):
+        return {split: source}, {}
+    try:
+        raws, refused = divided(tree, split, source.read(source.file))
+    except DataError:  # reported when the split is read
+        return {split: source}, {}
+    return {name: source._replace(read=read(raw)) for name, raw in raws.items()}, refused
+
+
+def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str], unused_files: Sequence[str]) -> None:
+    """Report unpacked folders, refused splits, and annotations and images that no split uses."""
     first = next(iter(splits.values()))
     for root in dict.fromkeys(dataset.root for dataset in splits.values() if CACHE in dataset.root.parts):
         message, fix = "The images are unpacked in", "Delete this folder to free its space."
@@ -214,6 +236,8 @@ def _add_notes(tree: Tree, splits: Splits, needed: Sequence[str]) -> None:
     for file in tree.files:
         if has_suffix(basename(file), UNREAD_SUFFIXES):
             problems.add("image-format-unread", file)
+    for file in unused_files:
+        problems.add("annotations-unused", file)
     first.findings += problems.findings()
     used = {sample.image_path for dataset in splits.values() for sample in dataset.samples}
     reported = " ".join(

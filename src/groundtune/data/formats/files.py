@@ -7,6 +7,7 @@ from pathlib import Path
 from posixpath import basename, dirname, splitext
 from typing import Any, TypeGuard
 
+from groundtune.data.formats.parts import joined
 from groundtune.data.formats.records import Evidence, RawData, RawImage, Source
 from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
 from groundtune.data.formats.words import folder_split, pair_key, split_of
@@ -143,30 +144,23 @@ def image_folders(tree: Tree, file: str) -> list[str]:
     ]
 
 
-def files_by_split(
-    files: Sequence[str], source: Callable[[str], Source], tree: Tree
-) -> tuple[dict[str, Source], dict[str, str]]:
-    """Return the sources of annotation files by split, and the reasons why splits are refused."""
+def files_by_split(files: Sequence[str], source: Callable[[str], Source], tree: Tree) -> dict[str, Source]:
+    """Return the sources of annotation files by split; several of one split are read as parts."""
     groups: dict[str, list[str]] = {}
     for file in files:
         groups.setdefault(split_of(file) or "", []).append(file)
     if len(groups.get("train", [])) > 1:  # "trainval" is the union of two others
         groups["train"] = [file for file in groups["train"] if "trainval" not in file] or groups["train"]
-    sources, refused = {}, {}
+    sources = {}
     for split, group in groups.items():
-        if len(group) == 1:
-            sources[split] = source(group[0])
-        elif split:
-            refused[split] = (
-                f"Two annotation files for the split {split!r}: {tree.root / group[0]} and "
-                f"{tree.root / group[1]}. Remove one, or give the path of one."
-            )
-        else:
-            refused[split] = (
-                f"{tree.root} has {len(group)} annotation files ({join_examples(group)}), and none is named "
-                "after a split. Give the path of one of them."
-            )
-    return sources, refused
+        refusal = (
+            f"{tree.root} has {len(group)} annotation files ({join_examples(group)}) for the split "
+            f"{split or 'train'!r}, and they do not name different images. Give the path of one of them, or "
+            "remove the others."
+        )
+        parts = [source(file) for file in group]
+        sources[split] = joined(tree, parts, refusal) if len(parts) > 1 else parts[0]
+    return sources
 
 
 def file_evidence(
@@ -179,7 +173,7 @@ def file_evidence(
     def source(file: str) -> Source:
         return Source(tree.root / file, image_folders(tree, file), read)
 
-    return Evidence(format, 2, *files_by_split(files, source, tree), files[0])
+    return Evidence(format, 2, files_by_split(files, source, tree), example=files[0])
 
 
 def is_text(value: Any) -> TypeGuard[str]:

@@ -27,12 +27,14 @@ from groundtune.data.formats.files import find_name_list, image_folders, is_text
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import folder_split, split_of
+from groundtune.data.sample import Dataset
 from groundtune.errors import DataError
 from groundtune.files import parse_yaml, read_json, read_text
 
 _NAMES = ("file_name", "image_file_name", "image", "filename", "path")
 _LABELS = ("category", "categories", "label", "labels", "class", "class_name", "name", "category_id")
 _BOXES, _CROWD = ("bbox", "bboxes", "boxes"), ("iscrowd", "is_crowd")
+_USED = {*_LABELS, *_BOXES, *_CROWD, "area"}
 Rows = list[tuple[str, Any]]  # location and content; None is not readable
 
 
@@ -114,7 +116,9 @@ def add_objects(image: RawImage, objects: Any, names: Sequence[str], raw: RawDat
     if isinstance(objects, dict):
         columns = {key: value for key, value in objects.items() if isinstance(value, list)}
         boxes = next((columns[key] for key in _BOXES if key in columns), [])
-        used = {key: value for key, value in columns.items() if key in _LABELS + _BOXES + _CROWD and value}
+        used = {key: value for key, value in columns.items() if key in _USED and value}
+        if len(used.get("area", [])) != len(boxes):
+            used.pop("area", None)
         if any(len(value) != len(boxes) for value in used.values()):
             raw.problems.add("annotation-broken", f"{image.where}: columns of different lengths")
             return
@@ -129,7 +133,8 @@ def add_objects(image: RawImage, objects: Any, names: Sequence[str], raw: RawDat
         if isinstance(label, int) and 0 <= label < len(names):
             label = names[label]
         box = next((item[key] for key in _BOXES if key in item), None)
-        image.boxes.append(RawBox(box, label, where, any(item.get(key) in (1, True) for key in _CROWD)))
+        crowd = any(item.get(key) in (1, True) for key in _CROWD)
+        image.boxes.append(RawBox(box, label, where, crowd, area=item.get("area")))
 
 
 def add_classes(raw: RawData, names: Sequence[str]) -> None:
@@ -179,3 +184,35 @@ def label_names(content: Any) -> list[str]:
             todo += [(each, below or key == "objects") for key, each in value.items()]
     inside = [names for below, names in found if below] or [names for _, names in found]
     return inside[0] if inside and all(names == inside[0] for names in inside) else []
+
+
+def write_metadata(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
+    """Write one split of an ImageFolder; categories are names."""
+    number = 0
+    with path.open("w", encoding="utf-8") as file:
+        for sample, file_name in zip(dataset.samples, file_names, strict=True):
+            height, width = sample.size_hw
+            boxes = sample.boxes_xyxy.tolist()
+            objects = {
+                "id": list(range(number, number + len(boxes))),
+                "bbox": [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes],
+                "category": [dataset.class_names[c] for c in sample.class_ids],
+                "area": sample.object_areas().tolist(),
+                "iscrowd": sample.crowd.astype(int).tolist(),
+            }
+            number += len(boxes)
+            row = {"file_name": file_name, "image_id": sample.image_id, "width": width, "height": height}
+            file.write(json.dumps(row | {"objects": objects}) + "\n")
+
+
+def write_hf_readme(class_names: Sequence[str], path: Path) -> None:
+    """Write the README.md of an ImageFolder, whose `dataset_info` lists the classes in order."""
+    label = {"class_label": {"names": {str(number): name for number, name in enumerate(class_names)}}}
+    columns: list[dict[str, Any]] = [{"name": "id", "dtype": "int64"}]
+    columns += [{"name": "bbox", "sequence": "float64", "length": 4}, {"name": "category", "dtype": label}]
+    columns += [{"name": "area", "dtype": "float64"}, {"name": "iscrowd", "dtype": "int64"}]
+    features: list[dict[str, Any]] = [{"name": "image", "dtype": "image"}]
+    features += [{"name": name, "dtype": "int64"} for name in ("image_id", "width", "height")]
+    features += [{"name": "objects", "sequence": columns}]
+    info = yaml.safe_dump({"dataset_info": {"features": features}}, sort_keys=False)
+    path.write_text(f"---\n{info}---\n", encoding="utf-8")

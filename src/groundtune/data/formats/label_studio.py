@@ -80,7 +80,7 @@ def _image_name(data: Any) -> str | None:
             path, _, query = _ROOT.sub("", value.replace("\\", "/")).partition("?")
             if query.startswith("d="):  # /data/local-files/?d=images/a.jpg
                 path = query.removeprefix("d=")
-            if splitext(unquote(path))[1].lower() in IMAGE_SUFFIXES:
+            if key == "image" or splitext(unquote(path))[1].lower() in IMAGE_SUFFIXES:
                 return path
     return None
 

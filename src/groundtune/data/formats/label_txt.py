@@ -47,9 +47,10 @@ def _numbers(fields: Sequence[str]) -> list[float]:
 
 
 def _kitti(line: str) -> _Row | None:
-    label, *rest = line.split()
-    numbers = _numbers(rest)
-    if len(numbers) not in (14, 15) or _numbers([label]):  # detections have a score
+    fields = line.split()
+    end = next((i for i in range(len(fields), 0, -1) if not _numbers(fields[i - 1 : i])), 0)
+    label, numbers = " ".join(fields[:end]), _numbers(fields[end:])
+    if not label or len(numbers) not in (14, 15):  # detections have a score
         return None
     ignored = label == "DontCare"
     return _Row("" if ignored else label, numbers[3:7], ignored)

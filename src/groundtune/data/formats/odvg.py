@@ -55,8 +55,8 @@ def recognize(tree: Tree) -> Evidence | None:
     if not chosen and len(tree.declared(".jsonl")) != 1:
         return None
     chosen = chosen or tree.declared(".jsonl")
-    sources, refused = files_by_split(chosen, lambda file: _source(tree, file), tree)
-    return Evidence("odvg", rank, sources, refused, chosen[0])
+    sources = files_by_split(chosen, lambda file: _source(tree, file), tree)
+    return Evidence("odvg", rank, sources, example=chosen[0])
 
 
 def _source(tree: Tree, file: str) -> Source:

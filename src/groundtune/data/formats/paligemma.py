@@ -12,16 +12,8 @@ https://ai.google.dev/gemma/docs/paligemma.
 import re
 from pathlib import Path
 
-from groundtune.data.formats.files import files_by_split, image_folders, is_text, json_lines
-from groundtune.data.formats.records import (
-    Evidence,
-    RawBox,
-    RawData,
-    RawImage,
-    Source,
-    centered,
-    classes_by_name,
-)
+from groundtune.data.formats.files import file_evidence, is_text, json_lines
+from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, centered, classes_by_name
 from groundtune.data.formats.tree import Tree
 
 _TASK = re.compile(r"\s*(detect|segment)\b\s*(.*)", re.IGNORECASE | re.DOTALL)
@@ -35,12 +27,7 @@ def recognize(tree: Tree) -> Evidence | None:
         for file, (form, keys, _) in tree.signatures.items()
         if form in ("lines", "object") and {"image", "suffix"} <= keys and "<loc" in tree.head(file)
     ]
-    if not chosen:
-        return None
-    sources, refused = files_by_split(
-        chosen, lambda file: Source(tree.root / file, image_folders(tree, file), _read), tree
-    )
-    return Evidence("paligemma", 2, sources, refused, chosen[0])
+    return file_evidence("paligemma", chosen, tree, _read)
 
 
 def _read(path: Path) -> RawData:

@@ -89,6 +89,7 @@ class Evidence:
         sources: annotations by split; "" is the split of files that name none.
         refused: reasons why splits that the files name cannot be read.
         example: one of the recognized files.
+        unused: worse evidence, with an example each.
     """
 
     format: str
@@ -96,6 +97,7 @@ class Evidence:
     sources: dict[str, Source]
     refused: dict[str, str] = field(default_factory=dict)
     example: str = ""
+    unused: list[str] = field(default_factory=list)
 
 
 def classes_by_name(images: Sequence[RawImage], listed: Sequence[str]) -> list[RawClass]:

@@ -11,7 +11,7 @@ are lists of names, in `ImageSets/Main/` or above, or folders.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import basename, dirname, splitext
@@ -22,9 +22,8 @@ from defusedxml.ElementTree import fromstring
 from groundtune.data.formats.files import find_name_list, image_folders, is_text, to_number
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree, join
-from groundtune.data.formats.words import folder_split, split_of
+from groundtune.data.formats.words import folder_split
 from groundtune.data.sample import Sample
-from groundtune.files import read_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _COUNTS_FROM_ONE = re.compile(r"VOC|PASCAL|roboflow", re.IGNORECASE)
@@ -42,44 +41,11 @@ def recognize(tree: Tree) -> Evidence | None:
         several = ", ".join(str(tree.root / home) for home in homes)
         refused = {"": f"{tree.root} has several VOC sets: {several}. Give the path of one."}
         return Evidence("voc", 2, {}, refused, files[0])
-    groups, refused = _lists(tree, files)
-    if not groups:
-        for file in files:
-            groups.setdefault(folder_split(dirname(file)) or "", []).append(file)
-    sources = {split: _source(tree, group, files[0]) for split, group in groups.items()}
-    return Evidence("voc", 2 if named else 1, sources, refused, files[0])
-
-
-def _lists(tree: Tree, files: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return the XML files of each split that a list names, and the lists without any."""
-    by_stem = {splitext(basename(file))[0]: file for file in files}
-    lists: dict[str, list[str]] = {}
-    for file in tree.suffixed(".txt"):
-        name = splitext(basename(file))[0].lower()
-        if "_" not in name and split_of(basename(file)) and not by_stem.get(name):  # not "cat_train.txt"
-            lists[name] = [_listed(line, by_stem) for line in read_text(tree.root / file).splitlines()]
-    if any(lists.get("train", ())):
-        lists.pop("trainval", None)
     groups: dict[str, list[str]] = {}
-    refused = {}
-    for name, listed in lists.items():
-        split, entries = split_of(name) or "", [entry for entry in listed if entry]
-        if any(entry in by_stem.values() for entry in entries):
-            groups.setdefault(split, []).extend(entries)
-        elif entries:
-            refused[split] = f"{name}.txt names {len(entries)} images, and none has an XML file."
-    return groups, refused if groups else {}
-
-
-def _listed(line: str, by_stem: Mapping[str, str]) -> str:
-    """Return the XML file of a line: a name, maybe with -1, 0 or 1, or a pair of paths."""
-    line = line.strip()
-    if not line or not is_text(line) or "\0" in line:
-        return ""
-    whole = by_stem.get(line) or by_stem.get(splitext(basename(line))[0])
-    first = line.split()[0]
-    name = basename(first)
-    return whole or by_stem.get(name) or by_stem.get(splitext(name)[0]) or f"{name}.xml"
+    for file in files:
+        groups.setdefault(folder_split(dirname(file)) or "", []).append(file)
+    sources = {split: _source(tree, group, files[0]) for split, group in groups.items()}
+    return Evidence("voc", 2 if named else 1, sources, example=files[0])
 
 
 def _source(tree: Tree, files: Sequence[str], first: str) -> Source:
@@ -94,9 +60,6 @@ def _source(tree: Tree, files: Sequence[str], first: str) -> Source:
 def _read(file: Path, *, tree: Tree, files: Sequence[str], listed: Sequence[str]) -> RawData:
     raw = RawData(file, "xyxy")
     for each in files:
-        if not tree.is_file(each):
-            raw.problems.add("annotation-missing", basename(each))
-            continue
         try:
             element = fromstring((tree.root / each).read_bytes(), forbid_dtd=True)
         except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:

@@ -34,10 +34,8 @@ def recognize(tree: Tree) -> Evidence | None:
     chosen = [file for file in probed if _HEAD.match(tree.head(file, 2000))]
     if not chosen:
         return None
-    sources, refused = files_by_split(
-        chosen, lambda file: Source(tree.root / file, _folders(tree, file), _read), tree
-    )
-    return Evidence("wider", 2, sources, refused, chosen[0])
+    sources = files_by_split(chosen, lambda file: Source(tree.root / file, _folders(tree, file), _read), tree)
+    return Evidence("wider", 2, sources, example=chosen[0])
 
 
 def _folders(tree: Tree, file: str) -> list[str]:

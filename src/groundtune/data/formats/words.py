@@ -10,6 +10,7 @@ _SPLIT_WORDS = {
     "valid": "val valid validation dev eval evaluation minival valset",
     "test": "test testing testset testdev",
 }
+SPLITS = tuple(_SPLIT_WORDS)
 _SPLIT_OF = {word: split for split, listed in _SPLIT_WORDS.items() for word in listed.split()}
 _GENERIC = frozenset(
     "image images img imgs jpegimages photos data dataset label labels annotation annotations "

@@ -27,6 +27,7 @@ from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData,
 from groundtune.data.formats.tree import AmbiguousNameError, Tree, join
 from groundtune.data.formats.words import folder_split, pair_key, split_of
 from groundtune.data.formats.yolo_rows import all_key_points, box_of, read_rows
+from groundtune.data.images import IMAGE_SUFFIXES, has_suffix
 from groundtune.data.sample import Dataset, Sample
 from groundtune.errors import DataError
 from groundtune.files import parse_yaml, read_text
@@ -97,10 +98,8 @@ def _declared(tree: Tree, file: str, content: Mapping[str, Any]) -> Evidence:
         if split is None or split in sources or not value:
             continue
         parts = value if isinstance(value, list) else [value]
-        entries = [
-            entry for part in parts if (entry := _resolve(tree, part, dirname(file), content)) is not None
-        ]
-        if entries:
+        entries = [(part, _resolve(tree, part, dirname(file), content)) for part in parts]
+        if any(entry is not None for _, entry in entries):
             read = partial(_read_entries, tree=tree, entries=entries, classes=classes, key_points=key_points)
             sources[split] = Source(tree.root / file, [*dict.fromkeys((dirname(file), ""))], read)
             refused.pop(split, None)
@@ -144,7 +143,7 @@ def numbered_classes(names: Any, path: Path) -> list[RawClass]:
 
 
 def _resolve(tree: Tree, value: Any, folder: str, content: Mapping[str, Any]) -> str | None:
-    """Return the folder or the list of files that a path of a declaration means."""
+    """Return the folder, list of files or image that a path of a declaration means."""
     if not is_text(value) or "\0" in value or not value.strip():
         return None
     text = value.strip().replace("\\", "/")
@@ -154,6 +153,8 @@ def _resolve(tree: Tree, value: Any, folder: str, content: Mapping[str, Any]) ->
         ends = [file for file in tree.suffixed(".txt") if basename(file) == basename(text)]
         exact = [file for file in (join(folder, text), join(near or "", text)) if file in ends]
         return next(iter(exact or ends), None)
+    if has_suffix(basename(text), IMAGE_SUFFIXES):
+        return next(filter(tree.is_file, (join(folder, text), join(near or "", text))), text)
     return tree.find_folder(text, folder if near is None else near)
 
 
@@ -204,12 +205,26 @@ def _listed_names(tree: Tree) -> list[str]:
 
 
 def _read_entries(
-    file: Path, *, tree: Tree, entries: Sequence[str], classes: list[RawClass], key_points: bool
+    file: Path,
+    *,
+    tree: Tree,
+    entries: Sequence[tuple[Any, str | None]],
+    classes: list[RawClass],
+    key_points: bool,
 ) -> RawData:
-    """Read the label files of folders of images and of lists of images."""
-    listings = (_listed(tree, each) if each.endswith(".txt") else _images_in(tree, each) for each in entries)
-    images = [image for listing in listings for image in listing]
-    return _read(file, tree=tree, images=images, classes=classes, key_points=key_points)
+    """Read the label files of images, folders and lists; None is one that does not exist."""
+    images: list[str] = []
+    for each in [each for _, each in entries if each is not None]:
+        if each.endswith(".txt"):
+            images += _listed(tree, read_text(tree.root / each).splitlines(), dirname(each))
+        elif has_suffix(basename(each), IMAGE_SUFFIXES):
+            images += _listed(tree, [each], dirname(file.relative_to(tree.root).as_posix()))
+        else:
+            images += [image for image in tree.images if not each or image.startswith(f"{each}/")]
+    raw = _read(file, tree=tree, images=images, classes=classes, key_points=key_points)
+    for lost in [stated for stated, each in entries if each is None]:
+        raw.problems.add("path-missing", truncated_repr(lost))
+    return raw
 
 
 def _read(
@@ -227,6 +242,10 @@ def _read(
         else:
             rows += [(image, label, *row) for row in read_rows(tree.root / label, raw.problems)]
         raw.images.append(image)
+    folders = {dirname(label) for _, label, *_ in rows}
+    for each in sorted(texts.keys() - tree.pairs.keys()):
+        if dirname(texts[each]) in folders and _ROW.match(tree.head(texts[each], 200).partition("\n")[0]):
+            raw.problems.add("label-without-image", texts[each])
     only_outlines = not key_points and not all_key_points([numbers for *_, numbers in rows])
     for image, label, number, numbers in rows:
         where = f"{basename(label)} line {number}"
@@ -237,20 +256,15 @@ def _read(
     return raw
 
 
-def _images_in(tree: Tree, folder: str) -> list[str]:
-    """Return the images in a folder and below."""
-    return [file for file in tree.images if not folder or file.startswith(f"{folder}/")]
-
-
-def _listed(tree: Tree, file: str) -> list[str]:
+def _listed(tree: Tree, lines: Sequence[str], folder: str) -> list[str]:
     """Return the images of a list of files, resolved where that is possible."""
     found = []
-    for line in read_text(tree.root / file).splitlines():
+    for line in lines:
         name = line.strip().replace("\\", "/")
         if not is_text(name) or not basename(name):
             continue
         try:
-            match = tree.find([name], [dirname(file), ""])
+            match = tree.find([name], [folder, ""])
         except AmbiguousNameError:
             match = None  # reported when the images are searched
         found.append(match.file if match else name)
