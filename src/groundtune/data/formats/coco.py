@@ -69,7 +69,14 @@ def coco_source(tree: Tree, file: str) -> Source:
 
 
 def _read(path: Path) -> RawData:
-    return raw_coco(read_json(path), path)
+    return raw_coco(read_json(path, hook=_without_outline), path)
+
+
+def _without_outline(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the outline of a row with a box: outlines fill gigabytes."""
+    if row.get("bbox"):
+        row.pop("segmentation", None)
+    return row
 
 
 def raw_coco(content: Any, json_path: Path) -> RawData:
@@ -143,8 +150,9 @@ def id_key(value: Any) -> str | None:
 def annotations_of(
     annotations: list[Any], image_of: Mapping[str, RawImage], problems: Collector
 ) -> Iterator[tuple[RawImage, dict[str, Any], str, bool]]:
-    """Yield the image, row, location and crowd flag of each usable annotation."""
+    """Yield image, row, location and crowd flag of each usable annotation, and free its memory."""
     for index, row in enumerate(annotations):
+        annotations[index] = None
         where = f"annotations[{index}]"
         if not isinstance(row, dict):
             problems.add("annotation-broken", where)

@@ -37,6 +37,7 @@ from groundtune.data.problems import READING, Collector, Finding, Severity
 from groundtune.data.sample import Dataset, join_examples, unify_classes
 from groundtune.data.split import hold_out
 from groundtune.errors import ConfigError, DataError, suggestion
+from groundtune.files import collection_paused
 
 READERS: dict[str, Callable[[Tree], Evidence | None]] = {
     "coco": coco.recognize,
@@ -97,6 +98,7 @@ def load_splits(
     return splits
 
 
+@collection_paused()
 def read_splits(
     path: Path,
     *,
