@@ -24,6 +24,8 @@ from groundtune.errors import ConfigError, DataError, GroundtuneError
 _FIX = "Save it as UTF-8, or export it again."
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
 _MAX_YAML_LENGTH = 2**20  # characters; a file of all options has a fiftieth of it
+MAX_LABELS = 2**26
+"""Maximum number of bytes of a label file that is of one image."""
 
 
 @contextmanager
@@ -148,10 +150,15 @@ def read_text(path: Path, error: type[GroundtuneError] = DataError, fix: str = _
         raise error(f"Cannot read {path}: it is not UTF-8 text. {fix}") from problem
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file; raise an `OSError` for others: a pipe or a device may never end."""
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Read a regular file; raise an `OSError` for others: a pipe or a device may never end.
+
+    A file of more than `limit` bytes is an `OSError`, too.
+    """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
+    if limit is not None and path.stat().st_size > limit:
+        raise OSError(errno.EFBIG, f"it has over {limit:,} bytes")
     return path.read_bytes()
 
 

@@ -28,6 +28,7 @@ _WORDS = (
 _MEANINGLESS = re.compile(rf"(?:{_WORDS})[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]")
 _NO_VOWEL = re.compile(r"[b-df-hj-np-tv-xz]{2,5}")
 _ALIKE = 0.85  # of difflib; "contol" and "control" .92, "mouse" and "house" .80, "king" and "knight" .60
+_MAX_COMPARED = 200  # letters of a name
 _MIN_TYPO = 3  # letters; shorter words that differ by one are other words
 _MIN_VALID = 5  # images
 _IMBALANCE = 100  # times as many boxes
@@ -99,7 +100,7 @@ def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
     """
     sharing: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
-        joined = re.sub(r"[\s-]", "", name)
+        joined = re.sub(r"[\s-]", "", name)[:_MAX_COMPARED]
         for form in {joined, *(joined[:i] + joined[i + 1 :] for i in range(len(joined)))}:
             sharing[form].append(index)
     pairs = {(a, b) for group in sharing.values() for i, a in enumerate(group) for b in group[i + 1 :]}

@@ -189,6 +189,8 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
         refused = {"train": refused.pop("")} | refused
     if tree.only and len(sources) == 1:
         sources = {"train": next(iter(sources.values()))}
+    if not sources and not refused:
+        refused["train"] = f"{tree.root / found[0].example} lists no images. Expected at least one."
     splits = {}
     for split in (split for split in _SPLITS if split in sources):
         source = sources[split]

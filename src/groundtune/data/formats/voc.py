@@ -24,7 +24,7 @@ from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage,
 from groundtune.data.formats.tree import Tree, join
 from groundtune.data.formats.words import folder_split, split_of
 from groundtune.data.sample import Sample
-from groundtune.files import read_text
+from groundtune.files import MAX_LABELS, read_bytes, read_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _COUNTS_FROM_ONE = re.compile(r"VOC|PASCAL|roboflow", re.IGNORECASE)
@@ -98,7 +98,7 @@ def _read(file: Path, *, tree: Tree, files: Sequence[str], listed: Sequence[str]
             raw.problems.add("annotation-missing", basename(each))
             continue
         try:
-            element = fromstring((tree.root / each).read_bytes(), forbid_dtd=True)
+            element = fromstring(read_bytes(tree.root / each, MAX_LABELS), forbid_dtd=True)
         except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:
             example = f"{basename(each)} ({error or type(error).__name__})"
             raw.problems.add("annotation-file-unreadable", example)
