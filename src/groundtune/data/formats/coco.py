@@ -168,7 +168,7 @@ def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | No
     if isinstance(segmentation, list):
         try:
             points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
         return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
@@ -181,7 +181,7 @@ def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | No
                 mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
             )
             return [float(number) for number in mask.toBbox(encoded)]
-        except (KeyError, ValueError, TypeError, RuntimeError):
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError):
             return None
     return None
 
