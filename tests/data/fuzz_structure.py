@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import gzip
 import io
 import json
 import random
@@ -52,7 +53,7 @@ _NAMES = [
 def change(content: bytes, name: str, rng: random.Random) -> bytes:
     """Return a file with one change of its structure; unchanged if it has none."""
     ways: dict[str, Callable[[bytes, random.Random], bytes]] = {
-        ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv, ".xml": _xml, ".zip": _zip, ".parquet": _parquet,
+        ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv, ".xml": _xml, ".zip": _zip, ".gz": _gzip, ".parquet": _parquet,
     }  # fmt: skip
     way = ways.get(Path(name).suffix, _words)
     try:
@@ -193,13 +194,19 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
         if way == 4:
             archive.writestr("bomb.json", bytes(rng.choice([10**6, 2 * 10**7])), zipfile.ZIP_DEFLATED)
         if way == 5:
-            archive.writestr("inner.zip", content)
+            archive.writestr(f"inner{len(members)}.zip", content)
         if way == 6:
             for number in range(2000):
                 archive.writestr(f"{number}/{number}.txt", b"")
         if way == 7:
             archive.writestr(chosen + "/a.png", b"x")  # a file that is also a folder
     return out.getvalue()
+
+
+def _gzip(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(gzip.decompress(content))
+    data[rng.randrange(len(data))] = rng.randrange(256)
+    return gzip.compress(data)
 
 
 def _parquet(content: bytes, rng: random.Random) -> bytes:
@@ -211,6 +218,6 @@ def _parquet(content: bytes, rng: random.Random) -> bytes:
     out = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(table.schema.metadata), out)
-    except (pa.ArrowException, AttributeError, TypeError, OverflowError, UnicodeError) as error:
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, OverflowError, UnicodeError) as error:
         raise ValueError from error
     return out.getvalue()

@@ -244,3 +244,9 @@ def test_outlines_that_are_not_numbers(number, form):
 
     rle = {"counts": [1, number if form == "counts" else 2], "size": [number if form == "size" else 3, 4]}
     assert outline_box([[1, 1, 5, 1, 5, number]] if form == "polygon" else rle, (3, 4)) is None
+
+
+def test_outlines_without_points():
+    from groundtune.data.formats.coco import outline_box
+
+    assert outline_box([[], []], (3, 4)) is None

@@ -168,9 +168,9 @@ def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | No
     if isinstance(segmentation, list):
         try:
             points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
-        except (ValueError, TypeError, OverflowError):
+            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        except (ValueError, TypeError, OverflowError):  # ValueError: also of no points
             return None
-        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
         return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
     if isinstance(segmentation, dict):
         from faster_coco_eval.core import mask
