@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import fuzz_sets
 from coco_files import coco, image
+from fuzz_structure import change
 
 NAMES = ["a.png", "b.png", "c.png"]
 CAPTION = "a left cat . the red dog . nothing"
@@ -265,13 +267,15 @@ SETS: dict[str, Callable[[Path], list[Path]]] = {
     "paligemma": partial(json_lines_set, name="annotations.jsonl", rows=PALIGEMMA),
     "hf": hf_set,
     "hf_csv": hf_csv_set,
+    **{name.removesuffix("_set"): make for name, make in vars(fuzz_sets).items() if name.endswith("_set")},
 }
+OWN_IMAGES = {"yolo", "voc", "darknet", "yolo_folders", "tracks", "parquet", "zip", "tar", *LINES}
 
 
 def make_set(kind: str, folder: Path) -> list[Path]:
     """Write a valid data set; return its annotation files."""
     folder.mkdir(parents=True)
-    for name in NAMES if kind not in ("yolo", "voc", *LINES) else ():
+    for name in NAMES if kind not in OWN_IMAGES else ():
         image(folder / name)
     return SETS[kind](folder)
 
@@ -288,8 +292,12 @@ _RAW = [
 _BOMB = b'<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;&x;"><!ENTITY s SYSTEM "file:///etc/passwd">]>'
 
 
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Corrupt a file in one to four ways."""
+def mutate(content: bytes, name: str, rng: random.Random) -> bytes:
+    """Change the structure of a file once or twice, or corrupt it in one to four ways."""
+    if rng.random() < 0.5:
+        for _ in range(rng.randint(1, 2)):
+            content = change(content, name, rng)
+        return content
     for _ in range(rng.randint(1, 4)):
         content = rng.choice(_WAYS)(content, rng)
     return content

@@ -235,3 +235,18 @@ def test_stored_size_ignores_exif(tmp_path):
     content = coco(names=["a.jpg"])
     del content["images"][0]["width"]
     assert read_coco(write(tmp_path / "a.json", content)).samples[0].size_hw == (20, 50)
+
+
+@pytest.mark.parametrize("number", [10**400, "x"])
+@pytest.mark.parametrize("form", ["polygon", "counts", "size"])
+def test_outlines_that_are_not_numbers(number, form):
+    from groundtune.data.formats.coco import outline_box
+
+    rle = {"counts": [1, number if form == "counts" else 2], "size": [number if form == "size" else 3, 4]}
+    assert outline_box([[1, 1, 5, 1, 5, number]] if form == "polygon" else rle, (3, 4)) is None
+
+
+def test_outlines_without_points():
+    from groundtune.data.formats.coco import outline_box
+
+    assert outline_box([[], []], (3, 4)) is None

@@ -12,6 +12,7 @@ from groundtune.errors import escape_control_chars
 Severity = Literal["error", "warning", "note"]
 
 _MAX_EXAMPLES = 5
+_MAX_LENGTH = 2000  # characters of an example
 
 
 @dataclass
@@ -63,7 +64,8 @@ class Collector:
         finding = self._found.setdefault(check, Finding(check, *self._specs[check]))
         finding.count += count
         if example and len(finding.examples) < _MAX_EXAMPLES:
-            finding.examples.append(escape_control_chars(example))
+            shown = example if len(example) <= _MAX_LENGTH else f"{example[: _MAX_LENGTH - 3]}..."
+            finding.examples.append(escape_control_chars(shown))
 
     def extend(self, other: Collector) -> None:
         """Add what another collector has found."""

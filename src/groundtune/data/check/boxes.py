@@ -1,13 +1,13 @@
 """Checks of boxes (size at the model's image size, shape, overlap) and of phrases of captions."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.problems import Collector
-from groundtune.data.sample import Dataset
+from groundtune.data.sample import Dataset, Sample
 from groundtune.data.transforms import resized_size
 
 _TINY = 8.0  # pixels, square root of the area at the model's size; a cell of the finest feature map
@@ -18,73 +18,116 @@ _SAME_BOX = 0.9  # IoU
 _INSIDE = 0.9  # of the smaller box's area; and of the boxes of a class
 _MIN_INSIDE = 5  # boxes of a class
 _MAX_COMPARED = 1000  # boxes of an image
+_PAIRS = 2**18  # of boxes that are compared at once
+
+
+_Event = tuple[int, int, int, int, str, str]
+"""Image, stage, one or two boxes, check and example, which sort in the order of the images."""
+
+
+class _Part:
+    """Some images and their N boxes, without crowds, which are checked all at once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        totals = [len(sample.crowd) for sample in samples]
+        kept = np.flatnonzero(~np.concatenate([sample.crowd for sample in samples]))
+        self.image = np.repeat(np.arange(len(samples)), totals)[kept]  # index of each box's sample
+        self.number = kept - (np.cumsum(totals) - totals)[self.image] + 1  # of each box in its image
+        self.xyxy = np.concatenate([sample.boxes_xyxy for sample in samples])[kept].astype(np.float64)
+        self.class_ids = np.concatenate([sample.class_ids for sample in samples])[kept]
+        self.counts = np.bincount(self.image, minlength=len(samples))  # of boxes by image
+        self.has_classes = np.array([sample.grounding is None for sample in samples])
+
+    def name(self, box: int) -> str:
+        return f"{self.samples[self.image[box]].image_path.name}: box {self.number[box]}"
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return each box with each of its image, except boxes of phrases, which may coincide."""
+        compared = self.has_classes & (self.counts <= _MAX_COMPARED)
+        first = np.flatnonzero(compared[self.image])
+        others = self.counts[self.image[first]]
+        starts = (np.cumsum(self.counts) - self.counts)[self.image[first]] - (np.cumsum(others) - others)
+        return first.repeat(others), np.arange(others.sum()) + starts.repeat(others)
 
 
 def check_boxes(dataset: Dataset, limits: ModelLimits, problems: Collector) -> None:
     """Check the boxes of a split, except crowds."""
+    names = dataset.class_names
     tiny: list[str] = []
     total = 0
-    count_of = Counter[str]()
-    nested = Counter[tuple[str, str]]()  # (class, class around it)
-    for sample in dataset.samples:
-        numbers = np.flatnonzero(~sample.crowd)
-        total += len(numbers)
-        xyxy = sample.boxes_xyxy[numbers].astype(np.float64)
-        file = sample.image_path.name
-        names = [f"{file}: box {number + 1}" for number in numbers]
-        if len(numbers) > limits.num_queries:
-            many = f"{file}: {len(numbers)} boxes, the model detects at most {limits.num_queries}"
-            problems.add("boxes-many", many)
-        height = resized_size(sample.size_hw, limits.short_side, limits.max_side)[0]
-        scale = height / max(sample.size_hw[0], 1)
-        tiny += _check_shapes(xyxy[:, 2:] - xyxy[:, :2], scale, sample.size_hw, names, problems)
-        if sample.grounding is None:  # boxes of phrases may coincide
-            classes = [dataset.class_names[index] for index in sample.class_ids[numbers]]
-            count_of.update(classes)
-            if len(classes) <= _MAX_COMPARED:
-                nested.update(_check_pairs(xyxy, classes, names, problems))
+    count_of = np.zeros(len(names), np.int64)
+    nested = Counter[tuple[int, int]]()  # (class, class around it)
+    for part in map(_Part, _parts(dataset.samples)):
+        total += len(part.xyxy)
+        events: list[_Event] = []
+        for image in np.flatnonzero(part.counts > limits.num_queries).tolist():
+            many = f"{part.counts[image]} boxes, the model detects at most {limits.num_queries}"
+            name = part.samples[image].image_path.name
+            events.append((image, 0, 0, 0, "boxes-many", f"{name}: {many}"))
+        tiny += _check_shapes(part, limits, events)
+        count_of += np.bincount(part.class_ids[part.has_classes[part.image]], minlength=len(names))
+        nested.update(_check_pairs(part, names, events))
+        for *_, check, example in sorted(events):
+            problems.add(check, example)
     for example in tiny:
         problems.add("object-tiny", f"{example} at {limits.short_side} px")
     if len(tiny) > _MOSTLY_TINY * total:
         problems.add("objects-mostly-tiny", f"{len(tiny)} of {total} at {limits.short_side} px")
-    for (inner, outer), count in sorted(nested.items()):
-        if count >= _MIN_INSIDE and count >= _INSIDE * count_of[inner]:
-            problems.add("class-inside-class", f"{inner!r} in {outer!r}: {count} of {count_of[inner]} boxes")
+    for (inner, outer), count in sorted(((names[a], names[b]), n) for (a, b), n in nested.items()):
+        of_class = count_of[names.index(inner)]
+        if count >= _MIN_INSIDE and count >= _INSIDE * of_class:
+            problems.add("class-inside-class", f"{inner!r} in {outer!r}: {count} of {of_class} boxes")
 
 
-def _check_shapes(
-    sides: np.ndarray, scale: float, size_hw: tuple[int, int], names: Sequence[str], problems: Collector
-) -> list[str]:
-    """Check the (N, 2) sides of an image's boxes; return those that are tiny after scaling."""
-    tiny = []
-    for name, (width, height) in zip(names, sides.tolist(), strict=True):
-        if (width * height) ** 0.5 * scale < _TINY:
-            tiny.append(f"{name} is {width * scale:.1f} × {height * scale:.1f} px")
-        if width * height >= _COVERS * size_hw[0] * size_hw[1]:
-            problems.add("box-covers-image", name)
-        if max(width, height) > _EXTREME_RATIO * min(width, height):
-            problems.add("box-extreme-ratio", f"{name} is {width:.1f} × {height:.1f} px")
-    return tiny
+def _parts(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Yield groups of images with few pairs of boxes together, to bound the memory."""
+    part: list[Sample] = []
+    pairs = 0
+    for sample in samples:
+        pairs += len(sample.crowd) ** 2 + 1
+        part.append(sample)
+        if pairs > _PAIRS:
+            yield part
+            part, pairs = [], 0
+    if part:
+        yield part
 
 
-def _check_pairs(
-    xyxy: np.ndarray, classes: Sequence[str], names: Sequence[str], problems: Collector
-) -> list[tuple[str, str]]:
-    """Compare the boxes of an image; return (class, class around it) of boxes inside others."""
-    low = np.maximum(xyxy[:, None, :2], xyxy[None, :, :2])
-    high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(-1)
-    same = overlap >= _SAME_BOX * np.maximum(areas[:, None] + areas - overlap, 1e-9)
-    for first, second in np.argwhere(np.triu(same, 1)).tolist():
-        pair = f"{names[first]} and {names[second].rpartition(' ')[2]}"
-        if classes[first] == classes[second]:
-            problems.add("box-near-duplicate", f"{pair} ({classes[first]})")
-        else:
-            problems.add("box-two-classes", f"{pair} ({classes[first]}, {classes[second]})")
-    inside = np.argwhere((overlap >= _INSIDE * areas[:, None]) & ~same).tolist()
-    outer_classes = {(inner, classes[outer]) for inner, outer in inside if classes[inner] != classes[outer]}
-    return [(classes[inner], outer) for inner, outer in outer_classes]
+def _check_shapes(part: _Part, limits: ModelLimits, events: list[_Event]) -> list[str]:
+    """Check the sides of the boxes; return those that are tiny after scaling."""
+    sizes = np.array([sample.size_hw for sample in part.samples], float)
+    heights = [resized_size(each.size_hw, limits.short_side, limits.max_side)[0] for each in part.samples]
+    scale = (heights / np.maximum(sizes[:, 0], 1))[part.image]
+    sides = part.xyxy[:, 2:] - part.xyxy[:, :2]
+    areas = sides.prod(axis=1)
+    for box in np.flatnonzero(areas >= (_COVERS * sizes[:, 0] * sizes[:, 1])[part.image]).tolist():
+        events.append((part.image[box], 1, box, 0, "box-covers-image", part.name(box)))
+    for box in np.flatnonzero(sides.max(axis=1) > _EXTREME_RATIO * sides.min(axis=1)).tolist():
+        shape = f"{part.name(box)} is {sides[box, 0]:.1f} × {sides[box, 1]:.1f} px"
+        events.append((part.image[box], 1, box, 0, "box-extreme-ratio", shape))
+    tiny = np.flatnonzero(np.sqrt(areas) * scale < _TINY).tolist()
+    scaled = sides * scale[:, None]
+    return [f"{part.name(box)} is {scaled[box, 0]:.1f} × {scaled[box, 1]:.1f} px" for box in tiny]
+
+
+def _check_pairs(part: _Part, names: Sequence[str], events: list[_Event]) -> list[tuple[int, int]]:
+    """Compare the boxes of each image; return (class, class around it) of boxes inside others."""
+    xyxy, classes = part.xyxy, part.class_ids
+    first, second = part.pairs()
+    low = np.maximum(xyxy[first, :2], xyxy[second, :2])
+    high = np.minimum(xyxy[first, 2:], xyxy[second, 2:])
+    overlap = np.clip(high - low, 0, None).prod(axis=1)
+    areas = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
+    same = overlap >= _SAME_BOX * np.maximum(areas[first] + areas[second] - overlap, 1e-9)
+    for pair in np.flatnonzero(same & (first < second)).tolist():
+        a, b = int(first[pair]), int(second[pair])
+        kind = names[classes[a]] + (f", {names[classes[b]]}" if classes[a] != classes[b] else "")
+        check = "box-near-duplicate" if classes[a] == classes[b] else "box-two-classes"
+        events.append((part.image[a], 2, a, b, check, f"{part.name(a)} and {part.number[b]} ({kind})"))
+    inside = (overlap >= _INSIDE * areas[first]) & ~same & (classes[first] != classes[second])
+    pairs = set(zip(first[inside].tolist(), classes[second[inside]].tolist(), strict=True))
+    return [(int(classes[box]), outer) for box, outer in pairs]
 
 
 def check_grounding(dataset: Dataset, problems: Collector) -> None:

@@ -28,14 +28,20 @@ _WORDS = (
 _MEANINGLESS = re.compile(rf"(?:{_WORDS})[\s-]*\d*|(?:cat|type|id|c)[\s-]*\d+|[a-z]")
 _NO_VOWEL = re.compile(r"[b-df-hj-np-tv-xz]{2,5}")
 _ALIKE = 0.85  # of difflib; "contol" and "control" .92, "mouse" and "house" .80, "king" and "knight" .60
+_MAX_COMPARED = 200  # letters of a name
+_MAX_READ = 10_000  # characters of a name; no prompt has as many tokens
 _MIN_TYPO = 3  # letters; shorter words that differ by one are other words
 _MIN_VALID = 5  # images
 _IMBALANCE = 100  # times as many boxes
 
 
 def read_tokens(names: Sequence[str], tokenizer: BertTokenizer) -> list[list[str]]:
-    """Return the tokens of each name, without the closing separator."""
-    ids = tokenizer(list(names), add_special_tokens=False)["input_ids"] if names else []
+    """Return the tokens of each name (of a very long one the first) without the separator."""
+    ids = (
+        tokenizer([name[:_MAX_READ] for name in names], add_special_tokens=False)["input_ids"]
+        if names
+        else []
+    )
     return [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in ids]
 
 
@@ -99,7 +105,7 @@ def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
     """
     sharing: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
-        joined = re.sub(r"[\s-]", "", name)
+        joined = re.sub(r"[\s-]", "", name)[:_MAX_COMPARED]
         for form in {joined, *(joined[:i] + joined[i + 1 :] for i in range(len(joined)))}:
             sharing[form].append(index)
     pairs = {(a, b) for group in sharing.values() for i, a in enumerate(group) for b in group[i + 1 :]}

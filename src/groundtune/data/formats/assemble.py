@@ -14,24 +14,23 @@ Other tools, such as pycocotools, trust the file. Differences:
 
 import itertools
 import math
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from groundtune.data.formats.box_numbers import check_form, clipped, four_numbers
 from groundtune.data.formats.files import Found, find_images, truncated_repr
-from groundtune.data.formats.records import RawData, RawImage
+from groundtune.data.formats.records import RawBox, RawData, RawImage
 from groundtune.data.formats.tree import Tree
-from groundtune.data.problems import FATAL
+from groundtune.data.problems import FATAL, Collector
 from groundtune.data.sample import Dataset, Grounding, Sample
 from groundtune.errors import DataError
 from groundtune.text.prompt import clean_name
 
-_EDGE_TOLERANCE = 0.5  # pixels beyond the edge that are rounding errors and not reported
-_SUSPICIOUS = 0.1  # fraction of boxes that must not fit to consider another form
-_FAR_ABOVE_ONE = 2.0
+_USABLE = ("", "box-clipped")  # problems
+_PART = 4096  # images whose boxes are checked at once
 
 
 def assemble(raw: RawData, name: str, tree: Tree, folders: Sequence[str], keep_going: bool) -> Dataset:
@@ -66,13 +65,15 @@ def assemble(raw: RawData, name: str, tree: Tree, folders: Sequence[str], keep_g
     for image, _, _ in found:
         if image.image_id is None:
             image.image_id = next(free)
-    measured = array("d")
-    dataset.samples = [_sample(each, class_of, raw, measured) for each in found]
-    if measured:
-        _check_form(measured, raw)
+    has_boxes = any(image.boxes for image, _, _ in found)
+    measured: list[np.ndarray] = []
+    for begin in range(0, len(found), _PART):
+        dataset.samples += _samples(found[begin : begin + _PART], class_of, raw, measured)
+    if any(map(len, measured)):
+        check_form(np.concatenate(measured), raw)
     dataset.findings = raw.problems.findings()
     usable = any(len(sample.boxes_xyxy) for sample in dataset.samples)
-    if any(image.boxes for image, _, _ in found) and not usable and not keep_going:
+    if has_boxes and not usable and not keep_going:
         raise DataError(f"{raw.file}: none of its boxes can be used. {' '.join(map(str, dataset.findings))}")
     return dataset
 
@@ -127,50 +128,94 @@ def _without_samples(raw: RawData, name: str, root: Path) -> tuple[Dataset, dict
     return Dataset(name, root, list(index), [], ids, lvis=raw.lvis), class_of
 
 
-def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "array[float]") -> Sample:
-    """Check the boxes of one image; `measured` gets their numbers and the size of the image."""
-    image, path, size_hw = found
-    grounding, index_of = None, class_of
-    if image.caption is not None:
-        grounding, index_of = _grounding(image.caption, image, raw)
-    kept: dict[tuple[Any, ...], tuple[float, float]] = {}  # score, area by class, crowd, four numbers
-    for row in image.boxes:
-        where = f"{row.where} of {image.file_names[0]}"
+def _samples(
+    part: Sequence[Found], class_of: dict[Any, int], raw: RawData, measured: list[np.ndarray]
+) -> Iterator[Sample]:
+    """Check the boxes of some images, and drop the raw ones.
+
+    `measured` gets four numbers of each box, and the height and width of its image.
+    """
+    rows = [row for image, _, _ in part for row in image.boxes]
+    sizes_hw = np.array([size_hw for _, _, size_hw in part], float)
+    sizes_hw = sizes_hw.repeat([len(image.boxes) for image, _, _ in part], axis=0)
+    flat = itertools.chain.from_iterable(four_numbers(row.numbers) for row in rows)
+    numbers = np.fromiter(flat, float, 4 * len(rows)).reshape(-1, 4)
+    numbers[~np.isfinite(numbers).all(axis=1)] = math.nan
+    corners, problems = clipped(numbers, sizes_hw, raw.form)
+    boxes = enumerate(zip(rows, corners.tolist(), problems, strict=True))
+    class_ids = np.full(len(rows), -1)
+    kept: list[int] = []
+    ends, groundings = [0], []
+    for image, _, _ in part:
+        grounding, index_of = None, class_of
+        if image.caption is not None:
+            grounding, index_of = _grounding(image.caption, image, raw)
+        groundings.append(grounding)
+        kept += _usable(image, itertools.islice(boxes, len(image.boxes)), index_of, class_ids, raw.problems)
+        ends.append(len(kept))
+        image.boxes = []
+    measured.append(np.hstack([numbers, sizes_hw])[(class_ids >= 0) & ~np.isnan(numbers[:, 0])])
+    scores, areas = (np.array([each(rows[i]) for i in kept], float) for each in (_score, _area))
+    crowd = np.array([rows[i].crowd for i in kept], bool)
+    corners, class_ids = corners[kept], class_ids[kept]
+    for (image, path, size_hw), grounding, begin, end in zip(part, groundings, ends, ends[1:], strict=False):
+        own = slice(begin, end)
+        assert image.image_id is not None
+        yield Sample(
+            image_path=path,
+            image_id=image.image_id,
+            size_hw=size_hw,
+            boxes_xyxy=corners[own],
+            class_ids=class_ids[own],
+            crowd=crowd[own],
+            grounding=grounding,
+            confidence=None if (scores[own] == 1).all() else scores[own].astype(np.float32),
+            areas=None if np.isnan(areas[own]).all() else areas[own],
+            file_name=next((n for n in image.file_names if n.endswith(path.name)), path.name),
+        )
+
+
+def _usable(
+    image: RawImage,
+    boxes: Iterable[tuple[int, tuple[RawBox, list[float], str]]],
+    index_of: dict[Any, int],
+    class_ids: np.ndarray,
+    problems: Collector,
+) -> Iterable[int]:
+    """Return the numbers of an image's usable boxes, and set their classes; report the others."""
+    kept: dict[tuple[Any, ...], int] = {}
+    for number, (row, corners, problem) in boxes:
         class_index = index_of.get(row.label)
         if class_index is None:
-            if grounding is None:  # phrases without usable spans are reported by `_grounding`
-                raw.problems.add("annotation-unknown-category", f"{where} ({truncated_repr(row.label)})")
+            if image.caption is None:  # phrases without usable spans are reported by `_grounding`
+                problems.add(
+                    "annotation-unknown-category", _place(row, image, f"({truncated_repr(row.label)})")
+                )
             continue
-        numbers = _finite(row.numbers)
-        measured.extend((*numbers, *size_hw) if numbers else ())
-        box, problem = _clipped(numbers, size_hw, raw.form) if numbers else (None, "box-not-numbers")
+        class_ids[number] = class_index
         if problem:
-            raw.problems.add(problem, f"{where} {truncated_repr(row.numbers)}")
-        if box is None:
+            problems.add(problem, _place(row, image, truncated_repr(row.numbers)))
+        if problem not in _USABLE:
             continue
-        key = (class_index, row.crowd, *box)
-        if key in kept:
-            raw.problems.add("box-duplicate", f"{where} {truncated_repr(row.numbers)}")
+        if kept.setdefault((class_index, row.crowd, *corners), number) != number:
+            problems.add("box-duplicate", _place(row, image, truncated_repr(row.numbers)))
         elif row.crowd:
-            raw.problems.add("crowd-regions", where)
-        score, area = row.confidence, row.area
-        score = float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0
-        is_area = type(area) in (int, float) and 0 <= area < 2**63
-        kept.setdefault(key, (score, float(area) if is_area else math.nan))
-    assert image.image_id is not None
-    scores, areas = np.array([*kept.values()]).reshape(-1, 2).T
-    return Sample(
-        image_path=path,
-        image_id=image.image_id,
-        size_hw=size_hw,
-        boxes_xyxy=np.array([box for _, _, *box in kept], np.float32).reshape(-1, 4),
-        class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
-        crowd=np.array([crowd for _, crowd, *_ in kept], bool),
-        grounding=grounding,
-        confidence=None if (scores == 1).all() else scores.astype(np.float32),
-        areas=None if np.isnan(areas).all() else areas,
-        file_name=next((n for n in image.file_names if n.endswith(path.name)), path.name),
-    )
+            problems.add("crowd-regions", _place(row, image, "").strip())
+    return kept.values()
+
+
+def _place(row: RawBox, image: RawImage, value: str) -> str:
+    return f"{row.where} of {image.file_names[0]} {value}"
+
+
+def _score(row: RawBox) -> float:
+    score = row.confidence
+    return float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0
+
+
+def _area(row: RawBox) -> float:
+    area = row.area
+    return float(area) if type(area) in (int, float) and 0 <= area < 2**63 else math.nan
 
 
 def _grounding(caption: str, image: RawImage, raw: RawData) -> tuple[Grounding, dict[Any, int]]:
@@ -195,63 +240,3 @@ def _holds_letters(text: str, span: Any) -> bool:
     begin, end = span
     words = text[begin:end] if 0 <= begin < end <= len(text) else ""
     return bool(clean_name(words) or words.strip(" ._?\n\t"))
-
-
-def _finite(numbers: Any) -> list[float] | None:
-    """Return four finite numbers, or None. Texts and truth values are no numbers."""
-    if not isinstance(numbers, list | tuple) or len(numbers) != 4:
-        return None
-    try:
-        finite = [float(n) for n in numbers if isinstance(n, int | float) and not isinstance(n, bool)]
-    except OverflowError:
-        return None
-    return finite if len(finite) == 4 and all(map(math.isfinite, finite)) else None
-
-
-def _clipped(numbers: list[float], size_hw: tuple[int, int], form: str) -> tuple[list[float] | None, str]:
-    """Return xyxy corners inside the image, or None; and the check of a problem, or ""."""
-    a, b, c, d = numbers
-    if form == "cxcywh":
-        a, c = (a - c / 2) * size_hw[1], c * size_hw[1]
-        b, d = (b - d / 2) * size_hw[0], d * size_hw[0]
-    if form == "xyxy":
-        c, d = c - a, d - b
-    if c < 0 or d < 0:
-        return None, "box-inverted"
-    if c == 0 or d == 0:
-        return None, "box-zero-area"
-    corners = (a, b, a + c, b + d) if form != "xyxy" else tuple(numbers)
-    if any(map(math.isnan, corners)):  # huge numbers that cancel out
-        return None, "box-not-numbers"
-    limits = (size_hw[1], size_hw[0]) * 2
-    # clip in float32, the type of the sample: a sliver at the edge may round to nothing
-    clipped = [min(max(0.0, value), limit) for value, limit in zip(corners, limits, strict=True)]
-    inside = np.array(clipped, np.float32).tolist()
-    if inside[2] <= inside[0] or inside[3] <= inside[1]:
-        at_edge = any(value <= 0 or value >= limit for value, limit in zip(corners, limits, strict=True))
-        return None, "box-outside" if at_edge else "box-zero-area"
-    beyond = max(abs(value - clipped) for value, clipped in zip(corners, inside, strict=True))
-    return inside, "box-clipped" if beyond > _EDGE_TOLERANCE else ""
-
-
-def _check_form(measured: "array[float]", raw: RawData) -> None:
-    """Report a wrong form of the boxes if the whole set is evidence for another one.
-
-    `measured` has the four numbers of each box, and the height and width of its image.
-    """
-    a, b, c, d, height, width = np.frombuffer(measured).reshape(-1, 6).T
-    right, low = width + _EDGE_TOLERANCE, height + _EDGE_TOLERANCE
-    starts = (a >= -_EDGE_TOLERANCE) & (b >= -_EDGE_TOLERANCE)
-    with np.errstate(over="ignore"):
-        as_xywh = starts & (a + c <= right) & (b + d <= low) & (c > 0) & (d > 0)
-    as_xyxy = starts & (c <= right) & (d <= low) & (c > a) & (d > b)
-    fits, fits_as_other = (as_xyxy, as_xywh) if raw.form == "xyxy" else (as_xywh, as_xyxy)
-    largest, unfit = np.abs([a, b, c, d]).max(axis=0), int((~fits).sum())
-    if raw.form == "cxcywh":
-        far_above_one = int((largest > _FAR_ABOVE_ONE).sum())
-        if far_above_one * 2 > len(a):
-            raw.problems.add("boxes-look-pixels", count=far_above_one)
-    elif ((largest <= 1) & (np.minimum(height, width) > 4)).all():
-        raw.problems.add("boxes-look-normalized", count=len(a))
-    elif unfit >= 2 and unfit > _SUSPICIOUS * len(a) and fits_as_other.all():
-        raw.problems.add(f"boxes-look-{'xywh' if raw.form == 'xyxy' else 'xyxy'}", count=unfit)

@@ -70,7 +70,14 @@ def coco_source(tree: Tree, file: str) -> Source:
 
 
 def _read(path: Path) -> RawData:
-    return raw_coco(read_json(path), path)
+    return raw_coco(read_json(path, hook=_without_outline), path)
+
+
+def _without_outline(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the outline of a row with a box: outlines fill gigabytes."""
+    if row.get("bbox"):
+        row.pop("segmentation", None)
+    return row
 
 
 def raw_coco(content: Any, json_path: Path) -> RawData:
@@ -144,8 +151,9 @@ def id_key(value: Any) -> str | None:
 def annotations_of(
     annotations: list[Any], image_of: Mapping[str, RawImage], problems: Collector
 ) -> Iterator[tuple[RawImage, dict[str, Any], str, bool]]:
-    """Yield the image, row, location and crowd flag of each usable annotation."""
+    """Yield image, row, location and crowd flag of each usable annotation, and free its memory."""
     for index, row in enumerate(annotations):
+        annotations[index] = None
         where = f"annotations[{index}]"
         if not isinstance(row, dict):
             problems.add("annotation-broken", where)
@@ -161,9 +169,9 @@ def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | No
     if isinstance(segmentation, list):
         try:
             points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
-        except (ValueError, TypeError):
+            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        except (ValueError, TypeError, OverflowError):  # ValueError: also of no points
             return None
-        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
         return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
     if isinstance(segmentation, dict):
         from faster_coco_eval.core import mask
@@ -174,7 +182,7 @@ def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | No
                 mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
             )
             return [float(number) for number in mask.toBbox(encoded)]
-        except (KeyError, ValueError, TypeError, RuntimeError):
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError):
             return None
     return None
 

@@ -97,7 +97,7 @@ def _source(tree: Tree, file: str, names: dict[str, str]) -> Source:
 def _class_names(tree: Tree) -> dict[str, str]:
     """Return the names of Open Images' classes, by their codes such as "/m/01yrx"."""
     files = [file for file in tree.suffixed(".csv") if "class-descriptions" in basename(file)]
-    rows = csv.reader(io.StringIO(read_text(tree.root / files[0]) if files else ""))
+    rows = csv_rows(read_text(tree.root / files[0]), tree.root / files[0]) if files else []
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 

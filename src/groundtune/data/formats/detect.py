@@ -39,6 +39,7 @@ from groundtune.data.problems import READING, Collector, Finding, Severity
 from groundtune.data.sample import Dataset, join_examples, unify_classes
 from groundtune.data.split import hold_out
 from groundtune.errors import ConfigError, DataError, suggestion
+from groundtune.files import collection_paused
 
 READERS: dict[str, Callable[[Tree], Evidence | None]] = {
     "coco": coco.recognize,
@@ -98,6 +99,7 @@ def load_splits(
     return splits
 
 
+@collection_paused()
 def read_splits(
     path: Path,
     *,
@@ -194,6 +196,8 @@ def _read(tree: Tree, found: Sequence[Evidence], path: Path, keep_going: bool) -
         refused = {"train": refused.pop("")} | refused
     if tree.only and len(sources) == 1:
         sources = {"train": next(iter(sources.values()))}
+    if not sources and not refused:
+        refused["train"] = f"{tree.root / found[0].example} lists no images. Expected at least one."
     splits = {}
     for split in (split for split in SPLITS if split in sources):
         source = sources[split]

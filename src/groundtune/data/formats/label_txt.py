@@ -24,7 +24,7 @@ from groundtune.data.formats.files import find_name_list, image_folders
 from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage, Source, classes_by_name
 from groundtune.data.formats.tree import Tree, join
 from groundtune.data.formats.words import split_of
-from groundtune.files import read_bytes
+from groundtune.files import MAX_LABELS, read_bytes
 
 _PROBED_FOLDERS, _PROBED_FILES = 1000, 3
 _DOTA_HEADER = re.compile(r"\s*(imagesource|gsd|acquisition dates)\s*:", re.IGNORECASE)
@@ -128,7 +128,7 @@ def _read(path: Path, *, tree: Tree, files: Sequence[str], name: str) -> RawData
     for file in files:
         image = RawImage((_image_of(tree, file),), basename(file))
         try:
-            text = read_bytes(tree.root / file).decode("utf-8-sig", errors="replace")
+            text = read_bytes(tree.root / file, MAX_LABELS).decode("utf-8-sig", errors="replace")
         except OSError as error:
             raw.problems.add("annotation-file-unreadable", f"{file} ({error.strerror or error})")
             continue

@@ -24,6 +24,7 @@ from groundtune.data.formats.records import Evidence, RawBox, RawData, RawImage,
 from groundtune.data.formats.tree import Tree, join
 from groundtune.data.formats.words import folder_split
 from groundtune.data.sample import Sample
+from groundtune.files import MAX_LABELS, read_bytes
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _COUNTS_FROM_ONE = re.compile(r"VOC|PASCAL|roboflow", re.IGNORECASE)
@@ -61,7 +62,7 @@ def _read(file: Path, *, tree: Tree, files: Sequence[str], listed: Sequence[str]
     raw = RawData(file, "xyxy")
     for each in files:
         try:
-            element = fromstring((tree.root / each).read_bytes(), forbid_dtd=True)
+            element = fromstring(read_bytes(tree.root / each, MAX_LABELS), forbid_dtd=True)
         except (ElementTree.ParseError, ValueError, LookupError, OSError, RecursionError) as error:
             example = f"{basename(each)} ({error or type(error).__name__})"
             raw.problems.add("annotation-file-unreadable", example)

@@ -7,13 +7,13 @@ import numpy as np
 
 from groundtune.data.formats.records import centered
 from groundtune.data.problems import Collector
-from groundtune.files import read_bytes
+from groundtune.files import MAX_LABELS, read_bytes
 
 
 def read_rows(path: Path, problems: Collector) -> list[tuple[int, list[float]]]:
     """Return line number and numbers of each readable row."""
     try:
-        text = read_bytes(path).decode("utf-8-sig", errors="replace")
+        text = read_bytes(path, MAX_LABELS).decode("utf-8-sig", errors="replace")
     except OSError as error:
         problems.add("annotation-file-unreadable", f"{path.name} ({error.strerror or error})")
         return []
