@@ -84,7 +84,11 @@ def _merge_entries(found: list[Found], raw: RawData) -> list[Found]:
         if image.caption is not None:
             return found  # each caption of an image has an entry
         if path in merged:
-            merged[path][0].boxes += image.boxes
+            first = merged[path][0]
+            first.boxes += image.boxes
+            first.incomplete += image.incomplete
+            if first.absent is not None:
+                first.absent += image.absent or []
             raw.problems.add("image-entry-twice", image.file_names[0])
         else:
             merged[path] = image, path, size_hw
@@ -159,6 +163,10 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
         kept.setdefault(key, (score, float(area) if is_area else math.nan))
     assert image.image_id is not None
     scores, areas = np.array([*kept.values()]).reshape(-1, 2).T
+    exhaustive = None
+    if image.absent is not None:
+        listed = {class_index for class_index, *_ in kept} | {index_of.get(key, -1) for key in image.absent}
+        exhaustive = frozenset(listed - {-1, *(index_of.get(key, -1) for key in image.incomplete)})
     return Sample(
         image_path=path,
         image_id=image.image_id,
@@ -167,6 +175,7 @@ def _sample(found: Found, class_of: dict[Any, int], raw: RawData, measured: "arr
         class_ids=np.array([class_index for class_index, *_ in kept], np.int64),
         crowd=np.array([crowd for _, crowd, *_ in kept], bool),
         grounding=grounding,
+        exhaustive=exhaustive,
         confidence=None if (scores == 1).all() else scores.astype(np.float32),
         areas=None if np.isnan(areas).all() else areas,
         file_name=next((n for n in image.file_names if n.endswith(path.name)), path.name),
