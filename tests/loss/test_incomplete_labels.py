@@ -32,9 +32,7 @@ def batch():
     }
     positive_map = torch.zeros(1, 256, dtype=torch.bool)
     positive_map[0, A] = True
-    target = SimpleNamespace(
-        boxes_cxcywh=torch.tensor(BOXES[:1]), positive_map=positive_map, confidence=None
-    )
+    target = SimpleNamespace(boxes_cxcywh=torch.tensor(BOXES[:1]), positive_map=positive_map, confidence=None)
     return outputs, [target]
 
 
