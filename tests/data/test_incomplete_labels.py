@@ -186,6 +186,18 @@ def test_tokens_that_only_labeled_objects_teach(tmp_path, tokenizer):
     assert next(complete.epoch(0)).unlabeled_tokens() is None
 
 
+def test_known_classes_are_in_the_prompt_first(tmp_path, tokenizer):
+    """Of 300 classes about 125 fit. Without knowledge, all images draw them evenly."""
+    names = [f"cat {number}" for number in range(300)]
+    plain = sample(tmp_path, 0, [(1, 1, 9, 9)], [7])
+    known = replace(plain, exhaustive=frozenset({7, 250, 260}))
+    for own, drawn in ((known, {7, 250, 260}), (plain, {7})):
+        loader = loader_of(dataset_of([own], names), tokenizer, batch_size=1, negative_probability=0.0)
+        prompts = [set(next(loader.epoch(epoch)).prompts[0].phrases) for epoch in range(12)]
+        assert set.intersection(*prompts) == {names[c] for c in drawn}
+        assert all(60 < len(prompt) < 128 for prompt in prompts)
+
+
 def test_options(tmp_path, capsys):
     """--no-exhaustive and a list in YAML reach the run; a wrong name ends it before it starts."""
     data = half_labeled(tmp_path / "one")

@@ -2,8 +2,8 @@
 
 - `--extra-data PATH=WEIGHT` adds the training images of other data sets, and their classes, to the
   run. `--rehearsal PATH=SHARE` adds only images: the model is not evaluated on their classes.
-  Classes are matched by name. The classes that a data set does not annotate are never negatives in
-  its images.
+  Classes are matched by name. The classes that a data set does not list are no background in its
+  images: they are masked in the loss, and those of a rehearsal are not in the prompt.
 - `--rename` gives the model better words, such as "red blood cell" for "rbc". Synonyms follow
   after `|`, and each training prompt draws one; `{}` is the plain phrase ("a {} from above"). Only
   prompts change: names, category ids, and every file that is written, stay those of the data set.
@@ -70,7 +70,7 @@ def add_extra_data(
     if incomplete_sets != ():
         mark_incomplete([splits.source, *paths], [splits["train"], *datasets], incomplete_sets)
     if added:
-        _join(list(splits.values()), splits["train"], added)
+        _join(list(splits.values()), splits["train"], added, in_prompt=True)
 
 
 def mark_incomplete(paths: Sequence[Path], datasets: Sequence[Dataset], names: Sequence[str] | None) -> None:
@@ -124,7 +124,8 @@ def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> D
     joined = replace(train, findings=[], renamed=train.renamed | phrases)
     images = sum(sample.weight for sample in train.samples) / rest  # of an epoch
     added = [(_training_images(path), share) for path, share in rehearsal]
-    _join([joined], joined, [(dataset, share * images / len(dataset.samples)) for dataset, share in added])
+    weighted = [(dataset, share * images / len(dataset.samples)) for dataset, share in added]
+    _join([joined], joined, weighted, in_prompt=False)
     return joined
 
 
@@ -135,8 +136,20 @@ def _training_images(path: Path) -> Dataset:
     return splits["train"]
 
 
-def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
-    """Give all `splits` the classes of the added data sets, and `train` their images."""
+def _limited(sample: Sample, listed: frozenset[int] | None, in_prompt: bool) -> Sample:
+    """Limit what is background in an image to the classes that its data set lists; None: all."""
+    if not in_prompt:
+        return replace(sample, annotated=listed)
+    return sample if sample.exhaustive is not None else replace(sample, exhaustive=listed)
+
+
+def _join(
+    splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]], in_prompt: bool
+) -> None:
+    """Give all `splits` the classes of the added data sets, and `train` their images.
+
+    `in_prompt`: classes that a data set does not list are in the prompts of its images.
+    """
     all_sets = [*splits, *(dataset for dataset, _ in added)]
     before = [list(dataset.findings) for dataset in all_sets]
     listed = unify_classes(all_sets)
@@ -145,11 +158,11 @@ def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, 
         dataset.findings = [each for each in dataset.findings if each in old or each.check == "names-matched"]
     annotated, count = [listed[0], *listed[len(splits) :]], len(train.class_names)
     ids = [None if len(known) == count else known for known in annotated]
-    train.samples = [replace(sample, annotated=ids[0]) for sample in train.samples]
+    train.samples = [_limited(sample, ids[0], in_prompt) for sample in train.samples]
     next_id = max((sample.image_id for sample in train.samples), default=0) + 1
     for (dataset, weight), class_ids in zip(added, ids[1:], strict=True):
         train.samples += [
-            replace(sample, image_id=next_id + index, weight=weight, annotated=class_ids)
+            replace(_limited(sample, class_ids, in_prompt), image_id=next_id + index, weight=weight)
             for index, sample in enumerate(dataset.samples)
         ]
         count = len(dataset.samples)
