@@ -71,7 +71,7 @@ class _Truth(NamedTuple):
     confidence: Tensor  # (N,) float32
     text_token_mask: Tensor  # (B, T) bool
     unlabeled_tokens: Tensor | None  # (B, T) bool, of classes that may be present without a box
-    image: Tensor  # (N,) int64, the image of each box
+    counts: list[int]  # boxes of each image
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,8 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor, unlabeled_tokens:
     confidence = torch.cat(
         [torch.ones_like(t.boxes_cxcywh[:, 0]) if t.confidence is None else t.confidence for t in targets]
     ).float()
-    image = torch.repeat_interleave(torch.tensor([len(t.boxes_cxcywh) for t in targets])).to(boxes.device)
-    return _Truth(
-        boxes, positive_map * confidence[:, None], confidence, text_token_mask, unlabeled_tokens, image
-    )
+    positive_map, counts = positive_map * confidence[:, None], [len(t.boxes_cxcywh) for t in targets]
+    return _Truth(boxes, positive_map, confidence, text_token_mask, unlabeled_tokens, counts)
 
 
 def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
@@ -244,10 +242,11 @@ def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor,
 def _on_labeled_objects(head: Head, matched: Match, truth: _Truth) -> Tensor:
     """Return (B, Q) bool, True for queries that match a box or whose box overlaps with one."""
     boxes, labeled = cxcywh_to_xyxy(head.boxes_cxcywh.float()), cxcywh_to_xyxy(truth.boxes_cxcywh)
-    iou = pairwise_iou(boxes[truth.image], labeled.unsqueeze(1)).squeeze(2)  # (N, Q)
+    image = torch.repeat_interleave(torch.tensor(truth.counts)).to(boxes.device)  # (N,)
+    iou = pairwise_iou(boxes[image], labeled.unsqueeze(1)).squeeze(2)  # (N, Q)
     box, query = (iou >= _SAME_OBJECT_IOU).nonzero(as_tuple=True)
     known = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-    known[truth.image[box], query] = True
+    known[image[box], query] = True
     known[matched.image, matched.query] = True
     return known
 
