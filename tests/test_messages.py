@@ -87,6 +87,7 @@ train data --rename rbc
 train data --report-to tensorbord
 train data --multi-scale 1,big
 train data --extra-data data=lots
+train data --incomplete rest,train
 train data --lr fast --workers -1 --flip 2
 predict nano a.jpg --threshold 2
 convert data out --format cocoo

@@ -193,7 +193,7 @@ def test_other_splits_and_data_are_matched_by_name_then_by_their_words(tmp_path:
     add_extra_data(splits, [(extra, 1.0)])
     assert splits["train"].class_names == ["Cat", "bolt (M6)", "dog", "bolt (M8)", "crane (bird)"]
     assert splits["train"].samples[1].class_ids.tolist() == [0, 4, 2]
-    assert splits["train"].samples[1].annotated == {0, 2, 4}
+    assert splits["train"].samples[1].exhaustive == {0, 2, 4}
     assert "'CAT' is 'Cat', 'DOG' is 'dog'" in " ".join(splits["train"].messages)
     rehearsal = data_of(tmp_path / "c", ["crane (machine)", "x"])
     joined = with_rehearsal(splits["train"], [(rehearsal, 0.2)])

@@ -150,6 +150,11 @@ class TrainConfig(ComputeOptions):
     data: str = option(help=_DATA, positional=True)
     model: str = _run("nano", _MODEL)
     format: str | None = _run(None, _FORMAT)
+    exhaustive: bool = _run(
+        True,
+        "every object has a box; otherwise only the classes of an image's boxes are taught as background",
+    )
+    incomplete: list[str] = _run([], "data sets, or folders in them, of which not every object has a box")
     extra_data: list[str] = _run(
         [], "more training data, as PATH=WEIGHT; WEIGHT (1) is how often an image is shown per epoch"
     )

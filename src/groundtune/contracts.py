@@ -22,6 +22,8 @@ class Target:
         noise_seed: random seed of the denoising queries.
         confidence: (N,) float32 in (0, 1], the class target and the weight of the box loss: below 1
             for detections of a model that serve as labels. None means 1.
+        unlabeled_tokens: (max_text_len,) bool, the tokens of phrases whose objects may have no box.
+            None means none.
     """
 
     boxes_cxcywh: Tensor
@@ -30,6 +32,7 @@ class Target:
     positive_map: Tensor
     noise_seed: int
     confidence: Tensor | None = None
+    unlabeled_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> Target:
         """Return the same target with its tensors on a device."""
@@ -40,6 +43,7 @@ class Target:
             self.positive_map.to(device),
             self.noise_seed,
             None if self.confidence is None else self.confidence.to(device),
+            None if self.unlabeled_tokens is None else self.unlabeled_tokens.to(device),
         )
 
 

@@ -141,7 +141,7 @@ def class_set(folder, names, classes, count=6):
     return folder
 
 
-def test_classes_that_a_data_set_does_not_annotate_are_never_negatives_in_it(tmp_path, tokenizer):
+def test_classes_that_a_data_set_does_not_annotate_are_no_background_in_it(tmp_path, tokenizer):
     main = class_set(tmp_path / "a", [(1, "cat"), (2, "dog")], [1, 2])
     other = class_set(tmp_path / "b", [(9, "dog"), (1, "zebra")], [9, 1], 4)
     for number in range(4):
@@ -158,16 +158,21 @@ def test_classes_that_a_data_set_does_not_annotate_are_never_negatives_in_it(tmp
     assert train.class_names == splits["valid"].class_names == ["cat", "dog", "zebra"]
     assert len(train.samples) == 14 and len({s.image_id for s in train.samples}) == 14
     assert not splits["valid"].messages and [f.check for f in train.findings] == ["data-mixed"] * 2
-    prompted = {"a": set(), "b": set(), "c": set()}
+    taught = {"a": set(), "b": set(), "c": set()}
     loader = loader_of(train, tokenizer, batch_size=4)
     shown = Counter()
     for epoch in range(12):
         for batch in loader.epoch(epoch):
-            for own, prompt in zip(batch.samples, batch.prompts, strict=True):
+            rows = zip(
+                batch.samples, batch.prompts, batch.text.input_ids, batch.unlabeled_tokens(), strict=True
+            )
+            for own, prompt, ids, unlabeled in rows:
                 source = own.image_path.relative_to(tmp_path).parts[0]
-                prompted[source] |= set(prompt.phrases)
+                masked = set(tokenizer.convert_ids_to_tokens(ids[unlabeled].tolist()))
+                taught[source] |= set(prompt.phrases) - masked
+                assert masked == set(prompt.phrases) & {"a": {"zebra"}, "b": {"cat"}, "c": set()}[source]
                 shown[source] += 1
-    assert prompted == {"a": {"cat", "dog"}, "b": {"dog", "zebra"}, "c": {"left cat", "right cat"}}
+    assert taught == {"a": {"cat", "dog"}, "b": {"dog", "zebra"}, "c": {"left cat", "right cat"}}
     assert shown == {"a": 72, "b": 48, "c": 24}
     dogs = [s for s in train.samples if 1 in s.class_ids and s.grounding is None]
     assert {s.image_path.parts[-3] for s in dogs} == {"a", "b"}

@@ -161,7 +161,8 @@ def steps(watcher: Recorder) -> list[int]:
 
 def run(config: TrainConfig, bundle: ModelBundle, out: Path, progress: Recorder | None = None) -> RunResult:
     limits = {"train": config.max_train_images, "valid": config.max_valid_images}
-    splits = read_data(config.data, config.extra_data, config.rename, limits)
+    incomplete = tuple(config.incomplete) if config.exhaustive else None
+    splits = read_data(config.data, config.extra_data, config.rename, limits, incomplete_sets=incomplete)
     return train(
         config, bundle, splits, out, progress or Recorder(), read_retention_data(config.retention_data)
     )

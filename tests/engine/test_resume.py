@@ -69,6 +69,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     ("changed", "stop", "first"),
     [
         pytest.param({}, Recorder(stop_at=5), 4, id="in the second epoch"),
+        pytest.param({"exhaustive": False}, Recorder(stop_at=5), 4, id="incomplete labels"),
         pytest.param({"save_steps": 1, "log_steps": 4}, Recorder(stop_at=6), 6, id="between two lines"),
         pytest.param({"ema_decay": 0.9, "save_steps": 2}, Recorder(stop_at=6), 5, id="average"),
         pytest.param({"cache_features": True, "save_steps": 2}, Recorder(stop_at=4), 4, id="cached features"),

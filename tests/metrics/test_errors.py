@@ -1,5 +1,6 @@
 """Error split, best thresholds, confusion matrix and calibration on detections made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,15 @@ def test_what_is_matched_is_what_pycocotools_matches(seed: int) -> None:
     images = [entry for entry in evaluation.evalImgs if entry is not None]
     theirs = sum(int(((one["dtMatches"][0] > 0) & ~one["dtIgnore"][0].astype(bool)).sum()) for one in images)
     assert sum(result.types.count("matched") for result in collect(data, predictions)) == theirs > 0
+
+
+def test_a_class_that_is_not_labeled_completely_makes_no_errors() -> None:
+    """The cats of the image are not all labeled: the one with a box counts, a false one does not."""
+    data = dataset([(CAT, BOX), (DOG, BOX)])
+    data.samples = [replace(data.samples[0], exhaustive=frozenset({DOG}))]
+    found = [detection(CAT, BOX, 0.9), detection(CAT, FAR, 0.8), detection(DOG, FAR, 0.7)]
+    results = collect(data, found)
+    assert results[0].types == ["matched", "crowd", "background"]
+    assert best_thresholds(results, 2)[CAT].precision == 1
+    counts = error_counts(results, np.zeros(2), 2)
+    assert counts["background"].tolist() == [0, 1] and counts["matched"].tolist() == [1, 0]

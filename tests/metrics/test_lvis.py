@@ -7,6 +7,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,53 @@ def test_a_detection_counts_where_its_class_was_looked_for(absent, incomplete, a
     assert found.per_class["cat"] == pytest.approx({"AP": ap, "AP50": ap})
     assert found.metrics["APr"] == found.metrics["AP"] == pytest.approx(ap)
     assert found.metrics["APc"] is found.metrics["APf"] is found.per_class["dog"]["AP"] is None
+
+
+@pytest.mark.parametrize(
+    ("cats_known", "ap"),
+    [
+        ((True, False), 1.0),  # nobody looked for cats in the second image
+        ((True, True), 0.5),  # they are known not to be there
+        ((False, False), 1.0),
+        (None, 0.5),
+    ],
+)
+def test_incomplete_labels_without_frequencies_count_likewise_by_cocos_rules(cats_known, ap: float) -> None:
+    samples = [image(1, 0), image(2)]
+    if cats_known:
+        known = [frozenset({0} if each else ()) for each in cats_known]
+        samples = [replace(s, exhaustive=each) for s, each in zip(samples, known, strict=True)]
+    data = Dataset("valid", Path("."), ["cat", "dog", "red fox"], samples, [CAT, DOG, FOX])
+    found = coco.coco_metrics(data, [said(1, CAT, BOX, 0.8), said(2, CAT, BOX, 0.9)])
+    assert found.per_class["cat"] == pytest.approx({"AP": ap, "AP50": ap}) and found.metrics["AR1"] == 1
+
+
+def test_an_image_with_all_labels_beside_others_counts_in_full() -> None:
+    samples = [image(1, 0), image(2), replace(image(3), exhaustive=frozenset[int]())]
+    data = Dataset("valid", Path("."), ["cat", "dog", "red fox"], samples, [CAT, DOG, FOX])
+    found = [said(1, CAT, BOX, 0.7), said(2, CAT, BOX, 0.8), said(3, CAT, BOX, 0.9)]
+    assert coco.coco_metrics(data, found).metrics["AP"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_incomplete_labels_give_lvis_numbers(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    data = random_dataset(rng, crowds=False)
+    found = random_predictions(rng, data)
+    absent, incomplete, samples = {}, {}, []
+    for sample in data.samples:
+        boxes = set(sample.class_ids.tolist())
+        known = {c for c in range(3) if rng.random() < 0.6}
+        absent[sample.image_id] = [data.category_ids[c] for c in known - boxes]
+        incomplete[sample.image_id] = [data.category_ids[c] for c in boxes - known]
+        samples.append(replace(sample, exhaustive=frozenset(known)))
+    rules = LvisRules(FREQUENCIES, absent, incomplete)
+    expected = lvis_metrics(replace(data, lvis=rules), found)
+    counted = coco.coco_metrics(replace(data, samples=samples), found)
+    plain = coco.coco_metrics(data, found)
+    for name, metrics in counted.per_class.items():
+        assert metrics == pytest.approx(expected.per_class[name])
+    assert counted.metrics["AP"] != pytest.approx(plain.metrics["AP"])
 
 
 def test_frequencies_group_the_classes() -> None:

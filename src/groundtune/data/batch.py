@@ -49,6 +49,16 @@ class Batch:
         """Return the padded images, (B, 3, H, W), as `pad_images`."""
         return pad_images(self.images)
 
+    def unlabeled_tokens(self) -> Tensor | None:
+        """Return (B, T) bool, `Target.unlabeled_tokens` of all images; None if no image has any."""
+        mask = self.text.text_token_mask
+        rows = [target.unlabeled_tokens for target in self.targets]
+        if all(row is None for row in rows):
+            return None
+        return torch.stack(
+            [torch.zeros_like(mask[0]) if row is None else row[: mask.shape[1]] for row in rows]
+        )
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
         return replace(
@@ -101,6 +111,9 @@ def make_target(
     boxes_cxcywh = np.concatenate([(low + high) / 2, high - low], axis=1)
     class_ids = sample.class_ids[used]
     labels = torch.tensor([label_of[int(c)] for c in class_ids], dtype=torch.long)
+    unlabeled = None
+    if sample.exhaustive is not None and sample.grounding is None:
+        unlabeled = phrase_map[[c not in sample.exhaustive for c in prompt_classes]].any(0)
     return Target(
         boxes_cxcywh=torch.from_numpy(boxes_cxcywh.astype(np.float32)),
         labels=labels,
@@ -108,6 +121,7 @@ def make_target(
         positive_map=phrase_map[labels],
         noise_seed=noise_seed,
         confidence=None if sample.confidence is None else torch.from_numpy(sample.confidence[used]),
+        unlabeled_tokens=unlabeled,
     )
 
 

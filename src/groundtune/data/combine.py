@@ -2,21 +2,23 @@
 
 - `--extra-data PATH=WEIGHT` adds the training images of other data sets, and their classes, to the
   run. `--rehearsal PATH=SHARE` adds only images: the model is not evaluated on their classes.
-  Classes are matched by name. The classes that a data set does not annotate are never negatives in
-  its images.
+  Classes are matched by name. The classes that a data set does not list are no background in its
+  images: they are masked in the loss, and those of a rehearsal are not in the prompt.
 - `--rename` gives the model better words, such as "red blood cell" for "rbc". Synonyms follow
   after `|`, and each training prompt draws one; `{}` is the plain phrase ("a {} from above"). Only
   prompts change: names, category ids, and every file that is written, stay those of the data set.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from groundtune.data.formats.detect import read_splits
+from groundtune.data.formats.detect import Splits, read_splits
+from groundtune.data.formats.tree import inside
 from groundtune.data.problems import Finding
 from groundtune.data.sample import Dataset, Sample, match_class_names, unify_classes
 from groundtune.errors import ConfigError, DataError
@@ -45,20 +47,63 @@ def parse_weighted_paths(
     return parsed
 
 
-def add_extra_data(splits: dict[str, Dataset], extra: Sequence[tuple[Path, float]]) -> None:
+def add_extra_data(
+    splits: Splits, extra: Sequence[tuple[Path, float]], incomplete_sets: Sequence[str] | None = ()
+) -> None:
     """Add the training images of other data sets to "train", and their classes to all splits.
 
-    The numbers are how often an image of a data set is shown per epoch, on average.
+    Args:
+        splits: those of the data set.
+        extra: the others, and how often an image of each is shown per epoch, on average.
+        incomplete_sets: data sets or folders of which not all objects have a box; None: all.
 
     Raises:
+        ConfigError: there is no such data set or folder with training images.
         DataError: a data set cannot be read or has no training images.
     """
-    if not extra:
-        return
-    if "train" not in splits:
+    if "train" not in splits and extra:
         raise DataError("There is no split 'train' to add extra data to.")
+    if "train" not in splits or (not extra and incomplete_sets == ()):
+        return
     added = [(_training_images(path), weight) for path, weight in extra]
-    _join(list(splits.values()), splits["train"], added)
+    paths, datasets = [path for path, _ in extra], [dataset for dataset, _ in added]
+    if incomplete_sets != ():
+        mark_incomplete([splits.source, *paths], [splits["train"], *datasets], incomplete_sets)
+    if added:
+        _join(list(splits.values()), splits["train"], added, in_prompt=True)
+
+
+def mark_incomplete(paths: Sequence[Path], datasets: Sequence[Dataset], names: Sequence[str] | None) -> None:
+    """Mark images as labeled for the classes of their boxes only.
+
+    Images with verified labels (LVIS, Open Images) stay as they are.
+
+    Args:
+        paths: path of each data set.
+        datasets: its training images.
+        names: paths or names of data sets, or of folders in them; None: all data sets.
+
+    Raises:
+        ConfigError: a name fits no training image.
+    """
+    missing = set(names or ())
+    for path, dataset in zip(paths, datasets, strict=True):
+        for index, sample in enumerate(dataset.samples):
+            fitting = {name for name in names or () if _is_of(sample, name, path, dataset.root)}
+            missing -= fitting
+            if (fitting or names is None) and sample.exhaustive is None:
+                dataset.samples[index] = replace(sample, exhaustive=frozenset(sample.class_ids.tolist()))
+    if missing:
+        raise ConfigError(
+            f"incomplete: no training image is in {', '.join(map(repr, sorted(missing)))}. Expected a "
+            f"data set ({', '.join(map(str, paths))}) or a folder in one."
+        )
+
+
+def _is_of(sample: Sample, name: str, path: Path, root: Path) -> bool:
+    """Return whether an image is of the data set or in the folder of a name."""
+    whole = Path(name) == path or name == path.name
+    return whole or any(inside(sample.image_path, folder) for folder in (Path(name), root / name))
 
 
 def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> Dataset:
@@ -79,7 +124,8 @@ def with_rehearsal(train: Dataset, rehearsal: Sequence[tuple[Path, float]]) -> D
     joined = replace(train, findings=[], renamed=train.renamed | phrases)
     images = sum(sample.weight for sample in train.samples) / rest  # of an epoch
     added = [(_training_images(path), share) for path, share in rehearsal]
-    _join([joined], joined, [(dataset, share * images / len(dataset.samples)) for dataset, share in added])
+    weighted = [(dataset, share * images / len(dataset.samples)) for dataset, share in added]
+    _join([joined], joined, weighted, in_prompt=False)
     return joined
 
 
@@ -90,8 +136,20 @@ def _training_images(path: Path) -> Dataset:
     return splits["train"]
 
 
-def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]]) -> None:
-    """Give all `splits` the classes of the added data sets, and `train` their images."""
+def _limited(sample: Sample, listed: frozenset[int] | None, in_prompt: bool) -> Sample:
+    """Limit what is background in an image to the classes that its data set lists; None: all."""
+    if not in_prompt:
+        return replace(sample, annotated=listed)
+    return sample if sample.exhaustive is not None else replace(sample, exhaustive=listed)
+
+
+def _join(
+    splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, float]], in_prompt: bool
+) -> None:
+    """Give all `splits` the classes of the added data sets, and `train` their images.
+
+    `in_prompt`: classes that a data set does not list are in the prompts of its images.
+    """
     all_sets = [*splits, *(dataset for dataset, _ in added)]
     before = [list(dataset.findings) for dataset in all_sets]
     listed = unify_classes(all_sets)
@@ -100,11 +158,11 @@ def _join(splits: list[Dataset], train: Dataset, added: Sequence[tuple[Dataset, 
         dataset.findings = [each for each in dataset.findings if each in old or each.check == "names-matched"]
     annotated, count = [listed[0], *listed[len(splits) :]], len(train.class_names)
     ids = [None if len(known) == count else known for known in annotated]
-    train.samples = [replace(sample, annotated=ids[0]) for sample in train.samples]
+    train.samples = [_limited(sample, ids[0], in_prompt) for sample in train.samples]
     next_id = max((sample.image_id for sample in train.samples), default=0) + 1
     for (dataset, weight), class_ids in zip(added, ids[1:], strict=True):
         train.samples += [
-            replace(sample, image_id=next_id + index, weight=weight, annotated=class_ids)
+            replace(_limited(sample, class_ids, in_prompt), image_id=next_id + index, weight=weight)
             for index, sample in enumerate(dataset.samples)
         ]
         count = len(dataset.samples)
@@ -189,6 +247,10 @@ def _set_phrases(
 
 def _with_classes(sample: Sample, new_ids: np.ndarray) -> Sample:
     annotated = sample.annotated and frozenset(int(new_ids[index]) for index in sample.annotated)
+    exhaustive = sample.exhaustive
+    if exhaustive is not None:  # of a merged class all parts must be
+        parts, count = np.bincount(new_ids), Counter(new_ids[[*exhaustive]].tolist())
+        exhaustive = frozenset(index for index in count if count[index] == parts[index])
     # in a caption, class ids are those of its phrases
     class_ids = sample.class_ids if sample.grounding is not None else new_ids[sample.class_ids]
-    return replace(sample, class_ids=class_ids, annotated=annotated)
+    return replace(sample, class_ids=class_ids, annotated=annotated, exhaustive=exhaustive)

@@ -14,6 +14,7 @@ Deviation from MMDetection: classes of the image that have no box in this view (
 away, or are crowds) are not in the prompt. They could be visible, and would be trained as absent.
 """
 
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -224,6 +225,8 @@ class TrainLoader:
         annotated = range(len(counts)) if sample.annotated is None else sorted(sample.annotated)
         # a prompt needs a class, so hidden ones are used if there are no others
         allowed = [c for c in annotated if c not in hidden] or list(annotated)
+        if sample.exhaustive is not None:
+            allowed = self._known_first(allowed, positives | sample.exhaustive, rng)
         position = {c: i for i, c in enumerate(allowed)}
         prompts = sample_prompt(
             [self.phrases[c][0] for c in allowed],
@@ -235,6 +238,16 @@ class TrainLoader:
             max_text_len=self.max_text_len,
         )
         return [[allowed[i] for i in prompt] for prompt in prompts]
+
+    def _known_first(
+        self, allowed: list[int], known: frozenset[int] | set[int], rng: random.Random
+    ) -> list[int]:
+        """Return the known classes of an image, and as many random others as fit beside them."""
+        others = rng.sample(unknown := [c for c in allowed if c not in known], len(unknown))
+        room = self.max_text_len - sum(self.token_counts[c] for c in allowed if c in known)
+        totals = itertools.accumulate(self.token_counts[c] for c in others)
+        fitting = {c for c, tokens in zip(others, totals, strict=True) if tokens <= room}
+        return [c for c in allowed if c in known or c in fitting]
 
     def _draw_phrase(self, class_id: int, rng: random.Random) -> str:
         phrases = self.phrases[class_id]

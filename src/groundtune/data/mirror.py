@@ -35,11 +35,14 @@ def mirror_labels(sample: Sample, classes: Sequence[int | None]) -> Sample | Non
     if all(other == index for index, other in enumerate(classes)):
         return sample
     others = [classes[index] for index in sample.class_ids]
-    annotated = range(len(classes)) if sample.annotated is None else sample.annotated
-    known = frozenset(other for index in annotated if (other := classes[index]) is not None)
+    annotated = frozenset(range(len(classes))) if sample.annotated is None else sample.annotated
+    known, exhaustive = (
+        indices and frozenset(other for index in indices if (other := classes[index]) is not None)
+        for indices in (annotated, sample.exhaustive)
+    )
     if None in others or not known:
         return None
-    return replace(sample, class_ids=np.array(others, np.int64), annotated=known)
+    return replace(sample, class_ids=np.array(others, np.int64), annotated=known, exhaustive=exhaustive)
 
 
 def describe_mirroring(dataset: Dataset) -> list[str]:

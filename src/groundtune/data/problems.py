@@ -189,8 +189,8 @@ _NOTES = {
         "No action is needed if they are.",
     ),
     "annotation-ignored-field": (
-        "neg_category_ids and not_exhaustive_category_ids of LVIS are used in evaluation, if every "
-        "category has a frequency; in training, classes without annotations count as absent.",
+        "neg_category_ids and not_exhaustive_category_ids of LVIS say which classes an image lacks; the "
+        "others are neither taught nor counted there. LVIS's own metrics need a frequency per category.",
         _NO_ACTION,
     ),
     "annotations-unused": ("{n} annotations of other formats are not used:", "Choose with --format."),

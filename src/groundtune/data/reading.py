@@ -18,6 +18,7 @@ def read_data(
     *,
     format: str | None = None,
     needed: Sequence[str] = ("train", "valid"),
+    incomplete_sets: Sequence[str] | None = (),
 ) -> Splits:
     """Read the splits of a data set.
 
@@ -28,9 +29,10 @@ def read_data(
         limits: maximum number of images, by split.
         format: format of the data set; None: recognize it.
         needed: splits that must be readable.
+        incomplete_sets: see `add_extra_data`.
 
     Raises:
-        ConfigError: a weight is not a number.
+        ConfigError: a weight is not a number, or an incomplete set does not exist.
         DataError: the data cannot be read, or a class does not exist.
     """
     others = parse_weighted_paths(extra, "extra_data", 1.0)
@@ -38,7 +40,7 @@ def read_data(
     for split, limit in (limits or {}).items():
         if split in splits:
             splits[split].samples = splits[split].samples[:limit]
-    add_extra_data(splits, others)
+    add_extra_data(splits, others, incomplete_sets)
     rename_classes(list(splits.values()), names)
     return splits
 

@@ -51,6 +51,8 @@ class Sample:
         grounding: caption and phrases, which replace the data set's classes.
         weight: how often the image is shown per epoch, on average over its source.
         annotated: classes that its source annotates; only these can be negatives. None: all.
+        exhaustive: classes of which every object has a box; the others may be background nowhere
+            but at a labeled object. None: all.
         confidence: (N,) float32 in (0, 1], scores of boxes that a model made. None: made by people.
         areas: (N,) float64 square pixels of the objects as the file states them (of masks), which
             evaluation uses; NaN where it has none. None: it has none.
@@ -66,6 +68,7 @@ class Sample:
     grounding: Grounding | None = None
     weight: float = 1.0
     annotated: frozenset[int] | None = None
+    exhaustive: frozenset[int] | None = None
     confidence: np.ndarray | None = None
     areas: np.ndarray | None = None
     file_name: str = ""
@@ -223,7 +226,13 @@ def _adopt_classes(dataset: Dataset, names: list[str], known_ids: dict[str, int]
         dataset.findings.append(Finding("category-not-listed", "note", message, fix, len(missing), examples))
     index = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
     dataset.samples = [
-        sample if sample.grounding is not None else replace(sample, class_ids=index[sample.class_ids])
+        sample
+        if sample.grounding is not None
+        else replace(
+            sample,
+            class_ids=index[sample.class_ids],
+            exhaustive=sample.exhaustive and frozenset(index[[*sample.exhaustive]].tolist()),
+        )
         for sample in dataset.samples
     ]
     dataset.class_names = list(names)

@@ -61,6 +61,7 @@ def base_detections(
             class_ids=np.searchsorted(used, detected.class_indices.numpy()),
             crowd=np.zeros(len(detected.scores), bool),
             annotated=None,
+            exhaustive=None,
             areas=None,
         )
         for sample, detected in zip(samples, confident, strict=True)

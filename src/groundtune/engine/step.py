@@ -169,7 +169,8 @@ def _add_gradients(
 def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> dict[str, Tensor]:
     """Add the gradients of a part, and return its terms without their graph, which is freed."""
     part = part.to(setup.device)
-    terms = setup.criterion(_forward(setup, part, counts, precision), part.targets, counts)
+    output = _forward(setup, part, counts, precision)
+    terms = setup.criterion(output, part.targets, counts, part.unlabeled_tokens())
     total(terms).backward()
     return {name: term.detach() for name, term in terms.items()}
 

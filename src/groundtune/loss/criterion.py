@@ -6,7 +6,8 @@ queries of each decoder layer. Three rules (docs/semantics.md, rules 5, 11 and 1
 - Positions outside the text mask (logit -inf) are removed with `masked_select` BEFORE the focal
   loss. BCE(-inf, 0) is NaN and NaN x 0 is NaN, so masking afterwards would be too late.
 - All queries enter the class term. Unmatched ones have all-zero targets and full weight: they teach
-  background.
+  background, except on tokens of classes whose objects may have no box in the image. On these only
+  queries at a labeled object are taught that it is of no such class.
 - Targets are binary on the tokens of the phrase. Only the model's own detections
   (self-distillation) have soft targets: their confidence, which also weights their box losses.
 
@@ -24,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundtune.boxes import cxcywh_to_xyxy, paired_giou
+from groundtune.boxes import cxcywh_to_xyxy, paired_giou, pairwise_iou
 from groundtune.config import TrainConfig
 from groundtune.contracts import Target
 from groundtune.loss.matcher import Head, Match, MatchingCost, match
+
+_SAME_OBJECT_IOU = 0.5
 
 
 def sigmoid_focal_loss(
@@ -67,6 +70,8 @@ class _Truth(NamedTuple):
     positive_map: Tensor  # (N, T) float32, the box's confidence on the tokens of its phrase, 0 elsewhere
     confidence: Tensor  # (N,) float32
     text_token_mask: Tensor  # (B, T) bool
+    unlabeled_tokens: Tensor | None  # (B, T) bool, of classes that may be present without a box
+    counts: list[int]  # boxes of each image
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,11 @@ class GroundingDINOCriterion:
     cost_giou: float = 2.0
 
     def __call__(
-        self, outputs: Mapping[str, Any], targets: Sequence[Target], whole: BatchCounts | None = None
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Target],
+        whole: BatchCounts | None = None,
+        unlabeled_tokens: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Match queries with boxes, and compute every term in float32, also under autocast.
 
@@ -98,6 +107,8 @@ class GroundingDINOCriterion:
             targets: one per image. Images without boxes, and batches without any, are valid.
             whole: size of the full batch that these images are a part of; None if they are all
                 of it.
+            unlabeled_tokens: (B, T) bool, the tokens of classes whose objects may have no box;
+                None: none.
 
         Returns:
             Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last decoder layer,
@@ -109,7 +120,7 @@ class GroundingDINOCriterion:
         Raises:
             NonFiniteCost: predictions or boxes of an image are not finite.
         """
-        truth = _truth(targets, outputs["text_token_mask"])
+        truth = _truth(targets, outputs["text_token_mask"], unlabeled_tokens)
         heads = _matching_heads(outputs)
         cost = MatchingCost(self.cost_cls, self.cost_bbox, self.cost_giou, self.focal_alpha, self.focal_gamma)
         pairs = match(list(heads.values()), truth.text_token_mask, targets, cost)
@@ -158,7 +169,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([value for name, value in terms.items() if "loss_" in name]).sum()
 
 
-def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
+def _truth(targets: Sequence[Target], text_token_mask: Tensor, unlabeled_tokens: Tensor | None) -> _Truth:
     length = text_token_mask.shape[1]
     boxes = torch.cat([target.boxes_cxcywh for target in targets]).float()
     # > 0 makes the map binary, in whatever form it came
@@ -166,7 +177,8 @@ def _truth(targets: Sequence[Target], text_token_mask: Tensor) -> _Truth:
     confidence = torch.cat(
         [torch.ones_like(t.boxes_cxcywh[:, 0]) if t.confidence is None else t.confidence for t in targets]
     ).float()
-    return _Truth(boxes, positive_map * confidence[:, None], confidence, text_token_mask)
+    positive_map, counts = positive_map * confidence[:, None], [len(t.boxes_cxcywh) for t in targets]
+    return _Truth(boxes, positive_map, confidence, text_token_mask, unlabeled_tokens, counts)
 
 
 def _matching_heads(outputs: Mapping[str, Any]) -> dict[str, Head]:
@@ -220,7 +232,23 @@ def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor,
     labels = torch.zeros_like(logits, dtype=torch.float32)
     labels[matched.image, matched.query] = truth.positive_map[matched.box]
     valid = truth.text_token_mask.unsqueeze(1).expand_as(logits)
+    if truth.unlabeled_tokens is not None:
+        known = _on_labeled_objects(head, matched, truth).unsqueeze(2)
+        valid = valid & (known | ~truth.unlabeled_tokens.unsqueeze(1))
     return torch.masked_select(logits, valid).float(), torch.masked_select(labels, valid)
+
+
+@torch.no_grad()
+def _on_labeled_objects(head: Head, matched: Match, truth: _Truth) -> Tensor:
+    """Return (B, Q) bool, True for queries that match a box or whose box overlaps with one."""
+    boxes, labeled = cxcywh_to_xyxy(head.boxes_cxcywh.float()), cxcywh_to_xyxy(truth.boxes_cxcywh)
+    image = torch.repeat_interleave(torch.tensor(truth.counts)).to(boxes.device)  # (N,)
+    iou = pairwise_iou(boxes[image], labeled.unsqueeze(1)).squeeze(2)  # (N, Q)
+    box, query = (iou >= _SAME_OBJECT_IOU).nonzero(as_tuple=True)
+    known = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    known[image[box], query] = True
+    known[matched.image, matched.query] = True
+    return known
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from groundtune.data.formats.coco import annotation_rows
+from groundtune.data.formats.coco import annotation_rows, federated_fields
 from groundtune.data.sample import Dataset
 
 _CLASSES_AT_ONCE = 100  # the evaluator keeps a list per image and class: gigabytes for all of LVIS's classes
@@ -48,7 +48,8 @@ def coco_metrics(
 ) -> CocoMetrics:
     """Evaluate detections by COCO's rules.
 
-    At most 100 per image and class count; crowd boxes count neither way.
+    At most 100 per image and class count; crowd boxes count neither way. Where the labels of an
+    image are incomplete, a class counts as in `lvis_metrics`.
 
     Args:
         dataset: images with boxes in original pixels. In an image without boxes every detection is
@@ -58,7 +59,11 @@ def coco_metrics(
     """
     counted = range(len(dataset.class_names)) if class_indices is None else sorted(set(class_indices))
     truth = coco_dict(dataset, counted)
-    precision, recall = precision_recall(truth, predictions, [1, 10, 100])
+    federated = any(sample.exhaustive is not None for sample in dataset.samples)
+    for image, sample in zip(truth["images"], dataset.samples, strict=True) if federated else ():
+        every = {"neg_category_ids": dataset.category_ids, "not_exhaustive_category_ids": []}
+        image |= federated_fields(sample, dataset.category_ids) or every
+    precision, recall = precision_recall(truth, predictions, [1, 10, 100], lvis=federated)
     result = average_precision(truth, precision)
     result.metrics |= {f"AR{limit}": mean_of(recall[:, :, 0, i]) for i, limit in enumerate((1, 10, 100))}
     return result
@@ -121,7 +126,8 @@ def coco_dict(dataset: Dataset, class_indices: Sequence[int]) -> dict[str, Any]:
         rows = [row for row in annotation_rows(sample, dataset.category_ids) if row["category_id"] in names]
         # ids from 1: id 0 means "unmatched" inside the evaluator
         annotations += [{"id": number} | row for number, row in enumerate(rows, len(annotations) + 1)]
-    categories = [{"id": number, "name": name} for number, name in names.items()]
+    # the evaluator requires a frequency
+    categories = [{"id": number, "name": name, "frequency": "f"} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -7,7 +7,8 @@ without a detection is *missed*. Deviation: errors are counted at one score thre
 TIDE weighs each type by the AP that mending it would give.
 
 Matching follows COCO: class by class, the best score first, each to the unmatched box with the
-largest IoU. Crowd boxes count neither way, and a detection mostly inside one is ignored.
+largest IoU. Crowd boxes count neither way, and a detection mostly inside one is ignored, as is one
+of a class whose objects may have no box in the image, unless it matches one.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def match(
         of_others = ious[index][objects & ~same].max(initial=0.0)
         best[index] = max(of_class, of_others)
         in_crowd = (inside[index][sample.crowd & same] >= FOREGROUND_IOU).any()
-        types.append(CROWD if in_crowd else _error_type(of_class, of_others))
+        unknown = sample.exhaustive is not None and int(class_id) not in sample.exhaustive
+        types.append(CROWD if in_crowd or unknown else _error_type(of_class, of_others))
     return types, matches, best
 
 

@@ -85,7 +85,11 @@ def _merge_entries(found: list[Found], raw: RawData) -> list[Found]:
         if image.caption is not None:
             return found  # each caption of an image has an entry
         if path in merged:
-            merged[path][0].boxes += image.boxes
+            first = merged[path][0]
+            first.boxes += image.boxes
+            first.incomplete += image.incomplete
+            if first.absent is not None:
+                first.absent += image.absent or []
             raw.problems.add("image-entry-twice", image.file_names[0])
         else:
             merged[path] = image, path, size_hw
@@ -169,6 +173,7 @@ def _samples(
             class_ids=class_ids[own],
             crowd=crowd[own],
             grounding=grounding,
+            exhaustive=_exhaustive(image, class_ids[own].tolist(), class_of),
             confidence=None if (scores[own] == 1).all() else scores[own].astype(np.float32),
             areas=None if np.isnan(areas[own]).all() else areas[own],
             file_name=next((n for n in image.file_names if n.endswith(path.name)), path.name),
@@ -211,6 +216,14 @@ def _place(row: RawBox, image: RawImage, value: str) -> str:
 def _score(row: RawBox) -> float:
     score = row.confidence
     return float(score) if isinstance(score, int | float) and 0 < score <= 1 else 1.0
+
+
+def _exhaustive(image: RawImage, with_boxes: list[int], class_of: dict[Any, int]) -> frozenset[int] | None:
+    """Return the classes whose boxes are all there; None means each class."""
+    if image.absent is None:
+        return None
+    listed = {*with_boxes, *(class_of[label] for label in image.absent if label in class_of)}
+    return frozenset(listed.difference(class_of.get(label) for label in image.incomplete))
 
 
 def _area(row: RawBox) -> float:

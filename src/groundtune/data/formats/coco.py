@@ -2,8 +2,8 @@
 
 - Classes are mapped by name, so category ids may be anything. Unused categories stay classes,
   except the root in exports of Roboflow, which other categories name as their supercategory.
-- LVIS names images by `coco_url`. Its lists of classes that annotators searched for in an image are
-  used in evaluation only.
+- LVIS names images by `coco_url`. Its lists of classes that annotators searched for in an image say
+  which classes are background (docs/semantics.md, "Incomplete labels").
 - The "score" of a box, in (0, 1], is that of the model that drew it.
 - A data set with captions is written as `tokens_positive` JSON (see `odvg`).
 """
@@ -97,6 +97,9 @@ def raw_coco(content: Any, json_path: Path) -> RawData:
     if restricted:
         raw.problems.add("annotation-ignored-field", count=restricted)
     raw.lvis = _lvis_rules(rows, raw, categories)
+    if restricted or raw.lvis:
+        for row, image in zip(rows, raw.images, strict=True):
+            image.absent, image.incomplete = _listed_keys(row, _ABSENT), _listed_keys(row, _INCOMPLETE)
     return raw
 
 
@@ -114,12 +117,24 @@ def _lvis_rules(rows: list[dict[str, Any]], raw: RawData, categories: list[Any])
     def numbers(field: str) -> dict[Any, list[int]]:
         ids: dict[Any, list[int]] = {}
         for row, image in zip(rows, raw.images, strict=True):
-            listed = row.get(field)
-            keys = map(id_key, listed if isinstance(listed, list) else [])
-            ids[image.image_id] = [number_of[key] for key in keys if key in number_of]
+            ids[image.image_id] = [number_of[key] for key in _listed_keys(row, field) if key in number_of]
         return ids
 
     return LvisRules(frequencies, numbers(_ABSENT), numbers(_INCOMPLETE))
+
+
+def _listed_keys(row: dict[str, Any], field: str) -> list[str | None]:
+    listed = row.get(field)
+    return [*map(id_key, listed if isinstance(listed, list) else [])]
+
+
+def federated_fields(sample: Sample, category_ids: Sequence[int]) -> dict[str, list[int]]:
+    """Return LVIS's fields of an image whose labels are incomplete; {} for others."""
+    if sample.exhaustive is None:
+        return {}
+    boxes = {int(index) for index in sample.class_ids}
+    lists = {_ABSENT: sample.exhaustive - boxes, _INCOMPLETE: boxes - sample.exhaustive}
+    return {name: [category_ids[index] for index in sorted(indices)] for name, indices in lists.items()}
 
 
 def coco_lists(content: Any, json_path: Path, keys: Sequence[str]) -> list[list[Any]]:
@@ -266,7 +281,7 @@ def write_coco(dataset: Dataset, file_names: Sequence[str], path: Path) -> None:
         image = {"id": sample.image_id, "file_name": file_name, "width": width, "height": height}
         if sample.grounding:
             image |= {"caption": sample.grounding.caption, "tokens_positive_eval": sample.grounding.spans}
-        images.append(image)
+        images.append(image | federated_fields(sample, dataset.category_ids))
         for row in annotation_rows(sample, dataset.category_ids):
             annotations.append({"id": len(annotations) + 1} | row)
     names = zip(dataset.category_ids, dataset.class_names, strict=True)

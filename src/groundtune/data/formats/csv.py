@@ -6,6 +6,9 @@
     ImageID,LabelName,XMin,XMax,YMin,YMax                   Open Images; normalized
     (no header) path,x1,y1,x2,y2,class                      RetinaNet; SKU-110K adds width,height
 
+    ImageID,Source,LabelName,Confidence                     Open Images, beside the boxes: classes
+                                                            verified as present (1) or absent (0)
+
 `width` and `height` are those of the box if no other columns are. Of several columns that may be
 the class, the one with words is. Classes are sorted by name, or in the order of `classes.txt`.
 """
@@ -17,7 +20,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from posixpath import basename, dirname
+from posixpath import basename, dirname, splitext
 from typing import Any
 
 from groundtune.data.formats.files import (
@@ -61,6 +64,7 @@ _COLUMNS = {
     "group": "isgroupof iscrowd",
 }
 _CORNERS, _SIZES = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
+_VERIFIED = ["imageid", "source", "labelname", "confidence"]
 _EXPECTED = (
     "Expected a header such as path,class,x1,y1,x2,y2 or filename,width,height,class,xmin,ymin,xmax,ymax, or "
     "rows of path,x1,y1,x2,y2,class."
@@ -75,6 +79,8 @@ def recognize(tree: Tree) -> Evidence | None:
     """Recognize CSV files by columns of paths, classes and boxes."""
     chosen, others = [], {}
     for file in tree.declared(".csv", ".tsv"):
+        if _is_verified_labels(tree, file):
+            continue
         try:
             _columns(csv_rows(tree.head(file, 2**14), tree.root / file, partial_end=True), tree.root / file)
         except DataError as error:
@@ -91,7 +97,17 @@ def recognize(tree: Tree) -> Evidence | None:
 
 def _source(tree: Tree, file: str, names: dict[str, str]) -> Source:
     listed = find_name_list(tree, [dirname(file), ""])
-    return Source(tree.root / file, image_folders(tree, file), partial(_read, listed=listed, names=names))
+    labels = [each for each in tree.suffixed(".csv") if _is_verified_labels(tree, each)]
+    verified = [tree.root / each for each in labels if split_of(each) == split_of(file)]
+    stems = {splitext(basename(image))[0] for image in tree.images} if verified else set[str]()
+    read = partial(_read, listed=listed, names=names, verified=verified, stems=stems)
+    return Source(tree.root / file, image_folders(tree, file), read)
+
+
+def _is_verified_labels(tree: Tree, file: str) -> bool:
+    """Return whether a file has labels of whole images, in the form of Open Images."""
+    header = tree.head(file, 2**14).lstrip("\ufeff").split("\n", 1)[0]
+    return [cell.strip().lower() for cell in header.split(",")] == _VERIFIED
 
 
 def _class_names(tree: Tree) -> dict[str, str]:
@@ -101,7 +117,9 @@ def _class_names(tree: Tree) -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
-def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
+def _read(
+    path: Path, *, listed: list[str], names: dict[str, str], verified: list[Path], stems: set[str]
+) -> RawData:
     rows = csv_rows(read_text(path), path)
     columns, has_header = _columns(rows, path)
     form = "xyxy" if "x1" in columns and "x2" in columns else "xywh"
@@ -109,6 +127,8 @@ def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
     images: dict[str, RawImage] = {}
     for number, row in enumerate(rows[has_header:], start=1 + has_header):
         _add_row(images, row, columns, f"row {number}", raw)
+    if verified:
+        _add_verified(images, verified, stems)
     raw.images += images.values()
     boxes = [box for image in raw.images for box in image.boxes]
     if rows[0][0].strip().lower() == "imageid":  # Open Images: corners, normalized
@@ -118,8 +138,29 @@ def _read(path: Path, *, listed: list[str], names: dict[str, str]) -> RawData:
     if names:
         for image in raw.images:
             image.boxes = [box._replace(label=names.get(str(box.label), box.label)) for box in image.boxes]
+            image.absent = image.absent and [names.get(code, code) for code in image.absent]
     raw.classes += classes_by_name(raw.images, listed if not boxes or any(box.label for box in boxes) else [])
     return raw
+
+
+def _add_verified(images: dict[str, RawImage], files: Sequence[Path], stems: set[str]) -> None:
+    """Add the classes that are known to be absent, also to images without a box if there is a file.
+
+    Labels of machines are not used. A class that is present without a box is unknown.
+    """
+    for image in images.values():
+        image.absent = []
+    for file in files:
+        try:
+            with file.open(encoding="utf-8", errors="replace", newline="") as opened:  # can be gigabytes
+                for name, source, label, confidence in (row for row in csv.reader(opened) if len(row) == 4):
+                    if name not in images and name in stems:
+                        images[name] = RawImage((name,), f"image {name}", absent=[])
+                    absent = images[name].absent if name in images else None
+                    if absent is not None and source != "machine" and to_number(confidence) == 0:
+                        absent.append(label.strip())
+        except csv.Error as error:
+            raise DataError(f"{file}: it is not CSV: {error}. Download it again.") from error
 
 
 def _normalized(box: RawBox) -> RawBox:

@@ -42,6 +42,8 @@ class RawImage:
     boxes: list[RawBox] = field(default_factory=list)
     caption: str | None = None
     phrases: list[list[Any]] = field(default_factory=list)  # character spans, unchecked
+    absent: list[Any] | None = None  # keys of classes known to be absent; None: all without a box
+    incomplete: list[Any] = field(default_factory=list)  # keys of classes with objects without a box
 
 
 class RawClass(NamedTuple):
