@@ -15,11 +15,12 @@ import pytest
 from fuzz_files import LINES, SETS, make_set, mutate
 from watch import within
 
+from groundtune.config import DATA_FORMATS as FORMATS
 from groundtune.data.check.kinds import ModelLimits
 from groundtune.data.check.names import alike_names
 from groundtune.data.check.run import check_data
 from groundtune.data.formats.archive import CACHE
-from groundtune.data.formats.convert import FORMATS, write_data
+from groundtune.data.formats.convert import write_data
 from groundtune.data.formats.detect import Splits, load_splits
 from groundtune.errors import DataError
 

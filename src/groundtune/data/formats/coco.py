@@ -19,6 +19,7 @@ import numpy as np
 
 from groundtune.data.formats.files import files_by_split, image_folders, is_text, truncated_repr
 from groundtune.data.formats.records import Evidence, RawBox, RawClass, RawData, RawImage, Source
+from groundtune.data.formats.shapes import outline_box
 from groundtune.data.formats.tree import Tree
 from groundtune.data.formats.words import split_of
 from groundtune.data.problems import Collector
@@ -177,29 +178,6 @@ def annotations_of(
             problems.add("annotation-unknown-image", example)
         else:
             yield image, row, where, row.get("iscrowd") in _TRUE or row.get("ignore") in _TRUE
-
-
-def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | None:
-    """Return the box xywh around polygons or a mask in run-length encoding; None without one."""
-    if isinstance(segmentation, list):
-        try:
-            points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
-            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-        except (ValueError, TypeError, OverflowError):  # ValueError: also of no points
-            return None
-        return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
-    if isinstance(segmentation, dict):
-        from faster_coco_eval.core import mask
-
-        try:
-            counts, (height, width) = segmentation["counts"], segmentation["size"]
-            encoded = (
-                mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
-            )
-            return [float(number) for number in mask.toBbox(encoded)]
-        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError):
-            return None
-    return None
 
 
 def raw_images(

@@ -116,12 +116,11 @@ def divided(tree: Tree, split: str, raw: RawData) -> tuple[dict[str, RawData], d
         if not any(stem in group for group in groups.values()):
             raw.problems.add("image-without-split", images[stem].file_names[0])
     first = min(groups, key=SPLITS.index)
-    splits = {
-        name: replace(
-            raw, images=[*group.values()], problems=raw.problems if name == first else Collector(READING)
-        )
-        for name, group in groups.items()
-    }
+    splits = {}
+    for name, group in groups.items():
+        own = [replace(image) for image in group.values()]  # an image may be in two lists
+        problems = raw.problems if name == first else Collector(READING)
+        splits[name] = replace(raw, images=own, problems=problems)
     return splits, {name: reason for name, reason in refused.items() if name not in splits}
 
 

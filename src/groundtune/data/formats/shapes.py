@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from groundtune.data.formats.files import is_text
 
 CROWD = ("difficult", "crowd", "iscrowd", "is_crowd", "ignore")
@@ -56,3 +58,26 @@ def ellipse(center_radii: Sequence[float] | None, degrees: float) -> list[float]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     across, down = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
     return [x - across, y - down, x + across, y + down]
+
+
+def outline_box(segmentation: Any, size_hw: tuple[Any, Any]) -> list[float] | None:
+    """Return the box xywh around polygons or a mask in run-length encoding; None without one."""
+    if isinstance(segmentation, list):
+        try:
+            points = np.concatenate([np.reshape(each, (-1, 2)) for each in segmentation]).astype(float)
+            (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        except (ValueError, TypeError, OverflowError):  # ValueError: also of no points
+            return None
+        return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+    if isinstance(segmentation, dict):
+        from faster_coco_eval.core import mask
+
+        try:
+            counts, (height, width) = segmentation["counts"], segmentation["size"]
+            encoded = (
+                mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+            )
+            return [float(number) for number in mask.toBbox(encoded)]
+        except (KeyError, ValueError, TypeError, RuntimeError, OverflowError):
+            return None
+    return None
