@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+
+from groundtune.device import move
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Target:
         noise_seed: random seed of the denoising queries.
         confidence: (N,) float32 in (0, 1], the class target and the weight of the box loss: below 1
             for detections of a model that serve as labels. None means 1.
+        host: the target before it was moved to another device.
     """
 
     boxes_cxcywh: Tensor
@@ -30,17 +33,11 @@ class Target:
     positive_map: Tensor
     noise_seed: int
     confidence: Tensor | None = None
+    host: Target | None = field(default=None, repr=False)
 
     def to(self, device: torch.device) -> Target:
         """Return the same target with its tensors on a device."""
-        return Target(
-            self.boxes_cxcywh.to(device),
-            self.labels.to(device),
-            self.class_ids.to(device),
-            self.positive_map.to(device),
-            self.noise_seed,
-            None if self.confidence is None else self.confidence.to(device),
-        )
+        return move([self], device)[0]
 
 
 @dataclass
