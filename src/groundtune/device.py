@@ -82,14 +82,10 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     sizes = [-(-tensor.nbytes // 16) * 16 for tensor in waiting]  # each begins at an aligned place
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
     for tensor, part in zip(waiting, packed.split(sizes), strict=True):
-        _viewed(part, tensor).copy_(tensor)
-    moved = map(_viewed, packed.to(device, non_blocking=True).split(sizes), waiting)
+        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    parts = zip(waiting, packed.to(device, non_blocking=True).split(sizes), strict=True)
+    moved = (part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, part in parts)
     return [next(moved) if tensor.device.type == "cpu" else tensor.to(device) for tensor in tensors]
-
-
-def _viewed(buffer: Tensor, like: Tensor) -> Tensor:
-    """View bytes as a tensor of another one's type and shape."""
-    return buffer[: like.nbytes].view(like.dtype).view(like.shape)
 
 
 def move(items: Sequence[_Item], device: torch.device) -> list[_Item]:

@@ -8,7 +8,6 @@ launch` and srun nothing is launched; srun's variables are translated.
 
 import ctypes
 import functools
-import itertools
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from groundtune.device import pick_device
 from groundtune.engine.signals import STOP_SIGNALS, handled_signals
@@ -34,7 +32,6 @@ from groundtune.errors import ConfigError, GroundtuneError
 _T = TypeVar("_T")
 _ERROR = "groundtune: error: "  # how the command line begins its messages
 _PATIENCE = timedelta(hours=12)  # for the main process to compute the metrics
-_BUCKET_BYTES = 25 << 20  # of tensors that are added over processes together
 _ERROR_FILE = "GROUNDTUNE_ERRORS"  # environment variable: the file for a launched process's errors
 _GRACE = 15.0  # seconds in which the others may end by themselves after one has failed
 _SAVING = (0, 130, 143)  # exit codes after which the others may still be saving, for any time
@@ -79,23 +76,6 @@ def share(value: _T) -> list[_T]:
     if len(values) > 1:
         dist.all_gather_object(values, value, group=_cpu_group(dist.group.WORLD))
     return values
-
-
-def add_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors of one type by their sums over all processes.
-
-    They travel in buckets: one is copied while others are on their way.
-    """
-    ends = itertools.accumulate(tensor.nbytes for tensor in tensors)
-    buckets = itertools.groupby(zip(tensors, ends, strict=True), lambda pair: pair[1] // _BUCKET_BYTES)
-    running = []
-    for bucket in ([tensor for tensor, _ in pairs] for _, pairs in buckets):
-        flat = torch.cat([tensor.flatten() for tensor in bucket])
-        running.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-    for bucket, flat, work in running:
-        work.wait()
-        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-            tensor.copy_(part.view_as(tensor))
 
 
 def _outcome(work: Callable[[], _T]) -> _T | GroundtuneError:

@@ -53,10 +53,7 @@ class StopRequest:
         self._handled = 0
 
     def raise_if_requested(self, share: Callable[[bool], Sequence[bool]]) -> None:
-        """Raise `Interrupted` if any process has received a signal. All processes call this.
-
-        `share` is `distributed.share`.
-        """
+        """Raise `Interrupted` if any process has received a signal, by `distributed.share`."""
         if any(share(self._number is not None)):
             raise self._interrupted()
 

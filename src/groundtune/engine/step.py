@@ -26,7 +26,7 @@ from groundtune.contracts import Output
 from groundtune.data.batch import Batch
 from groundtune.device import is_out_of_memory, release_memory
 from groundtune.engine import checkpoint
-from groundtune.engine.distributed import add_over_processes, share
+from groundtune.engine.distributed import share
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.validate import skip_unreadable
 from groundtune.errors import OutOfMemory, TrainingDiverged
@@ -203,7 +203,10 @@ def _reduce(setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Out
         if any(processes):
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             added.append(parameter.grad)
-    add_over_processes(added)
+    flat = torch.cat([tensor.flatten() for tensor in added])
+    torch.distributed.all_reduce(flat)
+    for tensor, part in zip(added, flat.split([t.numel() for t in added]), strict=True):
+        tensor.copy_(part.view_as(tensor))
     return dict(zip(names, values, strict=True))
 
 

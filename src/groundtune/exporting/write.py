@@ -182,7 +182,7 @@ def _quantize(bundle: ModelBundle, graph: Path, phrases: list[str], train: Datas
     tokens: dict[str, np.ndarray] = {}
     if not phrases:
         known = train.phrases or ["object"]
-        text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).rows([0])
+        text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).text.rows([0])
         tokens = {name: getattr(text, name).numpy() for name in TEXT_INPUTS}
     batches = evaluation_images(chosen, bundle.image_format, 1, threads=DECODE_THREADS)
     quantize(graph, (image for batch in batches for image in batch.images if image is not None), tokens)

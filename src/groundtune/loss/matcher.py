@@ -108,22 +108,16 @@ def match(
         for end, size in zip(ends, sizes, strict=True)
         for image, count in enumerate(counts)
     ]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy releases the GIL
+        solve = pool.map if max(counts) >= _THREADED_FROM else map
+        solved = list(solve(linear_sum_assignment, parts))
     pairs = []
-    for number, (query, box) in enumerate(_assignments(parts, max(counts))):
+    for number, (query, box) in enumerate(solved):
         image = number % len(counts)
         pairs.append(np.stack([np.full_like(query, image), query, box + first_boxes[image]]))
     (joined,) = to_device([torch.from_numpy(np.concatenate(pairs, axis=1))], device)
     matched = [sum(min(size, count) for count in counts) for size in sizes]
     return [Match(*part) for part in joined.split(matched, dim=1)]
-
-
-def _assignments(costs: Sequence[np.ndarray], most_boxes: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Solve the assignments; those of many boxes in threads, because scipy releases the GIL."""
-    threads = min(torch.get_num_threads(), len(costs))
-    if threads == 1 or most_boxes < _THREADED_FROM:
-        return [linear_sum_assignment(cost) for cost in costs]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(linear_sum_assignment, costs))
 
 
 def cost_matrix(
@@ -162,9 +156,9 @@ def cost_matrix(
 
 def _focal_cost(logits: Tensor, text_token_mask: Tensor, positive: Tensor, cost: MatchingCost) -> Tensor:
     """Sum the focal cost of (B, Q, T) logits and (B, M, T) maps over valid tokens: (B, Q, M)."""
-    valid = text_token_mask.unsqueeze(1)
+    invalid = ~text_token_mask.unsqueeze(1)
     p = logits.sigmoid()
     if_positive = cost.alpha * (1 - p) ** cost.gamma * -(p + _LOG_EPS).log()
     if_negative = (1 - cost.alpha) * p**cost.gamma * -(1 - p + _LOG_EPS).log()
-    if_positive, if_negative = (x.masked_fill(~valid, 0) for x in (if_positive, if_negative))
+    if_positive, if_negative = (x.masked_fill(invalid, 0) for x in (if_positive, if_negative))
     return if_positive @ positive.mT + if_negative @ (1 - positive).mT

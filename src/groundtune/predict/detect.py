@@ -58,10 +58,6 @@ class Prompts:
     def to(self, device: torch.device | str) -> "Prompts":
         return replace(self, text=self.text.to(device))
 
-    def rows(self, prompts: Sequence[int]) -> TextInput:
-        """Return the text of a batch with one prompt index per image, cut to its longest prompt."""
-        return self.text.rows(list(prompts))
-
 
 def class_prompts(
     tokenizer: BertTokenizer,
@@ -137,7 +133,7 @@ def detect_batch(
         pairs = [(image, prompt) for prompt in indices for image in range(len(features))]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
-            text = prompts.rows([prompt for _, prompt in batch])
+            text = prompts.text.rows([prompt for _, prompt in batch])
             output = answering.forward_features([list(features[image]) for image, _ in batch], text)
             check_finite(output, [prompts.phrase_maps[prompt] for _, prompt in batch])
             for row, (image, prompt) in enumerate(batch):
