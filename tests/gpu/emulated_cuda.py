@@ -97,7 +97,9 @@ class EmulatedTensor(torch.Tensor):
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
-            memo[id(self)] = EmulatedTensor(self.real_tensor.detach().clone())
+            copied = EmulatedTensor(self.real_tensor.detach().clone())
+            parameter = isinstance(self, torch.nn.Parameter)
+            memo[id(self)] = torch.nn.Parameter(copied, self.requires_grad) if parameter else copied
         return memo[id(self)]
 
 
@@ -246,7 +248,6 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, **options):
 
 PLAIN_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 PLAIN_MOVE = torch.nn.Module.to
-PLAIN_COPY = torch.nn.Parameter.__deepcopy__
 
 
 def _move_module(self, *args, **kwargs):
@@ -262,14 +263,6 @@ def _move_module(self, *args, **kwargs):
         torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-def _copy_parameter(self, memo):
-    if not isinstance(self, EmulatedTensor):
-        return PLAIN_COPY(self, memo)
-    if id(self) not in memo:
-        memo[id(self)] = torch.nn.Parameter(EmulatedTensor(_real(self).detach().clone()), self.requires_grad)
-    return memo[id(self)]
-
-
 @pytest.fixture
 def card(monkeypatch):
     """Inside, torch sees one CUDA device."""
@@ -277,7 +270,6 @@ def card(monkeypatch):
 
     torch.autograd.set_multithreading_enabled(False)
     monkeypatch.setattr(torch.nn.Module, "to", _move_module)
-    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", _copy_parameter)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(
