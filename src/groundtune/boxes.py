@@ -17,8 +17,9 @@ AREA_EPS = 1e-9
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Convert (..., 4) boxes from center and size to corners."""
-    cx, cy, w, h = boxes_cxcywh.unbind(-1)
-    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+    center, sides = boxes_cxcywh.split(2, dim=-1)
+    half = 0.5 * sides
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
@@ -41,13 +42,13 @@ def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
 
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """Return the areas (...) of (..., 4) boxes, 0 where a side is negative."""
-    width_height = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0)
-    return width_height[..., 0] * width_height[..., 1]
+    return _area(*boxes_xyxy.split(2, dim=-1))
 
 
 def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the IoU (..., N, M), in [0, 1], of all pairs of boxes (..., N, 4) and (..., M, 4)."""
-    overlap, union = _overlap_and_union(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
+    a_xyxy, b_xyxy = a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3)
+    overlap, union = _overlap_and_union(*a_xyxy.split(2, dim=-1), *b_xyxy.split(2, dim=-1))
     return overlap / union
 
 
@@ -58,16 +59,25 @@ def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 def paired_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Return the GIoU (...), in [-1, 1], of (..., 4) boxes at the same index, by broadcasting."""
-    overlap, union = _overlap_and_union(a_xyxy, b_xyxy)
-    left_top = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
-    right_bottom = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    enclosing = box_area(torch.cat([left_top, right_bottom], dim=-1)).clamp(min=AREA_EPS)
+    corners = *a_xyxy.split(2, dim=-1), *b_xyxy.split(2, dim=-1)
+    overlap, union = _overlap_and_union(*corners)
+    a_left_top, a_right_bottom, b_left_top, b_right_bottom = corners
+    left_top = torch.minimum(a_left_top, b_left_top)
+    right_bottom = torch.maximum(a_right_bottom, b_right_bottom)
+    enclosing = _area(left_top, right_bottom).clamp(min=AREA_EPS)
     return overlap / union - (enclosing - union) / enclosing
 
 
-def _overlap_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    left_top = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    right_bottom = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    overlap = box_area(torch.cat([left_top, right_bottom], dim=-1))
-    union = (box_area(a_xyxy) + box_area(b_xyxy) - overlap).clamp(min=AREA_EPS)
-    return overlap, union
+def _overlap_and_union(
+    a_left_top: Tensor, a_right_bottom: Tensor, b_left_top: Tensor, b_right_bottom: Tensor
+) -> tuple[Tensor, Tensor]:
+    left_top = torch.maximum(a_left_top, b_left_top)
+    right_bottom = torch.minimum(a_right_bottom, b_right_bottom)
+    overlap = _area(left_top, right_bottom)
+    areas = _area(a_left_top, a_right_bottom) + _area(b_left_top, b_right_bottom)
+    return overlap, (areas - overlap).clamp(min=AREA_EPS)
+
+
+def _area(left_top: Tensor, right_bottom: Tensor) -> Tensor:
+    width, height = (right_bottom - left_top).clamp(min=0).unbind(-1)
+    return width * height

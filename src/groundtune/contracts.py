@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+
+from groundtune.device import move
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Target:
             for detections of a model that serve as labels. None means 1.
         unlabeled_tokens: (max_text_len,) bool, the tokens of phrases whose objects may have no box.
             None means none.
+        host: the target before it was moved to another device.
     """
 
     boxes_cxcywh: Tensor
@@ -33,18 +36,11 @@ class Target:
     noise_seed: int
     confidence: Tensor | None = None
     unlabeled_tokens: Tensor | None = None
+    host: Target | None = field(default=None, repr=False)
 
     def to(self, device: torch.device) -> Target:
         """Return the same target with its tensors on a device."""
-        return Target(
-            self.boxes_cxcywh.to(device),
-            self.labels.to(device),
-            self.class_ids.to(device),
-            self.positive_map.to(device),
-            self.noise_seed,
-            None if self.confidence is None else self.confidence.to(device),
-            None if self.unlabeled_tokens is None else self.unlabeled_tokens.to(device),
-        )
+        return move([self], device)[0]
 
 
 @dataclass

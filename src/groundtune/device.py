@@ -3,12 +3,17 @@
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import psutil
 import torch
+from torch import Tensor
 
 from groundtune.errors import ConfigError
 
+_Item = TypeVar("_Item", bound=Any)
 _OUT_OF_MEMORY = [
     *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
     *("alloc_failed", "could not create a primitive"),  # oneDNN reports the latter only
@@ -64,6 +69,44 @@ def set_up_cpu(threads: int) -> None:
         allocator = ctypes.CDLL(None)
         allocator.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         allocator.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors on a device: on a GPU by one copy, for which the host does not wait.
+
+    A plain copy waits until the GPU has done all earlier work.
+    """
+    waiting = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    if device.type != "cuda" or not waiting:
+        return [tensor.to(device) for tensor in tensors]
+    sizes = [-(-tensor.nbytes // 16) * 16 for tensor in waiting]  # each begins at an aligned place
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+    for tensor, part in zip(waiting, packed.split(sizes), strict=True):
+        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    parts = zip(waiting, packed.to(device, non_blocking=True).split(sizes), strict=True)
+    moved = (part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, part in parts)
+    return [next(moved) if tensor.device.type == "cpu" else tensor.to(device) for tensor in tensors]
+
+
+def move(items: Sequence[_Item], device: torch.device) -> list[_Item]:
+    """Return dataclasses with their tensors on a device, as `to_device`.
+
+    Their field `host` keeps the originals, whose values the host can read without waiting.
+    """
+    fields = [[name for name, value in vars(item).items() if isinstance(value, Tensor)] for item in items]
+    tensors = [getattr(item, name) for item, names in zip(items, fields, strict=True) for name in names]
+    moved = iter(to_device(tensors, device))
+    return [
+        replace(item, host=item.host or item, **{name: next(moved) for name in names})
+        for item, names in zip(items, fields, strict=True)
+    ]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory in bytes, of a GPU or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def release_memory() -> None:

@@ -27,11 +27,12 @@ def test_images_are_padded_with_zeros_at_the_right_and_below(images, tokenizer):
 def test_a_batch_moves_to_a_device_as_a_whole(images, tokenizer):
     batch = next(loader_of(images, tokenizer, lambda index, view: index != 0, batch_size=7).epoch(0))
     moved = batch.to(torch.device("meta"))
-    tensors = [*vars(moved.text).values(), *(image for image in moved.images if image is not None)]
-    for target in moved.targets:
-        tensors += [value for value in vars(target).values() if isinstance(value, torch.Tensor)]
+    tensors = [image for image in moved.images if image is not None]
+    for part in (moved.text, *moved.targets):
+        tensors += [value for value in vars(part).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 4 + 6 + 4 * 7 and {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.indices == batch.indices
+    assert moved.text.host is batch.text and [t.host for t in moved.targets] == batch.targets
     assert [t.noise_seed for t in moved.targets] == [t.noise_seed for t in batch.targets]
 
 

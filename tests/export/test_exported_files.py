@@ -91,7 +91,7 @@ def outputs(bundle, images, names):
     with inference_mode(bundle.network, "fp32"):
         network = bundle.network
         features = network.extract_features(images, [tuple(images.shape[2:])] * count)
-        output = network.forward_features(features, text.rows(torch.zeros(count, dtype=torch.long)))
+        output = network.forward_features(features, text.rows([0] * count))
     logits, boxes = output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]
     return (logits, boxes) if count > 1 else (logits[0], boxes[0])
 

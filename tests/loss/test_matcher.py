@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from threading import get_ident
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment as assign
 
 from groundtune.errors import GroundtuneError
+from groundtune.loss import matcher
 from groundtune.loss.matcher import Head, MatchingCost, NonFiniteCost, cost_matrix, match
 
 COST = MatchingCost(cls=2.0, bbox=5.0, giou=2.0, alpha=0.25, gamma=2.0)
@@ -151,6 +154,19 @@ def _cheapest(cost):
         sum(cost[q, n].item() for n, q in enumerate(chosen))
         for chosen in itertools.permutations(range(queries), boxes)
     )
+
+
+def test_threads_assign_the_same_boxes(monkeypatch):
+    heads, mask, targets = _random_case(4, [3, 0, 2, 4], [5, 3])
+    alone = match(heads, mask, targets, COST)
+    started = []
+    monkeypatch.setattr(matcher, "_THREADED_FROM", 4)
+    monkeypatch.setattr(
+        matcher, "linear_sum_assignment", lambda cost: started.append(get_ident()) or assign(cost)
+    )
+    for own, other in zip(match(heads, mask, targets, COST), alone, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(own, other, strict=True))
+    assert len(started) == 2 * 4 and get_ident() not in started
 
 
 def test_cost_is_float32_under_autocast():

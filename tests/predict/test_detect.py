@@ -114,7 +114,7 @@ def test_rows_are_cut_to_the_longest_of_the_batch(tokenizer) -> None:
     lengths = prompts.text.text_token_mask.sum(1).tolist()
     assert lengths == [5, 6, 4]  # [CLS] … . [SEP]
     for chosen in ([0], [2, 0], [1, 2, 2]):
-        text = prompts.rows(chosen)
+        text = prompts.text.rows(chosen)
         longest = max(lengths[i] for i in chosen)
         assert text.input_ids.shape == (len(chosen), longest)
         assert text.phrase_mask.shape == (len(chosen), longest, longest)

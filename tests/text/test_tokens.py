@@ -247,5 +247,15 @@ def test_empty_prompt_and_moving_to_a_device(tokenizer):
     text, (maps,) = tokenize(tokenizer, [class_prompt([])])
     assert text.input_ids.tolist() == [[101, 102]] and maps.shape == (0, 256)
     moved = text.to("meta")
-    assert {t.device.type for t in vars(moved).values()} == {"meta"}
-    assert vars(moved).keys() == vars(text).keys()
+    assert moved.host is text
+    assert {t.device.type for name, t in vars(moved).items() if name != "host"} == {"meta"}
+
+
+def test_rows_and_blocks_of_a_moved_input_are_read_on_the_host(tokenizer):
+    """Tensors on the device "meta" have no values."""
+    text, _ = tokenize(tokenizer, [class_prompt(["cat"]), class_prompt(["red cup", "dog"])])
+    moved = text.to("meta")
+    assert phrase_blocks(moved) == phrase_blocks(text)
+    (own,) = moved.rows([0]).input_ids.shape[1:]
+    assert own == text.rows([0]).input_ids.shape[1] == 4 and moved.rows([0]).input_ids.device.type == "meta"
+    assert moved.to("meta").host is text

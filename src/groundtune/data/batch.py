@@ -13,6 +13,7 @@ from torch import Tensor
 from groundtune.contracts import Target
 from groundtune.data.sample import Sample
 from groundtune.data.transforms import ImageView
+from groundtune.device import move, to_device
 from groundtune.text.prompt import Prompt
 from groundtune.text.tokens import TextInput
 
@@ -61,11 +62,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
+        moved = iter(to_device([image for image in self.images if image is not None], device))
         return replace(
             self,
-            images=[None if image is None else image.to(device) for image in self.images],
+            images=[None if image is None else next(moved) for image in self.images],
             text=self.text.to(device),
-            targets=[target.to(device) for target in self.targets],
+            targets=move(self.targets, device),
         )
 
 

@@ -70,6 +70,14 @@ def from_main(work: Callable[[], _T]) -> _T:
     return _result(outcome[0])
 
 
+def share(value: _T) -> list[_T]:
+    """Return the values of all processes by rank, in each of them. No GPU takes part."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=_cpu_group(dist.group.WORLD))
+    return values
+
+
 def _outcome(work: Callable[[], _T]) -> _T | GroundtuneError:
     try:
         return work()

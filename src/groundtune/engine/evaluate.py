@@ -138,11 +138,11 @@ class EvalTask:
         network.forget_phrases()
         check_finite(output, phrase_maps)
         results = []
-        outputs = zip(output["pred_logits"], output["pred_boxes"].cpu(), phrase_maps, strict=True)
+        outputs = zip(output["pred_logits"].cpu(), output["pred_boxes"].cpu(), phrase_maps, strict=True)
         for sample, caption, (logits, boxes, phrase_map) in zip(
             batch.samples, captions, outputs, strict=True
         ):
-            result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max").cpu()
+            result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max")
             for index, phrase in enumerate(caption.phrases):
                 of_phrase = scores[:, index : index + 1]  # (Q, 1)
                 limit = max(*RANKS, int((of_phrase >= THRESHOLD).sum()))

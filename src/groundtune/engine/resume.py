@@ -11,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate.utils import gather_object
-
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.device import peak_memory
 from groundtune.engine import checkpoint
+from groundtune.engine.distributed import share
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.errors import CheckpointError, ConfigError
 
@@ -45,7 +44,7 @@ def save_state(setup: TrainSetup, state: TrainState) -> None:
     """Save all that a resumed run needs to equal an uninterrupted one. All processes call it."""
     state.seconds = time.perf_counter() - state.began
     state.memory_bytes = max(state.memory_bytes, peak_memory(setup.device))
-    random = gather_object([checkpoint.random_state()])
+    random = share(checkpoint.random_state())
     if not setup.accelerator.is_main_process:
         return
     average = setup.average

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
@@ -27,7 +26,7 @@ from groundtune.data.loader import TrainLoader
 from groundtune.data.mirror import describe_mirroring
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import pick_device, set_up_cpu
+from groundtune.device import free_memory, pick_device, set_up_cpu
 from groundtune.engine import optim
 from groundtune.engine.checkpoint import trained_weights
 from groundtune.engine.distributed import launched
@@ -44,7 +43,7 @@ from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress, counted
 
 _COMPILED_BUCKET = 4  # cells of stride 32: at most ten sizes of each side up to 1333 px
-_CACHE_SHARE = 0.4  # share of the free memory for cached features
+_CACHE_SHARES = {"cuda": 0.2, "cpu": 0.4}  # share of a device's free memory for cached features
 
 
 @dataclass
@@ -264,11 +263,14 @@ def _feature_caches(
     for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
         views_of = [resize_keep_ratio(sample.size_hw, loader.image_format) for sample in dataset.samples]
         needed += caches[0].estimate_bytes([view.size_hw for view in views_of], views, device)
-    megabytes, available = needed / 2**20, psutil.virtual_memory().available
-    what = f"the backbone's features of {loader.num_views} views per image, {megabytes:,.0f} MB"
-    if needed > _CACHE_SHARE * available:
-        free = f"{available / 2**20:,.0f} MB are free"
+    what = f"the backbone's features of {loader.num_views} views per image, {needed / 2**20:,.0f} MB"
+    stores = [store for store in (device, torch.device("cpu")) if store.type in _CACHE_SHARES]
+    fits = [store for store in stores if needed <= _CACHE_SHARES[store.type] * free_memory(store)]
+    if not fits:
+        free = f"{free_memory(stores[-1]) / 2**20:,.0f} MB are free"
         return None, None, f" Not caching {what}: {free}. Each epoch computes them."
+    for cache in caches:
+        cache.store = fits[0]
     loader.needs_pixels = caches[0].needs_pixels
     return *caches, f" Caching {what}."
 

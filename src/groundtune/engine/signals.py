@@ -52,14 +52,9 @@ class StopRequest:
         self.nothing_to_save = True
         self._handled = 0
 
-    def raise_if_requested(self, accelerator: Accelerator) -> None:
-        """Raise `Interrupted` if any process has received a signal. All processes call this."""
-        requested = self._number is not None
-        if accelerator.num_processes > 1:
-            if requested:
-                accelerator.set_trigger()
-            requested = accelerator.check_trigger()
-        if requested:
+    def raise_if_requested(self, share: Callable[[bool], Sequence[bool]]) -> None:
+        """Raise `Interrupted` if any process has received a signal, by `distributed.share`."""
+        if any(share(self._number is not None)):
             raise self._interrupted()
 
     @contextmanager

@@ -7,8 +7,9 @@ another: one that runs out of memory, meets a NaN or has no image can report it 
 the same: repeat the step in smaller parts, skip it, or take it. (`DistributedDataParallel` reduces
 during the backward pass, which saves a little time and leaves the others waiting if one fails.)
 
-The host waits for the device once, for the loss and the gradient norm: a step that is not finite
-must not reach the optimizer. In bfloat16 it is computed again in float32 before it is skipped.
+The host waits for a GPU twice per step: for the matching costs of each micro-batch, and for the
+loss and the gradient norm, because a step that is not finite must not reach the optimizer. In
+bfloat16 it is computed again in float32 before it is skipped.
 """
 
 import math
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import convert_to_fp32, gather_object
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from groundtune.contracts import Output
 from groundtune.data.batch import Batch
 from groundtune.device import is_out_of_memory, release_memory
 from groundtune.engine import checkpoint
+from groundtune.engine.distributed import share
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.validate import skip_unreadable
 from groundtune.errors import OutOfMemory, TrainingDiverged
@@ -47,7 +49,8 @@ class StepResult:
 class _Outcome(NamedTuple):
     """What became of a process's share of a step."""
 
-    terms: list[str]  # names; none without an image
+    terms: Sequence[str] = ()  # names; none without an image
+    gradients: Sequence[bool] = ()  # of each parameter whether it has one
     not_finite: str = ""  # what is not finite
     out_of_memory: str = ""  # the images that did not fit, and the error
 
@@ -93,7 +96,7 @@ def _compute_gradients(
         micro_batch_size = min(limit for limit in limits if limit)
         parts = batch.split(micro_batch_size)
         terms, outcome = _add_gradients(setup, parts, counts, precision)
-        outcomes: list[_Outcome] = gather_object([outcome])
+        outcomes = share(outcome)
         out_of_memory = next((other.out_of_memory for other in outcomes if other.out_of_memory), "")
         if out_of_memory:
             _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
@@ -120,7 +123,7 @@ def _finish_gradients(
     setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome]
 ) -> StepResult | str:
     """Add and clip the gradients of all processes; return what is not finite, if anything is."""
-    terms = _reduce(setup, terms, max((other.terms for other in outcomes), key=len))
+    terms = _reduce(setup, terms, outcomes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
     shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
     grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
@@ -137,7 +140,7 @@ def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[Ba
     """Return the counts of the whole batch and the largest number of images of a process."""
     boxes = [len(target.boxes_cxcywh) for target in batch.targets]
     tokens = int(batch.text.text_token_mask.sum())
-    shares: list[tuple[list[int], int, dict[str, str]]] = gather_object([(boxes, tokens, batch.unreadable)])
+    shares = share((boxes, tokens, batch.unreadable))
     unreadable = {path: reason for _, _, paths in shares for path, reason in paths.items()}
     skip_unreadable(setup, state, setup.loader.dataset, unreadable)
     counts = BatchCounts([n for boxes, _, _ in shares for n in boxes], sum(tokens for _, tokens, _ in shares))
@@ -154,16 +157,16 @@ def _add_gradients(
             terms = _backward(setup, part, counts, precision)
         except NonFiniteCost as error:
             paths = ", ".join(str(part.samples[image].image_path) for image in error.image_indices)
-            return {}, _Outcome([], not_finite=f"the matching cost is not finite for {paths}")
+            return {}, _Outcome(not_finite=f"the matching cost is not finite for {paths}")
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             sizes = ", ".join(f"{width} × {height}" for height, width in part.sizes_hw)
             reason = str(error).split("\n")[0] or type(error).__name__
             images = f"images at a time: {len(part.targets)} ({sizes} pixels; {reason})"
-            return {}, _Outcome([], out_of_memory=images)
+            return {}, _Outcome(out_of_memory=images)
         sums = {name: term + sums[name] if sums else term for name, term in terms.items()}
-    return sums, _Outcome(list(sums))
+    return sums, _Outcome(list(sums), [parameter.grad is not None for parameter in setup.parameters])
 
 
 def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> dict[str, Tensor]:
@@ -188,20 +191,23 @@ def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str
     return float32
 
 
-def _reduce(setup: TrainSetup, terms: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Add gradients and terms over processes in one reduction; missing gradients stay None."""
-    if setup.accelerator.num_processes == 1:
+def _reduce(setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome]) -> dict[str, Tensor]:
+    """Add terms and gradients over processes; a gradient that no process has stays None."""
+    if len(outcomes) == 1:
         return terms
+    names = max((outcome.terms for outcome in outcomes), key=len)
     zero = torch.zeros((), device=setup.device)
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in setup.parameters]
-    present = torch.tensor([float(p.grad is not None) for p in setup.parameters], device=setup.device)
     values = torch.stack([terms.get(name, zero) for name in names])
-    flat = torch.cat([values, present, *(gradient.flatten() for gradient in gradients)])
+    added = [values]
+    present = zip(*(outcome.gradients for outcome in outcomes), strict=True)
+    for parameter, processes in zip(setup.parameters, present, strict=True):
+        if any(processes):
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            added.append(parameter.grad)
+    flat = torch.cat([tensor.flatten() for tensor in added])
     torch.distributed.all_reduce(flat)
-    sizes = [len(values), len(present), *(gradient.numel() for gradient in gradients)]
-    values, present, *sums = flat.split(sizes)
-    for parameter, gradient, processes in zip(setup.parameters, sums, present.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter) if processes else None
+    for tensor, part in zip(added, flat.split([t.numel() for t in added]), strict=True):
+        tensor.copy_(part.view_as(tensor))
     return dict(zip(names, values, strict=True))
 
 
@@ -238,7 +244,7 @@ def _skip_step(
             _forward(setup, part.to(setup.device), counts, "fp32")
 
     text = describe_bad_step(setup.network, forward, paths, reason)
-    for line in gather_object([text] if parts else []):  # of each process that has images
+    for line in filter(None, share(text if parts else "")):  # of each process that has images
         setup.log(line)
     setup.optimizer.zero_grad(set_to_none=True)
     if state.bad_steps >= setup.config.max_nonfinite_steps:

@@ -20,6 +20,7 @@ import torch
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
 from groundtune.device import peak_memory, pick_device, pick_precision
+from groundtune.engine.distributed import share
 from groundtune.engine.evaluate import Metrics
 from groundtune.engine.forgetting import add_self_distillation, base_detections
 from groundtune.engine.resume import newest_state, restore_state, resume_command, save_state
@@ -145,13 +146,13 @@ def _train_loop(setup: TrainSetup, state: TrainState, stop: StopRequest) -> None
                 state.batch += 1
                 if result is not None:
                     _log_step(setup, state, result)
-                stop.raise_if_requested(setup.accelerator)
+                stop.raise_if_requested(share)
                 if config.save_steps and state.step % config.save_steps == 0:
                     save_state(setup, state)
             state.epoch, state.batch = state.epoch + 1, 0
             if state.epoch % config.eval_epochs == 0 or state.epoch == config.epochs:
                 validate_and_keep_best(setup, state, stop)
-            stop.raise_if_requested(setup.accelerator)
+            stop.raise_if_requested(share)
             save_state(setup, state)
     except Interrupted:
         save_state(setup, state)

@@ -71,7 +71,8 @@ class _Graph(nn.Module):
             text = TextInput(input_ids, real, position_ids, phrase_mask)
         images = image.shape[0]
         parts = (text.input_ids, text.text_token_mask, text.position_ids, text.phrase_mask)
-        text = TextInput(*(part.expand(images, *part.shape[1:]) for part in parts))
+        ids, real, positions, mask = (part.expand(images, *part.shape[1:]) for part in parts)
+        text = TextInput(ids, real, positions, mask)
         maps = self.network.neck(self.network.backbone(image), None)
         output = self.network.detect_in_maps(maps, None, text, None, None)
         return output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]

@@ -163,7 +163,7 @@ def _check_equal(bundle: ModelBundle, written: ModelBundle, phrases: list[str]) 
         for network in (bundle.network.to(_CPU), written.network):
             with inference_mode(network, "fp32"):
                 features = network.extract_features(images, [(size_hw[0], size_hw[1])] * count)
-                output = network.forward_features(features, text.rows(torch.zeros(count, dtype=torch.long)))
+                output = network.forward_features(features, text.rows([0] * count))
             logits = output["pred_logits"][..., : text.input_ids.shape[1]]
             queries.append(torch.cat((output["pred_boxes"] * 10, logits), -1))
         equal = (torch.cdist(queries[0], queries[1], p=torch.inf).amin(2) < 1e-2).float().mean()
@@ -182,7 +182,7 @@ def _quantize(bundle: ModelBundle, graph: Path, phrases: list[str], train: Datas
     tokens: dict[str, np.ndarray] = {}
     if not phrases:
         known = train.phrases or ["object"]
-        text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).rows([0])
+        text = class_prompts(bundle.tokenizer, known, bundle.config.max_text_len).text.rows([0])
         tokens = {name: getattr(text, name).numpy() for name in TEXT_INPUTS}
     batches = evaluation_images(chosen, bundle.image_format, 1, threads=DECODE_THREADS)
     quantize(graph, (image for batch in batches for image in batch.images if image is not None), tokens)

@@ -14,6 +14,7 @@ it to 0, which makes the broken row the cheapest), and GIoU's eps is relative to
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,9 +26,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from groundtune.boxes import cxcywh_to_xyxy, pairwise_giou
 from groundtune.contracts import Target
+from groundtune.device import to_device
 from groundtune.errors import GroundtuneError
 
 _LOG_EPS = 1e-12
+_THREADED_FROM = 50  # boxes of an image; fewer are assigned before a thread has started
 
 
 class NonFiniteCost(GroundtuneError, FloatingPointError):
@@ -99,18 +102,22 @@ def match(
     broken = [i for i, count in enumerate(counts) if not np.isfinite(host[i, :, :count]).all()]
     if broken:
         raise NonFiniteCost(broken)
-    pairs: list[list[np.ndarray]] = [[] for _ in heads]
-    first_box = 0
-    for image, count in enumerate(counts):
-        first_query = 0
-        for head, size in enumerate(sizes):
-            query, box = linear_sum_assignment(host[image, first_query : first_query + size, :count])
-            pairs[head].append(np.stack([np.full_like(query, image), query, box + first_box]))
-            first_query += size
-        first_box += count
-    sizes = [sum(part.shape[1] for part in parts) for parts in pairs]
-    joined = np.concatenate([part for parts in pairs for part in parts], axis=1)
-    return [Match(*part) for part in torch.from_numpy(joined).to(device).split(sizes, dim=1)]
+    ends, first_boxes = np.cumsum(sizes), np.cumsum([0, *counts])
+    parts = [
+        host[image, end - size : end, :count]
+        for end, size in zip(ends, sizes, strict=True)
+        for image, count in enumerate(counts)
+    ]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy releases the GIL
+        solve = pool.map if max(counts) >= _THREADED_FROM else map
+        solved = list(solve(linear_sum_assignment, parts))
+    pairs = []
+    for number, (query, box) in enumerate(solved):
+        image = number % len(counts)
+        pairs.append(np.stack([np.full_like(query, image), query, box + first_boxes[image]]))
+    (joined,) = to_device([torch.from_numpy(np.concatenate(pairs, axis=1))], device)
+    matched = [sum(min(size, count) for count in counts) for size in sizes]
+    return [Match(*part) for part in joined.split(matched, dim=1)]
 
 
 def cost_matrix(
@@ -139,16 +146,19 @@ def cost_matrix(
     positive = pad_sequence(maps, batch_first=True)
     with torch.autocast(logits.device.type, enabled=False):
         classes = _focal_cost(logits, text_token_mask, positive, cost)
-        distance = torch.cdist(boxes_cxcywh, true_boxes, p=1)
+        if logits.device.type == "cpu":
+            distance = torch.cdist(boxes_cxcywh, true_boxes, p=1)
+        else:  # cdist would start a block of threads for each pair
+            distance = (boxes_cxcywh[:, :, None] - true_boxes[:, None]).abs().sum(-1)
         giou = pairwise_giou(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(true_boxes))
         return cost.cls * classes + cost.bbox * distance - cost.giou * giou
 
 
 def _focal_cost(logits: Tensor, text_token_mask: Tensor, positive: Tensor, cost: MatchingCost) -> Tensor:
     """Sum the focal cost of (B, Q, T) logits and (B, M, T) maps over valid tokens: (B, Q, M)."""
-    valid = text_token_mask.unsqueeze(1)
+    invalid = ~text_token_mask.unsqueeze(1)
     p = logits.sigmoid()
     if_positive = cost.alpha * (1 - p) ** cost.gamma * -(p + _LOG_EPS).log()
     if_negative = (1 - cost.alpha) * p**cost.gamma * -(1 - p + _LOG_EPS).log()
-    if_positive, if_negative = (x.masked_fill(~valid, 0) for x in (if_positive, if_negative))
+    if_positive, if_negative = (x.masked_fill(invalid, 0) for x in (if_positive, if_negative))
     return if_positive @ positive.mT + if_negative @ (1 - positive).mT

@@ -107,4 +107,4 @@ def sides_wh(h: int, w: int, like: Tensor) -> Tensor:
     """(2,) width and height of a map, of the type and on the device of `like`."""
     if torch.jit.is_tracing():  # sides are tensors then, which `torch.tensor` would make constants of
         return torch.stack([torch.as_tensor(side).to(like) for side in (w, h)])
-    return torch.tensor([w, h], dtype=like.dtype, device=like.device)
+    return torch.tensor([w, h], dtype=like.dtype).to(like.device, non_blocking=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from groundtune.contracts import Target
+from groundtune.device import to_device
 
 LABEL_FLIP_PROBABILITY = 0.25
 NUM_DENOISING = 100
@@ -51,11 +52,12 @@ def denoising_queries(
     for row, target in enumerate(targets):
         count = len(target.boxes_cxcywh)
         generator = torch.Generator().manual_seed(target.noise_seed)
-        noised = _noised(target, groups, label_embedding.num_embeddings, generator)
+        noised = _noised(target.host or target, groups, label_embedding.num_embeddings, generator)
         labels[row, ..., :count], boxes[row, ..., :count, :] = noised
         used[row, ..., :count] = True
-    content = (label_embedding(labels.to(device)) * used[..., None].to(device)).flatten(1, 3)
-    return DenoisingQueries(content, boxes.to(device, dtype).flatten(1, 3), groups, 2 * max_boxes)
+    labels, used, boxes = to_device([labels, used[..., None], boxes.to(dtype)], device)
+    content = (label_embedding(labels) * used).flatten(1, 3)
+    return DenoisingQueries(content, boxes.flatten(1, 3), groups, 2 * max_boxes)
 
 
 def _noised(

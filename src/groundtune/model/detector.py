@@ -144,7 +144,7 @@ class GroundingDINO(nn.Module):
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
             rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # equal sizes run together
-            for level in self._run_backbone(images[rows, :, :h, :w]):
+            for level in self._run_backbone(torch.stack([images[row, :, :h, :w] for row in rows])):
                 for row, single in zip(rows, level, strict=True):
                     features[row].append(single)
         return features

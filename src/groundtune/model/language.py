@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from groundtune.device import to_device
 from groundtune.model.backbone import packaged_file
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks
 
@@ -76,7 +77,7 @@ class LanguageModel(nn.Module):
         input_ids[real] = torch.tensor([token for ids in phrases for token in ids])
         mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
         with torch.autocast(device.type, enabled=False):  # the cache must not depend on its first caller
-            features = self.run_bert(input_ids.to(device), (positions * real).to(device), mask.to(device))
+            features = self.run_bert(*to_device([input_ids, positions * real, mask], device))
         for ids, feature in zip(phrases, features, strict=True):
             self._phrase_features[ids] = feature[: len(ids)].clone()
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundtune.device import to_device
 from groundtune.model.conv import Conv2d
 
 
@@ -100,7 +101,7 @@ def pad_features(
 
 def padding_mask_of(sizes_hw: list[tuple[int, int]], device: torch.device) -> Tensor:
     """Sizes of B images → (B, max h, max w) bool, True = padding right of and below the image."""
-    sizes = torch.tensor(sizes_hw, device=device)
+    (sizes,) = to_device([torch.tensor(sizes_hw)], device)
     below = torch.arange(max(h for h, _ in sizes_hw), device=device) >= sizes[:, :1]
     right = torch.arange(max(w for _, w in sizes_hw), device=device) >= sizes[:, 1:]
     return below[:, :, None] | right[:, None, :]

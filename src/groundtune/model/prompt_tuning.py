@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
+from groundtune.device import to_device
 from groundtune.errors import CheckpointError
 from groundtune.text.tokens import TextInput, phrase_blocks
 
@@ -44,7 +45,7 @@ class PhraseOffsets(nn.Module):
             if ids in self._first_row
             for offset in range(len(ids) - 1)
         ]
-        index = torch.tensor(places, dtype=torch.long, device=features.device).view(-1, 3)
+        (index,) = to_device([torch.tensor(places, dtype=torch.long).view(-1, 3)], features.device)
         added = self.vectors[index[:, 2]].to(features.dtype)
         return features.index_put((index[:, 0], index[:, 1]), added, accumulate=True)
 

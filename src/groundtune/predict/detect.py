@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from groundtune.contracts import LayerOutput
+from groundtune.device import to_device
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
@@ -56,10 +57,6 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> "Prompts":
         return replace(self, text=self.text.to(device))
-
-    def rows(self, prompts: Sequence[int]) -> TextInput:
-        """Return the text of a batch with one prompt index per image, cut to its longest prompt."""
-        return self.text.rows(torch.tensor(list(prompts), device=self.text.input_ids.device))
 
 
 def class_prompts(
@@ -136,7 +133,7 @@ def detect_batch(
         pairs = [(image, prompt) for prompt in indices for image in range(len(features))]
         for start in range(0, len(pairs), batch_size):
             batch = pairs[start : start + batch_size]
-            text = prompts.rows([prompt for _, prompt in batch])
+            text = prompts.text.rows([prompt for _, prompt in batch])
             output = answering.forward_features([list(features[image]) for image, _ in batch], text)
             check_finite(output, [prompts.phrase_maps[prompt] for _, prompt in batch])
             for row, (image, prompt) in enumerate(batch):
@@ -147,13 +144,24 @@ def detect_batch(
     for image, size_hw in enumerate(sizes_hw):
         sorted_scores, sorted_boxes = ([part[image][p] for p in range(count)] for part in (scores, boxes))
         best = top_detections(sorted_scores, sorted_boxes, prompts.class_indices, size_hw, limit)
-        detections.append(best.cpu())
-    return detections
+        detections.append(best)
+    return _to_cpu(detections)
+
+
+def _to_cpu(detections: Sequence[ImageDetections]) -> list[ImageDetections]:
+    """Move the detections of a batch to the CPU in three copies."""
+    if not detections:
+        return []
+    columns = zip(*((part.boxes_xyxy, part.scores, part.class_indices) for part in detections), strict=True)
+    counts = [len(part.scores) for part in detections]
+    moved = [torch.cat(column).cpu().split(counts) for column in columns]
+    return [ImageDetections(*parts) for parts in zip(*moved, strict=True)]
 
 
 def check_finite(output: LayerOutput, phrase_maps: Sequence[Tensor]) -> None:
     """Raise `NonFiniteOutput` if a box, or a logit of a phrase's token, is NaN or infinite."""
-    used = torch.stack([phrase_map.any(0) for phrase_map in phrase_maps]).to(output["pred_logits"].device)
+    used = torch.stack([phrase_map.any(0) for phrase_map in phrase_maps])
+    (used,) = to_device([used], output["pred_logits"].device)
     logits = output["pred_logits"][..., : used.shape[1]]  # -inf outside of the prompt
     if not output["pred_boxes"].isfinite().all() & (logits.isfinite() | ~used[:, None]).all():
         raise NonFiniteOutput(

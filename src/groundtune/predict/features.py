@@ -2,8 +2,8 @@
 
 A frozen backbone computes the same maps for the same pixels in every epoch, so each (image, view)
 is computed once; training then skips decoding, augmentation and the backbone. Maps are stored as
-float16 on the CPU. Every use is rounded, the first one too, so that a resumed run sees the same
-numbers.
+float16, on the GPU if it has room for all of them. Every use is rounded, the first one too, so that
+a resumed run sees the same numbers.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from groundtune.data.batch import pad_images
+from groundtune.device import to_device
 from groundtune.errors import ConfigError
 from groundtune.model.bundle import Network
 from groundtune.model.detector import GroundingDINO
@@ -19,16 +21,17 @@ from groundtune.model.detector import GroundingDINO
 def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
     """Compute the backbone maps (C_l, h_l, w_l) of normalized images (3, h, w), without grad."""
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (max(size[axis] for size in sizes_hw) for axis in (0, 1))
-    canvas = torch.zeros(len(images), 3, height, width)
-    for row, image, (h, w) in zip(canvas, images, sizes_hw, strict=True):
-        row[:, :h, :w] = image  # `extract_features` cuts the images out again
+    canvas = pad_images(to_device(images, device))  # `extract_features` cuts the images out again
     with torch.no_grad():
-        return [list(maps) for maps in network.extract_features(canvas.to(device), sizes_hw)]
+        return [list(maps) for maps in network.extract_features(canvas, sizes_hw)]
 
 
 class FeatureCache:
-    """Backbone maps by (sample index, view), of one data set; the backbone must be frozen."""
+    """Backbone maps by (sample index, view), of one data set; the backbone must be frozen.
+
+    Attributes:
+        store: device that keeps the maps.
+    """
 
     def __init__(self, network: GroundingDINO, dtype: torch.dtype = torch.float16) -> None:
         if any(parameter.requires_grad for parameter in network.backbone.parameters()):
@@ -38,6 +41,7 @@ class FeatureCache:
             )
         self._network = network
         self._dtype = dtype
+        self.store = torch.device("cpu")
         self._maps: dict[tuple[int, int], list[Tensor]] = {}
 
     def needs_pixels(self, index: int, view: int) -> bool:
@@ -62,11 +66,12 @@ class FeatureCache:
             if maps is None:
                 assert image is not None, f"image {key} is neither cached nor decoded"
                 # one by one: convolutions may round differently in another batch
-                maps = [level.to("cpu", self._dtype) for level in extract(self._network, [image], device)[0]]
-                if all(level.isfinite().all() for level in maps):  # others are tried again in float32
-                    self._maps[key] = maps
-            batch.append([level.to(device, torch.float32) for level in maps])
-        return batch
+                maps = [level.to(self._dtype) for level in extract(self._network, [image], device)[0]]
+                if torch.stack([level.isfinite().all() for level in maps]).all():  # else tried in float32
+                    self._maps[key] = [level.to(self.store) for level in maps]
+            batch.append(maps)
+        levels = iter(to_device([level for maps in batch for level in maps], device))
+        return [[next(levels).float() for _ in maps] for maps in batch]
 
     def estimate_bytes(self, sizes_hw: Sequence[tuple[int, int]], views: int, device: torch.device) -> int:
         """Estimate the memory of all resized images' maps from a blank image, scaled by area."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from groundtune.boxes import cxcywh_to_xyxy, pairwise_iou
+from groundtune.device import to_device
 
 MAX_DETECTIONS = 300
 ScoreReduction = Literal["mean", "max"]
@@ -35,9 +36,6 @@ class ImageDetections:
     boxes_xyxy: Tensor
     scores: Tensor
     class_indices: Tensor
-
-    def cpu(self) -> "ImageDetections":
-        return ImageDetections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.class_indices.cpu())
 
     def select(self, index: Tensor | slice) -> "ImageDetections":
         """Return the detections that a mask, an index tensor or a slice selects."""
@@ -86,15 +84,16 @@ def class_scores(pred_logits: Tensor, phrase_map: Tensor, score_reduction: Score
     """
     used = int(phrase_map.any(0).nonzero().max()) + 1 if phrase_map.any() else 0  # then padding
     probabilities = pred_logits[..., :used].float().sigmoid()
-    phrase_map = phrase_map[:, :used].to(probabilities.device)
     if score_reduction == "mean":
+        (phrase_map,) = to_device([phrase_map[:, :used]], probabilities.device)
         weights = phrase_map / phrase_map.sum(1, keepdim=True).clamp(min=1)
         with torch.autocast(probabilities.device.type, enabled=False):
             return probabilities @ weights.T
     scores = probabilities.new_zeros(*pred_logits.shape[:-1], len(phrase_map))
     for index, tokens in enumerate(phrase_map):
-        if tokens.any():
-            scores[..., index] = probabilities[..., tokens].amax(-1)
+        if tokens.any():  # no index by a mask: a GPU would have to count it first
+            columns = [probabilities[..., token] for token in tokens.nonzero().flatten().tolist()]
+            scores[..., index] = torch.stack(columns).amax(0)
     return scores
 
 
@@ -115,15 +114,17 @@ def top_detections(
         limit: maximum number of pairs; None: 300.
     """
     pair_scores = torch.cat([part.flatten() for part in scores])
+    height, width = size_hw
+    size = torch.tensor([width, height, width, height], dtype=pair_scores.dtype)
+    indices_of = [torch.tensor(list(indices), dtype=torch.long) for indices in class_indices]
+    size, *indices_of = to_device([size, *indices_of], pair_scores.device)
     queries, classes, first = [], [], 0
-    for part, indices in zip(scores, class_indices, strict=True):
+    for part, indices in zip(scores, indices_of, strict=True):
         rows = torch.arange(first, first + len(part), device=part.device)
         queries.append(rows.repeat_interleave(len(indices)))
-        classes.append(torch.tensor(list(indices), device=part.device).repeat(len(part)))
+        classes.append(indices.repeat(len(part)))
         first += len(part)
     best, order = pair_scores.topk(min(limit or MAX_DETECTIONS, len(pair_scores)))
-    height, width = size_hw
-    size = best.new_tensor([width, height, width, height])
     boxes = torch.cat([part.float() for part in boxes_cxcywh])[torch.cat(queries)[order]]
     boxes = (cxcywh_to_xyxy(boxes) * size).clamp(min=0).minimum(size)
     return ImageDetections(boxes, best, torch.cat(classes)[order])

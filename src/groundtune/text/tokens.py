@@ -16,13 +16,14 @@ Deviations from IDEA's `bertwarper.generate_masks_with_special_tokens_and_transf
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, BertTokenizer
 
+from groundtune.device import move
 from groundtune.errors import CheckpointError, DataError
 from groundtune.text.prompt import Prompt
 
@@ -41,9 +42,12 @@ class TextInput:
     position_ids: Tensor  # (B, T) long, position of a token in its phrase; 0 on padding
     # (B, T, T) bool, True = row token attends to column token; padding attends to itself only
     phrase_mask: Tensor
+    host: "TextInput | None" = field(default=None, repr=False)  # the input before it was moved to a device
 
-    def rows(self, index: Tensor | slice) -> "TextInput":
+    def rows(self, index: Sequence[int] | slice) -> "TextInput":
         """Return some of the prompts, at least one, cut to the longest of them."""
+        if self.host is not None:
+            return self.host.rows(index).to(self.input_ids.device)
         mask = self.text_token_mask[index]
         length = int(mask.sum(1).max())
         ids, positions = self.input_ids[index, :length], self.position_ids[index, :length]
@@ -51,7 +55,7 @@ class TextInput:
 
     def to(self, device: torch.device | str) -> "TextInput":
         """Return the input with all tensors on `device`."""
-        return TextInput(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return move([self], torch.device(device))[0]
 
 
 def build_tokenizer(vocab_file: Path) -> BertTokenizer:
@@ -229,6 +233,7 @@ def phrase_blocks(text: TextInput) -> list[list[tuple[slice, tuple[int, ...]]]]:
         language-model features.
     """
     images = []
+    text = text.host or text
     columns = text.input_ids.tolist(), text.text_token_mask.sum(1).tolist(), text.position_ids.tolist()
     for ids, length, positions in zip(*columns, strict=True):
         begins = [i for i in range(length) if positions[i] == 0]
