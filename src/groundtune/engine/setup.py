@@ -38,7 +38,7 @@ from groundtune.environment import describe
 from groundtune.errors import ConfigError
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import TOWERS, ModelBundle, companion
-from groundtune.model.deformable import compile_sampling
+from groundtune.model.deformable import compile_sampling, describe_sampling
 from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress
@@ -141,7 +141,8 @@ def build_setup(
     schedule = optim.build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, config.resume is not None, accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
-    folder.json("env.json", describe() | {"trains on": str(device), "command": shlex.join(sys.argv)})
+    about = {"trains on": str(device), "deformable sampling": describe_sampling(device)}
+    folder.json("env.json", describe() | about | {"command": shlex.join(sys.argv)})
     setup = TrainSetup(
         config=config,
         bundle=bundle,
