@@ -200,10 +200,12 @@ def _prepare_network(
     network.configure_training(
         denoising=config.denoising,
         gradient_checkpointing=config.gradient_checkpointing,
-        bucket=_COMPILED_BUCKET if config.compile else None,
+        bucket=_COMPILED_BUCKET if config.compile and device.type != "cpu" else None,
     )
-    if config.compile:
+    if config.compile and device.type == "cpu":
         compile_sampling(network)
+    elif config.compile:
+        network.compile_layers()
     phrases = training.phrases
     if bundle.config.class_labels and phrases and bundle.phrases_of(bundle.classes) != phrases:
         network.init_label_embedding(phrases, bundle.tokenizer)

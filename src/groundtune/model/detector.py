@@ -21,7 +21,7 @@ from transformers import BertTokenizer
 from groundtune.contracts import LayerOutput, Output, Target
 from groundtune.model.attention import at_least_float32, inverse_sigmoid
 from groundtune.model.decoder import Decoder
-from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
+from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries, pad_denoising
 from groundtune.model.encoder import Encoder, Memory
 from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
@@ -77,6 +77,15 @@ class GroundingDINO(nn.Module):
         self.denoising = denoising
         self.encoder.gradient_checkpointing = gradient_checkpointing
         self.bucket = bucket or 1
+
+    def compile_layers(self) -> None:
+        """Compile the layers that read the image; the first steps then take minutes.
+
+        torch compiles each kind of layer for any size, with and without padding; if it ever
+        compiled one too often, that would run as without this.
+        """
+        for layer in (*self.encoder.fusion_layers, *self.encoder.layers, *self.decoder.layers):
+            layer.compile(dynamic=True)
 
     def freeze(self, modules: list[str]) -> None:
         """Freeze whole modules: no gradient, eval mode for good, no autograd through the towers.
@@ -144,7 +153,7 @@ class GroundingDINO(nn.Module):
         features: list[list[Tensor]] = [[] for _ in sizes_hw]
         for h, w in dict.fromkeys(sizes_hw):
             rows = [row for row, size in enumerate(sizes_hw) if size == (h, w)]  # equal sizes run together
-            for level in self._run_backbone(images[rows, :, :h, :w]):
+            for level in self._run_backbone(torch.stack([images[row, :, :h, :w] for row in rows])):
                 for row, single in zip(rows, level, strict=True):
                     features[row].append(single)
         return features
@@ -181,6 +190,8 @@ class GroundingDINO(nn.Module):
             denoising = None if targets is None else denoising_queries(targets, labels, max_boxes)
             if denoising is None:  # without boxes the labels still get their (zero) gradient
                 queries = queries + 0.0 * labels.weight[0]
+        if denoising is not None and queries.device.type != "cpu":
+            denoising = pad_denoising(denoising, boxes.shape[1])
         allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
@@ -191,7 +202,7 @@ class GroundingDINO(nn.Module):
             self._predict(index, *layer, memory, selection.absent)
             for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
-        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
+        split = 0 if denoising is None else denoising.content.shape[1]
         matching = [_queries(layer, slice(split, None)) for layer in layers]
         output = Output(
             **matching[-1],
@@ -200,7 +211,8 @@ class GroundingDINO(nn.Module):
             enc_outputs=selection.output,
         )
         if denoising is not None:
-            output["dn_outputs"] = [_queries(layer, slice(split)) for layer in layers]
+            count = denoising.num_groups * denoising.group_size
+            output["dn_outputs"] = [_queries(layer, slice(count)) for layer in layers]
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 

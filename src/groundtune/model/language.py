@@ -67,7 +67,7 @@ class LanguageModel(nn.Module):
         return self._table[index.to(self._table.device, non_blocking=True)]
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
-        """Run each phrase alone, padded to the longest, and append its features, float32, to the table."""
+        """Run each phrase alone, padded to the longest, and append its features to the table."""
         device = self._weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
