@@ -25,6 +25,7 @@ from groundtune.model.denoising import DenoisingQueries, denoising_attention, de
 from groundtune.model.encoder import Encoder, Memory
 from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
+from groundtune.model.narrow import call_narrow
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
 from groundtune.text.prompt import phrase_prompt
 from groundtune.text.tokens import TextInput, tokenize
@@ -160,7 +161,7 @@ class GroundingDINO(nn.Module):
 
     def _run_backbone(self, images: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" not in self.frozen):
-            return self.backbone(images)
+            return call_narrow(lambda: self.backbone(images), [self.backbone], images.device)
 
     def forward_features(
         self,
@@ -171,7 +172,14 @@ class GroundingDINO(nn.Module):
     ) -> Output:
         """Detect in features of `extract_features`, new or cached; see `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
-        return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
+        # Not the fusion, which adds biases itself, and not BERT, whose cache is float32.
+        layers = self.encoder.text_projection, self.encoder.text_layers, self.encoder.layers
+        parts = (self.neck, *layers, self.decoder, self.bbox_head)
+
+        def detect() -> Output:
+            return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
+
+        return call_narrow(detect, parts, maps[0].device)
 
     def detect_in_maps(
         self,
