@@ -1,5 +1,8 @@
 """The device and the precision of a computation."""
 
+import os
+import sys
+
 import pytest
 import torch
 
@@ -47,3 +50,17 @@ def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "avx512_bf16 ": True})
     assert pick_precision("auto", CPU) == wanted
     assert (pick_precision("fp32", CPU), pick_precision("bf16", CPU)) == ("fp32", "bf16")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="CUDA's allocator has expandable segments on Linux only")
+@pytest.mark.parametrize("own", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_of_a_gpu_grows_in_segments_unless_the_user_chose_otherwise(own, monkeypatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "max_split_size_mb:128")  # restored after the test
+        if name != own:
+            monkeypatch.delenv(name)
+    pick_device("cpu")
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == {
+        None: "expandable_segments:True",
+        "PYTORCH_ALLOC_CONF": "max_split_size_mb:128",
+    }.get(own)

@@ -665,9 +665,11 @@ def known_models() -> dict[str, dict[str, Any]]:
 
 def environment() -> dict[str, str]:
     """Return versions and the machine."""
+    from groundtune.device import pick_device
     from groundtune.environment import describe
+    from groundtune.model.deformable import describe_sampling
 
-    return describe()
+    return describe() | {"deformable sampling": describe_sampling(pick_device("auto"))}
 
 
 def _resolve(kind: type[_C], config: _C | None, where: str, **given: Any) -> _C:

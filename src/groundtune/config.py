@@ -245,7 +245,7 @@ class TrainConfig(ComputeOptions):
     )
     precision: str = _compute("auto", f"{_PRECISION}; losses are always fp32", choices=PRECISIONS)
     compile: bool = _compute(
-        False, "compile the deformable sampling: half a minute per image size, then faster steps"
+        False, "compile the deformable sampling, on a GPU whole layers: a minute or more, then faster steps"
     )
     gradient_checkpointing: bool = _compute(
         False, "recompute the encoder's activations: less memory, more time"

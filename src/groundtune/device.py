@@ -1,6 +1,7 @@
 """Choose device, precision and threads, and measure memory."""
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: torch does not know the name, or the machine does not have the device.
     """
+    if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # CUDA reads this with its first tensor. Images of many sizes then leave no gaps.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")

@@ -32,8 +32,6 @@ def describe() -> dict[str, str]:
     values["precision auto"] = f"bf16 on {hardware}" if hardware else "fp32; bf16 would be emulated"
     problem = _compile_problem(on_cpu=accelerator is None)
     values["--compile"] = f"not available: {problem}" if problem else "available"
-    kernels = "grid_sample; compiled kernels with --compile"
-    values["deformable sampling"] = "embedding_bag" if accelerator is None else kernels
     for name, use in _OPTIONAL.items():
         values[name] = package_version(name) or f"not installed ({use})"
     return values

@@ -12,6 +12,7 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
+from groundtune.model import deformable
 from groundtune.model.deformable import (
     DeformableAttention,
     compile_sampling,
@@ -104,6 +105,61 @@ def test_bags_of_no_query_and_of_coordinates_that_are_not_finite():
     locations[0, 1, 0, 0, 0, 0] = math.nan
     unknown = sample_bags(value, LEVELS, locations, weights).isnan()
     assert unknown[0, 1, :3].all() and unknown.sum() == 3  # this query and head, no other
+
+
+def _compilations(monkeypatch, limit):
+    """Train and evaluate a compiled module on 20 canvases with 20 numbers of queries.
+
+    Returns how often torch compiled, and how often the default form and the plain gathering ran.
+    """
+    counts = {"compiled": 0, "default": 0, "gathered": 0}
+
+    def backend(graph, inputs):
+        counts["compiled"] += 1
+        return graph.forward
+
+    def spy(name, form):
+        def called(*inputs):
+            if not torch.compiler.is_compiling():
+                counts[name] += 1
+            return form(*inputs)
+
+        return called
+
+    torch.compiler.reset()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda form, **options: compile_(form, backend=backend, **options))
+    monkeypatch.setattr(deformable, "sample_bags", spy("default", sample_bags))
+    monkeypatch.setattr(deformable, "gather_levels", spy("gathered", gather_levels))
+    module = DeformableAttention(16, 2, 2, 2)
+    compile_sampling(module)
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        for i in range(20):
+            shapes = [(4 + i, 5 + (i * 7) % 11), (2 + i // 2, 3 + i % 3)]
+            positions = sum(h * w for h, w in shapes)
+            for queries, sides in ((positions, 2), (30 + 2 * i, 4)):
+                inputs = (
+                    torch.randn(2, queries, 16),
+                    torch.rand(2, queries, 2, sides),
+                    torch.randn(2, positions, 16),
+                )
+                module(*inputs, shapes, None).sum().backward()
+                with torch.no_grad():
+                    module(*inputs, shapes, None)
+    torch.compiler.reset()
+    return counts
+
+
+@pytest.mark.slow
+def test_compiling_takes_few_compilations_for_all_canvases_and_box_counts(monkeypatch):
+    counts = _compilations(monkeypatch, limit=8)
+    assert 1 <= counts["compiled"] <= 8 and counts["default"] == counts["gathered"] == 0
+
+
+@pytest.mark.slow
+def test_past_the_limit_of_torch_the_default_form_runs(monkeypatch):
+    counts = _compilations(monkeypatch, limit=1)
+    assert counts["compiled"] == 1 and counts["default"] > 0 and counts["gathered"] == 0
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from torch import nn
 from groundtune.contracts import Target
 from groundtune.loss.criterion import GroundingDINOCriterion, total
 from groundtune.model import detector
-from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
+from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries, pad_denoising
 
 CRITERION = GroundingDINOCriterion()
 LABELS = 10
@@ -136,6 +136,40 @@ def test_matching_queries_and_other_groups_do_not_notice_denoising(tiny, make_ca
     for first, second in zip(noisy["dn_outputs"], other["dn_outputs"], strict=True):
         off = (first["pred_boxes"] - second["pred_boxes"]).abs()
         assert off[:, :group].max() <= 1e-5 and off[:, group:].max() > 0.01
+
+
+@pytest.mark.parametrize("num_queries", [900, 100, 37])
+def test_padded_queries_of_up_to_100_boxes_have_one_number_that_8_divides(num_queries):
+    totals = {
+        pad_denoising(denoising_queries([target(count)], one_hot_embedding()), num_queries).content.shape[1]
+        for count in (1, 2, 3, 7, 33, 34, 60, 99, 100)
+    }
+    assert len(totals) == 1 and 200 <= min(totals) < 208 and (min(totals) + num_queries) % 8 == 0
+    many = pad_denoising(denoising_queries([target(130)], one_hot_embedding()), num_queries)
+    assert 260 <= many.content.shape[1] < 268 and (many.content.shape[1] + num_queries) % 8 == 0
+    assert many.content.shape[1] == many.boxes_cxcywh.shape[1] == 260 + many.padding
+
+
+def test_padding_changes_no_output_no_loss_and_no_gradient(tiny, make_case, monkeypatch):
+    network = tiny("swin", dropout=0.0).train()
+    case = make_case([["cat", "dog"], ["zebra"]], [(64, 96), (16, 16)], [3, 2])
+    results = []
+    for pad in (lambda queries: queries, lambda queries: pad_denoising(queries, 12)):
+        monkeypatch.setattr(detector, "denoising_queries", lambda *given, p=pad: p(denoising_queries(*given)))
+        network.zero_grad()
+        output = case.run(network)
+        assert output["dn_outputs"][0]["pred_boxes"].shape[1] == 198
+        terms = CRITERION(output, case.targets)
+        total(terms).backward()
+        gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+        results.append((output["pred_boxes"].detach(), terms, gradients))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, term in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], term, rtol=1e-4, atol=1e-5)
+    largest = max(gradient.abs().max().item() for gradient in results[0][2].values())
+    for name, gradient in results[0][2].items():
+        torch.testing.assert_close(results[1][2][name], gradient, rtol=1e-3, atol=1e-6 * largest)
 
 
 def test_denoising_is_alive(tiny, make_case):

@@ -48,3 +48,27 @@ def test_folding_gives_the_numbers_and_the_gradients_of_the_plain_form(padded: b
         results.append((*outputs, *torch.autograd.grad(loss, wanted, allow_unused=True)))
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_scores_past_the_range_of_float16_give_the_numbers_of_float64(padded: bool) -> None:
+    """Two scores of 70,000 and 80,000 are both infinite in float16, and equal once they are clamped."""
+    torch.manual_seed(0)
+    module = BiAttention(16, 24, 4)
+    with torch.no_grad():
+        for projection in (module.vision_proj, module.text_proj):
+            projection.weight.mul_(500)
+    vision, text = torch.randn(2, 30, 16), torch.randn(2, 5, 16)
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    padding = torch.arange(30) >= torch.tensor([[30], [21]]) if padded else None
+    with torch.autocast("cpu", torch.float16):
+        ours = module(vision, text, padding, real)
+    found = torch.autograd.grad(sum(output.sum() for output in ours), list(module.parameters()))
+    module.double()
+    scores = (module.vision_proj(vision.double()) * module.scale) @ module.text_proj(text.double()).mT
+    assert scores.abs().max() > torch.finfo(torch.float16).max
+    theirs = plain(module, vision.double(), text.double(), padding, real)
+    expected = torch.autograd.grad(sum(output.sum() for output in theirs), list(module.parameters()))
+    for own, reference in zip((*ours, *found), (*theirs, *expected), strict=True):
+        scale = reference.abs().max().item() + 1e-6
+        torch.testing.assert_close(own.double(), reference, rtol=0, atol=1e-3 * scale)

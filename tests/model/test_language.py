@@ -4,6 +4,7 @@ weights.
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from groundtune.model import language
@@ -58,6 +59,41 @@ def test_each_phrase_runs_once(text):
     first = model(text)
     assert sum(rows) == 6, "[CLS], [SEP] and four different phrases"
     assert torch.equal(model(text), first) and sum(rows) == 6
+
+
+def test_reading_the_cache_takes_as_many_operations_for_many_names_as_for_few(tokenizer):
+    """In a launch each on a GPU, a thousand names would cost milliseconds."""
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    model = language_model()
+    for names in (PROMPTS[1], ["red blood cell", "cat", "traffic light", "hair dryer", "dog", "owl"]):
+        text = tokenize(tokenizer, [class_prompt(names)] * 2)[0]
+        expected = model(text)
+        with Counter() as counter:
+            assert torch.equal(model(text), expected)
+        counts.append(counter.count)
+    assert counts[0] == counts[1]
+
+
+def test_phrases_keep_their_features_while_the_cache_grows(tokenizer):
+    model = language_model()
+    texts = [
+        tokenize(tokenizer, [class_prompt([f"{color} {shape}" for shape in ("box", "ball")])])[0]
+        for color in ("red", "blue", "dark green", "pink", "light gray")
+    ]
+    first = [model(text) for text in texts]
+    for text, features in zip(texts, first, strict=True):
+        assert torch.equal(model(text), features)
+        for tokens, ids in phrase_blocks(text)[0]:
+            alone = model.bert(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            assert (features[0, tokens] - alone).abs().max() <= 1e-5
 
 
 def test_the_cache_has_an_end(text, monkeypatch):

@@ -37,7 +37,7 @@ from groundtune.environment import describe
 from groundtune.errors import ConfigError
 from groundtune.loss.criterion import GroundingDINOCriterion
 from groundtune.model.bundle import TOWERS, ModelBundle, companion
-from groundtune.model.deformable import compile_sampling
+from groundtune.model.deformable import compile_sampling, describe_sampling
 from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress, counted
@@ -140,7 +140,8 @@ def build_setup(
     schedule = optim.build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, config.resume is not None, accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
-    folder.json("env.json", describe() | {"trains on": str(device), "command": shlex.join(sys.argv)})
+    about = {"trains on": str(device), "deformable sampling": describe_sampling(device)}
+    folder.json("env.json", describe() | about | {"command": shlex.join(sys.argv)})
     setup = TrainSetup(
         config=config,
         bundle=bundle,
@@ -199,10 +200,12 @@ def _prepare_network(
     network.configure_training(
         denoising=config.denoising,
         gradient_checkpointing=config.gradient_checkpointing,
-        bucket=_COMPILED_BUCKET if config.compile else None,
+        bucket=_COMPILED_BUCKET if config.compile and device.type != "cpu" else None,
     )
-    if config.compile:
+    if config.compile and device.type == "cpu":
         compile_sampling(network)
+    elif config.compile:
+        network.compile_layers()
     phrases = training.phrases
     if bundle.config.class_labels and phrases and bundle.phrases_of(bundle.classes) != phrases:
         network.init_label_embedding(phrases, bundle.tokenizer)

@@ -103,8 +103,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def sides_wh(h: int, w: int, like: Tensor) -> Tensor:
-    """(2,) width and height of a map, of the type and on the device of `like`."""
+def sides_wh(level_shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """(L, 2) width and height of L maps on the device of `like`, in float32 or its float64.
+
+    Bfloat16 would round sides over 256. The copy to a GPU does not make the host wait.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if torch.jit.is_tracing():  # sides are tensors then, which `torch.tensor` would make constants of
-        return torch.stack([torch.as_tensor(side).to(like) for side in (w, h)])
-    return torch.tensor([w, h], dtype=like.dtype).to(like.device, non_blocking=True)
+        sides = [torch.as_tensor(side).to(like.device, dtype) for h, w in level_shapes for side in (w, h)]
+        return torch.stack(sides).view(-1, 2)
+    sides_of = [[w, h] for h, w in level_shapes]
+    return torch.tensor(sides_of, dtype=dtype).view(-1, 2).to(like.device, non_blocking=True)

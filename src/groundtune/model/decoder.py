@@ -93,10 +93,10 @@ class Decoder(nn.Module):
             (B, S, 4), 0.05·2^level wide and high, as logits of cxcywh relative to the unpadded
             image, +inf where the features are computed from 0.
         """
-        boxes, like = [], memory.valid_ratios
+        boxes = []
+        images_wh = memory.valid_ratios * sides_wh(memory.level_shapes, memory.valid_ratios)  # (B, L, 2)
         for level, (h, w) in enumerate(memory.level_shapes):
-            canvas_wh = sides_wh(h, w, like)
-            centers = cell_centers(h, w, like) / (like[:, None, level] * canvas_wh)
+            centers = cell_centers(h, w, images_wh) / images_wh[:, None, level]
             boxes.append(torch.cat((centers, torch.full_like(centers, 0.05 * 2.0**level)), dim=-1))
         boxes_cxcywh = torch.cat(boxes, dim=1)
         invalid = ~((boxes_cxcywh > 0.01) & (boxes_cxcywh < 0.99)).all(-1, keepdim=True)

@@ -10,9 +10,10 @@ Deviation: the noise of an image comes from the image's own seed rather than fro
 the batch, so that it does not depend on which images share the batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundtune.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -27,10 +28,11 @@ NUM_DENOISING = 100
 class DenoisingQueries:
     """Queries that are put before the matching queries."""
 
-    content: Tensor  # (B, G·2M, D)
-    boxes_cxcywh: Tensor  # (B, G·2M, 4) in [0, 1]
+    content: Tensor  # (B, G·2M + padding, D)
+    boxes_cxcywh: Tensor  # (B, G·2M + padding, 4) in [0, 1]
     num_groups: int  # G
     group_size: int  # 2M
+    padding: int = 0  # queries at the end that no other query sees, and that no loss counts
 
 
 def denoising_queries(
@@ -60,6 +62,18 @@ def denoising_queries(
     return DenoisingQueries(content, boxes.flatten(1, 3), groups, 2 * max_boxes)
 
 
+def pad_denoising(denoising: DenoisingQueries, num_queries: int) -> DenoisingQueries:
+    """Pad up to 100 boxes per image to one number of queries, so that batches have few shapes.
+
+    With the matching queries their number is a multiple of 8, as the attention of GPUs wants it.
+    """
+    count = denoising.content.shape[1]
+    fill = -(-(max(count, 2 * NUM_DENOISING) + num_queries) // 8) * 8 - num_queries - count
+    content = F.pad(denoising.content, (0, 0, 0, fill))
+    boxes = F.pad(denoising.boxes_cxcywh, (0, 0, 0, fill), value=0.5)
+    return replace(denoising, content=content, boxes_cxcywh=boxes, padding=fill)
+
+
 def _noised(
     target: Target, groups: int, num_labels: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -82,7 +96,7 @@ def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: t
 
     Matching queries never see denoising queries, which see them; groups never see each other.
     """
-    total_denoising = denoising.num_groups * denoising.group_size
+    total_denoising = denoising.num_groups * denoising.group_size + denoising.padding
     index = torch.arange(total_denoising + num_queries, device=device)
     group, matching = index // denoising.group_size, index >= total_denoising
     return matching[None] | (~matching[:, None] & (group[:, None] == group[None]))

@@ -21,10 +21,11 @@ from transformers import BertTokenizer
 from groundtune.contracts import LayerOutput, Output, Target
 from groundtune.model.attention import at_least_float32, inverse_sigmoid
 from groundtune.model.decoder import Decoder
-from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries
+from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries, pad_denoising
 from groundtune.model.encoder import Encoder, Memory
 from groundtune.model.head import BoxHead, pad_logits
 from groundtune.model.language import LanguageModel
+from groundtune.model.narrow import call_narrow
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
 from groundtune.text.prompt import phrase_prompt
 from groundtune.text.tokens import TextInput, tokenize
@@ -77,6 +78,15 @@ class GroundingDINO(nn.Module):
         self.denoising = denoising
         self.encoder.gradient_checkpointing = gradient_checkpointing
         self.bucket = bucket or 1
+
+    def compile_layers(self) -> None:
+        """Compile the layers that read the image; the first steps then take minutes.
+
+        torch compiles each kind of layer for any size, with and without padding; if it ever
+        compiled one too often, that would run as without this.
+        """
+        for layer in (*self.encoder.fusion_layers, *self.encoder.layers, *self.decoder.layers):
+            layer.compile(dynamic=True)
 
     def freeze(self, modules: list[str]) -> None:
         """Freeze whole modules: no gradient, eval mode for good, no autograd through the towers.
@@ -151,7 +161,7 @@ class GroundingDINO(nn.Module):
 
     def _run_backbone(self, images: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and "backbone" not in self.frozen):
-            return self.backbone(images)
+            return call_narrow(lambda: self.backbone(images), [self.backbone], images.device)
 
     def forward_features(
         self,
@@ -162,7 +172,14 @@ class GroundingDINO(nn.Module):
     ) -> Output:
         """Detect in features of `extract_features`, new or cached; see `forward`."""
         maps, masks = pad_features(features, self.neck.num_levels, self.bucket)
-        return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
+        # Not the fusion, which adds biases itself, and not BERT, whose cache is float32.
+        layers = self.encoder.text_projection, self.encoder.text_layers, self.encoder.layers
+        parts = (self.neck, *layers, self.decoder, self.bbox_head)
+
+        def detect() -> Output:
+            return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
+
+        return call_narrow(detect, parts, maps[0].device)
 
     def detect_in_maps(
         self,
@@ -181,6 +198,8 @@ class GroundingDINO(nn.Module):
             denoising = None if targets is None else denoising_queries(targets, labels, max_boxes)
             if denoising is None:  # without boxes the labels still get their (zero) gradient
                 queries = queries + 0.0 * labels.weight[0]
+        if denoising is not None and queries.device.type != "cpu":
+            denoising = pad_denoising(denoising, boxes.shape[1])
         allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
@@ -191,7 +210,7 @@ class GroundingDINO(nn.Module):
             self._predict(index, *layer, memory, selection.absent)
             for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
-        split = 0 if denoising is None else denoising.num_groups * denoising.group_size
+        split = 0 if denoising is None else denoising.content.shape[1]
         matching = [_queries(layer, slice(split, None)) for layer in layers]
         output = Output(
             **matching[-1],
@@ -200,7 +219,8 @@ class GroundingDINO(nn.Module):
             enc_outputs=selection.output,
         )
         if denoising is not None:
-            output["dn_outputs"] = [_queries(layer, slice(split)) for layer in layers]
+            count = denoising.num_groups * denoising.group_size
+            output["dn_outputs"] = [_queries(layer, slice(count)) for layer in layers]
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 

@@ -158,8 +158,9 @@ def valid_ratio(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
 def reference_points(level_shapes: list[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
     """Return the center of every position, (B, S, L, 2) xy in [0, 1] of every level's canvas."""
     centers = []
-    for level, (h, w) in enumerate(level_shapes):
-        canvas_wh = sides_wh(h, w, valid_ratios)
+    for level, ((h, w), canvas_wh) in enumerate(
+        zip(level_shapes, sides_wh(level_shapes, valid_ratios), strict=True)
+    ):
         centers.append(cell_centers(h, w, valid_ratios) / canvas_wh / valid_ratios[:, None, level])
     return torch.cat(centers, dim=1)[:, :, None] * valid_ratios[:, None]
 

@@ -11,11 +11,14 @@ up to 1. No tensor of positions × inner width exists.
 Deviations: the reference's text padding mask has no effect in MMDetection (a bool tensor filled
 with −9e15 is True everywhere); here padded tokens and positions get weight 0. The reference's shift
 by the global maximum and its clamps at ±50000 are omitted: softmax is invariant to the first, and
-the second changes nothing before overflow.
+the second changes nothing before overflow. Scores can overflow in float16 only, so under its
+autocast this attention computes in float32; clamped scores would be equal where they are not.
 """
 
 import torch
 from torch import Tensor, nn
+
+from groundtune.model.attention import at_least_float32
 
 
 class BiAttention(nn.Module):
@@ -53,6 +56,16 @@ class BiAttention(nn.Module):
             padding_mask: (B, S) bool, True = padding; None if nothing is padded.
             text_token_mask: (B, T) bool, True = real token.
         """
+        device = vision.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            with torch.autocast(device, enabled=False):
+                streams = at_least_float32(vision), at_least_float32(text)
+                return self._attend(*streams, padding_mask, text_token_mask)
+        return self._attend(vision, text, padding_mask, text_token_mask)
+
+    def _attend(
+        self, vision: Tensor, text: Tensor, padding_mask: Tensor | None, text_token_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         keys = self._heads(self.text_proj(text)) * self.scale  # (B, heads, T, c)
         text_values = self._heads(self.values_text_proj(text))
         into_scores = keys @ self._split_heads(self.vision_proj.weight)  # (B, heads, T, D)

@@ -31,7 +31,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.bert = bert
         self.width: int = bert.config.hidden_size
-        self._phrase_features: dict[tuple[int, ...], Tensor] = {}
+        self._phrase_features: dict[tuple[int, ...], range] = {}  # rows of the table
+        self._table, self._used = torch.zeros(1, self.width), 1  # row 0 is for padding
 
     @property
     def _weight(self) -> Tensor:
@@ -61,14 +62,13 @@ class LanguageModel(nn.Module):
         missing = sorted({ids for row in blocks for _, ids in row} - self._phrase_features.keys(), key=len)
         for start in range(0, len(missing), 256):  # bounded memory for prompts of thousands of names
             self._encode(missing[start : start + 256])
-        features = self._weight.new_zeros((*text.input_ids.shape, self.width))
-        for row, image_blocks in enumerate(blocks):
-            for tokens, ids in image_blocks:
-                features[row, tokens] = self._phrase_features[ids]
-        return features
+        rows = [[row for _, ids in block for row in self._phrase_features[ids]] for block in blocks]
+        length = text.input_ids.shape[1]
+        index = torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.long)
+        return self._table[index.to(self._table.device, non_blocking=True)]
 
     def _encode(self, phrases: list[tuple[int, ...]]) -> None:
-        """Run each phrase alone, padded to the longest, and cache its features in float32."""
+        """Run each phrase alone, padded to the longest, and append its features to the table."""
         device = self._weight.device
         lengths = torch.tensor([len(ids) for ids in phrases])
         positions = torch.arange(int(lengths.max())).expand(len(phrases), -1)
@@ -78,12 +78,21 @@ class LanguageModel(nn.Module):
         mask = (real[:, None, :] & real[:, :, None]) | torch.eye(real.shape[1], dtype=torch.bool)
         with torch.autocast(device.type, enabled=False):  # the cache must not depend on its first caller
             features = self.run_bert(*to_device([input_ids, positions * real, mask], device))
-        for ids, feature in zip(phrases, features, strict=True):
-            self._phrase_features[ids] = feature[: len(ids)].clone()
+        index = real.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        first, end = self._used, self._used + len(index)
+        if end > len(self._table):  # twice as large: each row is copied about once
+            larger = features.new_zeros((max(2 * len(self._table), end), self.width))
+            larger[:first] = self._table[:first]
+            self._table = larger
+        self._table[first:end] = features.flatten(0, 1)[index]
+        for ids in phrases:
+            self._phrase_features[ids] = range(self._used, self._used + len(ids))
+            self._used += len(ids)
 
     def forget(self) -> None:
         """Empty the cache of phrases."""
         self._phrase_features.clear()
+        self._table, self._used = self._weight.new_zeros((1, self.width)), 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Forget the phrases when a move changes device or type."""
