@@ -221,7 +221,7 @@ def test_more_than_300_detections_are_asked_of_the_model_if_wanted(stub, monkeyp
     limits = []
     monkeypatch.setattr(
         "groundtune.predict.predictor.detect_batch",
-        lambda *arguments: limits.append(arguments[-1]) or [no_detections()],
+        lambda *arguments: limits.append(arguments[5]) or [no_detections()],
     )
     for wanted in (None, 10, 500):
         run(stub, [noise()], selection=Selection(None, False, wanted))

@@ -22,7 +22,8 @@ from groundtune.boxes import pairwise_iou
 from groundtune.data.sample import Dataset, Sample, join_examples
 from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
+from groundtune.predict.batch_limit import BatchLimit
+from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress
 from groundtune.text.prompt import COMMON_NAMES, clean_name, recombined_names
@@ -123,21 +124,33 @@ def detect_groups(
     prompts = [class_prompts(tokenizer, phrases, max_text_len, tuned).to(device) for phrases in groups]
     network = bundle.to(device)
     results: list[list[ImageDetections]] = [[] for _ in groups]
+    memory, most = BatchLimit(), max(len(group.phrase_maps) for group in prompts)
     with inference_mode(network, precision):
         for batch, load in iter_maps(bundle, dataset, batch_size, device):
             detect = partial(_detect_prompts, bundle, prompts, batch.samples, load)
-            for of_group, detections in zip(results, checked(detect, device), strict=True):
-                of_group += detections
+            for of_image in memory.run(detect, len(batch.samples), most, device):
+                for of_group, detections in zip(results, of_image, strict=True):
+                    of_group.append(detections)
             progress.evaluation(len(results[0]), len(dataset.samples), "detecting other classes")
     return results
 
 
 def _detect_prompts(
-    bundle: ModelBundle, prompts: Sequence[Prompts], samples: Sequence[Sample], load: LoadMaps
-) -> list[list[ImageDetections]]:
-    """Return by prompts the detections in each image of a batch."""
-    maps, sizes_hw = load(), [sample.size_hw for sample in samples]
-    return [detect_batch(bundle.network, maps, group, sizes_hw, bundle.base_network) for group in prompts]
+    bundle: ModelBundle,
+    prompts: Sequence[Prompts],
+    samples: Sequence[Sample],
+    load: LoadMaps,
+    rows: slice,
+    max_pairs: int,
+) -> list[tuple[ImageDetections, ...]]:
+    """Return by image the detections of each group of prompts."""
+    maps, sizes_hw = load(rows), [sample.size_hw for sample in samples[rows]]
+    networks = bundle.network, bundle.base_network
+    groups = [
+        detect_batch(networks[0], maps, group, sizes_hw, networks[1], max_pairs=max_pairs)
+        for group in prompts
+    ]
+    return list(zip(*groups, strict=True))
 
 
 def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:

@@ -107,6 +107,7 @@ def detect_batch(
     sizes_hw: Sequence[tuple[int, int]],
     base_network: Network | None = None,
     limit: int | None = None,
+    max_pairs: int | None = None,
 ) -> list[ImageDetections]:
     """Detect the prompts' classes in a batch of images.
 
@@ -117,6 +118,7 @@ def detect_batch(
         sizes_hw: sizes of the original images, in whose pixels the boxes are.
         base_network: answers the prompts with `use_base`; None: `network` answers all.
         limit: maximum number of detections per image; None: 300.
+        max_pairs: maximum number of (image, prompt) pairs at a time; None: no further one.
 
     Returns:
         Per image its best detections, on the CPU; an empty list for an empty batch.
@@ -132,6 +134,7 @@ def detect_batch(
     scores: list[dict[int, Tensor]] = [{} for _ in features]
     boxes: list[dict[int, Tensor]] = [{} for _ in features]
     batch_size = max(len(features), PAIRS_PER_BATCH)
+    batch_size = min(batch_size, max_pairs or batch_size)
     for answering, indices in passes:
         pairs = [(image, prompt) for prompt in indices for image in range(len(features))]
         for start in range(0, len(pairs), batch_size):

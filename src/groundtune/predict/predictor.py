@@ -12,7 +12,8 @@ from PIL import Image
 
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
+from groundtune.predict.batch_limit import BatchLimit
+from groundtune.predict.detect import class_prompts, detect_batch, inference_mode, sentence_prompts
 from groundtune.predict.features import extract
 from groundtune.predict.inputs import ImageInput, read_images
 from groundtune.predict.postprocess import MAX_DETECTIONS, ImageDetections, Selection
@@ -76,7 +77,7 @@ class Predictor:
             tuned = self.bundle.tuned_phrases
             prompts = class_prompts(tokenizer, phrases, max_text_len, tuned, self.names)
         self.warning = prompts.warning
-        self._prompts = prompts.to(self.device)
+        self._prompts, self._memory = prompts.to(self.device), BatchLimit()
         classes = list(self.thresholds)
         meant = dict(zip(classes, self.bundle.phrases_of(classes), strict=True))
         meant |= known_phrases(classes, dict(zip(self.names, phrases, strict=True)))
@@ -127,14 +128,14 @@ class Predictor:
         ]
         limit = max(MAX_DETECTIONS, self.selection.max_detections or 0)  # NMS comes later
 
-        def detect() -> list[ImageDetections]:
-            features = extract(network, tensors, self.device)
-            base_network = self.bundle.base_network
-            return detect_batch(network, features, self._prompts, sizes_hw, base_network, limit)
+        def detect(rows: slice, pairs: int) -> list[ImageDetections]:
+            features, base = extract(network, tensors[rows], self.device), self.bundle.base_network
+            return detect_batch(network, features, self._prompts, sizes_hw[rows], base, limit, pairs)
 
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
-            detected = checked(detect, self.device)
+            prompts = len(self._prompts.phrase_maps)
+            detected = self._memory.run(detect, len(images), prompts, self.device)
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:
