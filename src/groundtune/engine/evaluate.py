@@ -182,6 +182,14 @@ def iter_maps(
         yield batch, partial(load, batch)
 
 
+def own_share(dataset: Dataset, batch_size: int) -> tuple[list[int], Dataset]:
+    """Return the images of this process, as indices and as a data set: every n-th whole batch."""
+    (rank, count), total = processes(), len(dataset.samples)
+    starts = range(rank * batch_size, total, count * batch_size)
+    indices = [index for start in starts for index in range(start, min(start + batch_size, total))]
+    return indices, replace(dataset, samples=[dataset.samples[index] for index in indices])
+
+
 def run_task(
     task: EvalTask,
     dataset: Dataset,
@@ -196,11 +204,8 @@ def run_task(
     All processes of a distributed run call this together and share the images. Each gets the
     metrics, or the error of one of them; the main process gets the predictions, the others none.
     """
-    rank, count = processes()
-    total, done = len(dataset.samples), 0
-    starts = range(rank * batch_size, total, count * batch_size)
-    indices = [index for start in starts for index in range(start, min(start + batch_size, total))]
-    share = replace(dataset, samples=[dataset.samples[index] for index in indices])
+    total, done, (_, count) = len(dataset.samples), 0, processes()
+    indices, share = own_share(dataset, batch_size)
 
     def on_batch(images: int) -> None:
         nonlocal done

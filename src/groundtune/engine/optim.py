@@ -190,11 +190,7 @@ def _frozen_modules(module: nn.Module, path: str, trained: set[str]) -> list[str
 
 
 def update_weights(optimizer: Optimizer, step: int) -> None:
-    """Take the optimizer's step; `step` is its number in messages.
-
-    Raises:
-        OutOfMemory: there is no room for the optimizer's state, which the first step creates.
-    """
+    """Take the optimizer's step of a number; the first one creates its state: an `OutOfMemory`."""
     try:
         optimizer.step()
     except (RuntimeError, MemoryError) as error:
