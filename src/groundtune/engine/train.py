@@ -111,13 +111,11 @@ def train(
         cleanup.callback(progress.close)
         try:
             start_processes(config, out)
-            batch_size = config.batch_size
+            computing = device, config.batch_size, progress
             if config.retention_data == ["self"]:
-                retention_data = base_detections(bundle, valid, device, batch_size, progress)
+                retention_data = base_detections(bundle, valid, *computing)
             if config.self_distillation:
-                training = add_self_distillation(
-                    bundle, training, device, batch_size, progress, config.precision
-                )
+                training = add_self_distillation(bundle, training, *computing, config.precision)
             setup = build_setup(config, bundle, training, valid, out, progress)
             setup.progress.start(setup.config.epochs * len(setup.loader))
             restore_state(setup, state, resumed)
