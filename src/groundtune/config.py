@@ -248,7 +248,9 @@ class TrainConfig(ComputeOptions):
     gradient_checkpointing: bool = _compute(
         False, "recompute the encoder's activations: less memory, more time"
     )
-    workers: int = _compute(0, "threads that load images ahead; 0 loads them in the training thread", low=0)
+    workers: int | None = _compute(
+        None, "threads that load images ahead; auto: one per core, at most 8, with a GPU, else 0", low=0
+    )
     max_nonfinite_steps: int = _compute(
         5, "consecutive steps with a non-finite loss before training stops", low=1
     )

@@ -91,9 +91,10 @@ def test_only_one_batch_of_a_stream_is_read_at_a_time(stub):
     assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]] and list(batched("", 2)) == []
 
 
-def test_frames_are_streamed_with_their_detections(stub):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_frames_are_streamed_with_their_detections(stub, ahead):
     frames = [Frame(Path(f"{i}.png"), Image.fromarray(noise(20 + i, 30))) for i in range(3)]
-    results = list(make_predictor(stub, ["cat"], batch_size=2).stream(frames))
+    results = list(make_predictor(stub, ["cat"], batch_size=2).stream(frames, ahead))
     assert [frame.path.name for frame, _ in results] == ["0.png", "1.png", "2.png"]
     assert [part.xyxy[0, 3] for _, part in results] == [20, 21, 22]
 

@@ -60,6 +60,13 @@ def own_device(name: str) -> torch.device:
     return device
 
 
+def own_images(total: int, batch_size: int) -> list[int]:
+    """Return the indices of the images that this process computes: every n-th whole batch."""
+    rank, count = processes()
+    starts = range(rank * batch_size, total, count * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, total))]
+
+
 def gather(work: Callable[[], _T]) -> list[_T]:
     """Return the results of all processes by rank in the main process, and an empty list elsewhere.
 
@@ -188,7 +195,8 @@ def launch(count: int, device: str, threads: int) -> int:
         port = free.getsockname()[1]
     threads = threads or max(1, torch.get_num_threads() // count)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(count)]
         started = [_start(rank, environment, file) for rank, file in enumerate(files)]

@@ -19,16 +19,16 @@ from torch import Tensor
 from groundtune.boxes import xyxy_to_xywh
 from groundtune.data.batch import EvalBatch
 from groundtune.data.loader import check_captions, grounding_prompt
-from groundtune.data.prefetch import evaluation_images
+from groundtune.data.prefetch import decode_threads, evaluation_images
 from groundtune.data.sample import Dataset, Sample
-from groundtune.engine.distributed import from_main, gather, processes
+from groundtune.engine.distributed import from_main, gather, own_images, processes
 from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics, lvis_metrics
 from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.batch_limit import BatchLimit
 from groundtune.predict.detect import Prompts, check_finite, class_prompts, detect_batch, inference_mode
-from groundtune.predict.features import FeatureCache, extract
+from groundtune.predict.features import FeatureCache, extract, upload
 from groundtune.predict.postprocess import class_scores, top_detections
 from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
@@ -169,25 +169,24 @@ def iter_maps(
     """Iterate over batches and functions that compute the backbone's maps, or get cached ones."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
     batches = evaluation_images(
-        dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
+        dataset,
+        bundle.image_format,
+        batch_size,
+        needs_pixels,
+        threads=decode_threads(device, DECODE_THREADS),
+        unreadable=unreadable,
+        raw=device.type != "cpu",
     )
 
     def load(batch: EvalBatch, rows: slice) -> Sequence[Sequence[Tensor]]:
-        images, indices = batch.images[rows], batch.indices[rows]
+        indices = batch.indices[rows]
+        images = upload(batch.images[rows], bundle.image_format, device)
         if features is not None:
             return features.get(images, indices, [0] * len(indices), device)
         return extract(bundle.network, [image for image in images if image is not None], device)
 
     for batch in batches:
         yield batch, partial(load, batch)
-
-
-def own_share(dataset: Dataset, batch_size: int) -> tuple[list[int], Dataset]:
-    """Return the images of this process, as indices and as a data set: every n-th whole batch."""
-    (rank, count), total = processes(), len(dataset.samples)
-    starts = range(rank * batch_size, total, count * batch_size)
-    indices = [index for start in starts for index in range(start, min(start + batch_size, total))]
-    return indices, replace(dataset, samples=[dataset.samples[index] for index in indices])
 
 
 def run_task(
@@ -205,7 +204,8 @@ def run_task(
     metrics, or the error of one of them; the main process gets the predictions, the others none.
     """
     total, done, (_, count) = len(dataset.samples), 0, processes()
-    indices, share = own_share(dataset, batch_size)
+    indices = own_images(total, batch_size)
+    share = replace(dataset, samples=[dataset.samples[index] for index in indices])
 
     def on_batch(images: int) -> None:
         nonlocal done

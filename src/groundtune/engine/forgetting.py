@@ -20,8 +20,8 @@ import torch
 
 from groundtune.boxes import pairwise_iou
 from groundtune.data.sample import Dataset, Sample, join_examples
-from groundtune.engine.distributed import from_main, gather, processes
-from groundtune.engine.evaluate import LoadMaps, iter_maps, own_share
+from groundtune.engine.distributed import from_main, gather, own_images, processes
+from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
 from groundtune.predict.batch_limit import BatchLimit
 from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
@@ -137,8 +137,9 @@ def detect_groups(
     prompts = [class_prompts(tokenizer, phrases, max_text_len, tuned).to(device) for phrases in groups]
     network = bundle.to(device)
     memory, most = BatchLimit(), max(len(group.phrase_maps) for group in prompts)
-    indices, share = own_share(dataset, batch_size)
     total, (_, count) = len(dataset.samples), processes()
+    indices = own_images(total, batch_size)
+    share = replace(dataset, samples=[dataset.samples[index] for index in indices])
 
     def detect_share() -> dict[int, tuple[ImageDetections, ...]]:
         found: list[tuple[ImageDetections, ...]] = []

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import TrainLoader
 from groundtune.data.mirror import describe_mirroring
+from groundtune.data.prefetch import decode_threads
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
 from groundtune.device import set_up_cpu
@@ -240,7 +241,7 @@ def _build_loader(
     if config.batch_size < accelerator.num_processes:
         expected = f"expected at least one image for each of {accelerator.num_processes} processes"
         raise ConfigError(f"batch_size: {expected}, got {config.batch_size}.")
-    return TrainLoader(
+    loader = TrainLoader(
         training,
         bundle.tokenizer,
         bundle.image_format,
@@ -249,6 +250,10 @@ def _build_loader(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    device = next(bundle.detector.parameters()).device
+    loader.raw = device.type != "cpu"
+    loader.workers = decode_threads(device, 0) if config.workers is None else config.workers
+    return loader
 
 
 def _feature_caches(

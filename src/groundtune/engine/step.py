@@ -175,6 +175,7 @@ def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: st
 
 def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> Output:
     """Run the network, in "fp32" or "bf16"; its output is float32."""
+    part = part.normalized(setup.bundle.image_format)
     network, most_boxes = setup.network, max(counts.boxes)
     with torch.autocast(setup.device.type, torch.bfloat16, enabled=precision == "bf16"):
         if setup.train_features is not None:

@@ -193,12 +193,13 @@ def inference_mode(network: Network, precision: str) -> Iterator[None]:
     is `no_grad`, not torch's inference mode, because training reuses the text features cached
     inside.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    training = [module for module in network.modules() if module.training]
+    if training:
+        network.eval()
     try:
         device = next(network.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

@@ -7,20 +7,30 @@ numbers.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from groundtune.contracts import ImageFormat
+from groundtune.data.transforms import normalize
 from groundtune.errors import ConfigError
 from groundtune.model.bundle import Network
 from groundtune.model.detector import GroundingDINO
+
+_Image = TypeVar("_Image", Tensor, Tensor | None)
+
+
+def upload(images: Sequence[_Image], fmt: ImageFormat, device: torch.device) -> list[_Image]:
+    """Return images on a device, normalized there if they are uint8; None stays."""
+    return [None if image is None else normalize(image.to(device), fmt) for image in images]
 
 
 def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
     """Compute the backbone maps (C_l, h_l, w_l) of normalized images (3, h, w), without grad."""
     sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (max(size[axis] for size in sizes_hw) for axis in (0, 1))
-    canvas = torch.zeros(len(images), 3, height, width)
+    canvas = images[0].new_zeros(len(images), 3, height, width)
     for row, image, (h, w) in zip(canvas, images, sizes_hw, strict=True):
         row[:, :h, :w] = image  # `extract_features` cuts the images out again
     with torch.no_grad():
