@@ -275,12 +275,14 @@ def evaluate(
     from groundtune.device import pick_device, pick_precision, set_up_cpu
     from groundtune.engine.evaluate import eval_task, name_images_and_classes, run_task
     from groundtune.engine.ray_evaluation import evaluate_on_ray
+    from groundtune.exporting.runtime import use_provider
     from groundtune.predict.ray import RayPool
     from groundtune.text.prompt import split_names
 
     splits = read_data(config.data, [], config.rename, format=config.format, needed=[config.split])
     dataset = splits[config.split]
     bundle = _loaded(model, config.model)
+    use_provider(bundle.network, config.provider)
     recall_phrases(list(splits.values()), bundle.phrases)
     names = split_names(config.classes, [*dataset.class_names, *dataset.phrases])
     indices = match_class_names(names, dataset.class_names, dataset.phrases) if names else None
@@ -723,9 +725,11 @@ def _predictor(
     default: Sequence[str] = (),
 ) -> "Predictor":
     """Build a predictor; a warning about names goes to stderr."""
+    from groundtune.exporting.runtime import use_provider
     from groundtune.predict.run import build_predictor, check_thresholds, read_thresholds
     from groundtune.report.run_data import run_thresholds
 
+    use_provider(bundle.network, options.provider)
     given = options.thresholds or {}
     of_run = isinstance(given, str) and os.path.isdir(given)  # a run may have other classes
     thresholds = run_thresholds(Path(str(given))) if of_run else read_thresholds(given)

@@ -18,7 +18,16 @@ from typing import Any, NamedTuple, NoReturn
 from groundtune import api, printing
 from groundtune import config as configs
 from groundtune._version import __version__
-from groundtune.errors import ConfigError, DataError, GroundtuneError, Interrupted, NotWritten, suggestion
+from groundtune.errors import (
+    ConfigError,
+    DataError,
+    GroundtuneError,
+    Interrupted,
+    NotWritten,
+    OutOfMemory,
+    first_line,
+    suggestion,
+)
 from groundtune.options import (
     COMMAND_LINE,
     Field,
@@ -62,6 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (RuntimeError, MemoryError) as error:
+        if debug or not (text := _out_of_memory(error, arguments[0])):
+            raise
+        print(f"groundtune: error: {text}", file=sys.stderr)
+        return OutOfMemory.exit_code
+
+
+def _out_of_memory(error: RuntimeError | MemoryError, verb: str) -> str:
+    """Return the message about memory where no batch is left to halve; "" of another error."""
+    from groundtune.device import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        return ""
+    fixes = {"batch_size": "a smaller --batch-size, ", "device": "another --device, "}
+    fix = "".join(text for name, text in fixes.items() if name in leaf_fields(_VERBS[verb].options))
+    return f"Out of memory ({first_line(error)}). Use {fix}a smaller model or a larger machine."
 
 
 def _run(arguments: list[str]) -> int:

@@ -24,6 +24,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 DATA_FORMATS = ("coco", "yolo", "voc", "odvg", "csv", "hf")
 EXPORT_FORMATS = ("hf", "onnx", "openvino", "idea")
 EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
+PROVIDERS = ("auto", "tensorrt")
 SAVE_FORMATS = ("annotated", "json", "coco", "yolo", "csv", "crops")
 
 _LOGGERS = ("tensorboard", "wandb", "mlflow")
@@ -43,6 +44,7 @@ _SIDES = (
 )
 _PRECISION = "auto uses bf16 where the device supports it"
 _BATCH = "images per batch"
+_PROVIDER = ".onnx files: auto follows --device; tensorrt builds an engine for every image size, for minutes"
 _JSON = "print JSON"
 _NMS_IOU = 0.7
 _HOST = "address to listen on; 0.0.0.0 admits other machines"
@@ -98,6 +100,7 @@ class DetectOptions(ComputeOptions, SelectionOptions):
     thresholds: str | dict[str, float] | None = option(None, _THRESHOLDS, low=0, high=1)
     batch_size: int = _compute(4, "images (or tiles) per batch", low=1)
     precision: str = _compute("auto", _PRECISION, choices=PRECISIONS)
+    provider: str = _compute("auto", _PROVIDER, choices=PROVIDERS)
 
 
 @dataclass(kw_only=True)
@@ -250,7 +253,9 @@ class TrainConfig(ComputeOptions):
     gradient_checkpointing: bool = _compute(
         False, "recompute the encoder's activations: less memory, more time"
     )
-    workers: int = _compute(0, "threads that load images ahead; 0 loads them in the training thread", low=0)
+    workers: int | None = _compute(
+        None, "threads that load images ahead; auto: one per core, at most 8, with a GPU, else 0", low=0
+    )
     max_nonfinite_steps: int = _compute(
         5, "consecutive steps with a non-finite loss before training stops", low=1
     )
@@ -284,6 +289,7 @@ class EvaluateConfig(ComputeOptions, RayOptions):
     json: bool = option(False, _JSON)
     batch_size: int = _compute(8, _BATCH, low=1)
     precision: str = _compute("fp32", _PRECISION, choices=PRECISIONS)
+    provider: str = _compute("auto", _PROVIDER, choices=PROVIDERS)
 
 
 @dataclass(kw_only=True)

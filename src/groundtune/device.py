@@ -17,6 +17,7 @@ from groundtune.errors import ConfigError
 _Item = TypeVar("_Item", bound=Any)
 _OUT_OF_MEMORY = [
     *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
+    *("failed to allocate memory", "bad_alloc", "bad allocation"),  # ONNX Runtime, OpenVINO
     *("alloc_failed", "could not create a primitive"),  # oneDNN reports the latter only
 ]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h

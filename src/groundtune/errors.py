@@ -22,6 +22,11 @@ def escape_control_chars(text: str) -> str:
     return CONTROL_CHARS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return str(error).split("\n")[0] or type(error).__name__
+
+
 class GroundtuneError(Exception):
     """A problem with a message: what is wrong and where, what was expected, how to fix it."""
 

@@ -44,7 +44,7 @@ def convert(value: Any, hint: Any) -> Any:
 
 def _convert_union(value: Any, kinds: Sequence[Any]) -> Any:
     """Convert to None, a mapping to the type that is one, and other values to the first type."""
-    if value is None or (isinstance(value, str) and value == "none" and str not in kinds):
+    if value is None or (isinstance(value, str) and value in ("none", "auto") and str not in kinds):
         return None
     mappings = [kind for kind in kinds if isinstance(value, Mapping) and typing.get_origin(kind) is dict]
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]

@@ -258,7 +258,7 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path, stopped: Path, data: Pa
 def test_free_options_may_change_and_are_listed(tmp_path: Path, stopped: Path, data: Path, tokenizer) -> None:
     out, watcher = shutil.copytree(stopped, tmp_path / "run"), Recorder()
     run(options(data, resume=str(out), workers=1, log_steps=7), tiny_bundle(tokenizer), out, watcher)
-    line = "Changed options: workers 1 (was 0), log_steps 7 (was 1); all others are those of the run."
+    line = "Changed options: workers 1 (was None), log_steps 7 (was 1); all others are those of the run."
     assert ("message", line) in watcher.events and line in (out / "train.log").read_text()
 
 

@@ -248,7 +248,7 @@ def test_a_file_of_an_older_version_takes_one_image_and_stretches_narrow_ones(fi
     onnx.save(older, tmp_path / "older.onnx")
     written, fed = open_exported(tmp_path / "older.onnx"), []
     network, run = written.network, written.network._run
-    network._run = lambda feed: fed.append(feed["image"]) or run(feed)
+    network._run = lambda feed, *given: fed.append(feed["image"]) or run(feed, *given)
     image = torch.rand(2, 3, 128, 20)
     logits, boxes = outputs(written, image, ["cat"])
     assert [part.shape for part in fed] == [(1, 3, 128, 68)] * 2

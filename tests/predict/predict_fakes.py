@@ -38,7 +38,7 @@ def fake_bundle(
     """
     calls: list[SimpleNamespace] = []
 
-    def detect(network, features, prompts, sizes_hw, base_network, limit):
+    def detect(network, features, prompts, sizes_hw, base_network, limit, max_pairs):
         last = sum(len(indices) for indices in prompts.class_indices) - 1
         calls.append(SimpleNamespace(sizes_hw=list(sizes_hw), prompts=prompts, images=features))
         half = len(scores) // 2

@@ -106,7 +106,7 @@ def test_evaluation_and_self_distillation_do_the_same(tmp_path: Path, bundle) ->
 
 
 def test_an_exported_file_with_nan_is_an_error(tokenizer, bundle) -> None:
-    def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(feed: dict[str, np.ndarray], *_: object) -> list[np.ndarray]:
         tokens = feed["input_ids"].shape[1]
         return [np.full((1, 4, tokens), np.nan, np.float32), np.full((1, 4, 4), 0.5, np.float32)]
 

@@ -91,9 +91,10 @@ def test_only_one_batch_of_a_stream_is_read_at_a_time(stub):
     assert list(batched("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]] and list(batched("", 2)) == []
 
 
-def test_frames_are_streamed_with_their_detections(stub):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_frames_are_streamed_with_their_detections(stub, ahead):
     frames = [Frame(Path(f"{i}.png"), Image.fromarray(noise(20 + i, 30))) for i in range(3)]
-    results = list(make_predictor(stub, ["cat"], batch_size=2).stream(frames))
+    results = list(make_predictor(stub, ["cat"], batch_size=2).stream(frames, ahead))
     assert [frame.path.name for frame, _ in results] == ["0.png", "1.png", "2.png"]
     assert [part.xyxy[0, 3] for _, part in results] == [20, 21, 22]
 
@@ -221,7 +222,7 @@ def test_more_than_300_detections_are_asked_of_the_model_if_wanted(stub, monkeyp
     limits = []
     monkeypatch.setattr(
         "groundtune.predict.predictor.detect_batch",
-        lambda *arguments: limits.append(arguments[-1]) or [no_detections()],
+        lambda *arguments: limits.append(arguments[5]) or [no_detections()],
     )
     for wanted in (None, 10, 500):
         run(stub, [noise()], selection=Selection(None, False, wanted))

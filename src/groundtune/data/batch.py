@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groundtune.contracts import Target
+from groundtune.contracts import ImageFormat, Target
 from groundtune.data.sample import Sample
-from groundtune.data.transforms import ImageView
+from groundtune.data.transforms import ImageView, normalize
 from groundtune.device import move, to_device
 from groundtune.text.prompt import Prompt
 from groundtune.text.tokens import TextInput
@@ -22,7 +22,7 @@ from groundtune.text.tokens import TextInput
 class Batch:
     """B entries of an image, its prompt and its target. All lists have length B, which can be 0."""
 
-    images: list[Tensor | None]  # (3, h, w) float32 normalized, unpadded; None if not needed
+    images: list[Tensor | None]  # (3, h, w) unpadded, float32 normalized or uint8; None if not needed
     sizes_hw: list[tuple[int, int]]  # pixels of the unpadded images, known for all
     text: TextInput  # the prompts, padded to the longest
     prompts: list[Prompt]
@@ -58,6 +58,12 @@ class Batch:
             return None
         return torch.stack(
             [torch.zeros_like(mask[0]) if row is None else row[: mask.shape[1]] for row in rows]
+        )
+
+    def normalized(self, fmt: ImageFormat) -> Batch:
+        """Return the batch with its uint8 images normalized."""
+        return replace(
+            self, images=[None if image is None else normalize(image, fmt) for image in self.images]
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -46,6 +46,8 @@ class TrainLoader:
     Attributes:
         needs_pixels: returns whether to decode a view, from (index, view). It is called when the
             image is queued, up to `workers` batches early. None: decode all.
+        workers: threads that decode ahead; by default those of the options, or none.
+        raw: whether images are uint8, to be normalized on their device.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class TrainLoader:
         self.config, self.max_text_len = config, max_text_len
         self.rank, self.processes = rank, processes
         self.needs_pixels: Callable[[int, int], bool] | None = None
+        self.workers, self.raw = config.workers or 0, False
         self.phrases = [
             [phrase, *dataset.synonyms.get(name, [])]
             for name, phrase in zip(dataset.class_names, dataset.phrases, strict=True)
@@ -102,7 +105,7 @@ class TrainLoader:
         """
         plan = [batch[self.rank :: self.processes] for batch in self.batch_plan(epoch)[first_batch:]]
         jobs = ([(index, self.view_of(index, epoch)) for index in batch] for batch in plan)
-        results = prefetch(self._decoding, jobs, self.config.workers)
+        results = prefetch(self._decoding, jobs, self.workers)
         for indices, images in zip(plan, results, strict=True):
             yield self.collate(indices, images, epoch)
 
@@ -171,7 +174,7 @@ class TrainLoader:
         if self.needs_pixels is not None and not self.needs_pixels(index, view):
             return None
         return partial(
-            decode_view, self.dataset.samples[index], self.geometry(index, view), self.image_format
+            decode_view, self.dataset.samples[index], self.geometry(index, view), self.image_format, self.raw
         )
 
     def collate(self, indices: list[int], images: Sequence[Tensor | DataError | None], epoch: int) -> Batch:

@@ -4,12 +4,16 @@ The way from a path to a tensor is `images`, `transforms` and this file. An unre
 returned as a `DataError`, and the caller decides; too little memory is raised.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from groundtune.contracts import ImageFormat
@@ -26,14 +30,42 @@ _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
 
-def decode_view(sample: Sample, view: ImageView, fmt: ImageFormat) -> Tensor | DataError:
-    """Return the normalized (3, h, w) pixels of a view, or an error that names the image.
+def decode_threads(device: torch.device, on_cpu: int) -> int:
+    """Return how many threads decode images ahead: one per core, at most 8, for an accelerator.
+
+    The cores are those that this process may use, shared with the others of its machine.
+    """
+    if device.type == "cpu":
+        return on_cpu
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with suppress(OSError, ValueError):  # the limit of a container; "max" is none
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, int(quota) / int(period))
+    return max(1, min(8, int(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def read_ahead(items: Iterable[_Job], count: int) -> Iterator[_Job]:
+    """Iterate in a thread, up to `count` items ahead of the caller; errors come in their turn."""
+    iterator, end = iter(items), object()
+    pool, waiting = ThreadPoolExecutor(1, THREAD_NAME), deque[Future[Any]]()
+    try:
+        while True:
+            waiting.extend(pool.submit(next, iterator, end) for _ in range(count - len(waiting)))
+            if (item := waiting.popleft().result()) is end:
+                return
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def decode_view(sample: Sample, view: ImageView, fmt: ImageFormat, raw: bool = False) -> Tensor | DataError:
+    """Return the (3, h, w) pixels of a view as `to_tensor`, or an error that names the image.
 
     Raises:
         OutOfMemory: the image does not fit into memory; the message names it.
     """
     try:
-        return to_tensor(view.image(load_image(sample.image_path, sample.size_hw)), fmt)
+        return to_tensor(view.image(load_image(sample.image_path, sample.size_hw)), fmt, raw)
     except DataError as error:
         return error
     except Exception as error:  # of a decoder
@@ -82,12 +114,14 @@ def evaluation_images(
     *,
     threads: int,
     unreadable: dict[str, str] | None = None,
+    raw: bool = False,
 ) -> Iterator[EvalBatch]:
     """Yield all images in the order of the data set, whole and at the model's image size.
 
     Args:
         needs_pixels: returns whether to decode the image of an index. None: decode all.
         threads: number of threads that decode ahead.
+        raw: whether images are uint8, to be normalized on their device.
         unreadable: receives path and reason of unreadable images, which are skipped. None: raise.
 
     Raises:
@@ -101,7 +135,7 @@ def evaluation_images(
     def prepare(index: int) -> Callable[[], Tensor | DataError] | None:
         if needs_pixels is not None and not needs_pixels(index):
             return None
-        return partial(decode_view, dataset.samples[index], views[index], image_format)
+        return partial(decode_view, dataset.samples[index], views[index], image_format, raw)
 
     for planned, results in zip(plan, prefetch(prepare, plan, threads), strict=True):
         batch = EvalBatch([], [], [], [])

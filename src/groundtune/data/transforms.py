@@ -132,8 +132,15 @@ def draw_view(
     return ImageView(size_hw, part, resized.size_hw, flip=False)
 
 
-def to_tensor(image: Image.Image, fmt: ImageFormat) -> Tensor:
-    """Normalize an RGB image to (3, h, w) float32: (value / 255 - mean) / std."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).to(torch.float32)
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (fmt.mean, fmt.std))
-    return ((pixels / 255.0 - mean) / std).contiguous()
+def to_tensor(image: Image.Image, fmt: ImageFormat, raw: bool = False) -> Tensor:
+    """Convert an RGB image to (3, h, w): `raw` as uint8, otherwise normalized."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    return pixels.contiguous() if raw else normalize(pixels, fmt)
+
+
+def normalize(pixels: Tensor, fmt: ImageFormat) -> Tensor:
+    """Convert uint8 (3, h, w) to float32, (value / 255 - mean) / std, on its device."""
+    if pixels.is_floating_point():
+        return pixels
+    channels = zip(pixels.to(torch.float32) / 255.0, fmt.mean, fmt.std, strict=True)
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels])

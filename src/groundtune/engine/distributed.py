@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,7 @@ import torch.distributed as dist
 
 from groundtune.device import pick_device
 from groundtune.engine.signals import STOP_SIGNALS, handled_signals
-from groundtune.errors import ConfigError, GroundtuneError
+from groundtune.errors import ConfigError, GroundtuneError, first_line
 
 _T = TypeVar("_T")
 _ERROR = "groundtune: error: "  # how the command line begins its messages
@@ -44,6 +45,28 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def own_device(name: str) -> torch.device:
+    """Choose this process's device, and make it torch's current one before anything computes.
+
+    Of several processes on a machine each has a GPU of its own, as in accelerate.
+    """
+    device = pick_device(name)
+    if device.type in ("cuda", "xpu"):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or ":" not in name and "LOCAL_RANK" in os.environ:
+            index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+            device = torch.device(device.type, index)
+        if device.index is not None:
+            torch.get_device_module(device).set_device(device)
+    return device
+
+
+def own_images(total: int, batch_size: int) -> list[int]:
+    """Return the indices of the images that this process computes: every n-th whole batch."""
+    rank, count = processes()
+    starts = range(rank * batch_size, total, count * batch_size)
+    return [index for start in starts for index in range(start, min(start + batch_size, total))]
+
+
 def gather(work: Callable[[], _T]) -> list[_T]:
     """Return the results of all processes by rank in the main process, and an empty list elsewhere.
 
@@ -54,7 +77,9 @@ def gather(work: Callable[[], _T]) -> list[_T]:
     if count == 1:
         return [work()]
     outcomes: list[_T | GroundtuneError] = [GroundtuneError("")] * count if rank == 0 else []
-    dist.gather_object(_outcome(work), outcomes or None, group=_cpu_group(dist.group.WORLD))
+    outcome = _outcome(work)
+    with _others_alive():
+        dist.gather_object(outcome, outcomes or None, group=_cpu_group(dist.group.WORLD))
     results: list[_T] = []
     from_main(lambda: results.extend(map(_result, outcomes)))
     return results
@@ -66,7 +91,8 @@ def from_main(work: Callable[[], _T]) -> _T:
     if count == 1:
         return work()
     outcome: list[_T | GroundtuneError] = [_outcome(work) if rank == 0 else GroundtuneError("")]
-    dist.broadcast_object_list(outcome, group=_cpu_group(dist.group.WORLD))
+    with _others_alive():
+        dist.broadcast_object_list(outcome, group=_cpu_group(dist.group.WORLD))
     return _result(outcome[0])
 
 
@@ -74,8 +100,21 @@ def share(value: _T) -> list[_T]:
     """Return the values of all processes by rank, in each of them. No GPU takes part."""
     values = [value] * processes()[1]
     if len(values) > 1:
-        dist.all_gather_object(values, value, group=_cpu_group(dist.group.WORLD))
+        with _others_alive():
+            dist.all_gather_object(values, value, group=_cpu_group(dist.group.WORLD))
     return values
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Turn the error of a connection whose other process has ended into a sentence."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise GroundtuneError(
+            "Another process of the run has ended. Its own message says why; without one it was killed, "
+            f"perhaps for lack of memory ({first_line(error)})."
+        ) from error
 
 
 def _outcome(work: Callable[[], _T]) -> _T | GroundtuneError:
@@ -165,7 +204,8 @@ def launch(count: int, device: str, threads: int) -> int:
         port = free.getsockname()[1]
     threads = threads or max(1, torch.get_num_threads() // count)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(count)]
         started = [_start(rank, environment, file) for rank, file in enumerate(files)]
@@ -178,7 +218,8 @@ def launch(count: int, device: str, threads: int) -> int:
             first = _wait_for_all(started)
         codes = [_exit_code(process) for process in started]
         code = codes[first]
-        if code not in _SAVING and not (1 < code < 128 and code == codes[0]):  # else printed
+        died = started[first].returncode < 0
+        if died or (code not in _SAVING and not (1 < code < 128 and code == codes[0])):  # else printed
             errors = files[first].read_text(encoding="utf-8", errors="replace").strip()
             _, prefix, error = errors.rpartition(_ERROR)
             print(prefix + error or f"{_ERROR}process {first} of {count} {_end(code)}.", file=sys.stderr)
@@ -221,7 +262,8 @@ def _wait_for_all(started: "Sequence[subprocess.Popen[bytes]]") -> int:
                     started[rank].kill()
             for future in ended:
                 rank = running.pop(future)
-                if first is None and _exit_code(started[rank]) not in _SAVING:
+                died = started[rank].returncode < 0  # by a signal that it did not handle
+                if first is None and (died or _exit_code(started[rank]) not in _SAVING):
                     first = rank
     interrupted = (rank for rank, process in enumerate(started) if process.returncode)
     return next(interrupted, 0) if first is None else first

@@ -19,28 +19,22 @@ from torch import Tensor
 from groundtune.boxes import xyxy_to_xywh
 from groundtune.data.batch import EvalBatch
 from groundtune.data.loader import check_captions, grounding_prompt
-from groundtune.data.prefetch import evaluation_images
+from groundtune.data.prefetch import decode_threads, evaluation_images
 from groundtune.data.sample import Dataset, Sample
-from groundtune.engine.distributed import from_main, gather, processes
+from groundtune.engine.distributed import from_main, gather, own_images, processes
 from groundtune.errors import DataError
 from groundtune.metrics.coco import Prediction, coco_metrics, lvis_metrics
 from groundtune.metrics.grounding import RANKS, THRESHOLD, PhraseResult, grounding_metrics
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import (
-    Prompts,
-    check_finite,
-    checked,
-    class_prompts,
-    detect_batch,
-    inference_mode,
-)
-from groundtune.predict.features import FeatureCache, extract
+from groundtune.predict.batch_limit import BatchLimit
+from groundtune.predict.detect import Prompts, check_finite, class_prompts, detect_batch, inference_mode
+from groundtune.predict.features import FeatureCache, extract, upload
 from groundtune.predict.postprocess import class_scores, top_detections
 from groundtune.progress import Progress
 from groundtune.text.tokens import tokenize
 
 Metrics = dict[str, float | None]
-LoadMaps = Callable[[], Sequence[Sequence[Tensor]]]  # returns of each image its levels (C, h, w)
+LoadMaps = Callable[[slice], Sequence[Sequence[Tensor]]]  # of these images each one's levels (C, h, w)
 DECODE_THREADS = 2  # threads that decode images ahead of the network; no value depends on them
 
 
@@ -86,6 +80,7 @@ class EvalTask:
     category_ids: list[int]  # of the classes
     class_indices: list[int]  # of the classes in the data set
     precision: str  # "fp32" or "bf16"
+    memory: BatchLimit = field(default_factory=BatchLimit)
 
     def predict_dataset(
         self,
@@ -104,44 +99,51 @@ class EvalTask:
         network = self.bundle.to(device)
         detect = self._detect_phrases if self.prompts is None else self._detect_classes
         results: dict[int, ImageResult] = {}
+        prompts = 1 if self.prompts is None else len(self.prompts.phrase_maps)
         with inference_mode(network, self.precision):
             for batch, load in iter_maps(self.bundle, dataset, batch_size, device, features, unreadable):
-                detected = checked(partial(detect, batch, load, device), device)
+                compute = partial(detect, batch, load, device)
+                detected = self.memory.run(compute, len(batch.samples), prompts, device)
                 results |= zip(batch.indices, detected, strict=True)
                 on_batch(len(batch.samples))
         return results
 
-    def _detect_classes(self, batch: EvalBatch, load: LoadMaps, device: torch.device) -> list[ImageResult]:
+    def _detect_classes(
+        self, batch: EvalBatch, load: LoadMaps, device: torch.device, rows: slice, max_pairs: int
+    ) -> list[ImageResult]:
         assert self.prompts is not None
-        sizes_hw, ids = [sample.size_hw for sample in batch.samples], self.category_ids
-        prompts = self.prompts.to(device)
-        detections = detect_batch(self.bundle.network, load(), prompts, sizes_hw, self.bundle.base_network)
+        samples, ids, networks = batch.samples[rows], self.category_ids, self.bundle
+        sizes_hw, prompts = [sample.size_hw for sample in samples], self.prompts.to(device)
+        detections = detect_batch(
+            networks.network, load(rows), prompts, sizes_hw, networks.base_network, max_pairs=max_pairs
+        )
         results = []
-        for sample, detected in zip(batch.samples, detections, strict=True):
+        for sample, detected in zip(samples, detections, strict=True):
             boxes_xywh = xyxy_to_xywh(detected.boxes_xyxy).tolist()
-            rows = zip(detected.class_indices.tolist(), boxes_xywh, detected.scores.tolist(), strict=True)
+            found = zip(detected.class_indices.tolist(), boxes_xywh, detected.scores.tolist(), strict=True)
             predictions: list[Prediction] = [
                 {"image_id": sample.image_id, "category_id": ids[index], "bbox": box, "score": score}
-                for index, box, score in rows
+                for index, box, score in found
             ]
             results.append(ImageResult(predictions, []))
         return results
 
-    def _detect_phrases(self, batch: EvalBatch, load: LoadMaps, device: torch.device) -> list[ImageResult]:
+    def _detect_phrases(
+        self, batch: EvalBatch, load: LoadMaps, device: torch.device, rows: slice, _: int
+    ) -> list[ImageResult]:
         """Detect each phrase of the captions: the 10 best boxes, and all from `THRESHOLD` on."""
         bundle, network = self.bundle, self.bundle.base_network or self.bundle.network
-        captions = [sample.grounding for sample in batch.samples if sample.grounding is not None]
+        samples = batch.samples[rows]
+        captions = [sample.grounding for sample in samples if sample.grounding is not None]
         prompts = [grounding_prompt(caption) for caption in captions]
         text, phrase_maps = tokenize(bundle.tokenizer, prompts, bundle.config.max_text_len)
         network.forget_phrases()  # else last bits depend on earlier batches
-        output = network.forward_features([list(levels) for levels in load()], text.to(device))
+        output = network.forward_features([list(levels) for levels in load(rows)], text.to(device))
         network.forget_phrases()
         check_finite(output, phrase_maps)
         results = []
         outputs = zip(output["pred_logits"].cpu(), output["pred_boxes"].cpu(), phrase_maps, strict=True)
-        for sample, caption, (logits, boxes, phrase_map) in zip(
-            batch.samples, captions, outputs, strict=True
-        ):
+        for sample, caption, (logits, boxes, phrase_map) in zip(samples, captions, outputs, strict=True):
             result, scores = ImageResult([], []), class_scores(logits, phrase_map, "max")
             for index, phrase in enumerate(caption.phrases):
                 of_phrase = scores[:, index : index + 1]  # (Q, 1)
@@ -167,14 +169,24 @@ def iter_maps(
     """Iterate over batches and functions that compute the backbone's maps, or get cached ones."""
     needs_pixels = None if features is None else partial(features.needs_pixels, view=0)
     batches = evaluation_images(
-        dataset, bundle.image_format, batch_size, needs_pixels, threads=DECODE_THREADS, unreadable=unreadable
+        dataset,
+        bundle.image_format,
+        batch_size,
+        needs_pixels,
+        threads=decode_threads(device, DECODE_THREADS),
+        unreadable=unreadable,
+        raw=device.type != "cpu",
     )
-    for batch in batches:
+
+    def load(batch: EvalBatch, rows: slice) -> Sequence[Sequence[Tensor]]:
+        indices = batch.indices[rows]
+        images = upload(batch.images[rows], bundle.image_format, device)
         if features is not None:
-            yield batch, partial(features.get, batch.images, batch.indices, [0] * len(batch.indices), device)
-        else:
-            decoded = [image for image in batch.images if image is not None]
-            yield batch, partial(extract, bundle.network, decoded, device)
+            return features.get(images, indices, [0] * len(indices), device)
+        return extract(bundle.network, [image for image in images if image is not None], device)
+
+    for batch in batches:
+        yield batch, partial(load, batch)
 
 
 def run_task(
@@ -191,10 +203,8 @@ def run_task(
     All processes of a distributed run call this together and share the images. Each gets the
     metrics, or the error of one of them; the main process gets the predictions, the others none.
     """
-    rank, count = processes()
-    total, done = len(dataset.samples), 0
-    starts = range(rank * batch_size, total, count * batch_size)
-    indices = [index for start in starts for index in range(start, min(start + batch_size, total))]
+    total, done, (_, count) = len(dataset.samples), 0, processes()
+    indices = own_images(total, batch_size)
     share = replace(dataset, samples=[dataset.samples[index] for index in indices])
 
     def on_batch(images: int) -> None:

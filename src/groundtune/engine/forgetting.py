@@ -20,9 +20,11 @@ import torch
 
 from groundtune.boxes import pairwise_iou
 from groundtune.data.sample import Dataset, Sample, join_examples
+from groundtune.engine.distributed import from_main, gather, own_images, processes
 from groundtune.engine.evaluate import LoadMaps, iter_maps
 from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import Prompts, checked, class_prompts, detect_batch, inference_mode
+from groundtune.predict.batch_limit import BatchLimit
+from groundtune.predict.detect import Prompts, class_prompts, detect_batch, inference_mode
 from groundtune.predict.postprocess import ImageDetections
 from groundtune.progress import Progress, counted
 from groundtune.text.prompt import COMMON_NAMES, clean_name, recombined_names
@@ -51,23 +53,29 @@ def base_detections(
     dataset = replace(valid, samples=samples, lvis=None)
     (detections,) = detect_groups(bundle, dataset, [names], device, batch_size, progress, "fp32")
     confident = [detected.select(detected.scores >= MIN_SURE_SCORE) for detected in detections]
-    used = sorted({index for detected in confident for index in detected.class_indices.tolist()})
-    if not used:
-        return {}
-    samples = [
-        replace(
-            sample,
-            boxes_xyxy=detected.boxes_xyxy.numpy(),
-            class_ids=np.searchsorted(used, detected.class_indices.numpy()),
-            crowd=np.zeros(len(detected.scores), bool),
-            annotated=None,
-            exhaustive=None,
-            areas=None,
-        )
-        for sample, detected in zip(samples, confident, strict=True)
-    ]
-    classes = [names[index] for index in used]
-    return {BASE_DETECTIONS: Dataset("valid", valid.root, classes, samples, list(range(1, len(classes) + 1)))}
+
+    def decide() -> dict[str, Dataset]:
+        used = sorted({index for detected in confident for index in detected.class_indices.tolist()})
+        if not used:
+            return {}
+        labeled = [
+            replace(
+                sample,
+                boxes_xyxy=detected.boxes_xyxy.numpy(),
+                class_ids=np.searchsorted(used, detected.class_indices.numpy()),
+                crowd=np.zeros(len(detected.scores), bool),
+                annotated=None,
+                exhaustive=None,
+                areas=None,
+            )
+            for sample, detected in zip(samples, confident, strict=True)
+        ]
+        classes = [names[index] for index in used]
+        return {
+            BASE_DETECTIONS: Dataset("valid", valid.root, classes, labeled, list(range(1, len(classes) + 1)))
+        }
+
+    return from_main(decide)
 
 
 def add_self_distillation(
@@ -90,25 +98,28 @@ def add_self_distillation(
     labeled = replace(dataset, samples=[dataset.samples[index] for index in indices])
     groups = [phrases, others]
     own_classes, other = detect_groups(bundle, labeled, groups, device, batch_size, progress, precision)
-    sure_score = _median_score(labeled.samples, own_classes)
-    pairs = zip(labeled.samples, other, strict=True)
-    new = [found.select(_unlabeled(sample, found, sure_score, len(likely))) for sample, found in pairs]
-    used = np.unique(np.concatenate([detections.class_indices.numpy() for detections in new]))
-    samples = list(dataset.samples)
-    for index, detections in zip(indices, new, strict=True):
-        class_ids = len(own_names) + np.searchsorted(used, detections.class_indices.numpy())
-        samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
-    new_names = [others[index] for index in used]
-    progress.message(
-        f"Self-distillation: {counted(sum(len(detections.scores) for detections in new), 'detection')} of "
-        f"unlabeled objects were added to the training images{': ' if new_names else ''}"
-        f"{join_examples(new_names, 10)}."
-    )
-    first_id = max(dataset.category_ids, default=0) + 1
-    category_ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]
-    renamed = dataset.renamed | dict(zip(own_names, phrases, strict=True))
-    names = own_names + new_names
-    return replace(dataset, class_names=names, renamed=renamed, category_ids=category_ids, samples=samples)
+
+    def decide() -> Dataset:
+        sure_score = _median_score(labeled.samples, own_classes)
+        pairs = zip(labeled.samples, other, strict=True)
+        new = [found.select(_unlabeled(sample, found, sure_score, len(likely))) for sample, found in pairs]
+        used = np.unique(np.concatenate([detections.class_indices.numpy() for detections in new]))
+        samples = list(dataset.samples)
+        for index, detections in zip(indices, new, strict=True):
+            class_ids = len(own_names) + np.searchsorted(used, detections.class_indices.numpy())
+            samples[index] = _with_boxes(samples[index], detections, class_ids, sure_score, len(own_names))
+        names = [others[index] for index in used]
+        progress.message(
+            f"Self-distillation: {counted(sum(len(detections.scores) for detections in new), 'detection')} "
+            f"of unlabeled objects were added to the training images{': ' if names else ''}"
+            f"{join_examples(names, 10)}."
+        )
+        first_id = max(dataset.category_ids, default=0) + 1
+        ids = [*dataset.category_ids, *range(first_id, first_id + len(used))]
+        renamed, names = dataset.renamed | dict(zip(own_names, phrases, strict=True)), own_names + names
+        return replace(dataset, class_names=names, renamed=renamed, category_ids=ids, samples=samples)
+
+    return from_main(decide)
 
 
 def detect_groups(
@@ -120,26 +131,47 @@ def detect_groups(
     progress: Progress,
     precision: str,
 ) -> list[list[ImageDetections]]:
-    """Return the detections of each group of phrases by image, 300 per image."""
+    """Return the detections of each group of phrases by image, 300 per image.
+
+    All processes call this together and share the images; only the main one gets detections.
+    """
     tokenizer, max_text_len, tuned = bundle.tokenizer, bundle.config.max_text_len, bundle.tuned_phrases
     prompts = [class_prompts(tokenizer, phrases, max_text_len, tuned).to(device) for phrases in groups]
     network = bundle.to(device)
-    results: list[list[ImageDetections]] = [[] for _ in groups]
-    with inference_mode(network, precision):
-        for batch, load in iter_maps(bundle, dataset, batch_size, device):
-            detect = partial(_detect_prompts, bundle, prompts, batch.samples, load)
-            for of_group, detections in zip(results, checked(detect, device), strict=True):
-                of_group += detections
-            progress.evaluation(len(results[0]), len(dataset.samples), "detecting other classes")
-    return results
+    memory, most = BatchLimit(), max(len(group.phrase_maps) for group in prompts)
+    total, (_, count) = len(dataset.samples), processes()
+    indices = own_images(total, batch_size)
+    share = replace(dataset, samples=[dataset.samples[index] for index in indices])
+
+    def detect_share() -> dict[int, tuple[ImageDetections, ...]]:
+        found: list[tuple[ImageDetections, ...]] = []
+        with inference_mode(network, precision):
+            for batch, load in iter_maps(bundle, share, batch_size, device):
+                detect = partial(_detect_prompts, bundle, prompts, batch.samples, load)
+                found += memory.run(detect, len(batch.samples), most, device)
+                progress.evaluation(min(len(found) * count, total), total, "detecting other classes")
+        return dict(zip(indices, found, strict=True))
+
+    found = {index: image for of_process in gather(detect_share) for index, image in of_process.items()}
+    return [[found[index][group] for index in sorted(found)] for group in range(len(groups))]
 
 
 def _detect_prompts(
-    bundle: ModelBundle, prompts: Sequence[Prompts], samples: Sequence[Sample], load: LoadMaps
-) -> list[list[ImageDetections]]:
-    """Return by prompts the detections in each image of a batch."""
-    maps, sizes_hw = load(), [sample.size_hw for sample in samples]
-    return [detect_batch(bundle.network, maps, group, sizes_hw, bundle.base_network) for group in prompts]
+    bundle: ModelBundle,
+    prompts: Sequence[Prompts],
+    samples: Sequence[Sample],
+    load: LoadMaps,
+    rows: slice,
+    max_pairs: int,
+) -> list[tuple[ImageDetections, ...]]:
+    """Return by image the detections of each group of prompts."""
+    maps, sizes_hw = load(rows), [sample.size_hw for sample in samples[rows]]
+    networks = bundle.network, bundle.base_network
+    groups = [
+        detect_batch(networks[0], maps, group, sizes_hw, networks[1], max_pairs=max_pairs)
+        for group in prompts
+    ]
+    return list(zip(*groups, strict=True))
 
 
 def _median_score(samples: Sequence[Sample], detections: Sequence[ImageDetections]) -> float:

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import BertTokenizer
 
 from groundtune.config import MODULES, OptimizerConfig, ParamGroup, TrainConfig
-from groundtune.errors import ConfigError, suggestion
+from groundtune.device import is_out_of_memory
+from groundtune.errors import ConfigError, OutOfMemory, first_line, suggestion
 from groundtune.model.adapters import HEADS, add_adapters, is_adapter
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.prompt_tuning import VECTORS, extended
@@ -186,3 +187,16 @@ def _frozen_modules(module: nn.Module, path: str, trained: set[str]) -> list[str
     prefix = f"{path}." if path else ""
     children = [(prefix + name, child) for name, child in module.named_children()]
     return [frozen for name, child in children for frozen in _frozen_modules(child, name, trained)]
+
+
+def update_weights(optimizer: Optimizer, step: int) -> None:
+    """Take the optimizer's step of a number; the first one creates its state: an `OutOfMemory`."""
+    try:
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Out of memory in the optimizer in step {step} ({first_line(error)}): it needs twice the memory "
+            "of the trained weights. Train fewer with --tune lora or heads, or use another machine."
+        ) from error

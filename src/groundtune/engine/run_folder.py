@@ -29,6 +29,7 @@ from groundtune.boxes import cxcywh_to_xyxy
 from groundtune.contracts import ImageFormat
 from groundtune.data.batch import Batch
 from groundtune.data.loader import TrainLoader
+from groundtune.data.transforms import normalize
 from groundtune.errors import CheckpointError, ConfigError
 from groundtune.files import atomic_write, ensure_empty_output
 
@@ -146,7 +147,7 @@ def write_samples(loader: TrainLoader, folder: Path, limit: int = 8) -> None:
         records.append(record | _describe(batch, index, loader))
         pixels, labels = batch.images[index], batch.targets[index].labels.tolist()
         assert pixels is not None  # nothing is cached before the first step
-        image = _to_image(pixels, loader.image_format)
+        image = _to_image(normalize(pixels, loader.image_format), loader.image_format)
         _draw(image, [box["box_xyxy"] for box in records[-1]["boxes"]], labels)
         image.save(folder / record["file"], quality=90, subsampling=0)  # keeps thin lines' colors
     text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"

@@ -24,12 +24,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from groundtune.config import TrainConfig, to_yaml
 from groundtune.data.loader import TrainLoader
 from groundtune.data.mirror import describe_mirroring
+from groundtune.data.prefetch import decode_threads
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import free_memory, pick_device, set_up_cpu
+from groundtune.device import free_memory, set_up_cpu
 from groundtune.engine import optim
 from groundtune.engine.checkpoint import trained_weights
-from groundtune.engine.distributed import launched
+from groundtune.engine.distributed import from_main, launched, own_device
 from groundtune.engine.evaluate import Metrics
 from groundtune.engine.optim import WeightAverage
 from groundtune.engine.run_folder import RunFolder
@@ -127,7 +128,7 @@ def build_setup(
         ConfigError: options or the run directory are unusable; nothing has been written.
     """
     set_up_cpu(config.threads)
-    accelerator, device = _start_processes(config, out)
+    accelerator, device = start_processes(config, out)
     set_seed(config.seed + accelerator.process_index)
     optimizer = _prepare_network(config, bundle, training, valid, device)
     network = bundle.detector
@@ -174,22 +175,21 @@ def build_setup(
     return setup
 
 
-def _start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.device]:
-    """Join the run's processes, and choose this one's device.
+def start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.device]:
+    """Join the run's processes, if that has not been done, and choose this one's device.
 
-    accelerate keeps one device and one precision for the life of a process. It chooses the device
-    only where a launcher has started several processes, and never the precision, so that one
-    process can train several times with different ones.
+    accelerate keeps one device and one precision for the life of a process. The device is its own
+    choice only where a launcher has started several processes, and the precision never is, so that
+    one process can train several times with different ones.
     """
-    device = pick_device(config.device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    device = own_device(config.device)
     known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
     trackers = [tracker for name in config.report_to for tracker in known.get(name, [name])]
     settings: dict[str, Any] = {"mixed_precision": "no", "project_dir": out / "tensorboard"}
     on_cpu = device.type == "cpu" and launched()
     accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, **settings)
-    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
+    from_main(lambda: None)  # connects the processes: from now on one that ends is noticed at once
+    return accelerator, device
 
 
 def _prepare_network(
@@ -244,7 +244,7 @@ def _build_loader(
     if config.batch_size < accelerator.num_processes:
         expected = f"expected at least one image for each of {accelerator.num_processes} processes"
         raise ConfigError(f"batch_size: {expected}, got {config.batch_size}.")
-    return TrainLoader(
+    loader = TrainLoader(
         training,
         bundle.tokenizer,
         bundle.image_format,
@@ -253,6 +253,10 @@ def _build_loader(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
+    device = next(bundle.detector.parameters()).device
+    loader.raw = device.type != "cpu"
+    loader.workers = decode_threads(device, 0) if config.workers is None else config.workers
+    return loader
 
 
 def _feature_caches(
@@ -269,11 +273,11 @@ def _feature_caches(
     what = f"the backbone's features of {loader.num_views} views per image, {needed / 2**20:,.0f} MB"
     stores = [store for store in (device, torch.device("cpu")) if store.type in _CACHE_SHARES]
     fits = [store for store in stores if needed <= _CACHE_SHARES[store.type] * free_memory(store)]
-    if not fits:
+    if from_main(lambda: not fits):  # else processes could decide differently
         free = f"{free_memory(stores[-1]) / 2**20:,.0f} MB are free"
         return None, None, f" Not caching {what}: {free}. Each epoch computes them."
     for cache in caches:
-        cache.store = fits[0]
+        cache.store = fits[0] if fits else torch.device("cpu")
     loader.needs_pixels = caches[0].needs_pixels
     return *caches, f" Caching {what}."
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from groundtune.contracts import Output
 from groundtune.data.batch import Batch
 from groundtune.device import is_out_of_memory, release_memory
-from groundtune.engine import checkpoint
+from groundtune.engine import checkpoint, optim
 from groundtune.engine.distributed import share
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.validate import skip_unreadable
-from groundtune.errors import OutOfMemory, TrainingDiverged
+from groundtune.errors import OutOfMemory, TrainingDiverged, first_line
 from groundtune.loss.criterion import BatchCounts, total
 from groundtune.loss.matcher import NonFiniteCost
 
@@ -73,7 +73,7 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
     if isinstance(result, str):
         _skip_step(setup, state, parts, counts, result)
         return None
-    setup.optimizer.step()
+    optim.update_weights(setup.optimizer, state.step + 1)
     setup.schedule.step()
     setup.optimizer.zero_grad(set_to_none=True)
     if setup.average is not None:
@@ -162,8 +162,7 @@ def _add_gradients(
             if not is_out_of_memory(error):
                 raise
             sizes = ", ".join(f"{width} × {height}" for height, width in part.sizes_hw)
-            reason = str(error).split("\n")[0] or type(error).__name__
-            images = f"images at a time: {len(part.targets)} ({sizes} pixels; {reason})"
+            images = f"images at a time: {len(part.targets)} ({sizes} pixels; {first_line(error)})"
             return {}, _Outcome(out_of_memory=images)
         sums = {name: term + sums[name] if sums else term for name, term in terms.items()}
     return sums, _Outcome(list(sums), [parameter.grad is not None for parameter in setup.parameters])
@@ -180,6 +179,7 @@ def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: st
 
 def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> Output:
     """Run the network, in "fp32" or "bf16"; its output is float32."""
+    part = part.normalized(setup.bundle.image_format)
     network, most_boxes = setup.network, max(counts.boxes)
     with torch.autocast(setup.device.type, torch.bfloat16, enabled=precision == "bf16"):
         if setup.train_features is not None:

@@ -19,13 +19,13 @@ import torch
 
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
-from groundtune.device import peak_memory, pick_device, pick_precision
-from groundtune.engine.distributed import share
+from groundtune.device import peak_memory, pick_precision
+from groundtune.engine.distributed import own_device, share
 from groundtune.engine.evaluate import Metrics
 from groundtune.engine.forgetting import add_self_distillation, base_detections
 from groundtune.engine.resume import newest_state, restore_state, resume_command, save_state
 from groundtune.engine.run_folder import disk_faults, write_samples
-from groundtune.engine.setup import TrainSetup, TrainState, build_setup
+from groundtune.engine.setup import TrainSetup, TrainState, build_setup, start_processes
 from groundtune.engine.signals import StopRequest, stop_signals
 from groundtune.engine.step import StepResult, optimizer_step
 from groundtune.engine.validate import (
@@ -101,7 +101,7 @@ def train(
         if name not in splits:
             found = ", ".join(splits) or "none"
             raise DataError(f"{config.data}: there is no split {name!r}; found: {found}.")
-    training, valid, device = splits["train"], splits["valid"], pick_device(config.device)
+    training, valid, device = splits["train"], splits["valid"], own_device(config.device)
     config = replace(config, precision=pick_precision(config.precision, device))
     resumed, state = newest_state(config, training, valid.class_names, out), TrainState()
     resume_hint = resume_command(config, out)
@@ -110,13 +110,12 @@ def train(
         cleanup.callback(_leave_plain, bundle.detector, config)
         cleanup.callback(progress.close)
         try:
-            batch_size = config.batch_size
+            start_processes(config, out)
+            computing = device, config.batch_size, progress
             if config.retention_data == ["self"]:
-                retention_data = base_detections(bundle, valid, device, batch_size, progress)
+                retention_data = base_detections(bundle, valid, *computing)
             if config.self_distillation:
-                training = add_self_distillation(
-                    bundle, training, device, batch_size, progress, config.precision
-                )
+                training = add_self_distillation(bundle, training, *computing, config.precision)
             setup = build_setup(config, bundle, training, valid, out, progress)
             setup.progress.start(setup.config.epochs * len(setup.loader))
             restore_state(setup, state, resumed)

@@ -58,12 +58,19 @@ def skip_unreadable(
 
 
 def _evaluate(
-    setup: TrainSetup, dataset: Dataset, stop: StopRequest, features: FeatureCache | None, skip: bool
+    setup: TrainSetup,
+    state: TrainState,
+    dataset: Dataset,
+    stop: StopRequest,
+    features: FeatureCache | None,
+    skip: bool,
 ) -> Evaluation:
     """Evaluate the present weights in float32; a stop signal interrupts the evaluation."""
+    limits = (setup.config.batch_size, setup.config.micro_batch_size, state.micro_batch_size)
+    batch_size = min(limit for limit in limits if limit)
     with stop.immediately(setup.accelerator):
         task = eval_task(setup.bundle, dataset, None, "fp32")
-        return run_task(task, dataset, setup.config.batch_size, setup.device, setup.progress, features, skip)
+        return run_task(task, dataset, batch_size, setup.device, setup.progress, features, skip)
 
 
 def _averaged(setup: TrainSetup) -> AbstractContextManager[None]:
@@ -72,7 +79,7 @@ def _averaged(setup: TrainSetup) -> AbstractContextManager[None]:
 
 def evaluate_valid(setup: TrainSetup, state: TrainState, stop: StopRequest) -> Evaluation:
     """Evaluate the present weights on the validation split and log the metrics."""
-    evaluation = _evaluate(setup, setup.valid, stop, setup.valid_features, skip=True)
+    evaluation = _evaluate(setup, state, setup.valid, stop, setup.valid_features, skip=True)
     skip_unreadable(setup, state, setup.valid, evaluation.unreadable)
     setup.record(state, prefixed(evaluation.metrics))
     setup.folder.log(f"step {state.step}: {_listed(evaluation.metrics)}")
@@ -84,7 +91,7 @@ def measure_retention(
 ) -> None:
     """Evaluate the present weights on the retention data; `when` is "before" or "after"."""
     for name, dataset in datasets.items():
-        metrics = _evaluate(setup, dataset, stop, None, skip=False).metrics
+        metrics = _evaluate(setup, state, dataset, stop, None, skip=False).metrics
         state.retention.setdefault(name, {})[when] = metrics
         setup.folder.log(f"retention on {name}, {when} training: {_listed(metrics)}")
 

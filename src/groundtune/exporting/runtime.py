@@ -7,10 +7,12 @@ padding. A file of an older version takes one image, which is stretched if it is
 """
 
 import json
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BertTokenizer
 
 from groundtune.contracts import ImageFormat, LayerOutput, Output
-from groundtune.errors import DataError, ExportError
+from groundtune.errors import ConfigError, DataError, ExportError, first_line
 from groundtune.exporting.graph import TEXT_INPUTS
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.config import ModelConfig
@@ -36,9 +38,11 @@ SUFFIXES = {".onnx": "onnx", ".xml": "openvino"}
 # gain.
 _IMAGES_UNTIL_COMPILED, _MAX_COMPILED = 100, 2
 
+_LOG = logging.getLogger("groundtune")
+
 Feed = dict[str, np.ndarray]  # the graph's inputs by name
 Shapes = tuple[tuple[int, ...], ...]  # of these inputs
-RunGraph = Callable[[Feed], list[np.ndarray]]  # returns logits and boxes
+RunGraph = Callable[[Feed, torch.device, str], list[np.ndarray]]  # with a provider, to logits and boxes
 
 
 @dataclass
@@ -93,7 +97,13 @@ def is_exported(network: object) -> bool:
 
 
 class ExportedNetwork(nn.Module):
-    """A `contracts.Network` that runs a graph; images and prompts may be on any device."""
+    """A `contracts.Network` that runs a graph; images and prompts may be on any device.
+
+    Attributes:
+        provider: "auto", or "tensorrt" for ONNX files.
+    """
+
+    provider = "auto"
 
     def __init__(self, path: Path, run: RunGraph, metadata: ExportMetadata, tokenizer: BertTokenizer) -> None:
         super().__init__()
@@ -107,6 +117,11 @@ class ExportedNetwork(nn.Module):
             mask, positions = phrase_mask_and_positions(ids, real)
             blocks = phrase_blocks(TextInput(ids, real, positions, mask))[0]
             self._blocks = {block: columns for columns, block in blocks}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph runs: the device that the network was moved to."""
+        return self.device_marker.device
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
         """Cut the images out of (B, 3, H, W), and stretch those too narrow for the graph."""
@@ -134,7 +149,9 @@ class ExportedNetwork(nn.Module):
                 columns = self._columns(prompt)
             else:
                 feed |= {name: getattr(prompt, name).cpu().numpy() for name in TEXT_INPUTS}
-            logits, boxes = (torch.from_numpy(np.asarray(part)) for part in self._run(feed))
+            logits, boxes = (
+                torch.from_numpy(np.asarray(part)) for part in self._run(feed, self.device, self.provider)
+            )
             padded = pad_logits(logits[..., columns], self.metadata.max_text_len)
             results |= zip(rows, zip(padded, boxes, strict=True), strict=True)
         in_order = [results[row] for row in range(len(features))]
@@ -170,12 +187,62 @@ def _open_onnx(path: Path) -> tuple[RunGraph, dict[str, str]]:
         raise not_installed("onnx") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    providers = onnxruntime.get_available_providers()
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # it has a dozen kinds of its own
-        raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
-    return lambda feed: session.run(["logits", "boxes"], feed), session.get_modelmeta().custom_metadata_map
+    built: set[Shapes] = set()
+
+    @cache
+    def session(device: torch.device, provider: str) -> Any:
+        providers = onnx_providers(onnxruntime.get_available_providers(), device, provider)
+        try:
+            opened = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # it has a dozen kinds of its own
+            raise ExportError(f"Cannot open {path}: {first_line(error)}") from error
+        if device.type != "cpu" and opened.get_providers()[0] == "CPUExecutionProvider":
+            fix = "For NVIDIA's GPUs install onnxruntime-gpu instead of onnxruntime."
+            _LOG.warning(f"ONNX Runtime cannot use {device}: {path} runs on the CPU. {fix}")
+        return opened
+
+    def run(feed: Feed, device: torch.device, provider: str) -> list[np.ndarray]:
+        shapes = tuple(array.shape for array in feed.values())
+        if provider == "tensorrt" and shapes not in built:
+            built.add(shapes)
+            count, _, height, width = feed["image"].shape
+            sizes = f"{count} image(s) of {width} × {height} pixels"
+            _LOG.warning(f"TensorRT builds an engine for {sizes}: minutes, again for every other size.")
+        opened = session(device, provider)
+        try:
+            return list(opened.run(["logits", "boxes"], feed))
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise RuntimeError(str(error)) from error  # its own types hide too little memory
+
+    return run, session(torch.device("cpu"), "auto").get_modelmeta().custom_metadata_map
+
+
+def onnx_providers(available: Sequence[str], device: torch.device, provider: str) -> list[Any]:
+    """Return ONNX Runtime's providers for a device, the CPU last; never TensorRT by itself.
+
+    Raises:
+        ConfigError: TensorRT is wanted but not available.
+    """
+    kinds = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    if provider == "tensorrt":
+        if not kinds or "TensorrtExecutionProvider" not in available:
+            raise ConfigError(
+                f"provider: tensorrt needs --device cuda and onnxruntime-gpu with TensorRT; got {device} and "
+                f"{', '.join(available)}. Remove --provider."
+            )
+        kinds.insert(0, "TensorrtExecutionProvider")
+    settings = {"device_id": device.index or 0}
+    return [*((kind, settings) for kind in kinds if kind in available), "CPUExecutionProvider"]
+
+
+def use_provider(network: object, provider: str) -> None:
+    """Let an exported ONNX file run by a provider; "auto" suits every network."""
+    if isinstance(network, ExportedNetwork) and network.path.suffix == ".onnx":
+        network.provider = provider
+    elif provider != "auto":
+        raise ConfigError("provider: only exported .onnx files have one. Remove --provider.")
 
 
 def _open_openvino(path: Path) -> tuple[RunGraph, dict[str, str]]:
@@ -195,7 +262,7 @@ def _open_openvino(path: Path) -> tuple[RunGraph, dict[str, str]]:
         raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
     counts, compiled = Counter[Shapes](), dict[Shapes, Any]()
 
-    def run(feed: Feed) -> list[np.ndarray]:
+    def run(feed: Feed, *_: object) -> list[np.ndarray]:
         shapes = tuple(array.shape for array in feed.values())
         counts[shapes] += 1
         if counts[shapes] == _IMAGES_UNTIL_COMPILED and len(compiled) < _MAX_COMPILED:

@@ -104,6 +104,7 @@ def detect_batch(
     sizes_hw: Sequence[tuple[int, int]],
     base_network: Network | None = None,
     limit: int | None = None,
+    max_pairs: int | None = None,
 ) -> list[ImageDetections]:
     """Detect the prompts' classes in a batch of images.
 
@@ -114,6 +115,7 @@ def detect_batch(
         sizes_hw: sizes of the original images, in whose pixels the boxes are.
         base_network: answers the prompts with `use_base`; None: `network` answers all.
         limit: maximum number of detections per image; None: 300.
+        max_pairs: maximum number of (image, prompt) pairs at a time; None: no further one.
 
     Returns:
         Per image its best detections, on the CPU; an empty list for an empty batch.
@@ -129,6 +131,7 @@ def detect_batch(
     scores: list[dict[int, Tensor]] = [{} for _ in features]
     boxes: list[dict[int, Tensor]] = [{} for _ in features]
     batch_size = max(len(features), PAIRS_PER_BATCH)
+    batch_size = min(batch_size, max_pairs or batch_size)
     for answering, indices in passes:
         pairs = [(image, prompt) for prompt in indices for image in range(len(features))]
         for start in range(0, len(pairs), batch_size):
@@ -198,12 +201,13 @@ def inference_mode(network: Network, precision: str) -> Iterator[None]:
     is `no_grad`, not torch's inference mode, because training reuses the text features cached
     inside.
     """
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
+    training = [module for module in network.modules() if module.training]
+    if training:
+        network.eval()
     try:
         device = next(network.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

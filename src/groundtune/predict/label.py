@@ -22,6 +22,7 @@ from groundtune.data.formats.convert import Converted, ensure_empty_output, writ
 from groundtune.data.formats.detect import read_splits
 from groundtune.data.formats.files import read_text, stored_size
 from groundtune.data.images import load_image
+from groundtune.data.prefetch import read_ahead
 from groundtune.data.sample import Dataset, Grounding, Sample, join_examples, match_class_names
 from groundtune.errors import ConfigError, DataError
 from groundtune.predict.predictor import Detections, Predictor, batched
@@ -211,9 +212,12 @@ class _RayWork:
 
 def _detect(predictor: Predictor, samples: Iterable[Sample], on_error: OnError) -> Iterator[Record]:
     """Yield the record of each readable image. Unreadable ones count in batches, as with Ray."""
-    for group in batched(samples, predictor.batch_size):
-        opened = [(sample.image_path, _open(sample, on_error)) for sample in group]
-        images = [(path, image) for path, image in opened if image is not None]
+    opened = ((sample.image_path, _open(sample)) for sample in samples)
+    for group in batched(read_ahead(opened, 2 * predictor.batch_size), predictor.batch_size):
+        for path, error in group:
+            if isinstance(error, DataError):
+                on_error(str(path), str(error))
+        images = [(path, image) for path, image in group if isinstance(image, Image.Image)]
         found = predictor.find([image for _, image in images])
         for (path, image), detections in zip(images, found, strict=True):
             kept = detections[np.flatnonzero((detections.xyxy[:, 2:] > detections.xyxy[:, :2]).all(axis=1))]
@@ -227,7 +231,7 @@ def _detect(predictor: Predictor, samples: Iterable[Sample], on_error: OnError) 
             }
 
 
-def _open(sample: Sample, on_error: OnError) -> Image.Image | None:
+def _open(sample: Sample) -> Image.Image | DataError:
     """Decode an image in the orientation that the written data set will have."""
     size_hw = sample.size_hw if sample.size_hw[0] else None
     try:
@@ -236,8 +240,7 @@ def _open(sample: Sample, on_error: OnError) -> Image.Image | None:
                 size_hw = stored_size(sample.image_path, upright=True)
         return load_image(sample.image_path, size_hw)
     except DataError as error:
-        on_error(str(sample.image_path), str(error))
-        return None
+        return error
 
 
 def _read_journal(journal: Path, settings: Mapping[str, Any]) -> dict[str, Record]:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from groundtune.data.prefetch import read_ahead
 from groundtune.data.transforms import resize_keep_ratio, to_tensor
-from groundtune.model.bundle import ModelBundle
-from groundtune.predict.detect import checked, class_prompts, detect_batch, inference_mode, sentence_prompts
-from groundtune.predict.features import extract
+from groundtune.model.bundle import ModelBundle, Network
+from groundtune.predict.batch_limit import BatchLimit
+from groundtune.predict.detect import class_prompts, detect_batch, inference_mode, sentence_prompts
+from groundtune.predict.features import extract, upload
 from groundtune.predict.inputs import ImageInput, read_images
 from groundtune.predict.postprocess import MAX_DETECTIONS, ImageDetections, Selection
 from groundtune.predict.tiles import Tiles, merge
@@ -25,6 +27,7 @@ with warnings.catch_warnings():  # supervision's NumPy backend is enough
     from supervision import Detections
 
 T = TypeVar("T")
+Prepared = tuple[tuple[int, int], torch.Tensor]  # size of the image, and its resized pixels
 
 
 @dataclass
@@ -76,7 +79,8 @@ class Predictor:
             tuned = self.bundle.tuned_phrases
             prompts = class_prompts(tokenizer, phrases, max_text_len, tuned, self.names)
         self.warning = prompts.warning
-        self._prompts = prompts.to(self.device)
+        self._prompts, self._memory = prompts.to(self.device), BatchLimit()
+        self._moved: torch.device | None = None
         classes = list(self.thresholds)
         meant = dict(zip(classes, self.bundle.phrases_of(classes), strict=True))
         meant |= known_phrases(classes, dict(zip(self.names, phrases, strict=True)))
@@ -92,49 +96,74 @@ class Predictor:
             into `names`) and `data["class_name"]`. No images give an empty list.
         """
         if self.tiles is None:
-            return [self._to_supervision(part) for part in self._detect(images)]
+            return [self._to_supervision(part) for part in self._detect([*map(self._prepare, images)])]
         merged = []
         for image in images:
             size_hw = image.height, image.width
             regions = self.tiles.regions(size_hw)
             views = itertools.chain([image], (image.crop(region) for region in regions[1:]))
-            parts = [part for group in batched(views, self.batch_size) for part in self._detect(group)]
+            groups = batched(map(self._prepare, views), self.batch_size)
+            parts = [part for group in groups for part in self._detect(group)]
             merged.append(self._to_supervision(merge(parts, regions, size_hw)))
         return merged
 
     def each(self, images: ImageInput | Iterable[ImageInput]) -> Iterator[Detections]:
-        """Detect in images of all kinds (docs/predict.md); hold one batch in memory.
+        """Detect in images of all kinds (docs/predict.md); hold few batches in memory.
+
+        A list or tuple is read ahead in a thread, other iterables by one batch at a time.
 
         Raises:
             DataError: an image cannot be read.
         """
-        for group in batched(read_images(images), self.batch_size):
-            yield from self.find(group)
+        pairs = ((None, image) for image in read_images(images))
+        for _, detections in self._find_each(pairs, isinstance(images, list | tuple)):
+            yield detections
 
-    def stream(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
-        """Detect in the frames of `sources.iter_frames`; hold one batch in memory."""
-        for group in batched(frames, self.batch_size):
-            yield from zip(group, self.find([frame.image for frame in group]), strict=True)
+    def stream(self, frames: Iterable[Frame], ahead: bool) -> Iterator[tuple[Frame, Detections]]:
+        """Detect in the frames of `sources.iter_frames`, read `ahead` in a thread."""
+        return self._find_each(((frame, frame.image) for frame in frames), ahead)
 
-    def _detect(self, images: Sequence[Image.Image]) -> list[ImageDetections]:
+    def _find_each(
+        self, images: Iterable[tuple[T, Image.Image]], ahead: bool
+    ) -> Iterator[tuple[T, Detections]]:
+        """Detect in images, each of which comes with a key; `ahead` prepares them in a thread."""
+        if self.tiles is not None:
+            images = read_ahead(images, self.batch_size) if ahead else images
+            yield from ((key, self.find([image])[0]) for key, image in images)
+            return
+        pairs = ((key, self._prepare(image)) for key, image in images)
+        for group in batched(read_ahead(pairs, 2 * self.batch_size) if ahead else pairs, self.batch_size):
+            found = map(self._to_supervision, self._detect([prepared for _, prepared in group]))
+            yield from zip([key for key, _ in group], found, strict=True)
+
+    def _prepare(self, image: Image.Image) -> Prepared:
+        image_format, size_hw = self.bundle.image_format, (image.height, image.width)
+        view = resize_keep_ratio(size_hw, image_format)
+        return size_hw, to_tensor(view.image(image), image_format, raw=self.device.type != "cpu")
+
+    def _network(self) -> Network:
+        """Return the network on its device: moved once, which takes as long as a small batch."""
+        network = self.bundle.network
+        if self._moved is None or self._moved != next(network.parameters()).device:
+            network = self.bundle.to(self.device)
+            self._moved = next(network.parameters()).device
+        return network
+
+    def _detect(self, images: Sequence[Prepared]) -> list[ImageDetections]:
         if not images:
             return []
-        network, image_format = self.bundle.to(self.device), self.bundle.image_format
-        sizes_hw = [(image.height, image.width) for image in images]
-        tensors = [
-            to_tensor(resize_keep_ratio(size_hw, image_format).image(image), image_format)
-            for size_hw, image in zip(sizes_hw, images, strict=True)
-        ]
+        network, sizes_hw = self._network(), [size_hw for size_hw, _ in images]
         limit = max(MAX_DETECTIONS, self.selection.max_detections or 0)  # NMS comes later
 
-        def detect() -> list[ImageDetections]:
-            features = extract(network, tensors, self.device)
-            base_network = self.bundle.base_network
-            return detect_batch(network, features, self._prompts, sizes_hw, base_network, limit)
+        def detect(rows: slice, pairs: int) -> list[ImageDetections]:
+            tensors = upload([pixels for _, pixels in images[rows]], self.bundle.image_format, self.device)
+            features, base = extract(network, tensors, self.device), self.bundle.base_network
+            return detect_batch(network, features, self._prompts, sizes_hw[rows], base, limit, pairs)
 
         # per batch: a generator would leave the mode on for its caller
         with inference_mode(network, self.precision):
-            detected = checked(detect, self.device)
+            prompts = len(self._prompts.phrase_maps)
+            detected = self._memory.run(detect, len(images), prompts, self.device)
         return [part.select(part.scores >= self._thresholds[part.class_indices]) for part in detected]
 
     def _to_supervision(self, part: ImageDetections) -> Detections:

@@ -17,7 +17,7 @@ from groundtune.model.bundle import ModelBundle
 from groundtune.options import resolve
 from groundtune.predict.postprocess import Selection
 from groundtune.predict.predictor import Predictor
-from groundtune.predict.sources import iter_frames
+from groundtune.predict.sources import is_stream, iter_frames
 from groundtune.predict.tiles import Tiles
 from groundtune.predict.writers import Results, origin_of, records_of
 from groundtune.progress import Progress
@@ -135,7 +135,7 @@ def predict_files(
     saves_video = results is not None and "annotated" in config.save_as
     frames = iter_frames(config.images, config.recursive, config.frame_stride, skip, progress.message)
     try:
-        for frame, detections in predictor.stream(frames):
+        for frame, detections in predictor.stream(frames, ahead=not any(map(is_stream, config.images))):
             if results is not None:
                 results.add(frame, detections)
             if saves_video and frame.video is not None and frame.video.sound:
