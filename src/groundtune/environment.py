@@ -4,12 +4,11 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from pathlib import Path
 
 import torch
 
 from groundtune._version import __version__
-from groundtune.device import bf16_arithmetic, pick_device
+from groundtune.device import bf16_hardware, native_precisions, pick_device
 
 _REQUIRED = (
     "torch transformers accelerate safetensors faster-coco-eval supervision scipy numpy pillow "
@@ -17,19 +16,24 @@ _REQUIRED = (
 ).split()
 _OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
 
+# GB of a training step with --tune full in 16 bits, for weights and for each image of 800 x 1333:
+# the results of benchmarks/gpu_memory.py.
+_MEMORY = [("Swin-T", 1.4, 4.0), ("Swin-B", 2.0, 6.0)]
+
 
 def describe() -> dict[str, str]:
     """Return names and values, in the order of their interest."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     values = {"groundtune": __version__, "python": platform.python_version(), "system": platform.platform()}
     values |= {name: package_version(name) or "missing" for name in _REQUIRED}
-    values["device"] = "cpu" if accelerator is None else accelerator.type
-    if accelerator is not None and accelerator.type == "cuda":
-        values["device"] = f"cuda ({torch.cuda.get_device_name()}, {torch.accelerator.device_count()} GPU(s))"
-    values["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
+    values |= {"device": "cpu"} if accelerator is None else _describe_cards(accelerator)
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    values["cpu"] = f"{cpu}, {os.cpu_count()} cores"
+    values["workers"] = f"--workers {min(8, os.cpu_count() or 1)} loads images for a GPU"
     values["threads"] = str(torch.get_num_threads())
-    hardware = bf16_arithmetic(pick_device("auto"))
-    values["precision auto"] = f"bf16 on {hardware}" if hardware else "fp32; bf16 would be emulated"
+    native = native_precisions(pick_device("auto"))
+    unit = f" on {bf16_hardware()}" if accelerator is None and native[0] == "bf16" else ""
+    values["precision auto"] = f"{native[0]}{unit}; there is hardware for {', '.join(native)}"
     problem = _compile_problem(on_cpu=accelerator is None)
     values["--compile"] = f"not available: {problem}" if problem else "available"
     kernels = "grid_sample; compiled kernels with --compile"
@@ -37,6 +41,21 @@ def describe() -> dict[str, str]:
     for name, use in _OPTIONAL.items():
         values[name] = package_version(name) or f"not installed ({use})"
     return values
+
+
+def _describe_cards(accelerator: torch.device) -> dict[str, str]:
+    """Return the cards, their free memory, and how many images of the larger models fit."""
+    count = torch.accelerator.device_count()
+    if accelerator.type != "cuda":
+        return {"device": f"{accelerator.type} ({count})"}
+    cards = dict.fromkeys(torch.cuda.get_device_name(index) for index in range(count))
+    free, size = (value / 1e9 for value in torch.cuda.mem_get_info())
+    fits = [f"{max(0, int((0.95 * free - base) / image))} of {name}" for name, base, image in _MEMORY]
+    return {
+        "device": f"cuda ({', '.join(cards)}, {count} GPU(s))",
+        "memory": f"{free:.1f} of {size:.1f} GB are free",
+        "images per step": f"about {' or '.join(fits)} (computed); --batch-size auto finds the number",
+    }
 
 
 def package_version(name: str) -> str | None:
@@ -52,13 +71,3 @@ def _compile_problem(on_cpu: bool) -> str:
         return "torch.compile cannot find its headers in a path with a space"
     has_compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
     return "" if has_compiler or not on_cpu else "torch.compile needs a C++ compiler on a CPU"
-
-
-def _cpu_name() -> str:
-    """Return the name that Linux gives the CPU, or the one that Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

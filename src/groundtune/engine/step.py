@@ -8,7 +8,7 @@ the same: repeat the step in smaller parts, skip it, or take it. (`DistributedDa
 during the backward pass, which saves a little time and leaves the others waiting if one fails.)
 
 The host waits for the device once, for the loss and the gradient norm: a step that is not finite
-must not reach the optimizer. In bfloat16 it is computed again in float32 before it is skipped.
+must not reach the optimizer. In bf16 and fp16 it is computed again in float32 before it is skipped.
 """
 
 import math
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from groundtune.contracts import Output
 from groundtune.data.batch import Batch
-from groundtune.device import is_out_of_memory, release_memory
+from groundtune.device import REDUCED, autocast, is_out_of_memory, release_memory
 from groundtune.engine import checkpoint
+from groundtune.engine.optim import update_scale
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.validate import skip_unreadable
 from groundtune.errors import OutOfMemory, TrainingDiverged
@@ -69,6 +70,7 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
     result, parts = _compute_gradients(setup, state, batch, counts, largest_share)
     if isinstance(result, str):
         _skip_step(setup, state, parts, counts, result)
+    if not isinstance(result, StepResult):
         return None
     setup.optimizer.step()
     setup.schedule.step()
@@ -81,11 +83,11 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
 
 def _compute_gradients(
     setup: TrainSetup, state: TrainState, batch: Batch, counts: BatchCounts, largest_share: int
-) -> tuple[StepResult | str, list[Batch]]:
+) -> tuple[StepResult | str | None, list[Batch]]:
     """Compute the clipped gradients: in smaller parts without memory, in float32 if bf16 fails.
 
     Returns:
-        The numbers of the step, or what is not finite; and this process's micro-batches.
+        The numbers of the step (or what is not finite; None: fp16's scale), and its micro-batches.
     """
     precision, random_state = setup.config.precision, checkpoint.random_state()
     while True:
@@ -98,39 +100,44 @@ def _compute_gradients(
         if out_of_memory:
             _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
         else:
-            result: StepResult | str
+            result: StepResult | str | None
             if any(other.not_finite for other in outcomes):
                 result = outcome.not_finite or "the numbers of another process are not finite"
             else:
-                result = _finish_gradients(setup, terms, outcomes)
-            if precision == "fp32" or not isinstance(result, str):
+                result = _finish_gradients(setup, terms, outcomes, precision)
+            if precision not in REDUCED or not isinstance(result, str):
                 return result, parts
-            precision = "fp32"
             setup.optimizer.zero_grad(set_to_none=True)
             if not state.float32_steps:
                 setup.log(
-                    f"Step {state.step + 1} is not finite in bf16 ({result}): it is computed again in "
+                    f"Step {state.step + 1} is not finite in {precision} ({result}): it is computed again in "
                     "float32, as will be others like it."
                 )
+            precision = "fp32"
             state.float32_steps += 1
         checkpoint.set_random_state(random_state)
 
 
 def _finish_gradients(
-    setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome]
-) -> StepResult | str:
-    """Add and clip the gradients of all processes; return what is not finite, if anything is."""
+    setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome], precision: str
+) -> StepResult | str | None:
+    """Add and clip the gradients of all processes; return as `_compute_gradients`."""
     terms = _reduce(setup, terms, max((other.terms for other in outcomes), key=len))
+    if precision == "fp16":
+        setup.scaler.unscale_(setup.optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
     shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
     grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
     losses = dict(zip(shown, values, strict=True))
+    if precision == "fp16" and update_scale(setup.scaler, losses["loss"], grad_norm):
+        setup.folder.log(f"Overflow in fp16: the loss scale is now {setup.scaler.get_scale():g}.")
+        setup.optimizer.zero_grad(set_to_none=True)
+        return None
     if not (math.isfinite(losses["loss"]) and math.isfinite(grad_norm)):
         return f"loss {losses['loss']:g}, gradient norm {grad_norm:g}"
     if setup.config.max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(setup.parameters, setup.config.max_grad_norm, norm)
-    lr = {group["name"]: group["lr"] for group in setup.optimizer.param_groups}
-    return StepResult(losses, grad_norm, terms, lr)
+    return StepResult(losses, grad_norm, terms, {g["name"]: g["lr"] for g in setup.optimizer.param_groups})
 
 
 def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[BatchCounts, int]:
@@ -170,14 +177,14 @@ def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: st
     """Add the gradients of a part, and return its terms without their graph, which is freed."""
     part = part.to(setup.device)
     terms = setup.criterion(_forward(setup, part, counts, precision), part.targets, counts)
-    total(terms).backward()
+    (setup.scaler.scale(total(terms)) if precision == "fp16" else total(terms)).backward()
     return {name: term.detach() for name, term in terms.items()}
 
 
 def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> Output:
-    """Run the network, in "fp32" or "bf16"; its output is float32."""
+    """Run the network in a precision; its output is float32."""
     network, most_boxes = setup.network, max(counts.boxes)
-    with torch.autocast(setup.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(setup.device, precision):
         if setup.train_features is not None:
             features = setup.train_features.get(part.images, part.indices, part.views, setup.device)
             output = network.forward_features(features, part.text, part.targets, most_boxes)

@@ -60,9 +60,10 @@ def skip_unreadable(
 def _evaluate(
     setup: TrainSetup, dataset: Dataset, stop: StopRequest, features: FeatureCache | None, skip: bool
 ) -> Evaluation:
-    """Evaluate the present weights in float32; a stop signal interrupts the evaluation."""
+    """Evaluate in the run's precision, on a CPU in float32; a stop signal interrupts it."""
+    precision = "fp32" if setup.device.type == "cpu" else setup.config.precision
     with stop.immediately(setup.accelerator):
-        task = eval_task(setup.bundle, dataset, None, "fp32")
+        task = eval_task(setup.bundle, dataset, None, precision)
         return run_task(task, dataset, setup.config.batch_size, setup.device, setup.progress, features, skip)
 
 

@@ -10,8 +10,8 @@ up to 1. No tensor of positions × inner width exists.
 
 Deviations: the reference's text padding mask has no effect in MMDetection (a bool tensor filled
 with −9e15 is True everywhere); here padded tokens and positions get weight 0. The reference's shift
-by the global maximum and its clamps at ±50000 are omitted: softmax is invariant to the first, and
-the second changes nothing before overflow.
+by the global maximum is omitted, to which softmax is invariant. Its clamps at ±50000 apply in fp16
+only, where a score can overflow.
 """
 
 import torch
@@ -60,6 +60,8 @@ class BiAttention(nn.Module):
         scores = into_scores.flatten(1, 2) @ vision.transpose(1, 2)  # (B, heads·T, S)
         scores = scores.unflatten(1, (self.num_heads, -1)) + shift
         out_weight = self._split_heads(self.out_vision_proj.weight.T)  # (heads, c, D)
+        if scores.dtype == torch.float16:
+            scores = scores.clamp(-50000, 50000)
         to_text = scores.masked_fill(~text_token_mask[:, None, :, None], float("-inf")).softmax(2)
         vision_update = to_text.flatten(1, 2).transpose(1, 2) @ (text_values @ out_weight).flatten(1, 2)
         vision_update = vision_update + self.out_vision_proj.bias
