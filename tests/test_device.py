@@ -19,6 +19,7 @@ from groundtune.device import (
     reset_peak_memory,
 )
 from groundtune.engine import checkpoint
+from groundtune.environment import describe
 from groundtune.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -249,3 +250,17 @@ def test_random_state_of_a_card_is_restored(monkeypatch) -> None:
 
 def test_random_state_of_a_cpu_has_nothing_to_tell() -> None:
     assert checkpoint.set_random_state(checkpoint.random_state()) == ""
+
+
+def test_env_says_what_a_card_has_and_will_use(monkeypatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: cuda)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15.0e9, 15.8e9))
+    cards(monkeypatch, (7, 5), (7, 5))
+    found = describe()
+    assert found["device"] == "cuda (Tesla T4, 2 GPU(s))"
+    assert found["precision auto"] == "fp16; there is hardware for fp16, fp32"
+    assert found["memory"] == "15.0 of 15.8 GB are free"
+    assert "about 4 of 800 x 1333 with Swin-T (computed)" in found["images per step"]  # (14.25 - 1.6) / 2.6

@@ -16,9 +16,9 @@ _REQUIRED = (
 ).split()
 _OPTIONAL = {"tensorboard": "training curves", "gradio": "groundtune demo", "pycocotools": "tests"}
 
-# GB of a training step with --tune full in 16 bits, for weights and for each image of 800 x 1333:
-# the results of benchmarks/gpu_memory.py.
-_MEMORY = [("Swin-T", 1.4, 4.0), ("Swin-B", 2.0, 6.0)]
+# GB of a training step of Swin-T with --tune full in bf16, for everything but images (with 0.5 for
+# CUDA) and for an image of 800 x 1333: the result of benchmarks/gpu_memory.py.
+_BASE_GB, _IMAGE_GB = 1.6, 2.6
 
 
 def describe() -> dict[str, str]:
@@ -44,17 +44,17 @@ def describe() -> dict[str, str]:
 
 
 def _describe_cards(accelerator: torch.device) -> dict[str, str]:
-    """Return the cards, their free memory, and how many images of the larger models fit."""
+    """Return the cards, their free memory, and how many images fit."""
     count = torch.accelerator.device_count()
     if accelerator.type != "cuda":
         return {"device": f"{accelerator.type} ({count})"}
     cards = dict.fromkeys(torch.cuda.get_device_name(index) for index in range(count))
     free, size = (value / 1e9 for value in torch.cuda.mem_get_info())
-    fits = [f"{max(0, int((0.95 * free - base) / image))} of {name}" for name, base, image in _MEMORY]
+    fits = max(0, int((0.95 * free - _BASE_GB) / _IMAGE_GB))
     return {
         "device": f"cuda ({', '.join(cards)}, {count} GPU(s))",
         "memory": f"{free:.1f} of {size:.1f} GB are free",
-        "images per step": f"about {' or '.join(fits)} (computed); --batch-size auto finds the number",
+        "images per step": f"about {fits} of 800 x 1333 with Swin-T (computed); --batch-size auto finds it",
     }
 
 
