@@ -221,7 +221,7 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
                 problems.append(unknown_option(name, options, where))
                 continue
             place = _place(name, leaves[name], where)
-            value = 0 if value == "auto" and leaves[name].metadata.get("auto") else value
+            value = 0 if leaves[name].metadata.get("auto") and str(value) == "auto" else value
             converted = None
             try:
                 converted = _convert(value, leaves[name].type, place, problems)
