@@ -21,12 +21,13 @@ DEMO_CLASSES := red crescent,navy gear,yellow lightning bolt,green key,purple um
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint audit docs bench install clean
+.PHONY: help demo test test-all test-gpu lint audit docs bench install clean
 
 help:
 	@echo "make demo      fine-tune nano on generated images; ends with AP before and after, and a report"
 	@echo "make test      run the fast tests"
 	@echo "make test-all  run all tests, including the slow ones"
+	@echo "make test-gpu  compare a GPU with the CPU (two minutes)"
 	@echo "make lint      run ruff and mypy"
 	@echo "make audit     check the pinned packages for known vulnerabilities"
 	@echo "make docs      build the documentation site in build/site"
@@ -59,6 +60,10 @@ test: $(TOOLS)
 test-all: $(TOOLS)
 	@echo "==> Running all tests, including the slow ones"
 	@$(PYTEST) -m "not gpu"
+
+test-gpu: $(TOOLS)
+	@echo "==> Comparing the GPU with the CPU"
+	@$(PY) -m pytest -q -rs -m gpu tests/gpu
 
 lint: $(TOOLS)
 	@echo "==> ruff"

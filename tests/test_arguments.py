@@ -36,9 +36,9 @@ def model(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> gt
 
 
 WRONG = [
-    ("precision", "half", "expected auto, fp32 or bf16, got 'half'"),
-    ("precision", "fp16", "expected auto, fp32 or bf16, got 'fp16'"),
-    ("precision", 16, "expected auto, fp32 or bf16, got '16'"),
+    ("precision", "half", "expected auto, fp32, tf32, bf16 or fp16, got 'half'"),
+    ("precision", "fp8", "expected auto, fp32, tf32, bf16 or fp16, got 'fp8'"),
+    ("precision", 16, "expected auto, fp32, tf32, bf16 or fp16, got '16'"),
     ("precision", ["bf16"], "expected text, got ['bf16']"),
     ("device", "gpu", "'gpu' is not a device; expected auto, cpu"),
     ("device", -1, "'-1' is not a device"),
@@ -156,12 +156,15 @@ TABLE: list[tuple[Callable[[gt.Model], Any], str]] = [
         "train(): batch_size: expected a whole number, got True",
     ),
     (lambda m: gt.train(m, "data", lr=float("nan")), "train(): lr: expected a number, got nan"),
-    (lambda m: gt.train(m, "data", precision="half"), "train(): precision: expected auto, fp32 or bf16"),
+    (
+        lambda m: gt.train(m, "data", precision="half"),
+        "train(): precision: expected auto, fp32, tf32, bf16 or fp16",
+    ),
     (lambda m: gt.train(config=configs.TrainConfig(data="d", epochs=0)), "epochs: expected a whole number"),
     (lambda m: gt.train(config=configs.TrainConfig(data="d"), lr=1), "config has all options; remove lr"),
     (
         lambda m: gt.evaluate(m, "data", precision="half"),
-        "evaluate(): precision: expected auto, fp32 or bf16",
+        "evaluate(): precision: expected auto, fp32, tf32, bf16 or fp16",
     ),
     (
         lambda m: gt.evaluate(m, "data", batch_size=np.float32(0.5)),

@@ -82,7 +82,7 @@ train data --flip 2
 train data --epochs 0
 train data --epochs 2.5
 train data --ema-decay 1
-train data --precision fp16
+train data --precision fp8
 train data --rename rbc
 train data --report-to tensorbord
 train data --multi-scale 1,big
@@ -144,7 +144,7 @@ optimizer: {lr: .nan}
 epochs: true
 epochs:
 denoising: maybe
-precision: fp16
+precision: fp8
 imgsz: 640
 patience: 5
 multi_scale: [1, 0]

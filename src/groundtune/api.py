@@ -57,7 +57,7 @@ class Model:
     Attributes:
         bundle: network, tokenizer and image format.
         device: default device of all commands: auto, cpu, cuda, …
-        precision: default precision of `predict` and `label`: auto, fp32 or bf16.
+        precision: default precision of `predict` and `label`: auto, fp32, tf32, bf16 or fp16.
     """
 
     bundle: "ModelBundle"
@@ -126,7 +126,7 @@ def load(source: str | Path, **options: Any) -> Model:
         source: a preset ("nano"), a model or run directory, a Hugging Face directory or Hub id such
             as "IDEA-Research/grounding-dino-tiny", a .pth file of IDEA or MMDetection, or an
             exported .onnx or .xml file.
-        options: device (auto, cpu, cuda, …) and precision (auto, fp32, bf16), the defaults of the
+        options: device (auto, cpu, cuda, …) and precision (auto, fp32, …), the defaults of the
             model's commands; seed of the weights that the source lacks.
     """
     config = _resolve(configs.LoadOptions, None, "load()", source=source, **options)

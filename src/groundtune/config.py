@@ -20,7 +20,7 @@ MODULES = ("backbone", "language_model", "neck", "encoder", "decoder", "bbox_hea
 """Module names in `param_groups`, as in MMDetection; paths may go deeper (encoder.layers.0)."""
 
 TUNE_MODES = ("full", "lora", "prompt", "heads")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 DATA_FORMATS = ("coco", "yolo", "voc", "odvg", "csv", "hf")
 EXPORT_FORMATS = ("hf", "onnx", "openvino", "idea")
 EXPORT_PRECISIONS = ("fp32", "fp16", "int8")
@@ -42,7 +42,7 @@ _SIDES = (
     "short side of an image in pixels; default: the model's",
     "maximum long side in pixels; default: the model's",
 )
-_PRECISION = "auto uses bf16 where the device supports it"
+_PRECISION = "auto uses bf16, or fp16 on a GPU without it, where the device has hardware for it"
 _BATCH = "images per batch"
 _PROVIDER = ".onnx files: auto follows --device; tensorrt builds an engine for every image size, for minutes"
 _JSON = "print JSON"
@@ -187,7 +187,9 @@ class TrainConfig(ComputeOptions):
     min_steps: int = _training(
         0, "minimum number of steps, for small data sets; 0 if epochs are given", low=0
     )
-    batch_size: int = _training(4, "images per optimizer step, over all devices", low=1)
+    batch_size: int = _training(
+        4, "images per step, over all devices; auto takes what fits a GPU and adapts lr", low=0, auto=True
+    )
     micro_batch_size: int = _training(
         0, "images that a device computes at a time, to save memory; 0 means all", low=0
     )
@@ -247,6 +249,7 @@ class TrainConfig(ComputeOptions):
         1, "processes to start, one per GPU; torchrun, accelerate and srun start their own", low=1
     )
     precision: str = _compute("auto", f"{_PRECISION}; losses are always fp32", choices=PRECISIONS)
+    deterministic: bool = _compute(False, "equal numbers in each run on one device; slower on a GPU")
     compile: bool = _compute(
         False, "compile the deformable sampling, on a GPU whole layers: a minute or more, then faster steps"
     )

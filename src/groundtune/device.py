@@ -1,11 +1,15 @@
 """Choose device, precision and threads, and measure memory."""
 
 import ctypes
+import logging
 import os
 import platform
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -20,6 +24,7 @@ _OUT_OF_MEMORY = [
     *("failed to allocate memory", "bad_alloc", "bad allocation"),  # ONNX Runtime, OpenVINO
     *("alloc_failed", "could not create a primitive"),  # oneDNN reports the latter only
 ]
+REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in glibc's malloc.h
 
 
@@ -33,6 +38,9 @@ def pick_device(name: str) -> torch.device:
         # CUDA reads this with its first tensor. Images of many sizes then leave no gaps.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None and name in ("auto", accelerator.type) and "LOCAL_RANK" in os.environ:
+        index = int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count()
+        return torch.device(accelerator.type, index)  # each process of a launcher has its own
     if name == "auto":
         return accelerator or torch.device("cpu")
     try:
@@ -49,28 +57,100 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return "bf16" or "fp32"; "auto" is bf16 where the device supports it."""
-    return ("bf16" if bf16_arithmetic(device) else "fp32") if name == "auto" else name
+    """Return "fp32", "tf32", "bf16" or "fp16"; warn of one that the device only emulates."""
+    native = native_precisions(device)
+    if name != "auto" and name not in native:
+        effect = "computes in fp32 instead" if name == "tf32" else "is slower than in fp32"
+        logging.getLogger("groundtune").warning(
+            f"--precision {name}: {device} has no hardware for it and {effect}. auto takes {native[0]}."
+        )
+    return native[0] if name == "auto" else name
 
 
-def bf16_arithmetic(device: torch.device) -> str:
-    """Return the name of the hardware that computes in bfloat16, or "" if it would be emulated."""
+def native_precisions(device: torch.device) -> list[str]:
+    """Return the precisions that a device has hardware for, first the one of "auto"."""
     if device.type == "cuda":
-        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        capability = torch.cuda.get_device_capability(device)  # of this card: a machine may have several
+        if capability >= (8, 0):
+            return ["bf16", "fp32", "tf32", "fp16"]
+        return ["fp16", "fp32"] if capability >= (7, 0) else ["fp32"]
+    if device.type == "xpu":
+        return ["bf16", "fp32", "fp16"] if torch.xpu.is_bf16_supported() else ["fp32", "fp16"]
+    if device.type == "cpu":
+        return ["bf16", "fp32"] if bf16_hardware() else ["fp32"]
+    return ["fp32", "bf16", "fp16"]  # mps: not faster
+
+
+def bf16_hardware() -> str:
+    """Return the name of the CPU's hardware for bfloat16, or "" if it would be emulated."""
     names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
+    capabilities = torch.cpu.get_capabilities()
     return next((name for key, name in names.items() if capabilities.get(key)), "")
+
+
+def autocast(device: torch.device | str, precision: str) -> torch.autocast:
+    """Return the context in which matrix products have a precision; "fp32" and "tf32" need none."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, REDUCED.get(precision, torch.bfloat16), enabled=precision in REDUCED)
+
+
+@contextmanager
+def float32_mode(device: torch.device | str, precision: str) -> Iterator[None]:
+    """Compute float32 products on NVIDIA's cards exactly, or with "tf32" in TF32.
+
+    By torch's own defaults only convolutions are TF32. Afterwards both of torch's interfaces to it
+    are as before.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends
+    matmul = None
+    parts = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul
+    before = [part.fp32_precision for part in parts]
+    with suppress(RuntimeError):  # only the newer interface was used
+        matmul = torch.get_float32_matmul_precision()
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = precision == "tf32"
+    for part in parts[:3]:
+        part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = (value == "tf32" for value in before[:2])
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Use only algorithms that give equal results in each run; an error names what has none."""
+    before = torch.get_deterministic_debug_mode()
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by the first product
+        torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := re.match(r"(\S+) does not have a deterministic", str(error))):
+            raise
+        why = f"torch has no deterministic form of {found[1]} on this device"
+        raise ConfigError(f"deterministic: {why}. Remove it, or use --device cpu.") from error
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def set_up_cpu(threads: int) -> None:
     """Set the number of torch's threads (0 keeps it), and keep freed memory in this process.
 
     glibc returns blocks over 32 MB to the system when they are freed, and the next step has to
-    fault them in again, page by page. Keeping them saves up to a third of a step.
+    fault them in again, page by page. Keeping them saves up to a third of a step. With a
+    GPU only images would be kept, of each thread that loads them.
     """
     if threads:
         torch.set_num_threads(threads)
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not torch.accelerator.is_available():
         allocator = ctypes.CDLL(None)
         allocator.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         allocator.mallopt(_M_TRIM_THRESHOLD, -1)  # never
@@ -132,10 +212,19 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: allocated on a GPU, or resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        return int(torch.get_device_module(device).max_memory_allocated(device))
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on; on a CPU only Linux can."""
+    if device.type in ("cuda", "xpu"):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -44,6 +44,7 @@ def option(
     positional: bool = False,
     flag: bool = True,
     repeat: bool = False,
+    auto: bool = False,
     group: str = "",
     short: str = "",
 ) -> Any:
@@ -58,12 +59,13 @@ def option(
         positional: whether the command line takes it without a flag.
         flag: whether the command line has it.
         repeat: whether each use of the flag adds one item to a list. The items may contain commas.
+        auto: whether the word "auto" may stand for 0.
         group: heading in the help text; empty puts it under the general one.
         short: short flag, such as "-o".
     """
     metadata: dict[str, Any] = {"help": help, "choices": choices, "group": group, "short": short}
     metadata |= {"low": low, "high": high, "above": above, "below": below}
-    metadata |= {"positional": positional, "flag": flag, "repeat": repeat}
+    metadata |= {"positional": positional, "flag": flag, "repeat": repeat, "auto": auto}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -219,6 +221,7 @@ def _merge(options: type, layers: Sequence[Layer], problems: list[str]) -> dict[
                 problems.append(unknown_option(name, options, where))
                 continue
             place = _place(name, leaves[name], where)
+            value = 0 if leaves[name].metadata.get("auto") and str(value) == "auto" else value
             converted = None
             try:
                 converted = _convert(value, leaves[name].type, place, problems)

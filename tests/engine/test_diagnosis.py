@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from groundtune.engine.step import describe_bad_step, first_non_finite_module, has_non_finite
+from groundtune.engine.nonfinite import describe_bad_step, first_non_finite_module, has_non_finite
 
 
 @dataclass

@@ -46,25 +46,40 @@ def load_trained_weights(network: GroundingDINO, weights: dict[str, Tensor], sou
 
 
 def random_state() -> State:
-    """Return the states of the random generators of torch (CPU and CUDA), NumPy and Python."""
+    """Return the states of the random generators of torch (CPU and GPUs), NumPy and Python."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [],
+        **_device_states(),
         "numpy": (algorithm, [int(key) for key in keys], position, has_gauss, gauss),
         "python": random.getstate(),
     }
 
 
-def set_random_state(state: State) -> None:
-    """Restore `random_state`; CUDA's is ignored if the number of devices differs."""
+def _device_states() -> dict[str, list[Tensor]]:
+    """Return "cuda", "xpu" or "mps" and the states of all such devices; {} without any."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return {}
+    module = torch.get_device_module(device)
+    return {device.type: [module.get_rng_state()] if device.type == "mps" else module.get_rng_state_all()}
+
+
+def set_random_state(state: State) -> str:
+    """Restore `random_state`; return a message if its devices are not those of this machine."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    saved, now = {kind: state[kind] for kind in ("cuda", "xpu", "mps") if state.get(kind)}, _device_states()
+    there, here = (" ".join(f"{kind} ({len(n)})" for kind, n in x.items()) or "a CPU" for x in (saved, now))
+    for kind, states in saved.items() if there == here else ():
+        module = torch.get_device_module(kind)
+        module.set_rng_state(states[0]) if kind == "mps" else module.set_rng_state_all(states)
     algorithm, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
+    differ = f"The random state is of {there}, this is {here}: dropout will draw other numbers."
+    return "" if there == here else differ
 
 
 def save_state(state: State, path: Path, previous: Path | None = None) -> None:

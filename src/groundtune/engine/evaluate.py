@@ -79,7 +79,7 @@ class EvalTask:
     prompts: Prompts | None  # of the classes; None: the prompt of each image is its caption
     category_ids: list[int]  # of the classes
     class_indices: list[int]  # of the classes in the data set
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "tf32", "bf16" or "fp16"
     memory: BatchLimit = field(default_factory=BatchLimit)
 
     def predict_dataset(
@@ -229,7 +229,7 @@ def run_task(
 def eval_task(
     bundle: ModelBundle, dataset: Dataset, class_indices: Sequence[int] | None, precision: str
 ) -> EvalTask:
-    """Prepare the prompts of a data set for all classes or some; precision is "fp32" or "bf16".
+    """Prepare the prompts of a data set for all classes or some; precision as "fp32".
 
     Raises:
         DataError: the data set has no image or no class, or only some of its images have captions.

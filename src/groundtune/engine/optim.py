@@ -7,6 +7,7 @@ A multiplier of 0 freezes a module: no gradient, no dropout, not in the optimize
 sets the rate to 0, still computes the gradients and counts them when it clips.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -130,6 +131,18 @@ def build_schedule(optimizer: Optimizer, config: TrainConfig, total_steps: int) 
         return min(1.0, (step + 1) / max(1, warmup)) * (config.lr_drop_factor if step >= drop else 1.0)
 
     return LambdaLR(optimizer, factor)
+
+
+def update_scale(scaler: torch.amp.GradScaler, loss: float, grad_norm: float) -> bool:
+    """Update the scale of fp16 after `unscale_`; return whether the step overflowed only by it.
+
+    The scale is then halved. It stays if the loss itself is not finite, or if it is 1: then it is
+    not the scale's fault.
+    """
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    overflowed = not finite and math.isfinite(loss) and scaler.get_scale() > 1
+    scaler.update(None if finite or overflowed else scaler.get_scale())
+    return overflowed
 
 
 class WeightAverage:

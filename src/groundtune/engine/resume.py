@@ -59,6 +59,7 @@ def save_state(setup: TrainSetup, state: TrainState) -> None:
         "schedule": setup.schedule.state_dict(),
         "average": None if average is None else average.average,
         "average_updates": 0 if average is None else average.updates,
+        "scaler": setup.scaler.state_dict(),
         "random": random,
     }
     last, previous = setup.folder.checkpoint("last"), setup.folder.checkpoint("previous")
@@ -168,6 +169,8 @@ def _restore(setup: TrainSetup, state: TrainState, content: checkpoint.State) ->
         group["lr"] = lr * factor(schedule.last_epoch)  # another one if the number of epochs has changed
     if setup.average is not None:
         setup.average.restore(content["average"], content["average_updates"])
+    if scaler := content.get("scaler"):  # of fp16
+        setup.scaler.load_state_dict(scaler)
     for name, value in content["state"].items():
         if type(value) is not type(getattr(state, name)):
             raise TypeError(f"{name} is {value!r:.60}")
@@ -180,5 +183,5 @@ def _restore(setup: TrainSetup, state: TrainState, content: checkpoint.State) ->
     setup.log(f"Resuming {where}, after step {state.step}.")
     if len(random) != processes:
         setup.log(f"There were {len(random)} processes, now {processes}: the last digits will differ.")
-    if rank < len(random):
-        checkpoint.set_random_state(random[rank])
+    if rank < len(random) and (message := checkpoint.set_random_state(random[rank])):
+        setup.log(message)

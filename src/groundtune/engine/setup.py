@@ -3,20 +3,20 @@
 Every unusable option raises here, before the run directory exists.
 """
 
-import dataclasses
 import importlib.util
 import math
 import re
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import GradientAccumulationPlugin, broadcast, set_seed
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,18 +27,19 @@ from groundtune.data.mirror import describe_mirroring
 from groundtune.data.prefetch import decode_threads
 from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import free_memory, set_up_cpu
+from groundtune.device import free_memory, reset_peak_memory, set_up_cpu
 from groundtune.engine import optim
+from groundtune.engine.batch_size import fit_batch_size
 from groundtune.engine.checkpoint import trained_weights
-from groundtune.engine.distributed import from_main, launched, own_device
+from groundtune.engine.distributed import from_main, launched, own_device, share
 from groundtune.engine.evaluate import Metrics
 from groundtune.engine.optim import WeightAverage
 from groundtune.engine.run_folder import RunFolder
 from groundtune.environment import describe
 from groundtune.errors import ConfigError
 from groundtune.loss.criterion import GroundingDINOCriterion
+from groundtune.model import deformable
 from groundtune.model.bundle import TOWERS, ModelBundle, companion
-from groundtune.model.deformable import compile_sampling, describe_sampling
 from groundtune.model.detector import GroundingDINO
 from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress, counted
@@ -56,7 +57,7 @@ class TrainState:
     step: int = 0  # finished steps of the run
     bad_steps: int = 0  # non-finite steps in a row
     skipped_steps: int = 0  # all non-finite steps
-    float32_steps: int = 0  # steps that were not finite in bfloat16
+    float32_steps: int = 0  # steps that were not finite in bf16 or fp16
     micro_batch_size: int = 0  # limit found when memory ran out; 0: none yet
     running: dict[str, float] = field(default_factory=dict)  # moving means of the displayed losses
     sums: dict[str, Tensor] = field(default_factory=dict)  # of all terms since the last log line
@@ -85,6 +86,7 @@ class TrainSetup:
     device: torch.device
     optimizer: Optimizer
     schedule: LambdaLR
+    scaler: torch.amp.GradScaler  # of fp16
     average: WeightAverage | None
     criterion: GroundingDINOCriterion
     loader: TrainLoader
@@ -129,19 +131,23 @@ def build_setup(
     """
     set_up_cpu(config.threads)
     accelerator, device = start_processes(config, out)
+    precisions = share(config.precision)  # GPUs may differ: all take what the weakest has
+    config = replace(config, precision=min(precisions, key=["fp32", "tf32", "fp16", "bf16"].index))
     set_seed(config.seed + accelerator.process_index)
     optimizer = _prepare_network(config, bundle, training, valid, device)
     network = bundle.detector
-    loader = _build_loader(config, bundle, training, accelerator)
+    build_loader = partial(_build_loader, bundle=bundle, training=training, accelerator=accelerator)
+    config, batch_message = fit_batch_size(config, bundle, build_loader, optimizer)
+    loader = build_loader(config)
     train_features, valid_features, cache_message = _feature_caches(config, network, loader, valid)
     if config.cache_features and train_features is None:
-        config = dataclasses.replace(config, cache_features=False)
-        loader = _build_loader(config, bundle, training, accelerator)
+        config = replace(config, cache_features=False)
+        loader = build_loader(config)
     config = _with_min_steps(config, len(loader))
     schedule = optim.build_schedule(optimizer, config, config.epochs * len(loader))
     folder = RunFolder(out, config.resume is not None, accelerator.is_main_process)
     folder.text("config.yaml", to_yaml(config))
-    about = {"trains on": str(device), "deformable sampling": describe_sampling(device)}
+    about = {"trains on": str(device), "deformable sampling": deformable.describe_sampling(device)}
     folder.json("env.json", describe() | about | {"command": shlex.join(sys.argv)})
     setup = TrainSetup(
         config=config,
@@ -152,6 +158,7 @@ def build_setup(
         device=device,
         optimizer=optimizer,
         schedule=schedule,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         average=WeightAverage(network, config.ema_decay) if config.ema_decay > 0 else None,
         criterion=GroundingDINOCriterion(
             config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
@@ -168,7 +175,7 @@ def build_setup(
         f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on "
         f"{counted(len(training.samples), 'image')}, {counted(len(training.class_names), 'class')}, "
         f"{counted(config.epochs, 'epoch')}, "
-        f"{device}, {config.precision}; {tuned}.{cache_message}"
+        f"{device}, {config.precision}; {tuned}.{batch_message}{cache_message}"
     )
     if config.flip and (mirroring := describe_mirroring(training)):
         setup.log(f"--flip: {'; '.join(mirroring)}.")
@@ -183,11 +190,14 @@ def start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.
     one process can train several times with different ones.
     """
     device = own_device(config.device)
+    reset_peak_memory(device)
     known = {"none": [], "auto": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []}
     trackers = [tracker for name in config.report_to for tracker in known.get(name, [name])]
-    settings: dict[str, Any] = {"mixed_precision": "no", "project_dir": out / "tensorboard"}
+    # Explicit: the defaults are variables of the environment, ACCELERATE_...
+    settings: dict[str, Any] = {"mixed_precision": "no", "dynamo_backend": "no", "log_with": trackers or None}
+    settings |= {"gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1)}
     on_cpu = device.type == "cpu" and launched()
-    accelerator = Accelerator(cpu=on_cpu, log_with=trackers or None, **settings)
+    accelerator = Accelerator(cpu=on_cpu, project_dir=out / "tensorboard", **settings)
     from_main(lambda: None)  # connects the processes: from now on one that ends is noticed at once
     return accelerator, device
 
@@ -203,7 +213,7 @@ def _prepare_network(
         bucket=_COMPILED_BUCKET if config.compile and device.type != "cpu" else None,
     )
     if config.compile and device.type == "cpu":
-        compile_sampling(network)
+        deformable.compile_sampling(network)
     elif config.compile:
         network.compile_layers()
     phrases = training.phrases
@@ -219,7 +229,7 @@ def _prepare_network(
     optimizer = optim.build_optimizer(network, config.optimizer, groups)
     trained = [parameter.data for group in optimizer.param_groups for parameter in group["params"]]
     broadcast(trained)  # some begin at random: all processes take those of the main one
-    bundle.image_format = dataclasses.replace(
+    bundle.image_format = replace(
         bundle.image_format,
         short_side=config.short_side or bundle.image_format.short_side,
         max_side=config.max_side or bundle.image_format.max_side,
@@ -286,4 +296,4 @@ def _with_min_steps(config: TrainConfig, batches: int) -> TrainConfig:
     """Raise the epochs to `config.min_steps`, with as many validations as before."""
     epochs = max(config.epochs, math.ceil(config.min_steps / batches))
     eval_epochs = config.eval_epochs * epochs // config.epochs
-    return dataclasses.replace(config, epochs=epochs, eval_epochs=eval_epochs)
+    return replace(config, epochs=epochs, eval_epochs=eval_epochs)

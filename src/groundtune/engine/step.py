@@ -8,25 +8,25 @@ the same: repeat the step in smaller parts, skip it, or take it. (`DistributedDa
 during the backward pass, which saves a little time and leaves the others waiting if one fails.)
 
 The host waits for a GPU twice per step: for the matching costs of each micro-batch, and for the
-loss and the gradient norm, because a step that is not finite must not reach the optimizer. In
-bfloat16 it is computed again in float32 before it is skipped.
+loss and the gradient norm, because a step that is not finite must not reach the optimizer. In bf16
+and fp16 it is computed again in float32 before it is skipped.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from accelerate.utils import convert_to_fp32
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundtune.contracts import Output
 from groundtune.data.batch import Batch
-from groundtune.device import is_out_of_memory, release_memory
+from groundtune.device import REDUCED, autocast, is_out_of_memory, release_memory
 from groundtune.engine import checkpoint, optim
 from groundtune.engine.distributed import share
+from groundtune.engine.nonfinite import describe_bad_step
 from groundtune.engine.setup import TrainSetup, TrainState
 from groundtune.engine.validate import skip_unreadable
 from groundtune.errors import OutOfMemory, TrainingDiverged, first_line
@@ -72,6 +72,7 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
     result, parts = _compute_gradients(setup, state, batch, counts, largest_share)
     if isinstance(result, str):
         _skip_step(setup, state, parts, counts, result)
+    if not isinstance(result, StepResult):
         return None
     optim.update_weights(setup.optimizer, state.step + 1)
     setup.schedule.step()
@@ -84,11 +85,11 @@ def optimizer_step(setup: TrainSetup, state: TrainState, batch: Batch) -> StepRe
 
 def _compute_gradients(
     setup: TrainSetup, state: TrainState, batch: Batch, counts: BatchCounts, largest_share: int
-) -> tuple[StepResult | str, list[Batch]]:
+) -> tuple[StepResult | str | None, list[Batch]]:
     """Compute the clipped gradients: in smaller parts without memory, in float32 if bf16 fails.
 
     Returns:
-        The numbers of the step, or what is not finite; and this process's micro-batches.
+        The numbers of the step (or what is not finite; None: fp16's scale), and its micro-batches.
     """
     precision, random_state = setup.config.precision, checkpoint.random_state()
     while True:
@@ -101,39 +102,44 @@ def _compute_gradients(
         if out_of_memory:
             _halve_micro_batch(setup, state, micro_batch_size, out_of_memory)
         else:
-            result: StepResult | str
+            result: StepResult | str | None
             if any(other.not_finite for other in outcomes):
                 result = outcome.not_finite or "the numbers of another process are not finite"
             else:
-                result = _finish_gradients(setup, terms, outcomes)
-            if precision == "fp32" or not isinstance(result, str):
+                result = _finish_gradients(setup, terms, outcomes, precision)
+            if precision not in REDUCED or not isinstance(result, str):
                 return result, parts
-            precision = "fp32"
             setup.optimizer.zero_grad(set_to_none=True)
             if not state.float32_steps:
                 setup.log(
-                    f"Step {state.step + 1} is not finite in bf16 ({result}): it is computed again in "
+                    f"Step {state.step + 1} is not finite in {precision} ({result}): it is computed again in "
                     "float32, as will be others like it."
                 )
+            precision = "fp32"
             state.float32_steps += 1
         checkpoint.set_random_state(random_state)
 
 
 def _finish_gradients(
-    setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome]
-) -> StepResult | str:
-    """Add and clip the gradients of all processes; return what is not finite, if anything is."""
+    setup: TrainSetup, terms: dict[str, Tensor], outcomes: Sequence[_Outcome], precision: str
+) -> StepResult | str | None:
+    """Add and clip the gradients of all processes; return as `_compute_gradients`."""
     terms = _reduce(setup, terms, outcomes)
+    if precision == "fp16":
+        setup.scaler.unscale_(setup.optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in setup.parameters if p.grad is not None])
     shown = {"loss": total(terms)} | {name: terms[name] for name in _SHOWN_TERMS}
     grad_norm, *values = torch.stack([norm, *shown.values()]).tolist()
     losses = dict(zip(shown, values, strict=True))
+    if precision == "fp16" and optim.update_scale(setup.scaler, losses["loss"], grad_norm):
+        setup.folder.log(f"Overflow in fp16: the loss scale is now {setup.scaler.get_scale():g}.")
+        setup.optimizer.zero_grad(set_to_none=True)
+        return None
     if not (math.isfinite(losses["loss"]) and math.isfinite(grad_norm)):
         return f"loss {losses['loss']:g}, gradient norm {grad_norm:g}"
     if setup.config.max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(setup.parameters, setup.config.max_grad_norm, norm)
-    lr = {group["name"]: group["lr"] for group in setup.optimizer.param_groups}
-    return StepResult(losses, grad_norm, terms, lr)
+    return StepResult(losses, grad_norm, terms, {g["name"]: g["lr"] for g in setup.optimizer.param_groups})
 
 
 def _count_batch(setup: TrainSetup, state: TrainState, batch: Batch) -> tuple[BatchCounts, int]:
@@ -172,16 +178,16 @@ def _backward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: st
     """Add the gradients of a part, and return its terms without their graph, which is freed."""
     part = part.to(setup.device)
     output = _forward(setup, part, counts, precision)
-    terms = setup.criterion(output, part.targets, counts, part.unlabeled_tokens())
-    total(terms).backward()
+    loss = total(terms := setup.criterion(output, part.targets, counts, part.unlabeled_tokens()))
+    (setup.scaler.scale(loss) if precision == "fp16" else loss).backward()
     return {name: term.detach() for name, term in terms.items()}
 
 
 def _forward(setup: TrainSetup, part: Batch, counts: BatchCounts, precision: str) -> Output:
-    """Run the network, in "fp32" or "bf16"; its output is float32."""
+    """Run the network in a precision; its output is float32."""
     part = part.normalized(setup.bundle.image_format)
     network, most_boxes = setup.network, max(counts.boxes)
-    with torch.autocast(setup.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(setup.device, precision):
         if setup.train_features is not None:
             features = setup.train_features.get(part.images, part.indices, part.views, setup.device)
             output = network.forward_features(features, part.text, part.targets, most_boxes)
@@ -253,48 +259,3 @@ def _skip_step(
             f"{state.epoch + 1} ({reason}). Try a lower learning rate; "
             f"{setup.folder.path / 'train.log'} names the images and modules."
         )
-
-
-def describe_bad_step(
-    network: nn.Module, forward: Callable[[], object], paths: Sequence[Path], reason: str
-) -> str:
-    """Describe a step that is not finite: its images, and where it began.
-
-    The network has the gradients of the step, if any; `forward` repeats its forward pass.
-    """
-    module = first_non_finite_module(network, forward)
-    broken = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    if module is not None:
-        where = f"the first module whose output is not finite is {module}"
-    elif broken:
-        where = f"all outputs are finite, the gradient of {broken[-1]} is not"
-    else:
-        where = "all outputs are finite"
-    return f"Step skipped: {reason}; {where}. Images: {', '.join(map(str, dict.fromkeys(paths)))}"
-
-
-def first_non_finite_module(network: nn.Module, forward: Callable[[], object]) -> str | None:
-    """Return the path of the first, innermost module whose output has NaN or +inf in `forward`."""
-    names = {module: path for path, module in network.named_modules()}
-    paths: list[str] = []
-
-    def hook(module: nn.Module, inputs: object, output: object) -> None:
-        if not paths and has_non_finite(output):
-            paths.append(names.get(module) or "the network")
-
-    handle = nn.modules.module.register_module_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        handle.remove()
-    return paths[0] if paths else None
-
-
-def has_non_finite(value: object) -> bool:
-    """Whether a tensor anywhere inside has NaN or +inf; -inf is the logit outside a prompt."""
-    if isinstance(value, Tensor):
-        return value.is_floating_point() and bool((value.isnan() | (value == torch.inf)).any())
-    parts = vars(value) if is_dataclass(value) else value
-    items = parts.values() if isinstance(parts, Mapping) else parts if isinstance(parts, list | tuple) else ()
-    return any(map(has_non_finite, items))

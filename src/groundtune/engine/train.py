@@ -5,8 +5,8 @@
 
 A run can be resumed after any step. The order of the data follows from seed and epoch, and the
 state has every random generator, so a resumed run on a CPU equals the uninterrupted one bit for bit
-(with captions up to the last bits: phrases are encoded along with others). Evaluation is in
-float32.
+(with captions up to the last bits: phrases are encoded along with others). Evaluation is in the
+precision of training, on a CPU in float32.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 
 from groundtune.config import TrainConfig
 from groundtune.data.sample import Dataset
-from groundtune.device import peak_memory, pick_precision
+from groundtune.device import deterministic, float32_mode, peak_memory, pick_precision
 from groundtune.engine.distributed import own_device, share
 from groundtune.engine.evaluate import Metrics
 from groundtune.engine.forgetting import add_self_distillation, base_detections
@@ -86,8 +86,6 @@ def train(
         bundle: changed in place; afterwards it has the best weights and the data set's classes.
         splits: "train" and "valid"; "train" may have more classes, from rehearsal data.
         out: run directory, new or empty; on a resume that of the interrupted run.
-        progress: receives steps, evaluations and messages.
-        retention_data: other data sets to evaluate before and after, by name.
 
     Raises:
         ConfigError: options or the run directory are unusable, or a resumed run's options differ.
@@ -109,9 +107,11 @@ def train(
         cleanup.callback(torch.set_num_threads, torch.get_num_threads())
         cleanup.callback(_leave_plain, bundle.detector, config)
         cleanup.callback(progress.close)
+        for mode in (deterministic(config.deterministic), float32_mode(device, config.precision)):
+            cleanup.enter_context(mode)
         try:
             start_processes(config, out)
-            computing = device, config.batch_size, progress
+            computing = device, config.batch_size or TrainConfig.batch_size, progress
             if config.retention_data == ["self"]:
                 retention_data = base_detections(bundle, valid, *computing)
             if config.self_distillation:

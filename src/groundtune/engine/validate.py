@@ -65,11 +65,12 @@ def _evaluate(
     features: FeatureCache | None,
     skip: bool,
 ) -> Evaluation:
-    """Evaluate the present weights in float32; a stop signal interrupts the evaluation."""
+    """Evaluate in the run's precision, on a CPU in float32; a stop signal interrupts it."""
+    precision = "fp32" if setup.device.type == "cpu" else setup.config.precision
     limits = (setup.config.batch_size, setup.config.micro_batch_size, state.micro_batch_size)
     batch_size = min(limit for limit in limits if limit)
     with stop.immediately(setup.accelerator):
-        task = eval_task(setup.bundle, dataset, None, "fp32")
+        task = eval_task(setup.bundle, dataset, None, precision)
         return run_task(task, dataset, batch_size, setup.device, setup.progress, features, skip)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from groundtune.contracts import LayerOutput
-from groundtune.device import to_device
+from groundtune.device import REDUCED, autocast, float32_mode, to_device
 from groundtune.errors import CheckpointError
 from groundtune.model.bundle import Network
 from groundtune.predict.postprocess import ImageDetections, ScoreReduction, class_scores, top_detections
@@ -174,39 +174,40 @@ def check_finite(output: LayerOutput, phrase_maps: Sequence[Tensor]) -> None:
 
 
 def checked(compute: Callable[[], T], device: torch.device) -> T:
-    """Return what `compute` makes of images: in float32 if it raises `NonFiniteOutput` in bf16."""
+    """Return what `compute` makes of images: in float32 if it raises `NonFiniteOutput` in less."""
     try:
         return compute()
     except NonFiniteOutput:
         if not torch.is_autocast_enabled(device.type):
             raise
-    warn_of_float32()
+    warn_of_float32({dtype: name for name, dtype in REDUCED.items()}[torch.get_autocast_dtype(device.type)])
     with torch.autocast(device.type, enabled=False):
         return compute()
 
 
 @cache  # once per process
-def warn_of_float32() -> None:
-    """Report that bfloat16 is not enough."""
+def warn_of_float32(precision: str) -> None:
+    """Report that a precision is not enough."""
     logging.getLogger("groundtune").warning(
-        "The model's output is not finite in bf16 for some images, which are computed again in float32."
+        f"The model's output is not finite in {precision} for some images, "
+        "which are computed again in float32."
     )
 
 
 @contextmanager
 def inference_mode(network: Network, precision: str) -> Iterator[None]:
-    """Run in eval mode, without gradients and in "fp32" or "bf16"; restore all modes afterwards.
+    """Run in eval mode, without gradients and in a precision; restore all modes afterwards.
 
-    With "bf16" the matrix products are bfloat16; coordinates, logits and scores stay float32. This
-    is `no_grad`, not torch's inference mode, because training reuses the text features cached
-    inside.
+    With "bf16" and "fp16" the matrix products are in it; coordinates, logits and scores stay
+    float32. This is `no_grad`, not torch's inference mode, because training reuses the text
+    features cached inside.
     """
     training = [module for module in network.modules() if module.training]
     if training:
         network.eval()
     try:
-        device = next(network.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+        device = next(network.parameters()).device
+        with torch.no_grad(), autocast(device, precision), float32_mode(device, precision):
             yield
     finally:
         for module in training:

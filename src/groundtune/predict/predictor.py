@@ -50,7 +50,7 @@ class Predictor:
         sentences: whether `names` are sentences about one object, or [several] in [brackets].
         tiles: size of the tiles of large images; None: no tiles.
         batch_size: images or tiles per batch.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
 
     Raises:
         DataError: a name or sentence cannot be used.
