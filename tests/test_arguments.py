@@ -195,7 +195,7 @@ TABLE: list[tuple[Callable[[gt.Model], Any], str]] = [
     (lambda m: gt.check("x", fast=2), "check(): fast: expected true or false, got 2"),
     (
         lambda m: gt.convert("x", "y", format=1),
-        "convert(): format: expected coco, yolo, voc or odvg, got '1'",
+        "convert(): format: expected coco, yolo, voc, odvg, csv or hf, got '1'",
     ),
     (lambda m: gt.export(m, "x", precision="half"), "export(): precision: expected fp32, fp16 or int8"),
     (lambda m: gt.export(m, "x", max_ap_drop=-1), "export(): max_ap_drop: expected a number of at least 0"),

@@ -119,7 +119,7 @@ def test_help_lists_the_commands_and_each_has_a_help_text(capsys: pytest.Capture
 
 def test_the_usage_has_what_is_required(capsys: pytest.CaptureFixture) -> None:
     main(["convert", "--help"])
-    usage = "usage: groundtune convert DATA OUTPUT_DIR --format coco|yolo|voc|odvg [options]"
+    usage = "usage: groundtune convert DATA OUTPUT_DIR --format coco|yolo|voc|odvg|csv|hf [options]"
     assert capsys.readouterr().out.startswith(usage)
     main(["label", "--help"])
     assert capsys.readouterr().out.startswith(

@@ -19,8 +19,9 @@ from PIL import Image
 
 from groundtune import api as gt
 from groundtune.api import Model
+from groundtune.config import DATA_FORMATS as FORMATS
 from groundtune.data.combine import add_extra_data, recall_phrases, rename_classes, with_rehearsal
-from groundtune.data.formats.convert import FORMATS, convert
+from groundtune.data.formats.convert import convert
 from groundtune.data.formats.detect import load_splits, read_splits
 from groundtune.data.reading import read_data
 from groundtune.errors import ConfigError, DataError

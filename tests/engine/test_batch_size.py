@@ -9,8 +9,7 @@ import torch
 from engine_runs import Recorder, gradients_of, logged, messages, options, run, scenes, tiny_bundle
 
 from groundtune.config import train_config
-from groundtune.engine import batch_size
-from groundtune.engine.batch_size import largest_fitting
+from groundtune.engine.memory_fit import largest_fitting
 from groundtune.errors import ConfigError
 from groundtune.model.detector import GroundingDINO
 from groundtune.options import read_yaml
@@ -35,7 +34,7 @@ def card(monkeypatch) -> list[tuple[int, int, int]]:
         return forward(self, images, *args)
 
     monkeypatch.setattr(GroundingDINO, "forward", limited)
-    monkeypatch.setattr(batch_size, "OVERCOMMITTED", set())
+    monkeypatch.setattr(memory_fit, "OVERCOMMITTED", set())
     return seen
 
 

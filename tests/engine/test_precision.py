@@ -169,7 +169,9 @@ def test_evaluation_in_a_run_has_its_precision_but_on_a_cpu(monkeypatch, device:
     monkeypatch.setattr(validate, "run_task", lambda *_: None)
     setup = MagicMock(device=torch.device(device))
     setup.config.precision = "bf16"
-    validate._evaluate(setup, MagicMock(), MagicMock(), None, skip=False)
+    limits = MagicMock(micro_batch_size=1)
+    setup.config.batch_size = setup.config.micro_batch_size = 1
+    validate._evaluate(setup, limits, MagicMock(), MagicMock(), None, skip=False)
     assert found == [expected]
 
 

@@ -214,7 +214,7 @@ def spoil(folder: Path, rng: random.Random) -> str:
     elif path.suffix == ".json" and rng.random() < 0.7:
         spoil_value(path, rng)
     else:
-        path.write_bytes(mutate(path.read_bytes(), rng))
+        path.write_bytes(mutate(path.read_bytes(), path.name, rng))
     return path.name
 
 

@@ -14,7 +14,8 @@ from fuzz_files import SETS, make_set
 from PIL import Image
 from supervision import Detections
 
-from groundtune.data.formats.convert import FORMATS, convert
+from groundtune.config import DATA_FORMATS as FORMATS
+from groundtune.data.formats.convert import convert
 from groundtune.data.formats.detect import load_splits
 from groundtune.errors import DataError
 from groundtune.predict.video import Frame, VideoStream

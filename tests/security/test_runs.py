@@ -214,7 +214,7 @@ def fuzz_reports(sound: Path, splits: dict, count: int, folder: Path) -> dict[st
             spoil_value(folder / "line.json", rng)
             path.write_text("".join(f"{line}\n" for line in [*lines, (folder / "line.json").read_text()]))
         else:
-            path.write_bytes(mutate(path.read_bytes(), rng))
+            path.write_bytes(mutate(path.read_bytes(), path.name, rng))
         for make in pages:
             try:
                 with within(120):

@@ -65,7 +65,7 @@ def fuzz(count: int, folder: Path) -> tuple[int, int]:
     sound = to_yaml(TrainConfig(data="d", rename={"rbc": "red blood cell"}, multi_scale=[0.8, 1.2])).encode()
     rng, read, refused = random.Random(0), 0, 0
     for _ in range(count):
-        (folder / "config.yaml").write_bytes(corrupted := mutate(sound, rng))
+        (folder / "config.yaml").write_bytes(corrupted := mutate(sound, "config.yaml", rng))
         try:
             with within(60), watched() as seen:
                 train_config({}, folder / "config.yaml", {})

@@ -26,13 +26,12 @@ from groundtune.data.loader import TrainLoader
 from groundtune.data.mirror import describe_mirroring
 from groundtune.data.prefetch import decode_threads
 from groundtune.data.sample import Dataset
-from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import free_memory, reset_peak_memory, set_up_cpu
+from groundtune.device import reset_peak_memory, set_up_cpu
 from groundtune.engine import optim
-from groundtune.engine.batch_size import fit_batch_size
 from groundtune.engine.checkpoint import trained_weights
 from groundtune.engine.distributed import from_main, launched, own_device, share
 from groundtune.engine.evaluate import Metrics
+from groundtune.engine.memory_fit import feature_caches, fit_batch_size
 from groundtune.engine.optim import WeightAverage
 from groundtune.engine.run_folder import RunFolder
 from groundtune.environment import describe
@@ -45,7 +44,6 @@ from groundtune.predict.features import FeatureCache
 from groundtune.progress import Progress, counted
 
 _COMPILED_BUCKET = 4  # cells of stride 32: at most ten sizes of each side up to 1333 px
-_CACHE_SHARES = {"cuda": 0.2, "cpu": 0.4}  # share of a device's free memory for cached features
 
 
 @dataclass
@@ -139,7 +137,7 @@ def build_setup(
     build_loader = partial(_build_loader, bundle=bundle, training=training, accelerator=accelerator)
     config, batch_message = fit_batch_size(config, bundle, build_loader, optimizer)
     loader = build_loader(config)
-    train_features, valid_features, cache_message = _feature_caches(config, network, loader, valid)
+    train_features, valid_features, cache_message = feature_caches(config, network, loader, valid)
     if config.cache_features and train_features is None:
         config = replace(config, cache_features=False)
         loader = build_loader(config)
@@ -169,17 +167,22 @@ def build_setup(
         valid_features=valid_features,
         base_weights=trained_weights(network) if config.blend is not None else None,
     )
-    frozen = f"frozen: {', '.join(sorted(network.frozen)) or 'nothing'}"
-    tuned = frozen if config.tune == "full" else f"tune: {config.tune}"
+    _log_start(setup, f"{batch_message}{cache_message}")
+    return setup
+
+
+def _log_start(setup: TrainSetup, choices: str) -> None:
+    training = setup.loader.dataset
+    frozen = f"frozen: {', '.join(sorted(setup.network.frozen)) or 'nothing'}"
+    tuned = frozen if setup.config.tune == "full" else f"tune: {setup.config.tune}"
     setup.log(
         f"Training {sum(p.numel() for p in setup.parameters) / 1e6:.1f} M parameters on "
         f"{counted(len(training.samples), 'image')}, {counted(len(training.class_names), 'class')}, "
-        f"{counted(config.epochs, 'epoch')}, "
-        f"{device}, {config.precision}; {tuned}.{batch_message}{cache_message}"
+        f"{counted(setup.config.epochs, 'epoch')}, "
+        f"{setup.device}, {setup.config.precision}; {tuned}.{choices}"
     )
-    if config.flip and (mirroring := describe_mirroring(training)):
+    if setup.config.flip and (mirroring := describe_mirroring(training)):
         setup.log(f"--flip: {'; '.join(mirroring)}.")
-    return setup
 
 
 def start_processes(config: TrainConfig, out: Path) -> tuple[Accelerator, torch.device]:
@@ -267,29 +270,6 @@ def _build_loader(
     loader.raw = device.type != "cpu"
     loader.workers = decode_threads(device, 0) if config.workers is None else config.workers
     return loader
-
-
-def _feature_caches(
-    config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
-) -> tuple[FeatureCache | None, FeatureCache | None, str]:
-    """Return caches for the training and validation images (None: none), and a message."""
-    if not config.cache_features:
-        return None, None, ""
-    caches = FeatureCache(network), FeatureCache(network)
-    device, needed = next(network.parameters()).device, 0
-    for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
-        views_of = [resize_keep_ratio(sample.size_hw, loader.image_format) for sample in dataset.samples]
-        needed += caches[0].estimate_bytes([view.size_hw for view in views_of], views, device)
-    what = f"the backbone's features of {loader.num_views} views per image, {needed / 2**20:,.0f} MB"
-    stores = [store for store in (device, torch.device("cpu")) if store.type in _CACHE_SHARES]
-    fits = [store for store in stores if needed <= _CACHE_SHARES[store.type] * free_memory(store)]
-    if from_main(lambda: not fits):  # else processes could decide differently
-        free = f"{free_memory(stores[-1]) / 2**20:,.0f} MB are free"
-        return None, None, f" Not caching {what}: {free}. Each epoch computes them."
-    for cache in caches:
-        cache.store = fits[0] if fits else torch.device("cpu")
-    loader.needs_pixels = caches[0].needs_pixels
-    return *caches, f" Caching {what}."
 
 
 def _with_min_steps(config: TrainConfig, batches: int) -> TrainConfig:

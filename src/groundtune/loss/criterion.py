@@ -29,13 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundtune.boxes import cxcywh_to_xyxy, paired_giou, pairwise_iou
+from groundtune.boxes import cxcywh_to_xyxy, paired_giou
 from groundtune.config import TrainConfig
 from groundtune.contracts import Target
 from groundtune.device import to_device
-from groundtune.loss.matcher import Head, Match, MatchingCost, match
+from groundtune.loss.matcher import Head, Match, MatchingCost, match, on_labeled_objects
 
-_SAME_OBJECT_IOU = 0.5
 _TERMS = ("loss_cls", "loss_bbox", "loss_giou")
 _NO_LOSS = -1e4  # a logit whose loss with a target of 0 is exactly 0, as is its gradient
 
@@ -123,8 +122,7 @@ class GroundingDINOCriterion:
             targets: one per image. Images without boxes, and batches without any, are valid.
             whole: size of the full batch that these images are a part of; None if they are all
                 of it.
-            unlabeled_tokens: (B, T) bool, the tokens of classes whose objects may have no box;
-                None: none.
+            unlabeled_tokens: (B, T) bool, tokens of classes whose objects may have no box, or None.
 
         Returns:
             Scalars. Weighted terms `loss_cls`, `loss_bbox`, `loss_giou` of the last decoder layer,
@@ -281,25 +279,12 @@ def _valid_positions(head: Head, matched: Match, truth: _Truth) -> tuple[Tensor,
     labels[matched.image, matched.query] = truth.positive_map[matched.box]
     valid = truth.text_token_mask.unsqueeze(1).expand_as(logits)
     if truth.unlabeled_tokens is not None:
-        known = _on_labeled_objects(head, matched, truth).unsqueeze(2)
+        known = on_labeled_objects(head, matched, truth.boxes_cxcywh, truth.counts).unsqueeze(2)
         valid = valid & (known | ~truth.unlabeled_tokens.unsqueeze(1))
     if logits.device.type == "cpu":
         return torch.masked_select(logits, valid).float(), torch.masked_select(labels, valid)
     invalid = ~valid
     return logits.masked_fill(invalid, _NO_LOSS).float(), labels.masked_fill(invalid, 0)
-
-
-@torch.no_grad()
-def _on_labeled_objects(head: Head, matched: Match, truth: _Truth) -> Tensor:
-    """Return (B, Q) bool, True for queries that match a box or whose box overlaps with one."""
-    boxes, labeled = cxcywh_to_xyxy(head.boxes_cxcywh.float()), cxcywh_to_xyxy(truth.boxes_cxcywh)
-    image = torch.repeat_interleave(torch.tensor(truth.counts)).to(boxes.device)  # (N,)
-    iou = pairwise_iou(boxes[image], labeled.unsqueeze(1)).squeeze(2)  # (N, Q)
-    box, query = (iou >= _SAME_OBJECT_IOU).nonzero(as_tuple=True)
-    known = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-    known[image[box], query] = True
-    known[matched.image, matched.query] = True
-    return known
 
 
 @torch.no_grad()

@@ -24,11 +24,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from groundtune.boxes import cxcywh_to_xyxy, pairwise_giou
+from groundtune.boxes import cxcywh_to_xyxy, pairwise_giou, pairwise_iou
 from groundtune.contracts import Target
 from groundtune.device import to_device
 from groundtune.errors import GroundtuneError
 
+_SAME_OBJECT_IOU = 0.5
 _LOG_EPS = 1e-12
 _THREADED_FROM = 50  # boxes of an image; fewer are assigned before a thread has started
 
@@ -162,3 +163,16 @@ def _focal_cost(logits: Tensor, text_token_mask: Tensor, positive: Tensor, cost:
     if_negative = (1 - cost.alpha) * p**cost.gamma * -(1 - p + _LOG_EPS).log()
     if_positive, if_negative = (x.masked_fill(invalid, 0) for x in (if_positive, if_negative))
     return if_positive @ positive.mT + if_negative @ (1 - positive).mT
+
+
+@torch.no_grad()
+def on_labeled_objects(head: Head, matched: Match, true_boxes: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return (B, Q) bool, True for queries that match a box or whose box overlaps with one."""
+    boxes, labeled = cxcywh_to_xyxy(head.boxes_cxcywh.float()), cxcywh_to_xyxy(true_boxes)
+    image = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)  # (N,)
+    iou = pairwise_iou(boxes[image], labeled.unsqueeze(1)).squeeze(2)  # (N, Q)
+    box, query = (iou >= _SAME_OBJECT_IOU).nonzero(as_tuple=True)
+    known = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    known[image[box], query] = True
+    known[matched.image, matched.query] = True
+    return known

@@ -1,8 +1,9 @@
-"""`--batch-size auto`: the largest batch whose training step fits the memory of a GPU.
+"""What fits into memory: the batch of `--batch-size auto`, and cached features.
 
-Steps run on blank images of the largest canvas, with the prompts of the image that has the most
-boxes. The memory of AdamW's two moments and of the EMA is reserved meanwhile, and as much as one of
-them for what other steps need besides. No weight and no random generator changes.
+The batch is the largest whose training step fits the memory of a GPU. Steps run on blank images of
+the largest canvas, with the prompts of the image that has the most boxes. The memory of AdamW's two
+moments and of the EMA is reserved meanwhile, and as much as one of them for what other steps need
+besides. No weight and no random generator changes.
 """
 
 import math
@@ -16,14 +17,17 @@ from torch.optim import Optimizer
 
 from groundtune.config import TrainConfig
 from groundtune.data.loader import TrainLoader
+from groundtune.data.sample import Dataset
 from groundtune.data.transforms import resize_keep_ratio
-from groundtune.device import autocast, is_out_of_memory, release_memory
+from groundtune.device import autocast, free_memory, is_out_of_memory, release_memory
 from groundtune.engine import checkpoint
-from groundtune.engine.distributed import share
+from groundtune.engine.distributed import from_main, share
 from groundtune.loss.criterion import BatchCounts, GroundingDINOCriterion, total
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.detector import GroundingDINO
+from groundtune.predict.features import FeatureCache
 
+_CACHE_SHARES = {"cuda": 0.2, "cpu": 0.4}  # share of a device's free memory for cached features
 OVERCOMMITTED = {"cpu"}  # devices that do not report the end of their memory
 
 
@@ -105,3 +109,26 @@ def _try_step(config: TrainConfig, network: GroundingDINO, loader: TrainLoader, 
         config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
     )
     total(criterion(convert_to_fp32(output), batch.targets, counts)).backward()
+
+
+def feature_caches(
+    config: TrainConfig, network: GroundingDINO, loader: TrainLoader, valid: Dataset
+) -> tuple[FeatureCache | None, FeatureCache | None, str]:
+    """Return caches for the training and validation images (None: none), and a message."""
+    if not config.cache_features:
+        return None, None, ""
+    caches = FeatureCache(network), FeatureCache(network)
+    device, needed = next(network.parameters()).device, 0
+    for dataset, views in ((loader.dataset, loader.num_views), (valid, 1)):
+        views_of = [resize_keep_ratio(sample.size_hw, loader.image_format) for sample in dataset.samples]
+        needed += caches[0].estimate_bytes([view.size_hw for view in views_of], views, device)
+    what = f"the backbone's features of {loader.num_views} views per image, {needed / 2**20:,.0f} MB"
+    stores = [store for store in (device, torch.device("cpu")) if store.type in _CACHE_SHARES]
+    fits = [store for store in stores if needed <= _CACHE_SHARES[store.type] * free_memory(store)]
+    if from_main(lambda: not fits):  # else processes could decide differently
+        free = f"{free_memory(stores[-1]) / 2**20:,.0f} MB are free"
+        return None, None, f" Not caching {what}: {free}. Each epoch computes them."
+    for cache in caches:
+        cache.store = fits[0] if fits else torch.device("cpu")
+    loader.needs_pixels = caches[0].needs_pixels
+    return *caches, f" Caching {what}."
