@@ -9,6 +9,7 @@ import torch
 from engine_runs import Recorder, gradients_of, logged, messages, options, run, scenes, tiny_bundle
 
 from groundtune.config import train_config
+from groundtune.engine import memory_fit
 from groundtune.engine.memory_fit import largest_fitting
 from groundtune.errors import ConfigError
 from groundtune.model.detector import GroundingDINO

@@ -25,8 +25,12 @@ def half_labeled(folder: Path, labeled: list[str], train: int, seed: int) -> Pat
 
 
 def trained_ap(folder: Path, exhaustive: bool, seed: int = 1) -> float:
-    """AP after training on 14 images with circles and stars and 2 with triangles and hearts."""
-    one = half_labeled(folder / "one", CLASSES[:2], 14, seed)
+    """AP after training on 46 images with circles and stars and 2 with triangles and hearts.
+
+    Triangles and hearts have no box in 46 of 48 images. (With as many missing boxes as given ones the
+    unmasked loss is as good: the focal loss still ranks these objects above the background.)
+    """
+    one = half_labeled(folder / "one", CLASSES[:2], 46, seed)
     two = half_labeled(folder / "two", CLASSES[2:], 2, seed + 100)
     run = gt.train(
         "nano",
@@ -39,7 +43,7 @@ def trained_ap(folder: Path, exhaustive: bool, seed: int = 1) -> float:
         batch_size=4,
         lr=5e-4,
         warmup_steps=5,
-        eval_epochs=4,
+        eval_epochs=16,
         retention_data=["none"],
         report_to=["none"],
         quiet=True,
@@ -56,5 +60,6 @@ def test_the_option_reaches_the_training_images(data, tokenizer):
 
 @pytest.mark.slow
 def test_unlabeled_classes_that_are_masked_cost_less(tmp_path):
+    # measured: 0.575 and 0.507 with seed 1, 0.545 and 0.477 with seed 2
     masked, unmasked = (trained_ap(tmp_path / str(each), each) for each in (False, True))
     assert masked >= unmasked + 0.03

@@ -84,7 +84,8 @@ def test_the_first_computation_of_a_run_is_on_it(
 
     monkeypatch.setattr(training, "start_processes", lambda *_: seen.append("processes"))
     monkeypatch.setattr(forgetting, "detect_groups", compute)
-    config = options(scenes(tmp_path / "data", train=1, valid=1), device="auto", precision="fp32", **changed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    config = options(scenes(tmp_path / "data", train=1, valid=1), device="auto", **changed)
     with pytest.raises(KeyboardInterrupt):
         run(config, tiny_bundle(tokenizer), tmp_path / "run")
     assert seen == ["processes", torch.device("cuda", 1)] and set(two_cards) == {torch.device("cuda", 1)}

@@ -18,7 +18,7 @@ import torch
 from engine_runs import Recorder, gradients_of, logged, messages, options, run, scenes, steady_bundle, weights
 from predict_fakes import make_predictor
 
-from groundtune.engine import batch_size
+from groundtune.engine import memory_fit
 from groundtune.model import deformable
 from groundtune.model.bundle import ModelBundle
 from groundtune.model.detector import GroundingDINO
@@ -133,7 +133,7 @@ def test_the_largest_batch_is_found(tmp_path: Path, data: Path, tokenizer, monke
         return forward(self, images, *args)
 
     monkeypatch.setattr(GroundingDINO, "forward", limited)
-    monkeypatch.setattr(batch_size, "OVERCOMMITTED", set())
+    monkeypatch.setattr(memory_fit, "OVERCOMMITTED", set())
     watcher, bundle = Recorder(), steady_bundle(tokenizer)
     run(options(data, epochs=1, batch_size=0, device=DEVICE), bundle, tmp_path / "run", watcher)
     assert any("Batch size 3: the most that fits" in text for text in messages(watcher))

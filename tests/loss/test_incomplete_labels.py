@@ -84,3 +84,11 @@ def test_an_image_without_boxes_teaches_nothing_about_unlabeled_classes():
     terms["loss_cls"].backward()
     learned = (outputs["pred_logits"].grad[0, :, :LENGTH] != 0).any(0)
     assert learned.tolist() == [True, False, True, False, True, True]
+
+
+def test_a_matched_query_learns_everything_wherever_it_is():
+    outputs, targets = batch()
+    outputs |= head([BOXES[2]])  # the only query
+    terms = GroundingDINOCriterion()(outputs, targets, None, unlabeled(C))
+    terms["loss_cls"].backward()
+    assert (outputs["pred_logits"].grad[0, 0, :LENGTH] != 0).all()

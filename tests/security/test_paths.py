@@ -33,7 +33,7 @@ def everything(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", LEADING_OUT)
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", sorted({*SETS} - {"parquet", "zip", "tar"}))  # text files
 def test_no_format_reads_an_image_outside_its_folder(tmp_path: Path, kind: str, name: str) -> None:
     files = make_set(kind, tmp_path / "data")
     image(tmp_path / "secret.png")

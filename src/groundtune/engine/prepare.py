@@ -39,14 +39,8 @@ def prepare(config: TrainConfig, bundle: ModelBundle | None) -> Prepared:
     folder = run_directory(config)
     limits = {"train": config.max_train_images, "valid": config.max_valid_images}
     incomplete = tuple(config.incomplete) if config.exhaustive else None
-    splits = read_data(
-        config.data,
-        config.extra_data,
-        config.rename,
-        limits,
-        format=config.format,
-        incomplete_sets=incomplete,
-    )
+    extra, rename = config.extra_data, config.rename
+    splits = read_data(config.data, extra, rename, limits, format=config.format, incomplete_sets=incomplete)
     retention_data = read_retention_data(config.retention_data)
     bundle = bundle or load_bundle(config.model, seed=config.seed)
     recall_phrases(list(splits.values()), bundle.phrases)
