@@ -73,8 +73,7 @@ class _Graph(nn.Module):
         parts = (text.input_ids, text.text_token_mask, text.position_ids, text.phrase_mask)
         ids, real, positions, mask = (part.expand(images, *part.shape[1:]) for part in parts)
         text = TextInput(ids, real, positions, mask)
-        maps = self.network.neck(self.network.backbone(image), None)
-        output = self.network.detect_in_maps(maps, None, text, None, None)
+        output = self.network.detect_in_maps(self.network.backbone(image), None, text)
         return output["pred_logits"][..., : text.input_ids.shape[1]], output["pred_boxes"]
 
 

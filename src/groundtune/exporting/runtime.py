@@ -28,8 +28,7 @@ from groundtune.errors import ConfigError, DataError, ExportError, first_line
 from groundtune.exporting.graph import TEXT_INPUTS
 from groundtune.model.bundle import ModelBundle, image_format_of
 from groundtune.model.config import ModelConfig
-from groundtune.model.detector import ABSENT_LOGIT
-from groundtune.model.head import pad_logits
+from groundtune.model.head import ABSENT_LOGIT, pad_logits
 from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks, phrase_mask_and_positions
 
 METADATA, VOCABULARY = "groundtune", "vocabulary"  # keys in the file

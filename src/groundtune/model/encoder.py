@@ -72,9 +72,15 @@ class DeformableLayer(nn.Module):
         level_shapes: list[tuple[int, int]],
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """(B, S, D) features and positions, (B, S, L, 2) reference points → (B, S, D)."""
-        attended = self.self_attn(vision + positions, references, vision, level_shapes, padding_mask)
-        return self.norm2(self.ffn(self.norm1(vision + self.dropout(attended))))
+        """(B, S, D) features, (B, S', D) positions, (B, S', L, 2) reference points → (B, S, D).
+
+        Only the last S' positions attend; those before them are read.
+        """
+        first = vision.shape[1] - positions.shape[1]
+        queries = vision[:, first:]
+        attended = self.self_attn(queries + positions, references, vision, level_shapes, padding_mask)
+        queries = self.norm2(self.ffn(self.norm1(queries + self.dropout(attended))))
+        return torch.cat((vision[:, :first], queries), 1) if first else queries
 
 
 class Encoder(nn.Module):
@@ -87,9 +93,11 @@ class Encoder(nn.Module):
         d_model: int,
         num_levels: int,
         position_temperature: float,
+        skip_finest: bool = False,
     ) -> None:
         super().__init__()
         self.d_model, self.position_temperature = d_model, position_temperature
+        self.skip_finest = skip_finest  # its positions attend to the text only (Lite DETR, Li et al. 2023)
         self.gradient_checkpointing = False  # recompute each layer's activations in the backward pass
         self.text_projection = nn.Linear(text_width, d_model)
         nn.init.xavier_uniform_(self.text_projection.weight)
@@ -99,6 +107,10 @@ class Encoder(nn.Module):
         self.fusion_layers = nn.ModuleList(fusion for fusion, _, _ in layers)
         self.text_layers = nn.ModuleList(text for _, text, _ in layers)
         self.layers = nn.ModuleList(deformable for _, _, deformable in layers)
+
+    def with_offsets(self, text_features: Tensor, text: TextInput) -> Tensor:
+        """Add the learned offsets of class names, if there are any."""
+        return text_features if self.phrase_offsets is None else self.phrase_offsets(text_features, text)
 
     def forward(
         self, maps: list[Tensor], masks: list[Tensor] | None, text_features: Tensor, text: TextInput
@@ -115,9 +127,9 @@ class Encoder(nn.Module):
         vision = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         positions, valid_ratios = self._image_positions(maps, masks)
         references = reference_points(level_shapes, valid_ratios)
+        first = level_shapes[0][0] * level_shapes[0][1] if self.skip_finest else 0
+        positions, references = positions[:, first:], references[:, first:]
         padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1) if masks is not None else None
-        if self.phrase_offsets is not None:
-            text_features = self.phrase_offsets(text_features, text)
         tokens = self.text_projection(text_features)
         token_positions = sine_position_text(text.position_ids, self.d_model, tokens.dtype)
 

@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundtune.contracts import LayerOutput
 from groundtune.model.attention import at_least_float32
+
+# Logit of a query that no position fills: a probability of 1e-13, too small for any loss or top-k.
+ABSENT_LOGIT = -30.0
 
 
 class ContrastiveEmbed(nn.Module):
@@ -82,3 +86,12 @@ class BoxHead(nn.Module):
         super().__init__()
         self.eps, self.max_text_len = eps, max_text_len
         self.cls_branches, self.reg_branches = nn.ModuleList(cls_branches), nn.ModuleList(reg_branches)
+
+    def layer_output(
+        self, logits: Tensor, boxes: Tensor, absent: Tensor | None, text_token_mask: Tensor
+    ) -> LayerOutput:
+        """Pad the logits (B, Q, T), with `ABSENT_LOGIT` for absent queries."""
+        if absent is not None:
+            absent = F.pad(absent, (logits.shape[1] - absent.shape[1], 0), value=False)
+            logits = logits.masked_fill(absent[..., None] & text_token_mask[:, None], ABSENT_LOGIT)
+        return LayerOutput(pred_logits=pad_logits(logits, self.max_text_len), pred_boxes=boxes)

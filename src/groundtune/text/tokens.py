@@ -28,7 +28,7 @@ from groundtune.errors import CheckpointError, DataError
 from groundtune.text.prompt import Prompt
 
 MAX_TEXT_LEN = 256
-_SEPARATOR_IDS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # of the bert-base-uncased vocabulary
+SEPARATOR_IDS = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # of the bert-base-uncased vocabulary
 
 Spans = Iterable[tuple[int, int]]
 
@@ -73,20 +73,24 @@ def build_tokenizer(vocab_file: Path) -> BertTokenizer:
 
 def check_separators(tokenizer: BertTokenizer, where: str) -> BertTokenizer:
     """Return a tokenizer with the separators of bert-base-uncased, or raise a `CheckpointError`."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SEPARATOR_IDS}
-    if ids != _SEPARATOR_IDS:
-        why = f"the phrase separators have the ids {ids}, expected {_SEPARATOR_IDS}."
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SEPARATOR_IDS}
+    if ids != SEPARATOR_IDS:
+        why = f"the phrase separators have the ids {ids}, expected {SEPARATOR_IDS}."
         raise CheckpointError(f"{where} does not have the vocabulary of bert-base-uncased: {why}")
     return tokenizer
+
+
+def is_any(input_ids: Tensor, separators: Iterable[str]) -> Tensor:
+    """Return where token ids are one of some separators."""
+    return torch.stack([input_ids == SEPARATOR_IDS[name] for name in separators]).any(0)
 
 
 def phrase_mask_and_positions(input_ids: Tensor, text_token_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the phrase mask (B, T, T) and position ids (B, T) of token ids, as in `TextInput`."""
     index = torch.arange(input_ids.shape[1], device=input_ids.device)
-    separators = torch.tensor(list(_SEPARATOR_IDS.values()), device=input_ids.device)
     begins = torch.ones_like(text_token_mask)  # a block begins after every separator ...
-    begins[:, 1:] = torch.isin(input_ids, separators)[:, :-1]
-    begins |= input_ids == _SEPARATOR_IDS["[SEP]"]  # ... and [SEP] never belongs to a phrase
+    begins[:, 1:] = is_any(input_ids, SEPARATOR_IDS)[:, :-1]
+    begins |= input_ids == SEPARATOR_IDS["[SEP]"]  # ... and [SEP] never belongs to a phrase
     first = torch.where(begins, index, 0).cummax(dim=1).values
     same_block = first.unsqueeze(2) == first.unsqueeze(1)
     real = text_token_mask.unsqueeze(2) & text_token_mask.unsqueeze(1)
