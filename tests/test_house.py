@@ -27,7 +27,7 @@ FLOORS = [  # from the ground to the roof; rooms of one floor may not import eac
     ["api"],
     ["cli", "__init__"],
 ]  # fmt: skip
-MAX_LINES, MAX_CHARACTERS = 24_800, 1_160_000  # to shrink: the goal is 15,000 lines and 680,000 characters
+MAX_LINES, MAX_CHARACTERS = 24_700, 1_155_000  # to shrink: the goal is 15,000 lines and 680,000 characters
 LONG_FILES = {"api.py", "cli.py", "config.py"}
 
 

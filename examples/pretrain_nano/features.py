@@ -1,4 +1,4 @@
-"""Compute the maps of `nano`'s frozen towers once, for photographs and generated scenes.
+"""Compute the maps of `nano-everyday`'s frozen towers once, for photographs and generated scenes.
 
 A sample is a dict: `maps` (float16, per level (C, h, w)), `boxes` ((N, 4) xyxy in [0, 1]), and
 `names` (one per box) or, for a scene, `caption` and `phrases` ([begin, end) and boxes of each).

@@ -1,12 +1,12 @@
-"""Pretrain the transformer of `nano` on photographs, generated scenes and its towers' evidence.
+"""Pretrain `nano-everyday` on photographs, generated scenes and its towers' evidence.
 
     python examples/pretrain_nano/pretrain.py WORK POOL
 
 POOL has the sets of photographs in Roboflow's COCO layout, SET/train/_annotations.coco.json. WORK
 gets the towers' features (about 4 GB), the network as it starts, a checkpoint every few minutes,
-and at the end `nano.safetensors`. After an interruption, run the same command again.
+and at the end `nano-everyday.safetensors`. After an interruption, run the same command again.
 
-The network starts from `nano-scenes` (start.py). Each step draws one image per place of the batch:
+The network starts from `nano` (start.py). Each step draws one image per place of the batch:
 its set by `SHARES`, then the image and its view. Everything is drawn from the seed.
 """
 
@@ -45,13 +45,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     (args.work / "features").mkdir(parents=True, exist_ok=True)
-    bundle = load_bundle("nano-untrained", args.seed)
+    bundle = load_bundle("nano-everyday-untrained", args.seed)
     sets = read_sets(bundle, args.work / "features", args.pool, args.scenes)
     if not (start := args.work / "start.pt").exists():
         torch.save(start_from_scenes(bundle, sets, args.pool), start)
     bundle.detector.load_state_dict(torch.load(start), strict=False)
     train(bundle, sets, args.work / "checkpoint.pt", args.steps, args.lr, args.seed)
-    save_half(bundle, args.work / "nano.safetensors")
+    save_half(bundle, args.work / "nano-everyday.safetensors")
 
 
 def read_sets(bundle: ModelBundle, folder: Path, pool: Path, parts: int) -> dict[str, list[Sample]]:

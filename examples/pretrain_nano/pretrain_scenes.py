@@ -1,10 +1,10 @@
-r"""Pretrain `nano-scenes`, the former `nano`: grounding on generated scenes and a few real images.
+r"""Pretrain `nano`: grounding on generated scenes and a few real images.
 
     python examples/pretrain_nano/pretrain_scenes.py WORK --extra-data A=4,B=3 \
         [--extra-data-last C,D=2]
 
 WORK gets the scenes (about 300 MB), a run directory for each stage, and at the end
-`nano-scenes.safetensors`. After an interruption, run the same command again: complete stages are
+`nano.safetensors`. After an interruption, run the same command again: complete stages are
 kept. The released weights come from these stages, all with seed 0. The data of --extra-data-last
 are used in the last stage only. So `WORK/second/model` has not seen them, and can be evaluated on
 them.
@@ -51,7 +51,7 @@ def main() -> None:
     scenes = args.work / "scenes"
     if not scenes.exists():
         write_captioned_scenes(scenes, train=16000, valid=200, seed=1)
-    model: str | Path = "nano-scenes"  # its sizes
+    model: str | Path = "nano"  # its sizes
     for name, options in STAGES.items():
         extra = {"first": [args.extra_data], "last": [args.extra_data, args.extra_data_last]}.get(name, [])
         options["extra_data"] = [source for sources in extra for source in sources.split(",") if source]
@@ -69,7 +69,7 @@ def main() -> None:
                 **options,
             )
         model = run / "model"
-    save_half(model, args.work / "nano-scenes.safetensors")
+    save_half(model, args.work / "nano.safetensors")
 
 
 def save_half(model: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Start `nano` from `nano-scenes`: least squares maps the new inputs to those of the old network.
+"""Start `nano-everyday` from `nano`: least squares maps the new inputs to those of the old network.
 
 The old network reads other maps (EfficientNet-Lite0 alone, other normalization) and other text
 (phrases without a frame). Linear maps from the new to the old ones are fitted on both kinds of
@@ -28,8 +28,8 @@ _MAP_RIDGE, _TEXT_RIDGE = 3e-3, 1e-3
 
 @torch.no_grad()
 def start_from_scenes(bundle: ModelBundle, sets: dict[str, list[Sample]], pool: Path) -> dict[str, Tensor]:
-    """Return the trained weights of `nano-scenes`, with fitted first layers."""
-    old = load_bundle("nano-scenes").detector
+    """Return the trained weights of `nano`, with fitted first layers."""
+    old = load_bundle("nano").detector
     new, theirs = bundle.detector.state_dict(), old.state_dict()
     parts = ("neck.", "encoder.", "decoder.", "bbox_head.")
     same = {n: w for n, w in theirs.items() if n.startswith(parts) and n in new and w.shape == new[n].shape}

@@ -22,7 +22,7 @@ from groundtune.text.tokens import TextInput, tokenize
 
 @pytest.fixture
 def nano() -> ModelBundle:
-    return load_bundle("nano-untrained")
+    return load_bundle("nano-everyday-untrained")
 
 
 def test_nanodet_equals_the_published_graph(shared):

@@ -70,16 +70,26 @@ def _read(detected: TowerDetections, sentences: Tensor, text: TextInput, memory:
     found = (similarity**_NORM @ scores**_NORM + 1e-12) ** (1 / _NORM)  # (B, T, S')
     names = torch.log(found / _FLOOR + 1)
     cosine = sentences @ F.normalize(text_map(detected.coarse).float(), dim=1).flatten(2)  # (B, T, h·w)
-    cosine = cosine.unflatten(2, detected.coarse.shape[-2:]) - _WORD_SHIFT
+    cosine = _extended(cosine.unflatten(2, detected.coarse.shape[-2:]) - _WORD_SHIFT, memory, len(levels) - 1)
     words = []
     for step, (level, _) in zip((4, 2, 1), levels, strict=True):  # cells of a level per coarse cell
-        fine = F.interpolate(cosine, scale_factor=step, mode="nearest")  # independent of the padding
+        fine = F.interpolate(cosine, scale_factor=step, mode="bilinear")
         words.append(fine[..., : level.shape[2], : level.shape[3]].flatten(2))
     terms = torch.stack((names, torch.cat(words, 2)), -1)
     terms = terms.masked_fill(is_any(text.input_ids, SEPARATOR_IDS)[:, :, None, None], 0.0)
     missing = sum(h * w for h, w in memory.level_shapes[len(levels) :])
     terms = F.pad(terms.transpose(1, 2), (0, 0, 0, 0, 0, missing))
     return Evidence(terms, torch.cat([_boxes(d, memory, i) for i, (_, d) in enumerate(levels)], 1))
+
+
+def _extended(x: Tensor, memory: Memory, level: int) -> Tensor:
+    """Repeat the image's last row and column of (B, T, h, w) in the padding, for interpolation."""
+    h, w = x.shape[-2:]
+    wh = sides_wh([(h, w)], memory.valid_ratios)[0]
+    last = (memory.valid_ratios[:, level] * wh).round().long() - 1  # (B, 2) xy
+    column = torch.arange(w, device=x.device).minimum(last[:, :1])[:, None, None].expand_as(x)
+    row = torch.arange(h, device=x.device).minimum(last[:, 1:])[:, None, :, None].expand_as(x)
+    return x.gather(3, column).gather(2, row)
 
 
 def _boxes(distances: Tensor, memory: Memory, level: int) -> Tensor:

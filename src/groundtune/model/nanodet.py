@@ -1,4 +1,4 @@
-"""NanoDet-g: a small detector of COCO's 80 classes, whose maps, scores and boxes `nano` reads.
+"""NanoDet-g, a small detector of COCO's 80 classes, which `nano-everyday` reads.
 
 RangiLyu, 2021, https://github.com/RangiLyu/nanodet (Apache-2.0): a CSP network of 3×3 convolutions,
 a path aggregation network whose levels are added, and one head per level that predicts class scores

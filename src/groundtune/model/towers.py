@@ -1,4 +1,4 @@
-"""Two frozen towers for `nano`: EfficientNet-Lite0, NanoDet-g, and the text in what they detect.
+"""Two frozen towers, EfficientNet-Lite0 and NanoDet-g, and the text in what they detect.
 
 EfficientNet-Lite0 classifies the 1,000 names of ImageNet at every place. The vectors of its ten
 best names, weighted by their probabilities, are a text vector (ConSE, Norouzi et al., 2014).
