@@ -107,5 +107,5 @@ def cached(file: Path, samples: Iterator[Sample]) -> list[Sample]:
         partial = file.with_suffix(".partial")
         torch.save(list(samples), partial)
         partial.rename(file)
-    loaded: list[Sample] = torch.load(file, mmap=True, weights_only=False)
+    loaded: list[Sample] = torch.load(file, mmap=True, weights_only=True)
     return loaded

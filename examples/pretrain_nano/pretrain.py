@@ -49,7 +49,7 @@ def main() -> None:
     sets = read_sets(bundle, args.work / "features", args.pool, args.scenes)
     if not (start := args.work / "start.pt").exists():
         torch.save(start_from_scenes(bundle, sets, args.pool), start)
-    bundle.detector.load_state_dict(torch.load(start), strict=False)
+    bundle.detector.load_state_dict(torch.load(start, weights_only=True), strict=False)
     train(bundle, sets, args.work / "checkpoint.pt", args.steps, args.lr, args.seed)
     save_half(bundle, args.work / "nano-everyday.safetensors")
 
@@ -127,7 +127,7 @@ def resume(
     file: Path, network: GroundingDINO, optimizer: torch.optim.Optimizer, average: list[Tensor]
 ) -> int:
     """Read a checkpoint; return the number of finished steps."""
-    state = torch.load(file)
+    state = torch.load(file, weights_only=True)
     network.load_state_dict(state["weights"], strict=False)
     optimizer.load_state_dict(state["optimizer"])
     torch._foreach_copy_(average, state["average"])
