@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from groundtune.data.transforms import ImageView, normalize
 from groundtune.device import move, to_device
 from groundtune.text.prompt import Prompt
 from groundtune.text.tokens import TextInput
+
+_Image = TypeVar("_Image", Tensor, Tensor | None)
 
 
 @dataclass
@@ -62,16 +64,13 @@ class Batch:
 
     def normalized(self, fmt: ImageFormat) -> Batch:
         """Return the batch with its uint8 images normalized."""
-        return replace(
-            self, images=[None if image is None else normalize(image, fmt) for image in self.images]
-        )
+        return replace(self, images=normalize_images(self.images, fmt))
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
-        moved = iter(to_device([image for image in self.images if image is not None], device))
         return replace(
             self,
-            images=[None if image is None else next(moved) for image in self.images],
+            images=move_images(self.images, device),
             text=self.text.to(device),
             targets=move(self.targets, device),
         )
@@ -84,6 +83,17 @@ class EvalBatch(NamedTuple):
     images: list[Tensor | None]
     sizes_hw: list[tuple[int, int]]
     indices: list[int]
+
+
+def move_images(images: Sequence[_Image], device: torch.device) -> list[_Image]:
+    """Return images on a device, as `to_device`; None stays."""
+    moved = iter(to_device([image for image in images if image is not None], device))
+    return [None if image is None else next(moved) for image in images]
+
+
+def normalize_images(images: Sequence[_Image], fmt: ImageFormat) -> list[_Image]:
+    """Normalize the images that are uint8; None stays."""
+    return [None if image is None else normalize(image, fmt) for image in images]
 
 
 def pad_images(images: Sequence[Tensor | None]) -> Tensor:

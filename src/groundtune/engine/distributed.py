@@ -52,9 +52,8 @@ def own_device(name: str) -> torch.device:
     """
     device = pick_device(name)
     if device.type in ("cuda", "xpu"):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or ":" not in name and "LOCAL_RANK" in os.environ:
-            index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
-            device = torch.device(device.type, index)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            device = pick_device(device.type)
         if device.index is not None:
             torch.get_device_module(device).set_device(device)
     return device

@@ -36,6 +36,7 @@ def fit_batch_size(
     bundle: ModelBundle,
     build_loader: Callable[[TrainConfig], TrainLoader],
     optimizer: Optimizer,
+    criterion: GroundingDINOCriterion,
 ) -> tuple[TrainConfig, str]:
     """Resolve the batch size "auto" (0); return the options and a message.
 
@@ -51,7 +52,7 @@ def fit_batch_size(
         return replace(config, batch_size=before), f" Batch size {before}: {why}."
     state = checkpoint.random_state()
     own = largest_fitting(
-        lambda images: _fits(config, network, loader, images),
+        lambda images: _fits(config, network, loader, criterion, images),
         math.ceil(len(loader.dataset.samples) / loader.processes),
     )
     checkpoint.set_random_state(state)
@@ -76,12 +77,18 @@ def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
     return max(1, low)
 
 
-def _fits(config: TrainConfig, network: GroundingDINO, loader: TrainLoader, images: int) -> bool:
+def _fits(
+    config: TrainConfig,
+    network: GroundingDINO,
+    loader: TrainLoader,
+    criterion: GroundingDINOCriterion,
+    images: int,
+) -> bool:
     """Return whether forward and backward pass of so many images fit the memory."""
     trained, reserved = [p for p in network.parameters() if p.requires_grad], []
     try:
         reserved = [torch.empty_like(p) for p in trained for _ in range(4 if config.ema_decay else 3)]
-        _try_step(config, network.train(), loader, images)
+        _try_step(config, network.train(), loader, criterion, images)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -93,7 +100,13 @@ def _fits(config: TrainConfig, network: GroundingDINO, loader: TrainLoader, imag
     return True
 
 
-def _try_step(config: TrainConfig, network: GroundingDINO, loader: TrainLoader, images: int) -> None:
+def _try_step(
+    config: TrainConfig,
+    network: GroundingDINO,
+    loader: TrainLoader,
+    criterion: GroundingDINOCriterion,
+    images: int,
+) -> None:
     samples, scale = loader.dataset.samples, max([1.0, *config.multi_scale])
     sizes = [resize_keep_ratio(sample.size_hw, loader.image_format, scale).size_hw for sample in samples]
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
@@ -105,9 +118,6 @@ def _try_step(config: TrainConfig, network: GroundingDINO, loader: TrainLoader, 
     counts, sizes = BatchCounts(boxes, int(batch.text.text_token_mask.sum())), [(height, width)] * len(boxes)
     with autocast(device, config.precision):
         output = network(batch.canvas(), sizes, batch.text, batch.targets, max(boxes))
-    criterion = GroundingDINOCriterion(
-        config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
-    )
     total(criterion(convert_to_fp32(output), batch.targets, counts)).backward()
 
 

@@ -135,7 +135,10 @@ def build_setup(
     optimizer = _prepare_network(config, bundle, training, valid, device)
     network = bundle.detector
     build_loader = partial(_build_loader, bundle=bundle, training=training, accelerator=accelerator)
-    config, batch_message = fit_batch_size(config, bundle, build_loader, optimizer)
+    criterion = GroundingDINOCriterion(
+        config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
+    )
+    config, batch_message = fit_batch_size(config, bundle, build_loader, optimizer, criterion)
     loader = build_loader(config)
     train_features, valid_features, cache_message = feature_caches(config, network, loader, valid)
     if config.cache_features and train_features is None:
@@ -158,9 +161,7 @@ def build_setup(
         schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         average=WeightAverage(network, config.ema_decay) if config.ema_decay > 0 else None,
-        criterion=GroundingDINOCriterion(
-            config.loss_cls, config.loss_bbox, config.loss_giou, config.focal_alpha, config.focal_gamma
-        ),
+        criterion=criterion,
         loader=loader,
         train_features=train_features,
         valid=valid,

@@ -258,7 +258,7 @@ def _open_openvino(path: Path) -> tuple[RunGraph, dict[str, str]]:
         props = {key: model.get_rt_info(key).astype(str) for key in keys}
         dynamic = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
-        raise ExportError(f"Cannot open {path}: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"Cannot open {path}: {first_line(error)}") from error
     counts, compiled = Counter[Shapes](), dict[Shapes, Any]()
 
     def run(feed: Feed, *_: object) -> list[np.ndarray]:

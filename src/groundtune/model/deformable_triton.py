@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from groundtune.errors import first_line
+
 if TYPE_CHECKING or importlib.util.find_spec("triton") is not None:
     import triton
     import triton.language as tl
@@ -40,7 +42,7 @@ def kernel_problem(device: torch.device) -> str:
             output, (of_value, *_) = _sample(*inputs), _sample_backward(value[0], *inputs, True)
             right = output.item() == of_value.item() == 1.5
     except Exception as error:  # no C compiler, no header files of Python, an old GPU, ...
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return "" if right else "its results are wrong on this GPU"
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from groundtune.contracts import ImageFormat
-from groundtune.data.batch import pad_images
-from groundtune.data.transforms import normalize
+from groundtune.data.batch import move_images, normalize_images, pad_images
 from groundtune.device import to_device
 from groundtune.errors import ConfigError
 from groundtune.model.bundle import Network
@@ -25,8 +24,7 @@ _Image = TypeVar("_Image", Tensor, Tensor | None)
 
 def upload(images: Sequence[_Image], fmt: ImageFormat, device: torch.device) -> list[_Image]:
     """Return images on a device, normalized there if they are uint8; None stays."""
-    moved = iter(to_device([image for image in images if image is not None], device))
-    return [None if image is None else normalize(next(moved), fmt) for image in images]
+    return normalize_images(move_images(images, device), fmt)
 
 
 def extract(network: Network, images: Sequence[Tensor], device: torch.device) -> list[list[Tensor]]:
